@@ -1,0 +1,135 @@
+"""The objects that pass between rooms. Read this file first.
+
+Shape legend, used in every tensor file::
+
+    B  images in a batch        V  views of each image (2 in training, 1 for features)
+    C  channels                 H W  height and width in pixels
+    S  side of the spatial grid D  dimensions of a part, or of the concatenation
+    K  length of the queue      N  pictures in the data set
+    G  batch-norm groups        R  ranks (processes)
+
+Torch is imported for annotations only, so that the command line answers before torch is loaded.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+import numpy as np
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One picture as it is stored."""
+
+    data: bytes | np.ndarray
+    """The bytes of an image file, or pixels already: uint8 ``[H, W, 3]``, RGB, upright."""
+    label: int | None = None
+    """Class index where the data has labels."""
+    name: str = ""
+    """What to call the picture in a message: a path, or shard and key."""
+
+
+@runtime_checkable
+class Source(Protocol):
+    """Pictures by index. Opened once, cheap to send to worker processes, thread-safe to read.
+
+    Nothing it holds in memory grows with the number of pictures (``images/sources.py``).
+    """
+
+    classes: tuple[str, ...] | None
+    """Names of the classes, or None when the data has no labels."""
+    fingerprint: str
+    """Short hash of what pictures there are and in which order; a resumed run compares it."""
+    description: str
+    """A line for the console: how many pictures, where from."""
+
+    def __len__(self) -> int: ...
+
+    def sample(self, index: int) -> Sample:
+        """The picture at ``index`` in ``[0, len)``. Raises ``BadPicture`` when it cannot be read."""
+        ...
+
+    def label(self, index: int) -> int | None:
+        """The label alone, without reading the picture."""
+        ...
+
+    def blocks(self) -> np.ndarray | None:
+        """Starts of runs of pictures that are best read together (shards), int64, or None."""
+        ...
+
+
+class BadPicture(Exception):
+    """A picture that cannot be used; the message is the reason. The loader replaces and counts it."""
+
+
+@dataclass(frozen=True)
+class BadRecord:
+    """A picture that was replaced: its index and name in the source, and why."""
+
+    index: int
+    name: str
+    reason: str
+
+
+@dataclass(frozen=True)
+class ViewBatch:
+    """A batch of views as it leaves the loader; colour changes and flips are still to be applied."""
+
+    images: Tensor
+    """uint8 ``[V, B, 3, H, W]``: cut and resized, RGB, not yet flipped."""
+    boxes: Tensor
+    """float32 ``[V, B, 4]``: crop rectangles (left, top, right, bottom) in pixels of the upright original."""
+    sizes: Tensor
+    """float32 ``[B, 2]``: width and height of the original in pixels."""
+    colour: Tensor
+    """float32 ``[V, B, P]``: photometric draws, columns named in ``views/photometric.py``; stays on the host."""
+    index: Tensor
+    """int64 ``[B]``: which picture of the source (after replacement of bad ones)."""
+    label: Tensor | None
+    """int64 ``[B]``, or None when the data has no labels."""
+    bad: tuple[BadRecord, ...] = ()
+    """Pictures of this batch that had to be replaced."""
+
+    def to(self, device: torch.device | str) -> ViewBatch:
+        """The same batch with everything but ``colour`` on ``device`` (no wait for the copy)."""
+
+        def move(t: Tensor | None) -> Tensor | None:
+            return None if t is None else t.to(device, non_blocking=True)
+
+        return replace(
+            self,
+            images=move(self.images),
+            boxes=move(self.boxes),
+            sizes=move(self.sizes),
+            index=move(self.index),
+            label=move(self.label),
+        )
+
+    def pin_memory(self) -> ViewBatch:
+        """The same batch in page-locked memory (called by the data loader)."""
+        return replace(
+            self,
+            images=self.images.pin_memory(),
+            boxes=self.boxes.pin_memory(),
+            sizes=self.sizes.pin_memory(),
+            index=self.index.pin_memory(),
+            label=None if self.label is None else self.label.pin_memory(),
+        )
+
+
+Parts = dict[str, "Tensor"]
+"""Named vectors of a batch: ``{"semantic": [B, 128], "spatial": [B, 196]}``, each of unit length."""
+
+
+@dataclass(frozen=True)
+class PyramidSpec:
+    """What a backbone gives: four maps, finest first (C2, C3, C4, C5)."""
+
+    channels: tuple[int, ...]
+    strides: tuple[int, ...] = field(default=(4, 8, 16, 32))
