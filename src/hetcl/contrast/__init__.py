@@ -1,0 +1,1 @@
+"""Parts to a number: the queue of keys, and the InfoNCE logits and loss."""
