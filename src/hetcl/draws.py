@@ -59,9 +59,10 @@ def permute(position: np.ndarray, n: int, *key: Key) -> np.ndarray:
     Returns:
         int64 array of the same shape; over all positions every value of ``range(n)`` appears once.
     """
-    position = np.asarray(position)
+    shape = np.shape(position)
+    position = np.atleast_1d(np.asarray(position))
     if n <= 1:
-        return np.zeros(position.shape, np.int64)
+        return np.zeros(shape, np.int64)
     half = max(1, ((n - 1).bit_length() + 1) // 2)
     shift, mask = np.uint64(half), np.uint64((1 << half) - 1)
     base = digest("permute", n, *key)
@@ -78,4 +79,4 @@ def permute(position: np.ndarray, n: int, *key: Key) -> np.ndarray:
     while outside.any():
         out[outside] = network(out[outside])
         outside = out >= n
-    return out.astype(np.int64)
+    return out.astype(np.int64).reshape(shape)

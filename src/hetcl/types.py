@@ -64,6 +64,33 @@ class Source(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class ViewPolicy:
+    """How a view is drawn from a picture: the crop, then colour, blur and flip (FACTS: MoCo-v1, MoCo-v2, HCL).
+
+    The defaults are MoCo-v2's. ``settings.py`` nests this class, so each line below is also the help of a setting.
+    """
+
+    area: tuple[float, float] = (0.2, 1.0)
+    """Share of the picture's area that a crop covers, least and most."""
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    """Width over height of a crop, least and most."""
+    jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
+    """Strength of the colour jitter: brightness, contrast, saturation, hue."""
+    jitter_p: float = 0.8
+    """Probability of colour jitter."""
+    grayscale_p: float = 0.2
+    """Probability of turning gray."""
+    grayscale_first: bool = False
+    """Turn gray before the colour jitter (MoCo-v1) instead of after it (MoCo-v2)."""
+    blur_p: float = 0.5
+    """Probability of Gaussian blur."""
+    blur_sigma: tuple[float, float] = (0.1, 2.0)
+    """Standard deviation of the Gaussian blur in pixels of the view, least and most."""
+    flip_p: float = 0.5
+    """Probability of a horizontal flip. HCL's stage 2 uses 0 (paper section 4.3.3)."""
+
+
 class BadPicture(Exception):
     """A picture that cannot be used; the message is the reason. The loader replaces and counts it."""
 
