@@ -1,66 +1,118 @@
 """The query and key pair: momentum update, shuffled keys, batch norm over groups and ranks.
 
-One permutation of the whole (global) batch, a function of (seed, stage, step), serves every layout: on R ranks,
-rank r encodes slice r of the permuted batch; on one device with G groups, group g is slice g, normalised apart.
-So one device with G groups computes what G ranks compute. Shapes: B local batch, G groups (``hetcl/types.py``).
+One permutation of the whole (global) batch, a function of (seed, stage, step), serves every layout: on R
+ranks, rank r encodes slice r of the permuted batch; on one device with G groups, group g is slice g,
+normalised apart. So one device with G groups computes what G ranks compute. Shapes: B local batch, G groups
+(``hetcl/types.py``).
 """
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator
+import functools
+from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any, SupportsIndex
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+from torch.nn.modules.instancenorm import _InstanceNorm
 
 from hetcl.draws import seed_of
+from hetcl.errors import InputError
 from hetcl.types import Parts
 
 
-class GroupBatchNorm2d(nn.BatchNorm2d):
-    """Batch norm that normalises each of ``groups`` contiguous slices of the batch by itself.
+class OverGroups(_BatchNorm):
+    """Mixed into a batch-norm class: in training, each of ``groups`` slices of the batch is normalised apart.
 
-    Weights, buffers and state keys are those of ``nn.BatchNorm2d``. Running statistics move by the mean over the
-    groups of what each group saw. NOTE(paper): the official code keeps the first GPU's statistics only; with
-    ``groups=1`` this is plain batch norm and equals it.
+    The parent's own ``forward`` runs on one slice after the other (so whatever it adds, such as timm's
+    activation, is kept), with a momentum per slice chosen so that the running statistics end where the mean
+    over all slices of what each saw would take them: the same total weight for every slice. Weights, buffers
+    and state keys are the parent's. NOTE(paper): the official code keeps the first GPU's statistics only;
+    with ``groups=1`` this is plain batch norm and equals it.
+
+    One whole batch may also come in ``parts`` micro-batches (gradient accumulation); ``groups`` then counts
+    the slices of the micro-batch at hand, and ``part`` says which it is.
     """
 
     groups: int = 1
+    part: int = 0
+    parts: int = 1
+    parent: type
 
-    def forward(self, x: Tensor) -> Tensor:
-        if not self.training or self.groups == 1:
-            return super().forward(x)
-        if len(x) % self.groups:
-            raise ValueError(f"a batch of {len(x)} does not split into {self.groups} batch-norm groups")
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(1)
-        out, means, variances = [], [], []
-        for part in x.chunk(self.groups):
-            mean, variance = self.running_mean, self.running_var
-            if mean is not None and variance is not None:
-                mean, variance = mean.clone(), variance.clone()
-                means.append(mean)
-                variances.append(variance)
-            momentum = 0.1 if self.momentum is None else self.momentum
-            out.append(F.batch_norm(part, mean, variance, self.weight, self.bias, True, momentum, self.eps))
-        if means and self.running_mean is not None and self.running_var is not None:
-            self.running_mean.copy_(torch.stack(means).mean(0))
-            self.running_var.copy_(torch.stack(variances).mean(0))
+    def forward(self, input: Tensor) -> Tensor:
+        if not self.training or self.groups * self.parts == 1:
+            return super().forward(input)
+        if len(input) % self.groups:
+            raise InputError(
+                f"a batch of {len(input)} does not split into {self.groups} batch-norm groups: "
+                "make the batch a multiple of the groups"
+            )
+        kept, tracked = self.momentum, self.num_batches_tracked
+        if tracked is not None and self.part == 0:
+            tracked.add_(1)
+        whole = kept
+        if whole is None:  # cumulative average (this waits for the device, as PyTorch's own does)
+            whole = 0.0 if tracked is None else 1.0 / float(tracked)
+        slices = self.groups * self.parts
+        out = []
+        try:
+            self.num_batches_tracked = None  # a whole batch counts once, not once a slice
+            for g, piece in enumerate(input.chunk(self.groups)):
+                later = slices - 1 - (self.part * self.groups + g)
+                self.momentum = (whole / slices) / (1 - later * whole / slices)
+                out.append(super().forward(piece))
+        finally:
+            self.momentum, self.num_batches_tracked = kept, tracked
         return torch.cat(out)
+
+    def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
+        """Copy and pickle by the parent's name: the class itself is made on the fly."""
+        return _blank, (self.parent,), self.__dict__
+
+
+@functools.cache
+def grouped(norm: type) -> type:
+    """The class ``norm`` over groups: ``nn.BatchNorm2d`` -> ``GroupBatchNorm2d``."""
+    return type(f"Group{norm.__name__}", (OverGroups, norm), {"parent": norm, "__doc__": OverGroups.__doc__})
+
+
+def _blank(norm: type) -> nn.Module:
+    made: type[nn.Module] = grouped(norm)
+    return made.__new__(made)
+
+
+GroupBatchNorm2d = grouped(nn.BatchNorm2d)
 
 
 def group_batch_norm(module: nn.Module, groups: int) -> nn.Module:
-    """Turn every ``nn.BatchNorm2d`` inside ``module`` into batch norm over ``groups`` slices, in place."""
-    for child in module.modules():
-        if isinstance(child, nn.BatchNorm2d) and not isinstance(child, nn.SyncBatchNorm):
-            if type(child) is nn.BatchNorm2d:
-                child.__class__ = GroupBatchNorm2d
-            if isinstance(child, GroupBatchNorm2d):
-                child.groups = groups
+    """Turn every batch norm inside ``module`` (timm's, 1-D and 3-D too) into one over ``groups``, in place.
+
+    Raises:
+        InputError: a layer that looks at the whole batch in some other way, so that it cannot be split:
+            synchronised batch norm, in-place activated batch norm, EvoNorm-B.
+    """
+    for name, child in module.named_modules():
+        if isinstance(child, nn.SyncBatchNorm) or _normalises_batch_otherwise(child):
+            raise InputError(
+                f"{name or 'the model'} is a {type(child).__name__}, which cannot be split into groups: "
+                "use plain batch norm (statistics shared over the batch would also leak the pairing)"
+            )
+        if isinstance(child, _BatchNorm):
+            if not isinstance(child, OverGroups):
+                kind: type = type(child)
+                child.__class__ = grouped(kind)
+            child.groups = groups  # type: ignore[assignment]
     return module
+
+
+def _normalises_batch_otherwise(module: nn.Module) -> bool:
+    """Running variance of its own, yet no batch norm that we know, nor instance norm or a frozen one."""
+    known = isinstance(module, (_BatchNorm, _InstanceNorm)) or "Frozen" in type(module).__name__
+    return not known and any("running_var" in name for name, _ in module.named_buffers(recurse=False))
 
 
 def world() -> tuple[int, int]:
@@ -88,30 +140,19 @@ def shuffle_of(size: int, *key: int | str) -> Tensor:
 
 @torch.no_grad()
 def average_buffers(module: nn.Module) -> None:
-    """Make batch-norm statistics the mean over ranks (before saving or evaluating; the update is linear, so exact)."""
+    """Make batch-norm statistics the mean over ranks, before saving or evaluating (updates are linear).
+
+    The ranks must not have copied statistics from each other before (DDP with ``broadcast_buffers=False``).
+    """
     ranks = world()[1]
     if ranks == 1:
         return
-    for buffer in module.buffers():
-        if buffer.is_floating_point():
-            dist.all_reduce(buffer)
-            buffer /= ranks
-
-
-@contextmanager
-def _bn_momentum(modules: Iterable[nn.Module], part: int, parts: int) -> Iterator[None]:
-    """Batch-norm momentum for micro-batch ``part`` of ``parts`` such that all of them together move the running
-    statistics as one batch with ``parts`` times the groups would: by the mean of what they saw."""
-    norms = [m for m in modules if isinstance(m, nn.BatchNorm2d) and m.momentum is not None]
-    saved = [n.momentum for n in norms]
-    for norm, m in zip(norms, saved, strict=True):
-        assert m is not None
-        norm.momentum = (m / parts) / (1 - (parts - 1 - part) * m / parts)
-    try:
-        yield
-    finally:
-        for norm, m in zip(norms, saved, strict=True):
-            norm.momentum = m
+    for norm in module.modules():
+        if isinstance(norm, _BatchNorm):
+            for statistic in (norm.running_mean, norm.running_var):
+                if statistic is not None:
+                    dist.all_reduce(statistic)
+                    statistic /= ranks
 
 
 class MomentumPair(nn.Module):
@@ -133,7 +174,8 @@ class MomentumPair(nn.Module):
     @torch.no_grad()
     def update_key(self) -> None:
         """One momentum update; call it after the query pass and before the key pass."""
-        keys, queries = list(self.key.parameters()), list(self.query.parameters())
+        keys: list[Tensor] = [*self.key.parameters()]
+        queries: list[Tensor] = [*self.query.parameters()]
         torch._foreach_mul_(keys, self.momentum)
         torch._foreach_add_(keys, queries, alpha=1 - self.momentum)
 
@@ -143,33 +185,47 @@ class MomentumPair(nn.Module):
 
         Args:
             shuffle: permutation of the global batch ``[R * B]`` (:func:`shuffle_of`), the same on every rank.
-            chunks: encode in that many pieces, one after the other (gradient accumulation); each must hold whole
-                groups. The result and the statistics do not depend on it.
+            chunks: encode in that many pieces, one after the other (gradient accumulation); each must hold
+                whole groups. The result and the statistics do not depend on it.
         """
         rank, ranks = world()
         size = len(images)
-        everything = gather(images)
-        mine = shuffle[rank * size : (rank + 1) * size].to(images.device)
-        shuffled = everything[mine]
+        if len(shuffle) != ranks * size:
+            raise ValueError(f"a shuffle of {len(shuffle)} for a global batch of {ranks} x {size}")
+        if size % chunks:
+            raise InputError(
+                f"a batch of {size} does not split into {chunks} micro-batches: make it a multiple"
+            )
+        mine = slice(rank * size, (rank + 1) * size)
+        shuffled = gather(images)[shuffle[mine].to(images.device)]
+        if images.is_contiguous(memory_format=torch.channels_last):
+            shuffled = shuffled.contiguous(memory_format=torch.channels_last)
         pieces = []
         for i, piece in enumerate(shuffled.chunk(chunks)):
             with self.micro_batch(self.key, i, chunks):
                 pieces.append(self.key(piece))
-        place = torch.argsort(shuffle)[rank * size : (rank + 1) * size].to(images.device)
+        place = torch.argsort(shuffle)[mine].to(images.device)
         return {name: gather(torch.cat([p[name] for p in pieces]))[place] for name in pieces[0]}
 
     @contextmanager
     def micro_batch(self, encoder: nn.Module, part: int, parts: int) -> Iterator[None]:
-        """Inside, ``encoder`` takes micro-batch ``part`` of ``parts``: fewer groups, the same total effect."""
-        if parts == 1:
-            yield
-            return
-        norms = [m for m in encoder.modules() if isinstance(m, GroupBatchNorm2d)]
+        """Inside, ``encoder`` takes micro-batch ``part`` of ``parts``: fewer groups, the same total effect.
+
+        The micro-batches must come in order, all of them, once a step.
+
+        Raises:
+            InputError: a model with batch norm whose groups cannot be shared out over the micro-batches.
+        """
+        norms = [m for m in encoder.modules() if isinstance(m, OverGroups)]
+        if norms and self.groups % parts:
+            raise InputError(
+                f"{self.groups} batch-norm groups cannot be shared out over {parts} micro-batches: "
+                f"make the groups a multiple of {parts}, or accumulate over fewer micro-batches"
+            )
         for norm in norms:
-            norm.groups = max(1, self.groups // parts)
+            norm.groups, norm.part, norm.parts = self.groups // parts, part, parts
         try:
-            with _bn_momentum(norms, part, parts):
-                yield
+            yield
         finally:
             for norm in norms:
-                norm.groups = self.groups
+                norm.groups, norm.part, norm.parts = self.groups, 0, 1

@@ -1,0 +1,260 @@
+"""Tables on disk, memory-mapped: what keeps listings and shard indexes out of memory.
+
+A table is one file: columns one after the other (each aligned to 64 bytes), then a JSON footer with each
+column's type, place and length and some facts about the whole, then the footer's length and a mark. It is
+written under a temporary name and renamed, so a reader sees a whole table or none, and two writers at once do
+no harm.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import logging
+import os
+import shutil
+import struct
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+
+from hetcl.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MARK = b"hetcl-table-1\n\0\0"
+_TAIL = struct.Struct("<Q16s")
+_ALIGN = 64
+_BUFFER = 1 << 20
+
+
+class TableError(InputError):
+    """A file that is not a whole table of this version: the caller makes it again."""
+
+
+class TableWriter:
+    """Columns that grow by appending, one file in the end.
+
+    The first column is written in place, the others beside it and appended at the end; put the largest first.
+
+    Args:
+        path: where the table is to stand.
+        columns: name to numpy dtype, in order.
+    """
+
+    def __init__(self, path: Path, columns: dict[str, np.dtype | str]) -> None:
+        self.path = path
+        self.meta: dict[str, Any] = {}
+        self._types = {name: np.dtype(kind) for name, kind in columns.items()}
+        self._files: dict[str, IO[bytes]] = {}
+        self._names: dict[str, str] = {}
+        self._ends: dict[str, int] = {}
+        for name in columns:
+            handle, temporary = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name[:40]}-", suffix=".part"
+            )
+            self._files[name] = os.fdopen(handle, "w+b", buffering=_BUFFER)
+            self._names[name] = temporary
+
+    def append(self, column: str, data: bytes) -> None:
+        """Append raw little-endian items to ``column``."""
+        self._files[column].write(data)
+
+    def string(self, column: str, text: bytes) -> None:
+        """Append one byte string to a column declared with ``strings(column)``."""
+        self._files[column].write(text)
+        end = self._ends[column] = self._ends.get(column, 0) + len(text)
+        self._files[f"{column}.ends"].write(struct.pack("<Q", end))
+
+    def finish(self, path: Path | None = None) -> Path:
+        """Write the footer and rename into place (``path``, or the path given at first)."""
+        path = path or self.path
+        first, *others = self._files
+        out = self._files[first]
+        places: dict[str, dict[str, Any]] = {}
+        for name in (first, *others):
+            source = self._files[name]
+            size = source.tell()
+            start = 0
+            if name != first:
+                out.write(b"\0" * (-out.tell() % _ALIGN))
+                start = out.tell()
+                source.seek(0)
+                shutil.copyfileobj(source, out, _BUFFER)
+            places[name] = _place(self._types[name], start, size)
+        out.write(_footer(self.meta, places))
+        out.flush()
+        os.fsync(out.fileno())
+        out.close()
+        os.replace(self._names[first], path)
+        del self._names[first]
+        self.discard()
+        return path
+
+    def discard(self) -> None:
+        """Remove whatever has not been renamed into place."""
+        for file in self._files.values():
+            with contextlib.suppress(OSError):  # a full disk, again
+                file.close()
+        for name in self._names.values():
+            Path(name).unlink(missing_ok=True)
+        self._names.clear()
+
+    def __enter__(self) -> TableWriter:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.discard()
+
+
+def strings(column: str) -> dict[str, np.dtype | str]:
+    """The two columns that hold byte strings: the bytes, and where each string ends."""
+    return {column: "u1", f"{column}.ends": "<u8"}
+
+
+def _place(kind: np.dtype, start: int, size: int) -> dict[str, Any]:
+    described = np.lib.format.dtype_to_descr(kind)
+    return {"type": described, "start": start, "length": size // kind.itemsize}
+
+
+def _footer(meta: dict[str, Any], places: dict[str, dict[str, Any]]) -> bytes:
+    footer = json.dumps({"meta": meta, "columns": places}).encode()
+    return footer + _TAIL.pack(len(footer), MARK)
+
+
+def create_sparse(
+    path: Path, columns: dict[str, tuple[np.dtype | str, int]], meta: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """A table of given lengths, all zeros and (where the file system can) without using disk.
+
+    For dry runs and tests over an index larger than any data at hand.
+
+    Args:
+        path: where the table is to stand.
+        columns: name to (dtype, length).
+        meta: facts about the whole.
+
+    Returns:
+        name to a writable memory map of the column.
+    """
+    places, start = {}, 0
+    for name, (kind, length) in columns.items():
+        size = np.dtype(kind).itemsize * length
+        places[name] = _place(np.dtype(kind), start, size)
+        start += size + -size % _ALIGN
+    with open(path, "wb") as file:
+        file.truncate(start)
+        file.seek(start)
+        file.write(_footer(meta or {}, places))
+    return {
+        name: np.memmap(path, dtype=np.dtype(kind), mode="r+", offset=places[name]["start"], shape=(length,))
+        for name, (kind, length) in columns.items()
+        if length
+    }
+
+
+class Table:
+    """A table opened for reading: columns are memory maps, made when first asked for.
+
+    Pickles as its path alone, so it costs nothing to send to a worker process.
+
+    Raises:
+        TableError: no such file, or not a whole table of this version.
+    """
+
+    def __init__(self, path: Path | str) -> None:
+        self.path = str(path)
+        try:
+            with open(self.path, "rb") as file:
+                file.seek(-_TAIL.size, os.SEEK_END)
+                end = file.tell()
+                length, mark = _TAIL.unpack(file.read(_TAIL.size))
+                if mark != MARK or length > end:
+                    raise ValueError("not a whole table")
+                file.seek(end - length)
+                footer = json.loads(file.read(length))
+        except (OSError, ValueError) as error:
+            raise TableError(
+                f"the listing {self.path} is damaged or gone ({error}): run the command again, it will be made anew"
+            ) from error
+        self.meta: dict[str, Any] = footer["meta"]
+        self._places: dict[str, dict[str, Any]] = footer["columns"]
+        self._maps: dict[str, np.ndarray] = {}
+
+    def __reduce__(self) -> tuple[type[Table], tuple[str]]:
+        return Table, (self.path,)
+
+    def __getitem__(self, column: str) -> np.ndarray:
+        found = self._maps.get(column)
+        if found is None:
+            place = self._places[column]
+            kind = np.dtype(
+                [tuple(f) for f in place["type"]] if isinstance(place["type"], list) else place["type"]
+            )
+            shape = (place["length"],)
+            found = (
+                # A plain view of the map: indexing a memmap object itself is several times slower.
+                np.memmap(self.path, dtype=kind, mode="r", offset=place["start"], shape=shape).view(
+                    np.ndarray
+                )
+                if place["length"]
+                else np.empty(shape, kind)
+            )
+            self._maps[column] = found
+        return found
+
+    def length(self, column: str) -> int:
+        """Number of items in ``column``, or of strings where it holds strings."""
+        return self._places.get(f"{column}.ends", self._places[column])["length"]
+
+    def string(self, column: str, index: int) -> bytes:
+        """The byte string at ``index``."""
+        ends = self[f"{column}.ends"]
+        start = int(ends[index - 1]) if index else 0
+        return self[column][start : int(ends[index])].tobytes()
+
+    def strings(self, column: str) -> Iterator[bytes]:
+        """All byte strings of ``column``, one after the other."""
+        return (self.string(column, i) for i in range(self.length(column)))
+
+
+def cache_folder(cache: Path | None = None) -> Path:
+    """A writable folder: ``cache``, ``$HETCL_CACHE``, ``$XDG_CACHE_HOME/hetcl`` or ``~/.cache/hetcl``.
+
+    Where that cannot be written, one in the system's temporary folder, and a warning says so.
+    """
+    named = cache or os.environ.get("HETCL_CACHE")
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    folder = Path(named).expanduser() if named else Path(base) / "hetcl"
+    reason = _unwritable(folder)
+    if reason is None:
+        return folder
+    spare = Path(tempfile.gettempdir()) / f"hetcl-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
+    if _unwritable(spare) is not None or (hasattr(os, "getuid") and spare.stat().st_uid != os.getuid()):
+        try:
+            spare = Path(tempfile.mkdtemp(prefix="hetcl-"))
+        except OSError as error:
+            raise InputError(
+                f"no folder for the list of pictures: neither {folder} ({reason}) nor the temporary one "
+                f"({error.strerror}) can be written; set HETCL_CACHE to a folder with room"
+            ) from error
+    log.warning(
+        "cannot write the cache %s (%s): listings go to %s; set HETCL_CACHE to keep them",
+        folder,
+        reason,
+        spare,
+    )
+    return spare
+
+
+def _unwritable(folder: Path) -> str | None:
+    """Why ``folder`` cannot be written, or None; makes it when it is missing."""
+    try:
+        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=folder):
+            return None
+    except OSError as error:
+        return error.strerror or str(error)

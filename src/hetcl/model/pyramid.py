@@ -1,0 +1,314 @@
+"""Any backbone of torchvision or timm as four maps, C2 to C5.
+
+    build_pyramid("resnet50", seed=0)            # torchvision first, then timm
+    build_pyramid("torchvision:convnext_tiny")
+    build_pyramid("timm:swin_tiny_patch4_window7_224")
+
+Weights are random; nothing is downloaded. State dicts carry the library's own names, without the classifier.
+Shapes: images ``[B, 3, H, W]``; map i ``[B, C_i, H / stride_i, W / stride_i]`` (``hetcl/types.py``).
+"""
+
+from __future__ import annotations
+
+import difflib
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetcl.draws import seed_of
+from hetcl.errors import InputError
+from hetcl.types import PyramidSpec
+
+Maps = tuple[Tensor, Tensor, Tensor, Tensor]
+STRIDES = (4, 8, 16, 32)
+PROBES = ((64, 96), (224, 224))
+"""Height and width of the pictures that find a model's stages; the second is for models of one fixed size."""
+
+
+class Pyramid(nn.Module):
+    """A backbone that gives four maps, finest first. Built by :func:`build_pyramid`.
+
+    Attributes:
+        arch: library and name, e.g. ``"torchvision:resnet50"``.
+        spec: channels and strides of C2..C5.
+    """
+
+    def __init__(self, arch: str, spec: PyramidSpec) -> None:
+        super().__init__()
+        self.arch, self.spec = arch, spec
+
+    def forward(self, images: Tensor) -> Maps:
+        """``[B, 3, H, W]`` -> C2..C5, each ``[B, C, H / stride, W / stride]`` (rounded up or down)."""
+        raise NotImplementedError
+
+    def extra_repr(self) -> str:
+        return f"arch={self.arch}, channels={self.spec.channels}"
+
+
+class ResNetPyramid(Pyramid):
+    """torchvision's ResNet, ResNeXt and Wide ResNet. Parameter names are torchvision's, without ``fc``."""
+
+    def __init__(self, arch: str, resnet: Any) -> None:
+        last = resnet.fc.in_features
+        super().__init__(arch, PyramidSpec((last // 8, last // 4, last // 2, last)))
+        self.conv1, self.bn1, self.relu, self.maxpool = resnet.conv1, resnet.bn1, resnet.relu, resnet.maxpool
+        self.layer1, self.layer2 = resnet.layer1, resnet.layer2
+        self.layer3, self.layer4 = resnet.layer3, resnet.layer4
+
+    def forward(self, images: Tensor) -> Maps:
+        x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
+        c2 = self.layer1(x)
+        c3 = self.layer2(c2)
+        c4 = self.layer3(c3)
+        c5 = self.layer4(c4)
+        return c2, c3, c4, c5
+
+
+class WrappedPyramid(Pyramid):
+    """A pyramid around a ``body`` built elsewhere; state-dict names are the body's own, with no prefix.
+
+    Args:
+        body: returns the four maps, maybe among others.
+        last: per map, whether the body gives it as ``[B, H, W, C]``.
+        pick: which outputs of the body are the four maps.
+        size: height and width of the only pictures the body takes; None takes any.
+    """
+
+    def __init__(
+        self,
+        arch: str,
+        spec: PyramidSpec,
+        body: nn.Module,
+        *,
+        last: tuple[bool, ...],
+        pick: tuple[int | str, ...],
+        size: tuple[int, int] | None = None,
+    ) -> None:
+        super().__init__(arch, spec)
+        self.body, self.last, self.pick, self.size = body, last, pick, size
+        self.register_state_dict_post_hook(_strip_body)
+        self.register_load_state_dict_pre_hook(_restore_body)
+
+    def forward(self, images: Tensor) -> Maps:
+        if self.size is not None and tuple(images.shape[-2:]) != self.size:
+            given, taken = ("x".join(map(str, size)) for size in (images.shape[-2:], self.size))
+            raise InputError(
+                f"{self.arch} takes pictures of {taken} pixels only, not {given}: "
+                "use that size, or a backbone that takes any"
+            )
+        out = self.body(images)
+        c2, c3, c4, c5 = (
+            out[name].permute(0, 3, 1, 2) if last else out[name]
+            for name, last in zip(self.pick, self.last, strict=True)
+        )
+        return c2, c3, c4, c5
+
+
+def _strip_body(module: nn.Module, state: dict[str, Any], prefix: str, _: Any) -> None:
+    """``body.x`` -> ``x`` in a state dict being written."""
+    for name in [n for n in state if n.startswith(prefix + "body.")]:
+        state[prefix + name.removeprefix(prefix + "body.")] = state.pop(name)
+
+
+def _restore_body(module: nn.Module, state: dict[str, Any], prefix: str, *_: Any) -> None:
+    """``x`` -> ``body.x`` in a state dict being read."""
+    for name in [n for n in state if n.startswith(prefix)]:
+        state[prefix + "body." + name.removeprefix(prefix)] = state.pop(name)
+
+
+@contextmanager
+def seeded(seed: int | None, *key: int | str) -> Iterator[None]:
+    """Inside, torch's initialisers draw from ``(seed, *key)``; outside, the global state is as it was.
+
+    ``None`` leaves the global generator in charge. Weights are always drawn on the host.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[]):
+        torch.random.default_generator.manual_seed(seed_of(seed, "weights", *key))
+        yield
+
+
+def build_pyramid(arch: str, *, seed: int | None = None) -> Pyramid:
+    """A backbone with random weights.
+
+    Args:
+        arch: ``torchvision:NAME``, ``timm:NAME``, or a bare name (torchvision's if it has one, else timm's).
+        seed: what the weights are a function of; None draws from torch's global generator.
+
+    Raises:
+        InputError: the name is unknown, or the model has no maps of strides 4, 8, 16 and 32 (a plain ViT).
+    """
+    library, name = _resolve(arch)
+    build = _torchvision if library == "torchvision" else _timm
+    with seeded(seed, "pyramid"):
+        return build(name)
+
+
+def _resolve(arch: str) -> tuple[str, str]:
+    """``(library, name)``. Raises InputError with near names when nobody knows it."""
+    library, colon, name = arch.partition(":")
+    if not colon:
+        library, name = "", arch
+    if library not in ("", "torchvision", "timm"):
+        raise InputError(
+            f"backbone {arch!r}: {library!r} is not a library; use torchvision:NAME or timm:NAME"
+        )
+    known: dict[str, list[str]] = {}
+    for candidate, lister in (("torchvision", _torchvision_names), ("timm", _timm_names)):
+        if library in ("", candidate):
+            known[candidate] = lister()
+            bare = name.split(".")[0] if candidate == "timm" else name  # timm's NAME.TAG
+            if bare in known[candidate]:
+                return candidate, name
+    every = sorted({n for names in known.values() for n in names})
+    near = difflib.get_close_matches(name, every, n=4, cutoff=0.5)
+    hint = f"did you mean {', '.join(near)}?" if near else "for example resnet50, or timm:convnext_tiny"
+    where = library or "torchvision and timm"
+    raise InputError(f"backbone {arch!r}: no such model in {where}; {hint}")
+
+
+def _torchvision_names() -> list[str]:
+    import torchvision.models as models
+
+    return models.list_models(module=models)
+
+
+def _timm_names() -> list[str]:
+    import timm
+
+    return timm.list_models()
+
+
+def _no_pyramid(arch: str, why: str) -> InputError:
+    return InputError(
+        f"backbone {arch!r} has no maps of strides 4, 8, 16 and 32 ({why}); "
+        "choose a four-stage backbone such as resnet50, convnext_tiny or swin_t"
+    )
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:120]
+
+
+# --- torchvision
+
+
+def _torchvision(name: str) -> Pyramid:
+    from torchvision.models import ResNet, get_model_builder
+
+    arch = f"torchvision:{name}"
+    builder: Callable[..., nn.Module] = get_model_builder(name)
+    with warnings.catch_warnings():
+        warnings.simplefilter(
+            "ignore", FutureWarning
+        )  # inception and googlenet speak of their initialisation
+        model = builder(weights=None)
+    if isinstance(model, ResNet):
+        return ResNetPyramid(arch, model)
+    return _traced(arch, model)
+
+
+def _traced(arch: str, model: nn.Module) -> Pyramid:
+    """Cut any torchvision classifier after the last stage of each stride."""
+    from torchvision.models.feature_extraction import create_feature_extractor
+
+    failure = "its stages were not found"
+    for size in PROBES:
+        try:
+            found = _stages(model, *size)
+        except (AssertionError, RuntimeError, ValueError) as error:
+            failure = _first_line(error)
+            continue
+        if set(found) == set(STRIDES):
+            nodes = {found[s][0]: f"c{i}" for i, s in enumerate(STRIDES, start=2)}
+            spec = PyramidSpec(tuple(found[s][1] for s in STRIDES))
+            last = tuple(found[s][2] for s in STRIDES)
+            body = create_feature_extractor(model, return_nodes=nodes)
+            return WrappedPyramid(
+                arch,
+                spec,
+                body,
+                last=last,
+                pick=("c2", "c3", "c4", "c5"),
+                size=None if size == PROBES[0] else size,
+            )
+        failure = f"found strides {sorted(found) or 'none'}"
+    raise _no_pyramid(arch, failure)
+
+
+@torch.no_grad()
+def _stages(model: nn.Module, height: int, width: int) -> dict[int, tuple[str, int, bool]]:
+    """Last stage of each stride: ``{stride: (module name, channels, channels last)}``.
+
+    Stages are the model's children and grandchildren (``features.3``, ``trunk_output.block2``): deeper
+    modules are the inside of blocks, where the first convolution of a stage may still have the stride of the
+    one before.
+    """
+    found: dict[int, tuple[str, int, bool]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, args: Any, out: Any) -> None:
+            if not isinstance(out, Tensor) or out.ndim != 4:
+                return
+            for stride in STRIDES:
+                grid = (height // stride, width // stride)
+                first, last = tuple(out.shape[2:]) == grid, tuple(out.shape[1:3]) == grid
+                if first or last:
+                    found[stride] = (name, out.shape[1] if first else out.shape[3], not first)
+
+        return hook
+
+    handles = []
+    for name, child in model.named_children():
+        handles.append(child.register_forward_hook(note(name)))
+        for sub, grandchild in child.named_children():
+            handles.append(grandchild.register_forward_hook(note(f"{name}.{sub}")))
+    training = model.training
+    try:
+        model.eval()(torch.zeros(1, 3, height, width))
+    finally:
+        model.train(training)
+        for handle in handles:
+            handle.remove()
+    return found
+
+
+# --- timm
+
+
+def _timm(name: str) -> Pyramid:
+    arch = f"timm:{name}"
+    body, size = _timm_body(arch, name)
+    info: Any = body.feature_info
+    strides = list(info.reduction())
+    if not set(STRIDES) <= set(strides):
+        raise _no_pyramid(arch, f"found strides {strides}")
+    pick = tuple(len(strides) - 1 - strides[::-1].index(s) for s in STRIDES)  # the last map of each stride
+    spec = PyramidSpec(tuple(info.channels()[i] for i in pick))
+    channels_last = str(getattr(body, "output_fmt", "NCHW")).endswith("NHWC")
+    return WrappedPyramid(arch, spec, body, last=(channels_last,) * 4, pick=pick, size=size)
+
+
+def _timm_body(arch: str, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
+    """The feature model, and the only size of picture it takes, if so."""
+    import timm
+
+    config: Any = timm.get_pretrained_cfg(name)
+    fixed = config is not None and config.fixed_input_size
+    try:
+        if fixed:
+            try:  # the Swin family lets go of its size when asked
+                loose = timm.create_model(name, features_only=True, pretrained=False, strict_img_size=False)
+                return loose, None
+            except TypeError:
+                pass
+        body = timm.create_model(name, features_only=True, pretrained=False)
+        return body, tuple(config.input_size[-2:]) if fixed else None
+    except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, KeyError) as error:
+        raise _no_pyramid(arch, _first_line(error)) from error

@@ -1,0 +1,1 @@
+"""Composition: images, views, model, contrast and training become a pre-training run."""

@@ -1,0 +1,174 @@
+"""What tells a person that it works: figures of a step, the kNN check, and messages about what surprises.
+
+Shapes: B queries, D dimensions, K keys in the queue, N pictures (``hetcl/types.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetcl.contrast.infonce import logits_of, top1, top1_in_batch
+from hetcl.contrast.queue import KeyQueue
+from hetcl.types import Parts
+
+COLUMNS = (
+    "stage epoch step loss chance queue_filled accuracy_queue accuracy_batch semantic_accuracy_queue "
+    "semantic_accuracy_batch spatial_accuracy_queue spatial_accuracy_batch alignment uniformity semantic_alignment "
+    "semantic_uniformity spatial_alignment spatial_uniformity accuracy knn lr"
+).split()
+"""The header of metrics.csv; a method leaves empty what it has not."""
+
+
+@torch.no_grad()
+def alignment(query: Tensor, key: Tensor) -> Tensor:
+    """Mean squared distance of unit vectors of positive pairs, 0 to 4 (Wang and Isola 2020). Scalar."""
+    return (query - key).square().sum(dim=1).mean()
+
+
+@torch.no_grad()
+def uniformity(x: Tensor) -> Tensor:
+    """log mean exp(-2 d^2) over pairs of unit vectors ``[B, D]`` (Wang and Isola 2020). Scalar.
+
+    0 when all are equal (collapse); about -4 when they are spread over a sphere of many dimensions.
+    """
+    if len(x) < 2:
+        return torch.zeros((), device=x.device)
+    product = x @ x.t()
+    pairs = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
+    return torch.logsumexp(-4 * (1 - product[pairs]), dim=0) - math.log(len(x) * (len(x) - 1))
+
+
+@torch.no_grad()
+def figures(
+    query: Parts, key: Parts, queue: KeyQueue, logits: Tensor, index: Tensor, *, mask_own: bool
+) -> dict[str, Tensor]:
+    """Accuracies, alignment and uniformity of a step, together and for each part. Scalars on the device, no sync.
+
+    Args:
+        query, key: parts of this rank's batch.
+        queue: as it was when ``logits [B, 1 + K]`` were made.
+        index: int64 ``[B]``.
+    """
+    out = {"accuracy_queue": top1(logits)}
+    owned = {"index": index, "queue_index": queue.index} if mask_own else {}
+    past = dict(zip(queue.dims, queue.keys.split(list(queue.dims.values()), dim=1), strict=True))
+    for name in query:
+        q, k = query[name], key[name]
+        if len(query) > 1:
+            out[f"{name}_accuracy_queue"] = top1(logits_of(q, k, past[name], **owned))
+            out[f"{name}_accuracy_batch"] = top1_in_batch(q, k, index)
+            out[f"{name}_alignment"], out[f"{name}_uniformity"] = alignment(q, k), uniformity(q)
+    scale = len(query) ** -0.5
+    q = torch.cat([query[n] for n in query], dim=1) * scale
+    k = torch.cat([key[n] for n in query], dim=1) * scale
+    return out | {
+        "accuracy_batch": top1_in_batch(q, k, index),
+        "alignment": alignment(q, k),
+        "uniformity": uniformity(q),
+    }
+
+
+@torch.no_grad()
+def knn_accuracy(
+    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 20, temperature: float = 0.07
+) -> float:
+    """Share of ``queries [M, D]`` whose label wins the vote of their k nearest in ``bank [N, D]``.
+
+    Cosine similarity; each neighbour votes with exp(cosine / temperature) (Wu et al. 2018). CPU-GPU sync point.
+    """
+    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    classes = int(max(bank_labels.max(), labels.max())) + 1
+    right = 0
+    for rows, truth in zip(queries.split(256), labels.split(256), strict=True):
+        cosine, nearest = (rows @ bank.t()).topk(min(k, len(bank)), dim=1)
+        votes = torch.zeros(len(rows), classes, dtype=cosine.dtype, device=cosine.device)
+        votes.scatter_add_(1, bank_labels[nearest], ((cosine - 1) / temperature).exp())
+        right += int((votes.argmax(dim=1) == truth).sum())
+    return right / len(labels)
+
+
+@dataclass
+class Watch:
+    """Tells a person, once a stage, about figures that surprise or warn.
+
+    Args:
+        chance_batch: accuracy by chance within a batch, 1 / B.
+        smallest: uniformity above this is a collapse (0: all embeddings are equal).
+        patience: steps before a collapse is called one; an untrained encoder is nearly constant.
+    """
+
+    chance_batch: float
+    smallest: float = -0.02
+    patience: int = 300
+    best_knn: float = 0.0
+    _said: set[str] = field(default_factory=set)
+    _losses: list[float] = field(default_factory=list)
+
+    def messages(self, row: Mapping[str, float]) -> Iterator[str]:
+        """Messages about a row of figures that have not been given before."""
+        for key, text in self._all(row):
+            if key not in self._said:
+                self._said.add(key)
+                yield text
+        self.best_knn = max(self.best_knn, row.get("knn", 0.0))
+
+    def _all(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        filled, loss = row.get("queue_filled", 1.0), row.get("loss")
+        if loss is not None and filled < 1:
+            if self._losses and loss > min(self._losses) + 0.05:
+                yield "filling", (
+                    f"the loss rises while the queue fills ({filled:.0%}): real keys are harder negatives than the random "
+                    "ones it starts with. This is expected; it turns once the queue is full"
+                )
+            self._losses.append(loss)
+        queue, batch = row.get("accuracy_queue", 0.0), row.get("accuracy_batch", 0.0)
+        if filled >= 1 and queue > 2 * batch + 0.05:
+            yield "age", (
+                f"accuracy against the queue ({queue:.1%}) is far above accuracy within the batch ({batch:.1%}): the encoder "
+                "tells old keys from fresh ones instead of pictures from each other. Raise key_momentum, shorten the queue "
+                "or lower lr"
+            )
+        if queue > 0.999 and self.best_knn and row.get("knn", 1.0) < 0.9 * self.best_knn:
+            yield "leak", (
+                f"training accuracy is {queue:.2%} while kNN falls (best {self.best_knn:.1%}, now {row['knn']:.1%}): batch norm "
+                "may leak which key belongs to which query. Use more than one batch-norm group"
+            )
+        if row.get("step", 0) >= self.patience:
+            for name in ("", "semantic_", "spatial_"):
+                value = row.get(f"{name}uniformity")
+                if value is not None and value > self.smallest:
+                    what = f"the {name.rstrip('_')} part" if name else "the embedding"
+                    yield f"collapse {name}", (
+                        f"{what} has collapsed: all pictures get nearly the same vector (uniformity {value:.3f}, 0 is "
+                        "collapse, -4 is spread out). Lower lr, or raise temperature or key_momentum"
+                    )
+
+
+def line(row: Mapping[str, float]) -> str:
+    """A row of figures in words."""
+    words = []
+    if "loss" in row:
+        words.append(f"loss {row['loss']:.3f}" + (f" (chance {row['chance']:.2f})" if "chance" in row else ""))
+    if row.get("queue_filled", 1.0) < 1:
+        words.append(f"queue {row['queue_filled']:.0%} full")
+    if "accuracy_queue" in row:
+        words.append(f"right in queue {row['accuracy_queue']:.1%}, in batch {row['accuracy_batch']:.1%}")
+    if "spatial_accuracy_batch" in row:
+        words.append(
+            f"(semantic {row['semantic_accuracy_batch']:.1%}, spatial {row['spatial_accuracy_batch']:.1%} in batch)"
+        )
+    if "accuracy" in row:
+        words.append(f"accuracy {row['accuracy']:.1%}")
+    if "alignment" in row:
+        words.append(f"alignment {row['alignment']:.2f}, uniformity {row['uniformity']:.2f}")
+    if "knn" in row:
+        words.append(f"kNN {row['knn']:.1%}")
+    if "lr" in row:
+        words.append(f"lr {row['lr']:.2g}")
+    return "  ".join(words)

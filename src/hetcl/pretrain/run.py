@@ -1,0 +1,592 @@
+"""``hetcl pretrain``: settings and data to a run folder with a backbone in it.
+
+The order: open the data, settle the settings, make or resume the folder, then train one stage after the other.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+from torch import nn
+
+from hetcl.contrast.queue import KeyQueue
+from hetcl.draws import permute
+from hetcl.errors import InputError, WorkFailed
+from hetcl.images.sources import open_source, open_validation
+from hetcl.model.momentum import MomentumPair
+from hetcl.pretrain import monitors, stages
+from hetcl.runs import checkpoint
+from hetcl.runs.folder import RunFolder, Table, machine, write_atomic
+from hetcl.settings import Settings, StageSettings, from_dict, given_keys, keys_of, resolve, stages_of, to_dict
+from hetcl.training.engine import Loop, Task
+from hetcl.training.progress import Reporter, duration
+from hetcl.training.schedule import schedule
+from hetcl.types import Source, ViewBatch
+from hetcl.views.loader import ViewLoader, ordered
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
+from hetcl.weights.sources import Weights, install, read_weights
+
+MAY_CHANGE = {"workers", "device", "devices", "threads", "compile", "checkpoint_every", "max_bad"}
+"""Settings that a resumed run may have otherwise: they do not decide the numbers on one kind of device."""
+DTYPES = {"fp64": torch.float64}
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
+
+
+def pretrain(
+    *,
+    data: str | None = None,
+    out: str | Path,
+    recipe: str | None = None,
+    resume: bool = False,
+    init: str | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> RunFolder:
+    """Pre-train a backbone on pictures without labels, and leave it in ``out/backbone.safetensors``.
+
+    Args:
+        data: a folder of pictures, tar shards or ``scenes:N``; with ``resume`` the run knows it.
+        out: the run folder.
+        recipe: name or file of a recipe; default ``hcl-r50``.
+        resume: go on with the run in ``out`` if there is one.
+        init: weights to start from (a MODEL); with an HCL stage after another they take the first stage's place.
+        overrides: settings by dotted name, as a mapping or as command-line words.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        InputError: unusable arguments or data; nothing has been written then.
+        WorkFailed: the work began and could not go on.
+        Stopped: a signal came; the run saved itself.
+    """
+    folder = RunFolder(out)
+    resumed = resume and folder.settings.is_file()
+    plan = _resumed_plan(folder, data, recipe, init, overrides) if resumed else _new_plan(data, recipe, init, overrides)
+    return Run(folder, plan, resume=resume).go()
+
+
+# ---- the plan: what is asked, before anything is written ---------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run was asked to do."""
+
+    data: str
+    recipe: str
+    init: str | None
+    settings: Settings
+    fingerprint: str | None
+    """Of the data that the run began with; None for a new run."""
+
+
+def _new_plan(
+    data: str | None, recipe: str | None, init: str | None, overrides: Mapping[str, Any] | Sequence[str]
+) -> Plan:
+    if data is None:
+        raise InputError("--data is missing: name a folder of pictures, tar shards or scenes:N")
+    settings = resolve(recipe, overrides)
+    return Plan(data, recipe or "hcl-r50", init, settings, None)
+
+
+def _resumed_plan(
+    folder: RunFolder, data: str | None, recipe: str | None, init: str | None, overrides: Mapping[str, Any] | Sequence[str]
+) -> Plan:
+    """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
+    saved = folder.read_settings()
+    try:
+        then = from_dict(saved["settings"], str(folder.settings))
+        plan = Plan(saved["data"], saved["recipe"], saved.get("init"), then, saved.get("fingerprint"))
+    except KeyError as e:
+        raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
+    if init is not None and init != plan.init:
+        raise InputError(f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out")
+    if recipe is not None:
+        now = resolve(recipe, overrides)
+    else:
+        given = resolve(None, overrides)
+        named = given_keys(overrides)
+        now = _merge(then, {k: v for k, v in _flat(given).items() if k in named})
+    old, new = _flat(then), _flat(now)
+    differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
+    if differ:
+        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5]) + (" ..." if len(differ) > 5 else "")
+        raise InputError(f"--resume with other settings than {folder.path} began with: {words}. Leave them as they "
+                         "were (or leave --recipe out), or start a new folder")
+    return replace(plan, data=data or plan.data, settings=now)
+
+
+def _flat(settings: Settings) -> dict[str, Any]:
+    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for k, v in tree.items():
+            out |= walk(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v}
+        return out
+
+    return walk(to_dict(settings), "")
+
+
+def _merge(settings: Settings, values: Mapping[str, Any]) -> Settings:
+    return from_dict({**_flat(settings), **values}, "the run")
+
+
+# ---- the run -----------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One pre-training run: opens, trains, hands over, finishes.
+
+    Args:
+        folder: where to write.
+        plan: what to do.
+        resume: go on if the folder holds a checkpoint.
+    """
+
+    def __init__(self, folder: RunFolder, plan: Plan, *, resume: bool) -> None:
+        self.folder, self.plan, self.resume = folder, plan, resume
+        self.began = time.monotonic()
+        s = plan.settings
+        self.source = open_source(plan.data, folder_classes=s.folder_classes)
+        self.held_out = open_validation(plan.data, folder_classes=s.folder_classes)
+        if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
+            raise InputError(
+                f"{plan.data} does not hold the pictures that the run in {folder.path} began with "
+                "(other files, another order or changed files); give the same data, or start a new folder"
+            )
+        self.init = read_weights(plan.init) if plan.init else None
+        self.fabric = _fabric(s)
+        self.settings, self.told = _fit(s, self.source, self.fabric.world_size)
+        self.main = self.fabric.global_rank == 0
+        self.workers = _workers(self.settings)
+        self.bad = BadPictures(folder.bad_pictures, self.settings.max_bad, len(self.source))
+        self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
+        self.bad.warn = self.reporter.warn
+
+    def go(self) -> RunFolder:
+        """Everything, in order."""
+        todo = stages_of(self.settings)
+        if self.init and len(todo) == 2:
+            todo = {"stage2": todo["stage2"]}
+            self.told.append(f"--init {self.plan.init} takes the place of stage 1")
+        if any(stage.method == "supervised" for stage in todo.values()) and self.source.classes is None:
+            raise InputError(
+                f"{self.plan.data} has no labels, which supervised training needs; shards hold them as KEY.cls, "
+                "a folder as sub-folders with --folder_classes true"
+            )
+        if self.init:  # a wrong architecture is found before anything is written
+            first = next(iter(todo.values()))
+            install(self._embedding(first), self.init.query, self.init.origin)
+        last = self._open_folder()
+        self._introduce(todo)
+        before: Weights | None = self.init
+        for name, stage in todo.items():
+            done = self.folder.checkpoints / f"{name}.ckpt"
+            if last is not None and list(todo).index(last["stage"]) > list(todo).index(name):
+                before = read_weights(str(done))
+                continue
+            task = self._task(name, stage, before)
+            self._train(task, stage, last if last is not None and last["stage"] == name else None)
+            before, last = read_weights(str(done)), None
+        self._finish(todo)
+        return self.folder
+
+    def _open_folder(self) -> dict[str, Any] | None:
+        """Make the folder or find the last checkpoint in it; settle the tables."""
+        last = None
+        if self.main:
+            self.folder.create(resume=self.resume)
+        self.fabric.barrier()
+        if self.resume:
+            found = checkpoint.latest(self.folder.checkpoints)
+            if found:
+                path, last = found
+                if last.get("arch") != self.settings.backbone:
+                    raise InputError(
+                        f"{path} is of the backbone {last.get('arch')}, this run's is {self.settings.backbone}; "
+                        "put back the run's own checkpoint or start a new folder"
+                    )
+        self.metrics = Table(self.folder.metrics, monitors.COLUMNS)
+        if self.main:
+            self.metrics.cut(last["metrics_bytes"] if last else 0)
+            if last is None:
+                Table(self.folder.timing, ("stage", "step", "images_per_second", "waiting", "seconds")).cut(0)
+            self.folder.write_settings(
+                {
+                    "data": self.plan.data if ":" in self.plan.data else os.path.abspath(self.plan.data),
+                    "recipe": self.plan.recipe,
+                    "init": self.plan.init,
+                    "fingerprint": self.source.fingerprint,
+                    "hetcl": machine()["hetcl"],
+                    "settings": to_dict(self.plan.settings),
+                }
+            )
+        return last
+
+    def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
+        say, s = self.reporter.say, self.settings
+        say(f"data      {self.source.description}")
+        methods = ", then ".join(f"{stage.method} for {stage.epochs} epochs" for stage in todo.values())
+        say(f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups")
+        ranks = self.fabric.world_size
+        say(f"device    {_device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else "") + f", {_precision(s)}")
+        say(f"folder    {self.folder.path}")
+        for line in self.told:
+            self.reporter.warn(line)
+        if s.knn.every and self.source.classes is None:
+            say("no labels in the data, so no kNN check; accuracy within the batch is the figure to watch")
+
+    # ---- one stage -----------------------------------------------------------------------------------------------
+
+    def _embedding(self, stage: StageSettings) -> nn.Module:
+        s = self.settings
+        return stages.build_embedding(
+            stage.method,
+            s.backbone,
+            seed=s.seed,
+            semantic_dim=s.semantic.dim,
+            side=s.spatial.side,
+            width=s.spatial.width,
+            fused=s.spatial.fused,
+            classes=len(self.source.classes) if self.source.classes is not None else None,
+        )
+
+    def _task(self, name: str, stage: StageSettings, before: Weights | None) -> Task:
+        """The stage with its initial weights: random, or query and key encoder from ``before``."""
+        s, fabric = self.settings, self.fabric
+        model = self._embedding(stage)
+        if before is not None:
+            for line in install(model, before.query, before.origin):
+                self.reporter.say(f"{name}: {line}")
+        groups = max(1, s.groups // fabric.world_size)
+        dtype = DTYPES.get(s.precision, torch.float32)
+        common: dict[str, Any] = {
+            "fabric": fabric,
+            "loader": ViewLoader(
+                self.source,
+                policy=stage.views,
+                size=s.size,
+                batch=s.batch,
+                seed=s.seed,
+                stage=name,
+                views=1 if stage.method == "supervised" else 2,
+                rank=fabric.global_rank,
+                ranks=fabric.world_size,
+                workers=self.workers,
+                window=s.window,
+                pin=fabric.device.type == "cuda",
+            ),
+            "photometric": Photometric(stage.views, dtype=dtype),
+            "evaluate": self._knn,
+            "on_bad": self.bad.see,
+            "epochs": stage.epochs,
+            "batch": s.batch,
+            "seed": s.seed,
+            "accumulate": s.accumulate,
+            "channels_last": s.channels_last,
+            "knn_every": s.knn.every,
+            "lr": stage.lr,
+            "sgd_momentum": stage.sgd_momentum,
+            "weight_decay": stage.weight_decay,
+        }
+        if stage.method == "supervised":
+            return stages.Supervised(name, model=self._place(model), groups=groups, **common)
+        pair = MomentumPair(model, momentum=stage.key_momentum, groups=groups)
+        if before is not None and before.key is not None:
+            install(pair.key, {**pair.key.state_dict(), **_known(pair.key, before.key)}, before.origin)
+        queue = KeyQueue(stage.queue, model.dims, seed=s.seed)  # type: ignore[arg-type]
+        return stages.Contrast(
+            name,
+            pair=self._place(pair),
+            queue=queue.to(fabric.device, dtype),
+            temperature=stage.temperature,
+            mask_own=s.mask_own,
+            **common,
+        )
+
+    def _place(self, module: Any) -> Any:
+        s = self.settings
+        module = module.to(self.fabric.device, DTYPES.get(s.precision, torch.float32))
+        if s.channels_last:
+            module = module.to(memory_format=torch.channels_last)
+        if s.compile:
+            for encoder in (module.query, module.key) if isinstance(module, MomentumPair) else (module,):
+                encoder.compile()
+        return module
+
+    def _train(self, task: Task, stage: StageSettings, resumed: dict[str, Any] | None) -> None:
+        s = self.settings
+        loop = Loop(
+            task,
+            fabric=self.fabric,
+            folder=self.folder,
+            metrics=self.metrics,
+            learning_rate=schedule(
+                stage.schedule,
+                lr=stage.lr,
+                epochs=stage.epochs,
+                steps_per_epoch=task.steps_per_epoch,
+                milestones=stage.milestones,
+                warmup=stage.warmup,
+            ),
+            reporter=self.reporter,
+            log_every=s.log_every,
+            checkpoint_every=s.checkpoint_every,
+            extra={
+                "arch": s.backbone,
+                "method": stage.method,
+                "size": s.size,
+                "semantic_dim": s.semantic.dim,
+                "spatial": {"side": s.spatial.side, "width": s.spatial.width, "fused": s.spatial.fused},
+            },
+        )
+        if resumed is not None:
+            self.reporter.say(f"going on with {task.name} at epoch {resumed['epoch']}, step {resumed['step']}")
+        loop.fit(resumed)
+        if self.main:
+            checkpoint.save(self.folder.checkpoints / f"{task.name}.ckpt", loop.state())
+        self.fabric.barrier()
+        task.close()
+
+    def _knn(self, pyramid: nn.Module) -> dict[str, float]:
+        """kNN accuracy of the backbone's pooled C5, where there are labels. On the first rank alone."""
+        s, source = self.settings, self.source
+        if source.classes is None or not self.main:
+            return {}
+        queries_from = self.held_out if self.held_out is not None and self.held_out.classes else source
+        own = queries_from is source
+        n = len(source)
+        held = min(s.knn.queries, n // 5 if own else len(queries_from))
+        take = min(s.knn.bank, n - held if own else n)
+        if held < 1 or take < 1:
+            return {}
+        order = permute(np.arange(take + (held if own else 0)), n, s.seed, "knn")
+        asked = order[take:] if own else permute(np.arange(held), len(queries_from), s.seed, "knn queries")
+        bank = self._features(pyramid, source, order[:take])
+        asking = self._features(pyramid, queries_from, asked)
+        return {"knn": monitors.knn_accuracy(*bank, *asking, k=s.knn.k)}
+
+    @torch.no_grad()
+    def _features(self, pyramid: nn.Module, source: Source, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        """Pooled C5 ``[n, C]`` and labels ``[n]`` of labelled pictures."""
+        s = self.settings
+        plain = Photometric(self.settings.stage1.views, dtype=DTYPES.get(s.precision, torch.float32))
+        features, labels = [], []
+        for batch in ordered(source, indices, size=s.size, batch=min(256, s.batch), workers=self.workers):
+            images = plain(batch.images[0].to(self.fabric.device), batch.colour[0])
+            if s.channels_last:
+                images = images.contiguous(memory_format=torch.channels_last)
+            with self.fabric.autocast():
+                pooled = pyramid(images)[-1].mean(dim=(2, 3))
+            assert batch.label is not None
+            keep = batch.label >= 0
+            features.append(pooled.float()[keep.to(pooled.device)])
+            labels.append(batch.label[keep].to(pooled.device))
+        return torch.cat(features), torch.cat(labels)
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, todo: Mapping[str, StageSettings]) -> None:
+        if not self.main:
+            return
+        from safetensors.torch import save
+
+        s = self.settings
+        final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
+        backbone = {
+            name.removeprefix("pyramid."): value.float().contiguous() if value.is_floating_point() else value.contiguous()
+            for name, value in final.query.items()
+            if name.startswith("pyramid.")
+        }
+        facts = {
+            "arch": s.backbone,
+            "method": [stage.method for stage in todo.values()],
+            "size": s.size,
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "channels": "RGB",
+        }
+        # One entry only: safetensors writes several in an order that changes from run to run.
+        write_atomic(self.folder.backbone, save(backbone, {"hetcl": json.dumps(facts, sort_keys=True)}))
+        rows = self.folder.read_metrics()
+        last = {name: [r for r in rows if r["stage"] == name and "loss" in r][-1] for name in todo}
+        knn = [r["knn"] for r in rows if "knn" in r]
+        seconds = time.monotonic() - self.began
+        summary = {
+            "backbone": facts,
+            "data": {"description": self.source.description, "pictures": len(self.source), "bad": self.bad.known},
+            "stages": last,
+            "knn": {"before": knn[0], "after": knn[-1]} if knn else None,
+            "machine": machine() | {"device": _device_name(self.fabric.device), "ranks": self.fabric.world_size},
+            "seconds_of_this_process": round(seconds, 1),
+        }
+        self.folder.write_summary(summary)
+        self.reporter.say("")
+        self.reporter.say(f"done in {duration(seconds)}; {self.conclusion(last, knn)}", style="bold")
+        if self.bad.known:
+            self.reporter.say(f"{self.bad.known} pictures could not be used: {self.folder.bad_pictures} lists them")
+        self.reporter.say(f"the backbone is {self.folder.backbone}")
+        if s.backbone.startswith(("torchvision:resn", "torchvision:wide", "resnet")):
+            arch = s.backbone.split(":")[-1]
+            self.reporter.say(
+                f"use it:   torchvision.models.{arch}().load_state_dict(safetensors.torch.load_file('{self.folder.backbone}'), "
+                "strict=False)  # all but fc"
+            )
+
+    @staticmethod
+    def conclusion(last: Mapping[str, Mapping[str, Any]], knn: Sequence[Any]) -> str:
+        """What was learned, in words."""
+        row = list(last.values())[-1]
+        words = []
+        if "accuracy_batch" in row:
+            words.append(f"a picture finds its other view in its batch in {row['accuracy_batch']:.1%} of cases")
+        elif "accuracy" in row:
+            words.append(f"training accuracy {row['accuracy']:.1%}")
+        if len(knn) > 1:
+            words.append(f"kNN accuracy went from {knn[0]:.1%} (before training) to {knn[-1]:.1%}")
+        return ", ".join(words)
+
+
+class BadPictures:
+    """Counts pictures that were replaced, lists each once in a file, and stops a run that has too many.
+
+    Args:
+        path: the CSV file; what it lists already (a resumed run) is not listed again.
+        share: of the pictures seen, above which :meth:`see` raises.
+        pictures: in the data.
+    """
+
+    def __init__(self, path: Path, share: float, pictures: int) -> None:
+        self.path, self.share, self.pictures = path, share, pictures
+        self.seen = self.replaced = 0
+        self.warn: Any = print
+        self._listed: set[int] = set()
+        if path.is_file():
+            with open(path, newline="") as f:
+                self._listed = {int(row["index"]) for row in csv.DictReader(f)}
+
+    @property
+    def known(self) -> int:
+        """Different pictures found unusable."""
+        return len(self._listed)
+
+    def see(self, batch: ViewBatch) -> None:
+        """Count a batch. Raises ``WorkFailed`` when too many of those seen were bad."""
+        self.seen += len(batch.index)
+        self.replaced += len(batch.bad)
+        new = [r for r in {r.index: r for r in batch.bad}.values() if r.index not in self._listed]
+        if new:
+            first = not self._listed
+            with open(self.path, "a", newline="") as f:
+                writer = csv.writer(f, lineterminator="\n")
+                if f.tell() == 0:
+                    writer.writerow(("index", "name", "reason"))
+                writer.writerows((r.index, r.name, r.reason) for r in new)
+            self._listed |= {r.index for r in new}
+            if first:
+                self.warn(f"{new[0].name} cannot be used ({new[0].reason}); another picture takes its place. "
+                          f"{self.path} lists all such pictures")
+        enough = min(self.pictures, 1000)
+        if self.seen >= enough and self.replaced > self.share * self.seen:
+            raise WorkFailed(
+                f"{self.replaced} of the first {self.seen} pictures cannot be used, more than max_bad = {self.share:.0%}; "
+                f"{self.path} lists them: mend the data, or raise max_bad and go on with --resume"
+            )
+
+
+# ---- small decisions -----------------------------------------------------------------------------------------------
+
+
+def _known(module: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Entries of ``state`` that ``module`` has in the same shape."""
+    own = module.state_dict()
+    return {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
+
+
+def _fabric(settings: Settings) -> Fabric:
+    """Devices and ranks, from the settings or from torchrun or SLURM."""
+    env = os.environ
+    ranks, local = int(env.get("WORLD_SIZE", 0)), int(env.get("LOCAL_WORLD_SIZE", 0))
+    if not ranks and "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
+        ranks = int(env["SLURM_NTASKS"])
+        local = ranks // int(env.get("SLURM_NNODES", 1))
+    devices, nodes = (local, max(1, ranks // max(1, local))) if ranks else (settings.devices, 1)
+    device = settings.device
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: PyTorch sees no GPU here; set device to auto or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise InputError(f"devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
+    total = devices * nodes
+    if settings.batch % total or settings.groups % total:
+        raise InputError(f"batch ({settings.batch}) and groups ({settings.groups}) must be multiples of the {total} devices")
+    # Every rank takes whole batch-norm groups; their statistics are averaged by hand, not broadcast.
+    strategy = DDPStrategy(broadcast_buffers=False) if total > 1 else "auto"
+    fabric = Fabric(
+        accelerator=device,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=PRECISIONS[_precision(settings, device)],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def _precision(settings: Settings, device: str | None = None) -> str:
+    if settings.precision != "auto":
+        return settings.precision
+    cuda = (device or settings.device) in ("cuda", "auto") and torch.cuda.is_available()
+    return "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def _device_name(device: torch.device) -> str:
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def _workers(settings: Settings) -> int:
+    return settings.workers if settings.workers >= 0 else min(8, os.cpu_count() or 1)
+
+
+def _fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[str]]:
+    """Settings that go with the number of pictures, and what a person should be told about it."""
+    s, n, told = settings, len(source), []
+    if n < s.batch:
+        whole = s.groups
+        batch = n // whole * whole
+        if batch < 2 * whole:
+            groups = ranks
+            batch = n // groups * groups
+            if batch < 2 * groups:
+                raise InputError(f"{source.description}: {n} pictures are too few to contrast; give at least {2 * ranks}")
+            told.append(f"batch-norm groups {s.groups} -> {groups}, since there are only {n} pictures")
+            s = replace(s, groups=groups)
+        told.append(f"batch {s.batch} -> {batch}, since there are only {n} pictures")
+        s = replace(s, batch=batch)
+    for name in ("stage1", "stage2"):
+        stage = getattr(s, name)
+        if not stage.epochs or stage.method == "supervised" or stage.queue <= n:
+            continue
+        if s.fit_queue:
+            told.append(f"{name}.queue {stage.queue} -> {n}, the number of pictures: more would only repeat them")
+            s = replace(s, **{name: replace(stage, queue=n)})
+        else:
+            told.append(f"{name}.queue of {stage.queue} is longer than the data ({n} pictures): it holds each several times")
+    return s, told
+
+

@@ -1,0 +1,293 @@
+"""The methods as tasks of the training loop, and the hand-over between stages.
+
+A contrastive step reads as the algorithm (:meth:`Contrast.step`). Shapes: B local batch, R ranks, D dimensions of the
+concatenated parts, K keys in the queue (``hetcl/types.py``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from hetcl.contrast.infonce import info_nce
+from hetcl.contrast.queue import KeyQueue
+from hetcl.model.branches import ClassBranch, SemanticBranch, SpatialBranch
+from hetcl.model.embedding import Embedding
+from hetcl.model.momentum import MomentumPair, average_buffers, gather, group_batch_norm, shuffle_of
+from hetcl.model.pyramid import build_pyramid
+from hetcl.pretrain import monitors
+from hetcl.types import Parts, ViewBatch
+from hetcl.views.loader import ViewLoader
+from hetcl.views.photometric import Photometric
+
+Evaluate = Callable[[nn.Module], dict[str, float]]
+"""Figures of a backbone (the kNN check)."""
+
+
+def build_embedding(
+    method: str,
+    backbone: str,
+    *,
+    seed: int,
+    semantic_dim: int = 128,
+    side: int = 14,
+    width: int = 256,
+    fused: bool = True,
+    classes: int | None = None,
+) -> nn.Module:
+    """The encoder that a method trains, with initial weights that are a function of ``seed``.
+
+    Returns:
+        an ``Embedding`` with the method's branches; for ``supervised`` a :class:`Classifier`.
+    """
+    pyramid = build_pyramid(backbone, seed=seed)
+    channels = pyramid.spec.channels
+    if method == "supervised":
+        assert classes is not None
+        return Classifier(pyramid, ClassBranch(channels[-1], classes, seed=seed))
+    branches: dict[str, nn.Module] = {
+        "semantic": SemanticBranch(channels[-1], dim=semantic_dim, mlp=method != "moco-v1", seed=seed)
+    }
+    if method == "hcl":
+        branches["spatial"] = SpatialBranch(channels, width=width, side=side, fused=fused, seed=seed)
+    return Embedding(pyramid, branches)
+
+
+class Classifier(nn.Module):
+    """Pyramid and class logits, with an embedding's names (``pyramid.*``, ``branches.class.*``)."""
+
+    def __init__(self, pyramid: nn.Module, branch: ClassBranch) -> None:
+        super().__init__()
+        self.pyramid = pyramid
+        self.branches = nn.ModuleDict({"class": branch})
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` -> logits ``[B, classes]``."""
+        return self.branches["class"](self.pyramid(images))
+
+
+class _Stage:
+    """What every method shares: batches, views, the optimiser, the kNN check, messages."""
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        fabric: Fabric,
+        loader: ViewLoader,
+        photometric: Photometric,
+        evaluate: Evaluate,
+        on_bad: Callable[[ViewBatch], None],
+        epochs: int,
+        batch: int,
+        seed: int,
+        accumulate: int,
+        channels_last: bool,
+        knn_every: int,
+    ) -> None:
+        self.name, self.fabric, self.loader, self.photometric = name, fabric, loader, photometric
+        self._evaluate, self._on_bad = evaluate, on_bad
+        self.epochs, self.steps_per_epoch, self.images_per_step = epochs, loader.steps_per_epoch, batch
+        self.seed, self.accumulate, self.knn_every = seed, accumulate, knn_every
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.watch = monitors.Watch(chance_batch=1 / batch)
+        self.optimizer: torch.optim.Optimizer
+
+    def batches(self, epoch: int, start: int) -> Iterator[ViewBatch]:
+        """Batches of an epoch on the device; bad pictures are reported on the way."""
+        for batch in self.loader.epoch(epoch, start):
+            self._on_bad(batch)
+            yield batch.to(self.fabric.device)
+
+    def views(self, batch: ViewBatch) -> list[Tensor]:
+        """The views as the encoder takes them: V of ``[B, 3, H, W]``."""
+        return [
+            self.photometric(images, colour).contiguous(memory_format=self.format)
+            for images, colour in zip(batch.images, batch.colour, strict=True)
+        ]
+
+    def messages(self, row: Mapping[str, float]) -> Iterator[str]:
+        """See :class:`monitors.Watch`."""
+        return self.watch.messages(row)
+
+    def line(self, row: Mapping[str, float]) -> str:
+        """See :func:`monitors.line`."""
+        return monitors.line(row)
+
+    def close(self) -> None:
+        """Stop the workers."""
+        self.loader.close()
+
+    def _knn(self, pyramid: nn.Module, epoch: int) -> dict[str, float]:
+        due = self.knn_every and (epoch % self.knn_every == 0 or epoch == self.epochs)
+        if not due:
+            return {}
+        training = pyramid.training
+        pyramid.eval()
+        try:
+            return self._evaluate(pyramid)
+        finally:
+            pyramid.train(training)
+
+
+class Contrast(_Stage):
+    """MoCo-v1, MoCo-v2 and HCL: they differ in the branches of the pair and in the views alone.
+
+    Args:
+        pair: query and key encoder, on the device.
+        queue: on the device.
+        lr, sgd_momentum, weight_decay: of SGD over every parameter of the query encoder.
+        temperature: of the loss.
+        mask_own: keep a picture's own earlier keys out of its negatives.
+        **common: see :class:`_Stage`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        pair: MomentumPair,
+        queue: KeyQueue,
+        lr: float,
+        sgd_momentum: float,
+        weight_decay: float,
+        temperature: float,
+        mask_own: bool,
+        **common: Any,
+    ) -> None:
+        super().__init__(name, **common)
+        self.pair, self.queue, self.temperature, self.mask_own = pair, queue, temperature, mask_own
+        optimizer = torch.optim.SGD(
+            pair.query.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
+        )
+        self.query, self.optimizer = self.fabric.setup(pair.query, optimizer)
+        self.pair.train()
+
+    def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
+        """One step of momentum contrast (paper section 3.3, equation 1; MoCo algorithm 1)."""
+        index = batch.index
+        x_query, x_key = self.views(batch)
+
+        # The momentum update reads the query's weights only, so it may stand before the query pass.
+        self.pair.update_key()
+        shuffle = shuffle_of(self.images_per_step, self.seed, self.name, step)
+        with self.fabric.autocast():
+            key = self.pair.encode_keys(x_key, shuffle, chunks=self.accumulate)
+        k = self.concat(key)
+        negatives = {"queue": self.queue.keys, "temperature": self.temperature}
+        pieces: list[tuple[Parts, Tensor, Tensor]] = []
+        for i, rows in enumerate(torch.arange(len(index), device=index.device).chunk(self.accumulate)):
+            last = i == self.accumulate - 1
+            with self.fabric.no_backward_sync(self.query, enabled=not last), self.pair.micro_batch(
+                self.pair.query, i, self.accumulate
+            ):
+                query = self.query(x_query[rows])
+                owned = {"index": index[rows], "queue_index": self.queue.index} if self.mask_own else {}
+                logits, loss = info_nce(self.concat(query), k[rows], **negatives, **owned)
+                self.fabric.backward(loss / self.accumulate)
+            pieces.append(({n: p.detach() for n, p in query.items()}, logits.detach(), loss.detach()))
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+
+        query = {n: torch.cat([p[0][n] for p in pieces]) for n in key}
+        figures = self.figures(query, key, torch.cat([p[1] for p in pieces]), index)
+        self.queue.push(gather(k), gather(index))
+        return {"loss": torch.stack([p[2] for p in pieces]).mean(), **figures}
+
+    def concat(self, parts: Parts) -> Tensor:
+        """Parts side by side in the queue's order: ``[B, D]``."""
+        return torch.cat([parts[name] for name in self.queue.dims], dim=1)
+
+    def figures(self, query: Parts, key: Parts, logits: Tensor, index: Tensor) -> dict[str, Tensor]:
+        """See :func:`monitors.figures`; besides, the chance level log(1 + K) and how full the queue is."""
+        known = {"chance": math.log(1 + self.queue.length), "queue_filled": self.queue.filled}
+        return {
+            **{name: torch.tensor(value, device=index.device) for name, value in known.items()},
+            **monitors.figures(query, key, self.queue, logits, index, mask_own=self.mask_own),
+        }
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """The kNN check on the query's backbone."""
+        return self._knn(self.pair.query.pyramid, epoch)  # type: ignore[arg-type]
+
+    def before_save(self) -> None:
+        """Ranks agree on their batch-norm statistics."""
+        average_buffers(self.pair)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Both encoders, the queue, the optimiser."""
+        return {
+            "query": self.pair.query.state_dict(),
+            "key": self.pair.key.state_dict(),
+            "queue": self.queue.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What :meth:`state_dict` gave."""
+        self.pair.query.load_state_dict(state["query"])
+        self.pair.key.load_state_dict(state["key"])
+        self.queue.load_state_dict(state["queue"])
+        self.optimizer.load_state_dict(state["optimizer"])
+
+
+class Supervised(_Stage):
+    """Training with labels: cross-entropy on the pooled last map.
+
+    Args:
+        model: a :class:`Classifier` on the device.
+        groups: batch-norm groups of this process's batch.
+        lr, sgd_momentum, weight_decay: of SGD.
+        **common: see :class:`_Stage`.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        *,
+        model: nn.Module,
+        groups: int,
+        lr: float,
+        sgd_momentum: float,
+        weight_decay: float,
+        **common: Any,
+    ) -> None:
+        super().__init__(name, **common)
+        self.model = group_batch_norm(model, groups)
+        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay)
+        self.wrapped, self.optimizer = self.fabric.setup(self.model, optimizer)
+        self.model.train()
+
+    def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
+        """One step of SGD on the cross-entropy."""
+        (images,) = self.views(batch)
+        assert batch.label is not None
+        logits = self.wrapped(images).float()
+        loss = F.cross_entropy(logits, batch.label)
+        self.fabric.backward(loss)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        return {"loss": loss.detach(), "accuracy": (logits.argmax(dim=1) == batch.label).float().mean()}
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """The kNN check."""
+        return self._knn(self.model.pyramid, epoch)  # type: ignore[arg-type]
+
+    def before_save(self) -> None:
+        """Ranks agree on their batch-norm statistics."""
+        average_buffers(self.model)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The model and the optimiser."""
+        return {"query": self.model.state_dict(), "optimizer": self.optimizer.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """What :meth:`state_dict` gave."""
+        self.model.load_state_dict(state["query"])
+        self.optimizer.load_state_dict(state["optimizer"])

@@ -1,0 +1,1 @@
+"""The loop: steps, schedule, logging, checkpoints, signals, resume. It knows nothing of what it trains."""

@@ -1,0 +1,296 @@
+"""One loop for all training: steps, schedule, rows of figures, checkpoints, signals, resume.
+
+The loop knows a :class:`Task` and a :class:`RunFolder`, nothing else. Everything that decides the numbers is a
+function of the step or lies in the checkpoint, so a run killed at any moment and resumed ends in the same bits.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from hetcl.draws import seed_of
+from hetcl.errors import Stopped, WorkFailed
+from hetcl.runs import checkpoint
+from hetcl.runs.folder import RunFolder, Table
+from hetcl.training.progress import Reporter, duration
+from hetcl.training.schedule import Schedule
+from hetcl.training.signals import StopSignal
+
+
+class Task(Protocol):
+    """What is trained."""
+
+    name: str
+    """Of the stage; goes into rows and checkpoints."""
+    seed: int
+    epochs: int
+    steps_per_epoch: int
+    images_per_step: int
+    """Pictures in a step over all ranks."""
+    optimizer: torch.optim.Optimizer
+
+    def batches(self, epoch: int, start: int) -> Iterator[Any]:
+        """Batches of an epoch from step ``start`` on."""
+        ...
+
+    def step(self, batch: Any, step: int) -> dict[str, Tensor]:
+        """One optimiser step; named scalars on the device, among them ``loss``."""
+        ...
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """Figures after ``epoch`` epochs (0: before training); called on every rank."""
+        ...
+
+    def messages(self, row: Mapping[str, float]) -> Iterable[str]:
+        """What a person should know about a row of figures."""
+        ...
+
+    def line(self, row: Mapping[str, float]) -> str:
+        """A row in words."""
+        ...
+
+    def close(self) -> None:
+        """Let go of workers."""
+        ...
+
+    def before_save(self) -> None:
+        """Called on every rank before the state is read (ranks agree on their buffers here)."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
+
+
+@dataclass
+class Meters:
+    """Running sums of a task's figures since the last row; saved with the checkpoint."""
+
+    sums: dict[str, Tensor] = field(default_factory=dict)
+    count: int = 0
+
+    def add(self, values: Mapping[str, Tensor]) -> None:
+        """Add a step's scalars; no wait for the device."""
+        for name, value in values.items():
+            value = value.detach().double()
+            self.sums[name] = self.sums[name] + value if name in self.sums else value
+        self.count += 1
+
+    def take(self) -> dict[str, float]:
+        """Means over steps and ranks, then start anew. CPU-GPU sync point."""
+        if not self.count:
+            return {}
+        stacked = torch.stack(list(self.sums.values())) / self.count
+        if dist.is_available() and dist.is_initialized():
+            dist.all_reduce(stacked)
+            stacked /= dist.get_world_size()
+        out = dict(zip(self.sums, stacked.tolist(), strict=True))
+        self.sums, self.count = {}, 0
+        return out
+
+
+@dataclass
+class Stopwatch:
+    """Images a second and the share of time spent waiting for data, since the last row and since the start."""
+
+    began: float = field(default_factory=time.monotonic)
+    since: float = field(default_factory=time.monotonic)
+    waited: float = 0.0
+    steps: int = 0
+    all_steps: int = 0
+
+    def take(self, images_per_step: int) -> dict[str, float]:
+        now = time.monotonic()
+        spent = max(now - self.since, 1e-9)
+        out = {"images_per_second": self.steps * images_per_step / spent, "waiting": self.waited / spent}
+        self.since, self.waited, self.steps = now, 0.0, 0
+        return out
+
+    def left(self, steps: int) -> float:
+        """Seconds for ``steps`` more, by the pace since the start."""
+        return steps * (time.monotonic() - self.began) / max(self.all_steps, 1)
+
+
+class Loop:
+    """Trains one task into a run folder.
+
+    Args:
+        task: what to train.
+        fabric: devices and ranks.
+        folder: where to write.
+        metrics: the table of rows; its columns are the task's figures with ``stage, epoch, step, lr`` before them.
+        learning_rate: of each step.
+        reporter: what a person sees.
+        log_every: steps between rows.
+        checkpoint_every: steps between checkpoints besides the end of each epoch; 0 for none.
+        extra: saved with each checkpoint as it is (what is needed to build the model again).
+    """
+
+    def __init__(
+        self,
+        task: Task,
+        *,
+        fabric: Fabric,
+        folder: RunFolder,
+        metrics: Table,
+        learning_rate: Schedule,
+        reporter: Reporter,
+        log_every: int = 50,
+        checkpoint_every: int = 0,
+        extra: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.task, self.fabric, self.folder, self.metrics = task, fabric, folder, metrics
+        self.learning_rate, self.reporter = learning_rate, reporter
+        self.log_every, self.checkpoint_every, self.extra = log_every, checkpoint_every, dict(extra or {})
+        self.timing = Table(folder.timing, ("stage", "step", "images_per_second", "waiting", "seconds"))
+        self.meters, self.watch = Meters(), Stopwatch()
+        self.epoch = self.step = 0
+        self.first_bad = torch.full((), -1, dtype=torch.int64, device=fabric.device)
+
+    @property
+    def main(self) -> bool:
+        """Whether this rank writes files."""
+        return self.fabric.global_rank == 0
+
+    def fit(self, resumed: Mapping[str, Any] | None = None) -> None:
+        """Train to the end, from the start or from a checkpoint's state.
+
+        Raises:
+            Stopped: a signal came; the state is saved.
+            WorkFailed: a value was not finite, or the disk refused.
+        """
+        if resumed is not None:
+            self._restore(resumed)
+        elif self.epoch == self.step == 0:
+            self._row(self.task.evaluate(0))
+        total = self.task.epochs * self.task.steps_per_epoch
+        self.reporter.start(self.task.name, self.done, total)
+        self.watch = Stopwatch()
+        try:
+            with StopSignal() as signal:
+                while self.epoch < self.task.epochs:
+                    self._epoch(signal)
+        finally:
+            self.reporter.stop()
+
+    @property
+    def done(self) -> int:
+        """Steps done in this stage."""
+        return self.epoch * self.task.steps_per_epoch + self.step
+
+    def _epoch(self, signal: StopSignal) -> None:
+        task, watch = self.task, self.watch
+        waiting_since = time.monotonic()
+        for batch in task.batches(self.epoch, self.step):
+            watch.waited += time.monotonic() - waiting_since
+            lr = self.learning_rate(self.done)
+            for group in task.optimizer.param_groups:
+                group["lr"] = lr
+            # Modules that draw for themselves (drop path) draw the same after a resume.
+            torch.manual_seed(seed_of(task.seed, task.name, self.done, self.fabric.global_rank))
+            values = task.step(batch, self.done)
+            bad = ~torch.isfinite(values["loss"].detach()) & (self.first_bad < 0)
+            self.first_bad = torch.where(bad, self.done, self.first_bad)
+            self.meters.add(values)
+            self.step += 1
+            watch.steps += 1
+            watch.all_steps += 1
+            self.reporter.advance(self.done)
+            if self.done % self.log_every == 0 and self.step < task.steps_per_epoch:
+                self._row({})
+            if self.checkpoint_every and self.done % self.checkpoint_every == 0 and self.step < task.steps_per_epoch:
+                self.save()
+            if self._stop(signal) and self.step < task.steps_per_epoch:
+                self._stopped(signal)
+            waiting_since = time.monotonic()
+        self._check_finite()
+        self.epoch, self.step = self.epoch + 1, 0
+        task.before_save()
+        self._row(task.evaluate(self.epoch), last=True)
+        self.save()
+        if self._stop(signal):
+            self._stopped(signal)
+
+    def _row(self, extra: Mapping[str, float], *, last: bool = False) -> None:
+        """Write the figures since the last row, with ``extra`` ones. CPU-GPU sync point."""
+        self._check_finite()
+        lr = self.task.optimizer.param_groups[0]["lr"] if self.meters.count else None
+        figures = {**self.meters.take(), **extra}
+        speed = self.watch.take(self.task.images_per_step) if self.watch.steps else {}
+        if not figures or not self.main:
+            return
+        head: dict[str, Any] = {"stage": self.task.name, "epoch": self.epoch, "step": self.done}
+        row = figures if lr is None else {**figures, "lr": lr}
+        self.metrics.append({**head, **{k: v for k, v in row.items() if k in self.metrics.columns}})
+        if speed:
+            spent = time.monotonic() - self.watch.began
+            self.timing.append({"stage": self.task.name, "step": self.done, **speed, "seconds": spent})
+        self.reporter.scalars({f"{self.task.name}/{k}": v for k, v in {**row, **speed}.items()}, self.done)
+        left = self.task.epochs * self.task.steps_per_epoch - self.done
+        pace = f"{speed['images_per_second']:.0f} img/s, waiting {speed['waiting']:.0%}" if speed else ""
+        ahead = f"{duration(self.watch.left(left))} left" if speed and left else ""
+        words = [f"{self.task.name} {self.epoch}/{self.task.epochs} step {self.done}", self.task.line(row), pace, ahead]
+        self.reporter.row("  ".join(w for w in words if w), last=last)
+        for message in self.task.messages({**row, "epoch": self.epoch, "step": self.done}):
+            self.reporter.warn(message)
+
+    def _check_finite(self) -> None:
+        """Stop when a loss was not finite. CPU-GPU sync point."""
+        step = int(self.first_bad)
+        if step >= 0:
+            kept = "; the last checkpoint, from before it, is kept" if (self.folder.checkpoints / "last.ckpt").exists() else ""
+            raise WorkFailed(
+                f"the loss of {self.task.name} is not finite at step {step}{kept}; "
+                f"lower {self.task.name}.lr, or set precision to fp32, and start again from that checkpoint"
+            )
+
+    def _stop(self, signal: StopSignal) -> bool:
+        """Whether any rank received a signal (ranks ask each other every tenth step)."""
+        if not (dist.is_available() and dist.is_initialized()):
+            return bool(signal.number)
+        if self.done % 10 and self.step:
+            return False
+        number = torch.tensor(signal.number, device=self.fabric.device)
+        dist.all_reduce(number, dist.ReduceOp.MAX)
+        signal.number = int(number)
+        return bool(signal.number)
+
+    def _stopped(self, signal: StopSignal) -> None:
+        self.save()
+        raise Stopped(signal.number, f"stopped at step {self.done} of {self.task.name} after saving; go on with --resume")
+
+    # ---- checkpoints -------------------------------------------------------------------------------------------
+
+    def state(self) -> dict[str, Any]:
+        """Everything a resumed run needs."""
+        return {
+            **self.extra,
+            "stage": self.task.name,
+            "epoch": self.epoch,
+            "step": self.step,
+            "task": self.task.state_dict(),
+            "meters": {"sums": self.meters.sums, "count": self.meters.count},
+            "metrics_bytes": self.metrics.size() if self.main else 0,
+        }
+
+    def save(self) -> None:
+        """Write last.ckpt; what was there stays as previous.ckpt."""
+        self._check_finite()
+        self.task.before_save()
+        if self.main:
+            checkpoint.save(self.folder.checkpoints / "last.ckpt", self.state(), keep_previous=True)
+        self.fabric.barrier()
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.epoch, self.step = state["epoch"], state["step"]
+        self.task.load_state_dict(state["task"])
+        device = self.fabric.device
+        self.meters = Meters({k: v.to(device) for k, v in state["meters"]["sums"].items()}, state["meters"]["count"])

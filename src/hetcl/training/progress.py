@@ -1,0 +1,107 @@
+"""What a person sees while it runs: a live bar on a terminal, a line a row elsewhere, the same words in log.txt."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.markup import escape
+from rich.progress import BarColumn, Progress, TextColumn
+
+from hetcl.runs.folder import disk_problem
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the two units that matter: ``3 h 20 min``."""
+    s = max(0, round(seconds))
+    for unit, size, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
+        if s >= size:
+            return f"{s // size} {unit} {s % size // part} {lower}" if s < 10 * size else f"{round(s / size)} {unit}"
+    return f"{s} s"
+
+
+class Reporter:
+    """Lines for a person and for log.txt, a bar on a terminal, and TensorBoard. Silent on all ranks but the first.
+
+    Args:
+        log: the file to append to, or None.
+        tensorboard: the folder of event files, or None.
+        quiet: say nothing at all (ranks above 0).
+    """
+
+    def __init__(self, log: Path | None = None, tensorboard: Path | None = None, *, quiet: bool = False) -> None:
+        self.quiet, self._log, self._tensorboard = quiet, log, tensorboard
+        self.console = Console(highlight=False, soft_wrap=True)
+        self._bar: Progress | None = None
+        self._task: Any = None
+        self._writer: Any = None
+        self._shown = 0.0
+
+    def say(self, text: str, *, style: str = "") -> None:
+        """A line that stays."""
+        if self.quiet:
+            return
+        self.console.print(escape(text), style=style)
+        self.note(text)
+
+    def warn(self, text: str) -> None:
+        """A line that should not be overlooked."""
+        self.say(f"! {text}", style="yellow")
+
+    def note(self, text: str) -> None:
+        """A line for log.txt alone."""
+        if self._log is None or self.quiet:
+            return
+        try:
+            with open(self._log, "a") as f:
+                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+        except OSError as e:
+            raise disk_problem(self._log, e) from None
+
+    def start(self, name: str, done: int, total: int) -> None:
+        """A new stage of ``total`` steps."""
+        self.stop()
+        if not self.quiet and self.console.is_terminal:
+            self._bar = Progress(
+                TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"), console=self.console
+            )
+            self._task = self._bar.add_task(name, total=total, completed=done, text="")
+            self._bar.start()
+
+    def advance(self, done: int) -> None:
+        """Steps done so far (cheap; call every step)."""
+        if self._bar is not None:
+            self._bar.update(self._task, completed=done)
+
+    def row(self, text: str, *, last: bool = False) -> None:
+        """A row of figures: the bar's text on a terminal, else a line at most every ten seconds; always in log.txt."""
+        if self.quiet:
+            return
+        self.note(text)
+        if self._bar is not None:
+            self._bar.update(self._task, text=escape(text))
+        elif last or time.monotonic() - self._shown > 10:
+            self.console.print(escape(text))
+            self._shown = time.monotonic()
+
+    def scalars(self, values: Mapping[str, float], step: int) -> None:
+        """Values for TensorBoard."""
+        if self._tensorboard is None or self.quiet:
+            return
+        if self._writer is None:
+            from torch.utils.tensorboard import SummaryWriter
+
+            self._writer = SummaryWriter(str(self._tensorboard), purge_step=step)
+        for name, value in values.items():
+            self._writer.add_scalar(name, value, step)
+
+    def stop(self) -> None:
+        """End the bar; flush what is open."""
+        if self._bar is not None:
+            self._bar.stop()
+            self._bar = None
+        if self._writer is not None:
+            self._writer.flush()

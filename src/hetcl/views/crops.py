@@ -1,0 +1,131 @@
+"""Crop rectangles in the plane of the upright original, their overlap, and cutting them out (worker processes).
+
+A box is (left, top, right, bottom) in pixels of the original, whatever scale the picture was decoded at.
+V views, S side of a view in pixels. Numpy and PIL only.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+from PIL import Image
+
+Box = tuple[float, float, float, float]
+"""(left, top, right, bottom) in pixels."""
+
+LARGE = 1_000_000
+"""Pixels from which a picture may be decoded at a reduced scale. Below it the crops of a 224-pixel view seldom
+leave room for a reduction, and little time would be won."""
+
+TRIES = 10
+"""Attempts at a crop before the central fallback (torchvision's ``RandomResizedCrop``)."""
+
+
+def draw_box(
+    rng: np.random.Generator,
+    width: int,
+    height: int,
+    area: tuple[float, float] = (0.2, 1.0),
+    ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> tuple[int, int, int, int]:
+    """A random crop with the distribution of torchvision's ``RandomResizedCrop``.
+
+    Share of the area uniform in ``area``, logarithm of width over height uniform in that of ``ratio``, place
+    uniform; after ten attempts that do not fit, the largest central crop whose ratio is within bounds.
+
+    Args:
+        rng: where the numbers come from; four uniform draws an attempt.
+        width, height: of the picture, in pixels.
+
+    Returns:
+        (left, top, right, bottom), integers inside the picture.
+    """
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    for _ in range(TRIES):
+        u_area, u_ratio, u_top, u_left = rng.random(4)
+        target = width * height * (area[0] + (area[1] - area[0]) * u_area)
+        aspect = math.exp(low + (high - low) * u_ratio)
+        w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
+        if 0 < w <= width and 0 < h <= height:
+            top, left = int(u_top * (height - h + 1)), int(u_left * (width - w + 1))
+            return left, top, left + w, top + h
+    w, h = width, height
+    if width / height < ratio[0]:
+        h = max(1, min(height, round(width / ratio[0])))
+    elif width / height > ratio[1]:
+        w = max(1, min(width, round(height * ratio[1])))
+    left, top = (width - w) // 2, (height - h) // 2
+    return left, top, left + w, top + h
+
+
+def centre_box(width: int, height: int, size: int) -> Box:
+    """The central square that a feature is taken from.
+
+    Large pictures: 224/256 of the short side, which is "resize to 256, centre crop 224" at any ``size``. Pictures
+    about as small as ``size`` keep more, so that nothing is enlarged without need: the whole short side up to
+    ``size`` pixels, then ``size`` pixels, until 224/256 of the short side is more.
+    """
+    short = min(width, height)
+    side = max(short * 224 / 256, min(short, size))
+    left, top = (width - side) / 2, (height - side) / 2
+    return left, top, left + side, top + side
+
+
+def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
+    """Intersection over union of boxes ``[..., 4]``, pair by pair: ``[...]`` (0 where both are empty)."""
+    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
+    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
+    common = sides.clip(0).prod(-1)
+    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - common
+    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
+
+
+def reduction(width: int, height: int, boxes: Sequence[Box], size: int) -> int:
+    """By how much the picture may be decoded smaller (1, 2, 4 or 8) such that no crop falls below ``size``.
+
+    Pictures of less than :data:`LARGE` pixels are decoded in full.
+    """
+    if width * height < LARGE:
+        return 1
+    least = min(min(r - l, b - t) for l, t, r, b in boxes)
+    return next((k for k in (8, 4, 2) if least >= k * size), 1)
+
+
+def cut(
+    image: Image.Image | np.ndarray,
+    boxes: Sequence[Box],
+    size: int,
+    *,
+    plane: tuple[int, int] | None = None,
+    out: np.ndarray | None = None,
+) -> np.ndarray:
+    """Cut ``boxes`` out of a picture and resize each to ``size`` x ``size``: PIL, bilinear with antialiasing.
+
+    With integer boxes on a picture decoded in full this equals torchvision's ``resized_crop`` of a PIL image.
+
+    Args:
+        image: RGB, or uint8 ``[h, w, 3]``; perhaps decoded at a reduced scale.
+        boxes: V rectangles in the plane of the original.
+        size: S, in pixels.
+        plane: (width, height) of the original; None when ``image`` is the original.
+        out: uint8 ``[V, 3, S, S]`` to write into.
+
+    Returns:
+        uint8 ``[V, 3, S, S]``.
+    """
+    if isinstance(image, np.ndarray):
+        image = Image.fromarray(image)
+    w, h = image.size
+    sx, sy = (1.0, 1.0) if plane is None else (w / plane[0], h / plane[1])
+    if out is None:
+        out = np.empty((len(boxes), 3, size, size), np.uint8)
+    for view, (left, top, right, bottom) in zip(out, boxes, strict=True):
+        l, t, r, b = left * sx, top * sy, min(right * sx, w), min(bottom * sy, h)
+        l0, t0, r0, b0 = math.floor(l), math.floor(t), math.ceil(r), math.ceil(b)
+        part = image.crop((l0, t0, r0, b0))
+        part = part.resize((size, size), Image.Resampling.BILINEAR, box=(l - l0, t - t0, r - l0, b - t0))
+        flat = np.frombuffer(part.tobytes(), np.uint8)  # quicker than np.asarray(part)
+        view[:] = flat.reshape(size, size, 3).transpose(2, 0, 1)
+    return out

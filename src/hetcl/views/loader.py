@@ -1,0 +1,335 @@
+"""Batches of views, a function of (seed, stage, epoch, position) alone.
+
+Neither the number of workers nor the number of ranks nor where a run was resumed changes what a sample looks like.
+A picture that cannot be used is replaced by another, drawn from its own key, and nothing else moves.
+N pictures, B global batch, R ranks, V views, S side of a view in pixels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from hetcl.draws import Key, generator
+from hetcl.errors import InputError
+from hetcl.images.decode import open_picture
+from hetcl.types import BadPicture, BadRecord, Source, ViewBatch, ViewPolicy
+from hetcl.views import crops, photometric
+from hetcl.views.order import Order
+from hetcl.views.workers import Pool
+
+TRIES = 50
+"""How many pictures in a row may fail to replace one before the data set is given up."""
+
+
+@dataclass(frozen=True)
+class Cuts:
+    """The views of one picture, before they are collated."""
+
+    boxes: list[crops.Box]
+    """V rectangles in the plane of the original."""
+    size: tuple[int, int]
+    """Width and height of the original in pixels."""
+    index: int
+    """Which picture of the source."""
+    label: int | None
+    """Its class, where the data has labels."""
+
+
+def render(
+    source: Source,
+    index: int,
+    choose: Callable[[int, int], list[crops.Box]],
+    size: int,
+    out: np.ndarray,
+    *,
+    max_pixels: int | None = None,
+) -> Cuts:
+    """Decode a picture once and cut its views into ``out``.
+
+    Args:
+        choose: V boxes from (width, height).
+        size: S.
+        out: uint8 ``[V, 3, S, S]``, written.
+        max_pixels: larger pictures are bad; None for the decoder's own limit.
+
+    Raises:
+        BadPicture: it cannot be used; ``out`` may hold anything.
+    """
+    sample = source.sample(index)
+    picture = open_picture(sample) if max_pixels is None else open_picture(sample, max_pixels=max_pixels)
+    plane = picture.width, picture.height
+    boxes = choose(*plane)
+    image = picture.image(crops.reduction(*plane, boxes, size))
+    crops.cut(image, boxes, size, plane=plane, out=out)
+    return Cuts(boxes, plane, index, sample.label)
+
+
+def name_of(source: Source, index: int) -> str:
+    """What to call a picture in a message, also when it cannot be read."""
+    try:
+        return source.sample(index).name or f"picture {index}"
+    except BadPicture:
+        return f"picture {index}"
+
+
+def bad_record(source: Source, index: int, error: BadPicture) -> BadRecord:
+    """The record of a picture that could not be used."""
+    return BadRecord(index, name_of(source, index), str(error))
+
+
+def collate(
+    views: Sequence[Cuts], images: np.ndarray, colour: np.ndarray, bad: tuple[BadRecord, ...], labelled: bool
+) -> ViewBatch:
+    """Rows of a batch (``images`` uint8 ``[V, B, 3, S, S]``, ``colour`` float32 ``[V, B, P]``) as a ViewBatch."""
+    shape = images.shape[:2]
+    boxes = np.array([v.boxes for v in views], np.float32).reshape(*shape[::-1], 4).swapaxes(0, 1)
+    labels = [-1 if v.label is None else v.label for v in views]
+    return ViewBatch(
+        images=torch.from_numpy(images),
+        boxes=torch.from_numpy(np.ascontiguousarray(boxes)),
+        sizes=torch.from_numpy(np.array([v.size for v in views], np.float32).reshape(-1, 2)),
+        colour=torch.from_numpy(colour),
+        index=torch.tensor([v.index for v in views], dtype=torch.int64),
+        label=torch.tensor(labels, dtype=torch.int64) if labelled else None,
+        bad=bad,
+    )
+
+
+class ViewLoader:
+    """Two views of every picture, once an epoch, in batches.
+
+    No picture is dropped: the last batch is completed with pictures from the start of the same epoch's order.
+
+    Args:
+        source: where the pictures are.
+        policy: how views are drawn.
+        size: S, side of a view in pixels.
+        batch: B, the global batch; rank r yields its contiguous slice of B / R pictures.
+        seed, stage: with the epoch and the picture, what every draw is a function of.
+        views: V.
+        rank, ranks: this process and how many there are.
+        workers: processes that decode; 0 decodes here. Changes nothing but speed.
+        window: mix pictures within windows of that many, so that reads stay near each other (slow disks, shards);
+            0 mixes everything.
+        max_pixels: larger pictures are bad; None for the decoder's own limit.
+        pin: batches in page-locked memory, for a GPU.
+
+    Raises:
+        InputError: fewer pictures than ``batch``, or a batch that does not split over the ranks.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        *,
+        policy: ViewPolicy,
+        size: int,
+        batch: int,
+        seed: int,
+        stage: str | int,
+        views: int = 2,
+        rank: int = 0,
+        ranks: int = 1,
+        workers: int = 0,
+        window: int = 0,
+        max_pixels: int | None = None,
+        pin: bool = False,
+    ) -> None:
+        if len(source) < batch:
+            raise InputError(
+                f"{source.description}: {len(source)} pictures are fewer than a batch of {batch}; "
+                f"set the batch to {len(source)} or less"
+            )
+        if batch < 1 or batch % ranks:
+            raise InputError(
+                f"a batch of {batch} does not split over {ranks} processes; choose a multiple of {ranks}"
+            )
+        self.steps_per_epoch = -(-len(source) // batch)
+        self.local_batch = batch // ranks
+        key = (seed, stage)
+        self._steps = _Steps(
+            source,
+            Order(len(source), *key, window=window, blocks=source.blocks() if window else None),
+            policy=policy,
+            size=size,
+            batch=batch,
+            views=views,
+            share=slice(rank * self.local_batch, (rank + 1) * self.local_batch),
+            key=key,
+            max_pixels=max_pixels,
+        )
+        self._pool = Pool(self._steps, workers, pin)
+        self._next: tuple[int, int] | None = None
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ViewBatch]:
+        """The batches of ``epoch`` from step ``start`` on. One epoch is read at a time.
+
+        Workers go on to the next epoch while the last batches of this one are used; asking for anything but what
+        comes next makes them start afresh.
+
+        Raises:
+            InputError: no usable picture could be found to replace a bad one.
+            WorkFailed: a worker died.
+        """
+        if self._next != (epoch, start) or not self._pool.running:
+            self._pool.restart(_from(epoch, start, self.steps_per_epoch))
+        for step in range(start, self.steps_per_epoch):
+            self._next = None
+            batch = next(self._pool)
+            self._next = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
+            yield batch
+
+    def close(self) -> None:
+        """Stop the workers. Not needed at the end of the program."""
+        self._pool.close()
+
+
+def ordered(
+    source: Source,
+    indices: Sequence[int] | np.ndarray | range,
+    *,
+    size: int,
+    batch: int,
+    workers: int = 0,
+    max_pixels: int | None = None,
+    pin: bool = False,
+) -> Iterator[ViewBatch]:
+    """One central view of each picture, in order, for features; the last batch is short.
+
+    Bad pictures are left out, so a batch may hold fewer rows (``index`` says which), never none; they are listed in
+    ``bad`` of the batch they were left out of, or of the next one that has rows, or of the last.
+
+    Args: as for :class:`ViewLoader`; ``indices`` may be a range, it is never copied whole.
+    """
+    steps = _Features(source, indices, size=size, batch=batch, max_pixels=max_pixels)
+    pool = Pool(steps, workers, pin)
+    held: ViewBatch | None = None
+    lost: tuple[BadRecord, ...] = ()
+    try:
+        pool.restart((0, step) for step in range(-(-len(indices) // batch)))
+        for found in pool:
+            if not len(found.index):
+                lost += found.bad
+                continue
+            if held is not None:
+                yield held
+            held, lost = replace(found, bad=lost + found.bad), ()
+        if held is not None:
+            yield replace(held, bad=held.bad + lost)
+        elif lost:
+            raise InputError(
+                f"{source.description}: none of {len(lost)} pictures can be used, e.g. {lost[0].reason}"
+            )
+    finally:
+        pool.close()
+
+
+def _from(epoch: int, start: int, steps: int) -> Iterator[tuple[int, int]]:
+    """(epoch, step) from there on, without end."""
+    while True:
+        yield from ((epoch, step) for step in range(start, steps))
+        epoch, start = epoch + 1, 0
+
+
+class _Steps:
+    """The local batch of (epoch, step): what the workers compute."""
+
+    def __init__(
+        self,
+        source: Source,
+        order: Order,
+        *,
+        policy: ViewPolicy,
+        size: int,
+        batch: int,
+        views: int,
+        share: slice,
+        key: tuple[Key, ...],
+        max_pixels: int | None,
+    ) -> None:
+        self.source, self.order, self.policy, self.size = source, order, policy, size
+        self.batch, self.views, self.share, self.key, self.max_pixels = batch, views, share, key, max_pixels
+
+    def __call__(self, epoch: int, step: int) -> ViewBatch:
+        positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.share] % len(self.source)
+        indices = self.order.indices(epoch, positions)
+        count = len(indices)
+        images = np.empty((self.views, count, 3, self.size, self.size), np.uint8)
+        colour = np.empty((self.views, count, len(photometric.COLUMNS)), np.float32)
+        views: list[Cuts] = []
+        bad: list[BadRecord] = []
+        for row, index in enumerate(indices.tolist()):
+            views.append(self._sample(epoch, index, images[:, row], colour[:, row], bad))
+        return collate(views, images, colour, tuple(bad), self.source.classes is not None)
+
+    def _sample(
+        self, epoch: int, index: int, images: np.ndarray, colour: np.ndarray, bad: list[BadRecord]
+    ) -> Cuts:
+        """Views of the picture at ``index`` of the order, or of the one that takes its place.
+
+        The draws belong to the place in the order, so a replacement is cut and coloured as the picture it replaces
+        would have been, and unlike its own appearance elsewhere in the epoch.
+        """
+        key = (*self.key, epoch, index)
+        for view, row in enumerate(colour):
+            row[:] = photometric.draw(self.policy, generator(*key, view, "colour"))
+
+        def choose(width: int, height: int) -> list[crops.Box]:
+            rngs = (generator(*key, view, "box") for view in range(self.views))
+            return [crops.draw_box(rng, width, height, self.policy.area, self.policy.ratio) for rng in rngs]
+
+        candidate, failed = index, dict[int, BadRecord]()
+        for attempt in range(TRIES):
+            try:
+                cuts = render(self.source, candidate, choose, self.size, images, max_pixels=self.max_pixels)
+            except BadPicture as error:
+                failed[candidate] = bad_record(self.source, candidate, error)
+                candidate = int(generator(*key, "replacement", attempt).integers(len(self.source)))
+                continue
+            bad.extend(failed.values())
+            return cuts
+        first = next(iter(failed.values()))
+        raise InputError(
+            f"{self.source.description}: {TRIES} pictures in a row cannot be used, from {first.name} "
+            f"({first.reason}) on; check the data"
+        )
+
+
+class _Features:
+    """A batch of central views of ``indices``: what the workers compute."""
+
+    def __init__(
+        self,
+        source: Source,
+        indices: Sequence[int] | np.ndarray | range,
+        *,
+        size: int,
+        batch: int,
+        max_pixels: int | None,
+    ) -> None:
+        self.source, self.indices, self.size = source, indices, size
+        self.batch, self.max_pixels = batch, max_pixels
+
+    def __call__(self, _: int, step: int) -> ViewBatch:
+        here = self.indices[step * self.batch : (step + 1) * self.batch]
+        images = np.empty((1, len(here), 3, self.size, self.size), np.uint8)
+        views: list[Cuts] = []
+        bad: list[BadRecord] = []
+        for index in map(int, here):
+            try:
+                views.append(self._sample(index, images[:, len(views)]))
+            except BadPicture as error:
+                bad.append(bad_record(self.source, index, error))
+        images = images[:, : len(views)]
+        colour = np.broadcast_to(photometric.NOTHING, (1, len(views), len(photometric.NOTHING))).copy()
+        return collate(views, images, colour, tuple(bad), self.source.classes is not None)
+
+    def _sample(self, index: int, out: np.ndarray) -> Cuts:
+        def choose(width: int, height: int) -> list[crops.Box]:
+            return [crops.centre_box(width, height, self.size)]
+
+        return render(self.source, index, choose, self.size, out, max_pixels=self.max_pixels)
