@@ -1,5 +1,50 @@
-"""hetcl: pre-train vision backbones that know where things are."""
+"""hetcl: pre-train vision backbones that know where things are.
+
+``hetcl.pretrain(data=..., out=..., recipe=...)`` does what the command does; the parts for one's own loop are here too.
+Everything is loaded on first use, so that ``import hetcl`` costs nothing.
+"""
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING, Any
+
 __version__ = "0.1.0"
+
+_HOME = {
+    "pretrain": "hetcl.pretrain.run",
+    "load_backbone": "hetcl.weights.sources",
+    "Embedding": "hetcl.model.embedding",
+    "SemanticBranch": "hetcl.model.branches",
+    "SpatialBranch": "hetcl.model.branches",
+    "MomentumPair": "hetcl.model.momentum",
+    "KeyQueue": "hetcl.contrast.queue",
+    "info_nce": "hetcl.contrast.infonce",
+    "build_pyramid": "hetcl.model.pyramid",
+}
+__all__ = ["__version__", *_HOME]
+
+if TYPE_CHECKING:
+    from hetcl.contrast.infonce import info_nce as info_nce
+    from hetcl.contrast.queue import KeyQueue as KeyQueue
+    from hetcl.model.branches import SemanticBranch as SemanticBranch
+    from hetcl.model.branches import SpatialBranch as SpatialBranch
+    from hetcl.model.embedding import Embedding as Embedding
+    from hetcl.model.momentum import MomentumPair as MomentumPair
+    from hetcl.model.pyramid import build_pyramid as build_pyramid
+    from hetcl.pretrain.run import pretrain as pretrain
+    from hetcl.weights.sources import load_backbone as load_backbone
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOME:
+        raise AttributeError(f"module 'hetcl' has no attribute {name!r}")
+    from importlib import import_module
+
+    # The function takes the place that importing its room gave to the room (hetcl.pretrain is both).
+    value = getattr(import_module(_HOME[name]), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
 from importlib import resources
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_type_hints
 
@@ -154,11 +155,20 @@ def stages_of(settings: Settings) -> dict[str, StageSettings]:
 
 def documented(cls: type) -> list[tuple[str, Any, str]]:
     """(field, type, help) of a settings class, in order; the help is the string under the field."""
-    import docstring_parser
+    import ast
+    import inspect
+    import textwrap
 
-    help_of = {p.arg_name: p.description or "" for p in docstring_parser.parse_from_object(cls).params}
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
+    help_of = {
+        line.target.id: " ".join(ast.literal_eval(text.value).split())
+        for line, text in pairwise(body)
+        if isinstance(line, ast.AnnAssign)
+        and isinstance(line.target, ast.Name)
+        and isinstance(text, ast.Expr)
+    }
     hints = get_type_hints(cls)
-    return [(f.name, hints[f.name], " ".join(help_of.get(f.name, "").split())) for f in fields(cls)]
+    return [(f.name, hints[f.name], help_of.get(f.name, "")) for f in fields(cls)]
 
 
 @cache
@@ -168,7 +178,11 @@ def keys_of(cls: type, prefix: str = "") -> tuple[str, ...]:
     out: list[str] = []
     for f in fields(cls):
         kind = hints[f.name]
-        out += keys_of(kind, f"{prefix}{f.name}.") if is_dataclass(kind) else [f"{prefix}{f.name}"]
+        out += (
+            keys_of(kind, f"{prefix}{f.name}.")
+            if is_dataclass(kind) and isinstance(kind, type)
+            else [f"{prefix}{f.name}"]
+        )
     return tuple(out)
 
 
@@ -286,7 +300,9 @@ def _words(value: Any) -> str:
 
     if isinstance(value, str):
         return value
-    text = yaml.safe_dump(list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=10000)
+    text = yaml.safe_dump(
+        list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=10000
+    )
     return text.removesuffix("\n...\n").strip()
 
 
@@ -349,10 +365,16 @@ def check(settings: Settings) -> list[str]:
     want(s.workers >= -1, f"setting workers must be -1 (choose), 0 or more, not {s.workers}")
     want(0 <= s.max_bad <= 1, f"setting max_bad is a share between 0 and 1, not {s.max_bad}")
     want(s.semantic.dim >= 1, "setting semantic.dim must be at least 1")
-    want(s.spatial.side >= 1 and s.spatial.width >= 1, "settings spatial.side and spatial.width must be at least 1")
+    want(
+        s.spatial.side >= 1 and s.spatial.width >= 1,
+        "settings spatial.side and spatial.width must be at least 1",
+    )
     want(s.size >= 32, f"setting size must be at least 32 (C5 has stride 32), not {s.size}")
     want(s.knn.every >= 0, "setting knn.every must be 0 (never) or more")
-    want(min(s.knn.bank, s.knn.queries, s.knn.k) >= 1, "settings knn.bank, knn.queries and knn.k must be at least 1")
+    want(
+        min(s.knn.bank, s.knn.queries, s.knn.k) >= 1,
+        "settings knn.bank, knn.queries and knn.k must be at least 1",
+    )
     if s.batch >= 1 and s.groups >= 1:
         want(
             s.batch % s.groups == 0,
@@ -369,15 +391,23 @@ def check(settings: Settings) -> list[str]:
         for key in ("lr", "temperature"):
             want(getattr(stage, key) > 0, f"setting {name}.{key} must be above 0, not {getattr(stage, key)}")
         for key in ("warmup", "weight_decay"):
-            want(getattr(stage, key) >= 0, f"setting {name}.{key} must be 0 or more, not {getattr(stage, key)}")
+            want(
+                getattr(stage, key) >= 0, f"setting {name}.{key} must be 0 or more, not {getattr(stage, key)}"
+            )
         want(stage.queue >= 1, f"setting {name}.queue must be at least 1, not {stage.queue}")
         for key in ("key_momentum", "sgd_momentum"):
             want(0 <= getattr(stage, key) <= 1, f"setting {name}.{key} must lie between 0 and 1")
         for key in ("jitter_p", "grayscale_p", "blur_p", "flip_p"):
             want(0 <= getattr(v, key) <= 1, f"setting {name}.views.{key} is a probability between 0 and 1")
-        want(0 < v.area[0] <= v.area[1] <= 1, f"setting {name}.views.area must rise within (0, 1], not {v.area}")
+        want(
+            0 < v.area[0] <= v.area[1] <= 1,
+            f"setting {name}.views.area must rise within (0, 1], not {v.area}",
+        )
         want(0 < v.ratio[0] <= v.ratio[1], f"setting {name}.views.ratio must rise above 0, not {v.ratio}")
         want(0 < v.blur_sigma[0] <= v.blur_sigma[1], f"setting {name}.views.blur_sigma must rise above 0")
         want(min(v.jitter) >= 0, f"setting {name}.views.jitter has a negative strength")
-        want(max(v.jitter[:3]) <= 1 and v.jitter[3] <= 0.5, f"setting {name}.views.jitter: at most 1, hue at most 0.5")
+        want(
+            max(v.jitter[:3]) <= 1 and v.jitter[3] <= 0.5,
+            f"setting {name}.views.jitter: at most 1, hue at most 0.5",
+        )
     return faults

@@ -8,7 +8,7 @@ Shape legend, used in every tensor file::
     K  length of the queue      N  pictures in the data set
     G  batch-norm groups        R  ranks (processes)
 
-Torch is imported for annotations only, so that the command line answers before torch is loaded.
+Torch and numpy are imported for annotations only, so that the command line answers before they are loaded.
 """
 
 from __future__ import annotations
@@ -16,9 +16,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-import numpy as np
-
 if TYPE_CHECKING:
+    import numpy as np
     import torch
     from torch import Tensor
 
@@ -126,8 +125,8 @@ class ViewBatch:
     def to(self, device: torch.device | str) -> ViewBatch:
         """The same batch with everything but ``colour`` on ``device`` (no wait for the copy)."""
 
-        def move(t: Tensor | None) -> Tensor | None:
-            return None if t is None else t.to(device, non_blocking=True)
+        def move(t: Tensor) -> Tensor:
+            return t.to(device, non_blocking=True)
 
         return replace(
             self,
@@ -135,7 +134,7 @@ class ViewBatch:
             boxes=move(self.boxes),
             sizes=move(self.sizes),
             index=move(self.index),
-            label=move(self.label),
+            label=None if self.label is None else move(self.label),
         )
 
     def pin_memory(self) -> ViewBatch:

@@ -76,7 +76,13 @@ def figures(
 
 @torch.no_grad()
 def knn_accuracy(
-    bank: Tensor, bank_labels: Tensor, queries: Tensor, labels: Tensor, *, k: int = 20, temperature: float = 0.07
+    bank: Tensor,
+    bank_labels: Tensor,
+    queries: Tensor,
+    labels: Tensor,
+    *,
+    k: int = 20,
+    temperature: float = 0.07,
 ) -> float:
     """Share of ``queries [M, D]`` whose label wins the vote of their k nearest in ``bank [N, D]``.
 
@@ -122,31 +128,43 @@ class Watch:
         filled, loss = row.get("queue_filled", 1.0), row.get("loss")
         if loss is not None and filled < 1:
             if self._losses and loss > min(self._losses) + 0.05:
-                yield "filling", (
-                    f"the loss rises while the queue fills ({filled:.0%}): real keys are harder negatives than the random "
-                    "ones it starts with. This is expected; it turns once the queue is full"
+                yield (
+                    "filling",
+                    (
+                        f"the loss rises while the queue fills ({filled:.0%}): real keys are harder negatives than the random "
+                        "ones it starts with. This is expected; it turns once the queue is full"
+                    ),
                 )
             self._losses.append(loss)
         queue, batch = row.get("accuracy_queue", 0.0), row.get("accuracy_batch", 0.0)
         if filled >= 1 and queue > 2 * batch + 0.05:
-            yield "age", (
-                f"accuracy against the queue ({queue:.1%}) is far above accuracy within the batch ({batch:.1%}): the encoder "
-                "tells old keys from fresh ones instead of pictures from each other. Raise key_momentum, shorten the queue "
-                "or lower lr"
+            yield (
+                "age",
+                (
+                    f"accuracy against the queue ({queue:.1%}) is far above accuracy within the batch ({batch:.1%}): the encoder "
+                    "tells old keys from fresh ones instead of pictures from each other. Raise key_momentum, shorten the queue "
+                    "or lower lr"
+                ),
             )
         if queue > 0.999 and self.best_knn and row.get("knn", 1.0) < 0.9 * self.best_knn:
-            yield "leak", (
-                f"training accuracy is {queue:.2%} while kNN falls (best {self.best_knn:.1%}, now {row['knn']:.1%}): batch norm "
-                "may leak which key belongs to which query. Use more than one batch-norm group"
+            yield (
+                "leak",
+                (
+                    f"training accuracy is {queue:.2%} while kNN falls (best {self.best_knn:.1%}, now {row['knn']:.1%}): batch norm "
+                    "may leak which key belongs to which query. Use more than one batch-norm group"
+                ),
             )
         if row.get("step", 0) >= self.patience:
             for name in ("", "semantic_", "spatial_"):
                 value = row.get(f"{name}uniformity")
                 if value is not None and value > self.smallest:
                     what = f"the {name.rstrip('_')} part" if name else "the embedding"
-                    yield f"collapse {name}", (
-                        f"{what} has collapsed: all pictures get nearly the same vector (uniformity {value:.3f}, 0 is "
-                        "collapse, -4 is spread out). Lower lr, or raise temperature or key_momentum"
+                    yield (
+                        f"collapse {name}",
+                        (
+                            f"{what} has collapsed: all pictures get nearly the same vector (uniformity {value:.3f}, 0 is "
+                            "collapse, -4 is spread out). Lower lr, or raise temperature or key_momentum"
+                        ),
                     )
 
 
@@ -154,7 +172,9 @@ def line(row: Mapping[str, float]) -> str:
     """A row of figures in words."""
     words = []
     if "loss" in row:
-        words.append(f"loss {row['loss']:.3f}" + (f" (chance {row['chance']:.2f})" if "chance" in row else ""))
+        words.append(
+            f"loss {row['loss']:.3f}" + (f" (chance {row['chance']:.2f})" if "chance" in row else "")
+        )
     if row.get("queue_filled", 1.0) < 1:
         words.append(f"queue {row['queue_filled']:.0%} full")
     if "accuracy_queue" in row:

@@ -28,7 +28,16 @@ from hetcl.model.momentum import MomentumPair
 from hetcl.pretrain import monitors, stages
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, machine, write_atomic
-from hetcl.settings import Settings, StageSettings, from_dict, given_keys, keys_of, resolve, stages_of, to_dict
+from hetcl.settings import (
+    Settings,
+    StageSettings,
+    from_dict,
+    given_keys,
+    keys_of,
+    resolve,
+    stages_of,
+    to_dict,
+)
 from hetcl.training.engine import Loop, Task
 from hetcl.training.progress import Reporter, duration
 from hetcl.training.schedule import schedule
@@ -72,7 +81,11 @@ def pretrain(
     """
     folder = RunFolder(out)
     resumed = resume and folder.settings.is_file()
-    plan = _resumed_plan(folder, data, recipe, init, overrides) if resumed else _new_plan(data, recipe, init, overrides)
+    plan = (
+        _resumed_plan(folder, data, recipe, init, overrides)
+        if resumed
+        else _new_plan(data, recipe, init, overrides)
+    )
     return Run(folder, plan, resume=resume).go()
 
 
@@ -101,7 +114,11 @@ def _new_plan(
 
 
 def _resumed_plan(
-    folder: RunFolder, data: str | None, recipe: str | None, init: str | None, overrides: Mapping[str, Any] | Sequence[str]
+    folder: RunFolder,
+    data: str | None,
+    recipe: str | None,
+    init: str | None,
+    overrides: Mapping[str, Any] | Sequence[str],
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = folder.read_settings()
@@ -111,7 +128,9 @@ def _resumed_plan(
     except KeyError as e:
         raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
     if init is not None and init != plan.init:
-        raise InputError(f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out")
+        raise InputError(
+            f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
+        )
     if recipe is not None:
         now = resolve(recipe, overrides)
     else:
@@ -121,9 +140,13 @@ def _resumed_plan(
     old, new = _flat(then), _flat(now)
     differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
     if differ:
-        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5]) + (" ..." if len(differ) > 5 else "")
-        raise InputError(f"--resume with other settings than {folder.path} began with: {words}. Leave them as they "
-                         "were (or leave --recipe out), or start a new folder")
+        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5]) + (
+            " ..." if len(differ) > 5 else ""
+        )
+        raise InputError(
+            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they "
+            "were (or leave --recipe out), or start a new folder"
+        )
     return replace(plan, data=data or plan.data, settings=now)
 
 
@@ -237,9 +260,15 @@ class Run:
         say, s = self.reporter.say, self.settings
         say(f"data      {self.source.description}")
         methods = ", then ".join(f"{stage.method} for {stage.epochs} epochs" for stage in todo.values())
-        say(f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups")
+        say(
+            f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups"
+        )
         ranks = self.fabric.world_size
-        say(f"device    {_device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else "") + f", {_precision(s)}")
+        say(
+            f"device    {_device_name(self.fabric.device)}"
+            + (f" x {ranks}" if ranks > 1 else "")
+            + f", {_precision(s)}"
+        )
         say(f"folder    {self.folder.path}")
         for line in self.told:
             self.reporter.warn(line)
@@ -351,7 +380,9 @@ class Run:
             },
         )
         if resumed is not None:
-            self.reporter.say(f"going on with {task.name} at epoch {resumed['epoch']}, step {resumed['step']}")
+            self.reporter.say(
+                f"going on with {task.name} at epoch {resumed['epoch']}, step {resumed['step']}"
+            )
         loop.fit(resumed)
         if self.main:
             checkpoint.save(self.folder.checkpoints / f"{task.name}.ckpt", loop.state())
@@ -377,7 +408,9 @@ class Run:
         return {"knn": monitors.knn_accuracy(*bank, *asking, k=s.knn.k)}
 
     @torch.no_grad()
-    def _features(self, pyramid: nn.Module, source: Source, indices: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+    def _features(
+        self, pyramid: nn.Module, source: Source, indices: np.ndarray
+    ) -> tuple[torch.Tensor, torch.Tensor]:
         """Pooled C5 ``[n, C]`` and labels ``[n]`` of labelled pictures."""
         s = self.settings
         plain = Photometric(self.settings.stage1.views, dtype=DTYPES.get(s.precision, torch.float32))
@@ -404,7 +437,9 @@ class Run:
         s = self.settings
         final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
         backbone = {
-            name.removeprefix("pyramid."): value.float().contiguous() if value.is_floating_point() else value.contiguous()
+            name.removeprefix("pyramid."): value.float().contiguous()
+            if value.is_floating_point()
+            else value.contiguous()
             for name, value in final.query.items()
             if name.startswith("pyramid.")
         }
@@ -424,17 +459,24 @@ class Run:
         seconds = time.monotonic() - self.began
         summary = {
             "backbone": facts,
-            "data": {"description": self.source.description, "pictures": len(self.source), "bad": self.bad.known},
+            "data": {
+                "description": self.source.description,
+                "pictures": len(self.source),
+                "bad": self.bad.known,
+            },
             "stages": last,
             "knn": {"before": knn[0], "after": knn[-1]} if knn else None,
-            "machine": machine() | {"device": _device_name(self.fabric.device), "ranks": self.fabric.world_size},
+            "machine": machine()
+            | {"device": _device_name(self.fabric.device), "ranks": self.fabric.world_size},
             "seconds_of_this_process": round(seconds, 1),
         }
         self.folder.write_summary(summary)
         self.reporter.say("")
         self.reporter.say(f"done in {duration(seconds)}; {self.conclusion(last, knn)}", style="bold")
         if self.bad.known:
-            self.reporter.say(f"{self.bad.known} pictures could not be used: {self.folder.bad_pictures} lists them")
+            self.reporter.say(
+                f"{self.bad.known} pictures could not be used: {self.folder.bad_pictures} lists them"
+            )
         self.reporter.say(f"the backbone is {self.folder.backbone}")
         if s.backbone.startswith(("torchvision:resn", "torchvision:wide", "resnet")):
             arch = s.backbone.split(":")[-1]
@@ -449,7 +491,9 @@ class Run:
         row = list(last.values())[-1]
         words = []
         if "accuracy_batch" in row:
-            words.append(f"a picture finds its other view in its batch in {row['accuracy_batch']:.1%} of cases")
+            words.append(
+                f"a picture finds its other view in its batch in {row['accuracy_batch']:.1%} of cases"
+            )
         elif "accuracy" in row:
             words.append(f"training accuracy {row['accuracy']:.1%}")
         if len(knn) > 1:
@@ -494,8 +538,10 @@ class BadPictures:
                 writer.writerows((r.index, r.name, r.reason) for r in new)
             self._listed |= {r.index for r in new}
             if first:
-                self.warn(f"{new[0].name} cannot be used ({new[0].reason}); another picture takes its place. "
-                          f"{self.path} lists all such pictures")
+                self.warn(
+                    f"{new[0].name} cannot be used ({new[0].reason}); another picture takes its place. "
+                    f"{self.path} lists all such pictures"
+                )
         enough = min(self.pictures, 1000)
         if self.seen >= enough and self.replaced > self.share * self.seen:
             raise WorkFailed(
@@ -532,7 +578,9 @@ def _fabric(settings: Settings) -> Fabric:
         torch.set_num_threads(settings.threads)
     total = devices * nodes
     if settings.batch % total or settings.groups % total:
-        raise InputError(f"batch ({settings.batch}) and groups ({settings.groups}) must be multiples of the {total} devices")
+        raise InputError(
+            f"batch ({settings.batch}) and groups ({settings.groups}) must be multiples of the {total} devices"
+        )
     # Every rank takes whole batch-norm groups; their statistics are averaged by hand, not broadcast.
     strategy = DDPStrategy(broadcast_buffers=False) if total > 1 else "auto"
     fabric = Fabric(
@@ -573,7 +621,9 @@ def _fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list
             groups = ranks
             batch = n // groups * groups
             if batch < 2 * groups:
-                raise InputError(f"{source.description}: {n} pictures are too few to contrast; give at least {2 * ranks}")
+                raise InputError(
+                    f"{source.description}: {n} pictures are too few to contrast; give at least {2 * ranks}"
+                )
             told.append(f"batch-norm groups {s.groups} -> {groups}, since there are only {n} pictures")
             s = replace(s, groups=groups)
         told.append(f"batch {s.batch} -> {batch}, since there are only {n} pictures")
@@ -583,10 +633,12 @@ def _fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list
         if not stage.epochs or stage.method == "supervised" or stage.queue <= n:
             continue
         if s.fit_queue:
-            told.append(f"{name}.queue {stage.queue} -> {n}, the number of pictures: more would only repeat them")
+            told.append(
+                f"{name}.queue {stage.queue} -> {n}, the number of pictures: more would only repeat them"
+            )
             s = replace(s, **{name: replace(stage, queue=n)})
         else:
-            told.append(f"{name}.queue of {stage.queue} is longer than the data ({n} pictures): it holds each several times")
+            told.append(
+                f"{name}.queue of {stage.queue} is longer than the data ({n} pictures): it holds each several times"
+            )
     return s, told
-
-

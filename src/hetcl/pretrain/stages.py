@@ -180,16 +180,22 @@ class Contrast(_Stage):
         with self.fabric.autocast():
             key = self.pair.encode_keys(x_key, shuffle, chunks=self.accumulate)
         k = self.concat(key)
-        negatives = {"queue": self.queue.keys, "temperature": self.temperature}
         pieces: list[tuple[Parts, Tensor, Tensor]] = []
         for i, rows in enumerate(torch.arange(len(index), device=index.device).chunk(self.accumulate)):
             last = i == self.accumulate - 1
-            with self.fabric.no_backward_sync(self.query, enabled=not last), self.pair.micro_batch(
-                self.pair.query, i, self.accumulate
+            with (
+                self.fabric.no_backward_sync(self.query, enabled=not last),
+                self.pair.micro_batch(self.pair.query, i, self.accumulate),
             ):
                 query = self.query(x_query[rows])
-                owned = {"index": index[rows], "queue_index": self.queue.index} if self.mask_own else {}
-                logits, loss = info_nce(self.concat(query), k[rows], **negatives, **owned)
+                logits, loss = info_nce(
+                    self.concat(query),
+                    k[rows],
+                    self.queue.keys,
+                    temperature=self.temperature,
+                    index=index[rows] if self.mask_own else None,
+                    queue_index=self.queue.index,
+                )
                 self.fabric.backward(loss / self.accumulate)
             pieces.append(({n: p.detach() for n, p in query.items()}, logits.detach(), loss.detach()))
         self.optimizer.step()
@@ -260,7 +266,9 @@ class Supervised(_Stage):
     ) -> None:
         super().__init__(name, **common)
         self.model = group_batch_norm(model, groups)
-        optimizer = torch.optim.SGD(model.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay)
+        optimizer = torch.optim.SGD(
+            model.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
+        )
         self.wrapped, self.optimizer = self.fabric.setup(self.model, optimizer)
         self.model.train()
 

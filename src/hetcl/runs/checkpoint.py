@@ -54,7 +54,15 @@ def load(path: Path) -> dict[str, Any]:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except FileNotFoundError:
         raise InputError(f"no checkpoint {path}") from None
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as e:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+    ) as e:
         raise InputError(f"cannot read checkpoint {path}: {_first_line(e)}") from None
     if not isinstance(state, dict) or "hetcl" not in state:
         raise InputError(f"{path} is not a hetcl checkpoint")

@@ -68,17 +68,23 @@ class RunFolder:
             raise InputError(f"--out {self.path} is a file; name a folder for the run")
         held = [p for p in self.path.iterdir() if p.name != "log.txt"] if self.path.is_dir() else []
         if held and self.settings.is_file() and not resume:
-            raise InputError(f"--out {self.path} holds a run; add --resume to go on with it, or name a new folder")
+            raise InputError(
+                f"--out {self.path} holds a run; add --resume to go on with it, or name a new folder"
+            )
         if held and not self.settings.is_file() and not self._unborn(held):
             raise InputError(f"--out {self.path} is not empty and holds no run; name a new or empty folder")
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as e:
-            raise InputError(f"cannot make the run folder {self.path}: {e.strerror}; name another with --out") from None
+            raise InputError(
+                f"cannot make the run folder {self.path}: {e.strerror}; name another with --out"
+            ) from None
 
     def _unborn(self, held: list[Path]) -> bool:
         """A folder whose run was killed before its settings were written."""
-        return all(p.name in ("checkpoints", "settings.yaml.part") for p in held) and not any(self.checkpoints.glob("*.ckpt"))
+        return all(p.name in ("checkpoints", "settings.yaml.part") for p in held) and not any(
+            self.checkpoints.glob("*.ckpt")
+        )
 
     def write_settings(self, tree: Mapping[str, Any]) -> None:
         """Save the resolved settings, data and command (YAML)."""
@@ -105,7 +111,9 @@ class RunFolder:
         if not self.metrics.is_file():
             return []
         with open(self.metrics, newline="") as f:
-            return [{k: v if k == "stage" else float(v) for k, v in row.items() if v} for row in csv.DictReader(f)]
+            return [
+                {k: v if k == "stage" else float(v) for k, v in row.items() if v} for row in csv.DictReader(f)
+            ]
 
     def write_summary(self, tree: Mapping[str, Any]) -> None:
         """Final figures, machine, commit and wall time as JSON."""
@@ -179,12 +187,18 @@ def commit() -> str | None:
     here = Path(__file__).resolve().parent
     run = ["git", "-C", str(here)]
     try:
-        top = subprocess.run([*run, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5)
+        top = subprocess.run(
+            [*run, "rev-parse", "--short=12", "HEAD"], capture_output=True, text=True, timeout=5
+        )
         # Installed inside somebody else's repository (a virtual environment, say) that commit is not ours.
-        ours = subprocess.run([*run, "ls-files", "--error-unmatch", "folder.py"], capture_output=True, timeout=5)
+        ours = subprocess.run(
+            [*run, "ls-files", "--error-unmatch", "folder.py"], capture_output=True, timeout=5
+        )
         if top.returncode or ours.returncode:
             return None
-        dirty = subprocess.run([*run, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5)
+        dirty = subprocess.run(
+            [*run, "status", "--porcelain", "-uno"], capture_output=True, text=True, timeout=5
+        )
     except (OSError, subprocess.SubprocessError):
         return None
     return top.stdout.strip() + ("+" if dirty.stdout.strip() else "")

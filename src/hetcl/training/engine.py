@@ -206,7 +206,11 @@ class Loop:
             self.reporter.advance(self.done)
             if self.done % self.log_every == 0 and self.step < task.steps_per_epoch:
                 self._row({})
-            if self.checkpoint_every and self.done % self.checkpoint_every == 0 and self.step < task.steps_per_epoch:
+            if (
+                self.checkpoint_every
+                and self.done % self.checkpoint_every == 0
+                and self.step < task.steps_per_epoch
+            ):
                 self.save()
             if self._stop(signal) and self.step < task.steps_per_epoch:
                 self._stopped(signal)
@@ -237,7 +241,12 @@ class Loop:
         left = self.task.epochs * self.task.steps_per_epoch - self.done
         pace = f"{speed['images_per_second']:.0f} img/s, waiting {speed['waiting']:.0%}" if speed else ""
         ahead = f"{duration(self.watch.left(left))} left" if speed and left else ""
-        words = [f"{self.task.name} {self.epoch}/{self.task.epochs} step {self.done}", self.task.line(row), pace, ahead]
+        words = [
+            f"{self.task.name} {self.epoch}/{self.task.epochs} step {self.done}",
+            self.task.line(row),
+            pace,
+            ahead,
+        ]
         self.reporter.row("  ".join(w for w in words if w), last=last)
         for message in self.task.messages({**row, "epoch": self.epoch, "step": self.done}):
             self.reporter.warn(message)
@@ -246,7 +255,11 @@ class Loop:
         """Stop when a loss was not finite. CPU-GPU sync point."""
         step = int(self.first_bad)
         if step >= 0:
-            kept = "; the last checkpoint, from before it, is kept" if (self.folder.checkpoints / "last.ckpt").exists() else ""
+            kept = (
+                "; the last checkpoint, from before it, is kept"
+                if (self.folder.checkpoints / "last.ckpt").exists()
+                else ""
+            )
             raise WorkFailed(
                 f"the loss of {self.task.name} is not finite at step {step}{kept}; "
                 f"lower {self.task.name}.lr, or set precision to fp32, and start again from that checkpoint"
@@ -265,7 +278,10 @@ class Loop:
 
     def _stopped(self, signal: StopSignal) -> None:
         self.save()
-        raise Stopped(signal.number, f"stopped at step {self.done} of {self.task.name} after saving; go on with --resume")
+        raise Stopped(
+            signal.number,
+            f"stopped at step {self.done} of {self.task.name} after saving; go on with --resume",
+        )
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
 
@@ -293,4 +309,6 @@ class Loop:
         self.epoch, self.step = state["epoch"], state["step"]
         self.task.load_state_dict(state["task"])
         device = self.fabric.device
-        self.meters = Meters({k: v.to(device) for k, v in state["meters"]["sums"].items()}, state["meters"]["count"])
+        self.meters = Meters(
+            {k: v.to(device) for k, v in state["meters"]["sums"].items()}, state["meters"]["count"]
+        )

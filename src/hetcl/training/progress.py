@@ -19,7 +19,11 @@ def duration(seconds: float) -> str:
     s = max(0, round(seconds))
     for unit, size, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
         if s >= size:
-            return f"{s // size} {unit} {s % size // part} {lower}" if s < 10 * size else f"{round(s / size)} {unit}"
+            return (
+                f"{s // size} {unit} {s % size // part} {lower}"
+                if s < 10 * size
+                else f"{round(s / size)} {unit}"
+            )
     return f"{s} s"
 
 
@@ -32,7 +36,9 @@ class Reporter:
         quiet: say nothing at all (ranks above 0).
     """
 
-    def __init__(self, log: Path | None = None, tensorboard: Path | None = None, *, quiet: bool = False) -> None:
+    def __init__(
+        self, log: Path | None = None, tensorboard: Path | None = None, *, quiet: bool = False
+    ) -> None:
         self.quiet, self._log, self._tensorboard = quiet, log, tensorboard
         self.console = Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
@@ -66,7 +72,10 @@ class Reporter:
         self.stop()
         if not self.quiet and self.console.is_terminal:
             self._bar = Progress(
-                TextColumn("{task.description}"), BarColumn(24), TextColumn("{task.fields[text]}"), console=self.console
+                TextColumn("{task.description}"),
+                BarColumn(24),
+                TextColumn("{task.fields[text]}"),
+                console=self.console,
             )
             self._task = self._bar.add_task(name, total=total, completed=done, text="")
             self._bar.start()

@@ -1,7 +1,7 @@
 """Crop rectangles in the plane of the upright original, their overlap, and cutting them out (worker processes).
 
 A box is (left, top, right, bottom) in pixels of the original, whatever scale the picture was decoded at.
-V views, S side of a view in pixels. Numpy and PIL only.
+V views, S side of a view in pixels.
 """
 
 from __future__ import annotations
@@ -10,7 +10,8 @@ import math
 from collections.abc import Sequence
 
 import numpy as np
-from PIL import Image
+import torch
+import torch.nn.functional as F
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels."""
@@ -60,16 +61,16 @@ def draw_box(
     return left, top, left + w, top + h
 
 
-def centre_box(width: int, height: int, size: int) -> Box:
-    """The central square that a feature is taken from.
+def centre_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
+    """The central square that a feature is taken from, in whole pixels.
 
     Large pictures: 224/256 of the short side, which is "resize to 256, centre crop 224" at any ``size``. Pictures
     about as small as ``size`` keep more, so that nothing is enlarged without need: the whole short side up to
     ``size`` pixels, then ``size`` pixels, until 224/256 of the short side is more.
     """
     short = min(width, height)
-    side = max(short * 224 / 256, min(short, size))
-    left, top = (width - side) / 2, (height - side) / 2
+    side = max(round(short * 224 / 256), min(short, size))
+    left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
 
 
@@ -94,38 +95,39 @@ def reduction(width: int, height: int, boxes: Sequence[Box], size: int) -> int:
 
 
 def cut(
-    image: Image.Image | np.ndarray,
+    pixels: np.ndarray,
     boxes: Sequence[Box],
     size: int,
     *,
     plane: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Cut ``boxes`` out of a picture and resize each to ``size`` x ``size``: PIL, bilinear with antialiasing.
+    """Cut ``boxes`` out of a picture and resize each to ``size`` x ``size``: bilinear with antialiasing, in uint8.
 
-    With integer boxes on a picture decoded in full this equals torchvision's ``resized_crop`` of a PIL image.
+    With integer boxes on a picture decoded in full this equals torchvision's ``resized_crop`` of a uint8 tensor,
+    and that of a PIL image to within 1 of 255 (two roundings of the same filter; this one takes a third of the
+    time). Other boxes are rounded to pixels of the plane that was decoded.
 
     Args:
-        image: RGB, or uint8 ``[h, w, 3]``; perhaps decoded at a reduced scale.
+        pixels: uint8 ``[h, w, 3]``, perhaps decoded at a reduced scale.
         boxes: V rectangles in the plane of the original.
         size: S, in pixels.
-        plane: (width, height) of the original; None when ``image`` is the original.
+        plane: (width, height) of the original; None when ``pixels`` is the original.
         out: uint8 ``[V, 3, S, S]`` to write into.
 
     Returns:
         uint8 ``[V, 3, S, S]``.
     """
-    if isinstance(image, np.ndarray):
-        image = Image.fromarray(image)
-    w, h = image.size
+    h, w = pixels.shape[:2]
     sx, sy = (1.0, 1.0) if plane is None else (w / plane[0], h / plane[1])
     if out is None:
         out = np.empty((len(boxes), 3, size, size), np.uint8)
     for view, (left, top, right, bottom) in zip(out, boxes, strict=True):
-        l, t, r, b = left * sx, top * sy, min(right * sx, w), min(bottom * sy, h)
-        l0, t0, r0, b0 = math.floor(l), math.floor(t), math.ceil(r), math.ceil(b)
-        part = image.crop((l0, t0, r0, b0))
-        part = part.resize((size, size), Image.Resampling.BILINEAR, box=(l - l0, t - t0, r - l0, b - t0))
-        flat = np.frombuffer(part.tobytes(), np.uint8)  # quicker than np.asarray(part)
-        view[:] = flat.reshape(size, size, 3).transpose(2, 0, 1)
+        l, t = min(round(left * sx), w - 1), min(round(top * sy), h - 1)
+        r, b = max(l + 1, round(right * sx)), max(t + 1, round(bottom * sy))
+        part = torch.from_numpy(pixels[t:b, l:r].copy()).permute(
+            2, 0, 1
+        )  # [3, h, w], channels last in memory
+        part = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)
+        view[:] = part[0].numpy()  # to channels first
     return out

@@ -63,8 +63,8 @@ def render(
     picture = open_picture(sample) if max_pixels is None else open_picture(sample, max_pixels=max_pixels)
     plane = picture.width, picture.height
     boxes = choose(*plane)
-    image = picture.image(crops.reduction(*plane, boxes, size))
-    crops.cut(image, boxes, size, plane=plane, out=out)
+    pixels = picture.pixels(crops.reduction(*plane, boxes, size))
+    crops.cut(pixels, boxes, size, plane=plane, out=out)
     return Cuts(boxes, plane, index, sample.label)
 
 

@@ -1,7 +1,7 @@
 """The ``MODEL`` argument: weights by name, read without running anybody's code.
 
-``RUN`` | ``RUN/checkpoints/FILE.ckpt`` | ``FILE.safetensors`` | ``torchvision:ARCH[:random|FILE|WEIGHTS_NAME]`` | a plain
-state-dict file of a torchvision backbone. Only a WEIGHTS_NAME may download.
+``RUN`` | ``RUN/checkpoints/FILE.ckpt`` | ``FILE.safetensors`` | ``torchvision:ARCH[:random|FILE|WEIGHTS_NAME]`` |
+a plain state-dict file of a torchvision backbone. Only a WEIGHTS_NAME may download.
 """
 
 from __future__ import annotations
@@ -42,8 +42,10 @@ def read_weights(model: str) -> Weights:
     if model.startswith("torchvision:"):
         return _torchvision(model)
     if model.startswith(("moco:", "timm:")):
-        raise InputError(f"{model}: this hetcl does not read {model.split(':')[0]} weights yet; give a run folder, "
-                         "a .safetensors file or torchvision:ARCH:FILE")
+        raise InputError(
+            f"{model}: this hetcl does not read {model.split(':')[0]} weights yet; give a run folder, "
+            "a .safetensors file or torchvision:ARCH:FILE"
+        )
     path = Path(model)
     if path.is_dir():
         run = RunFolder(path)
@@ -53,8 +55,10 @@ def read_weights(model: str) -> Weights:
                 return _checkpoint(run.checkpoints / name)
         raise InputError(f"{path} is a run without a checkpoint yet")
     if not path.is_file():
-        raise InputError(f"no weights {model!r}: give a run folder, RUN/checkpoints/FILE, FILE.safetensors "
-                         "or torchvision:ARCH[:FILE|random|WEIGHTS_NAME]")
+        raise InputError(
+            f"no weights {model!r}: give a run folder, RUN/checkpoints/FILE, FILE.safetensors "
+            "or torchvision:ARCH[:FILE|random|WEIGHTS_NAME]"
+        )
     if path.suffix == ".ckpt":
         return _checkpoint(path)
     if path.suffix == ".safetensors":
@@ -67,7 +71,9 @@ def _checkpoint(path: Path) -> Weights:
     task = state.get("task", {})
     if "query" not in task:
         raise InputError(f"{path} holds no encoder")
-    return Weights(str(path), state.get("arch"), dict(task["query"]), dict(task["key"]) if "key" in task else None)
+    return Weights(
+        str(path), state.get("arch"), dict(task["query"]), dict(task["key"]) if "key" in task else None
+    )
 
 
 def _safetensors(path: Path) -> Weights:
@@ -96,9 +102,13 @@ def _torchvision(model: str) -> Weights:
     try:
         weights = torchvision.models.get_model_weights(arch)[rest[0]]
     except (KeyError, ValueError):
-        raise InputError(f"{model}: {rest[0]!r} is neither a file nor a weights name of torchvision's {arch}") from None
+        raise InputError(
+            f"{model}: {rest[0]!r} is neither a file nor a weights name of torchvision's {arch}"
+        ) from None
     try:
-        return Weights(model, f"torchvision:{arch}", _pyramid_names(weights.get_state_dict(progress=False)), None)
+        return Weights(
+            model, f"torchvision:{arch}", _pyramid_names(weights.get_state_dict(progress=False)), None
+        )
     except OSError as e:
         raise InputError(f"{model}: cannot download {rest[0]}: {e}") from None
 
@@ -107,7 +117,15 @@ def _state_dict(path: Path) -> Mapping[str, Tensor]:
     """A state dict from a PyTorch file, unwrapped from ``state_dict`` or ``model``."""
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, RuntimeError, EOFError, pickle.UnpicklingError, zipfile.BadZipFile, ValueError, KeyError) as e:
+    except (
+        OSError,
+        RuntimeError,
+        EOFError,
+        pickle.UnpicklingError,
+        zipfile.BadZipFile,
+        ValueError,
+        KeyError,
+    ) as e:
         raise InputError(f"cannot read {path} as weights: {str(e).strip().splitlines()[0][:160]}") from None
     for name in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
@@ -151,7 +169,9 @@ def install(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> list
         )
     broken = [n for n in pyramid if state[n].is_floating_point() and not bool(state[n].isfinite().all())]
     if broken:
-        raise InputError(f"{origin} holds values that are not finite, e.g. in {broken[0].removeprefix('pyramid.')}")
+        raise InputError(
+            f"{origin} holds values that are not finite, e.g. in {broken[0].removeprefix('pyramid.')}"
+        )
     take = {n: state[n] for n in pyramid}
     said = []
     branches = sorted({n.split(".")[1] for n in [*own, *state] if n.startswith("branches.")})
@@ -162,8 +182,27 @@ def install(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> list
         if ours and ours == theirs and all(state[n].shape == own[n].shape for n in ours):
             take |= {n: state[n] for n in ours}
         elif ours:
-            said.append(f"{branch} branch: starts afresh" + (" (another shape in the file)" if theirs else ""))
+            said.append(
+                f"{branch} branch: starts afresh" + (" (another shape in the file)" if theirs else "")
+            )
         else:
             said.append(f"{branch} branch of {origin}: not used")
     module.load_state_dict(take, strict=False)
     return said
+
+
+def load_backbone(model: str) -> nn.Module:
+    """The backbone that ``model`` names, as a module that gives C2..C5 (``hetcl.model.pyramid.Pyramid``), in eval mode.
+
+    Raises:
+        InputError: no such weights, or the file does not say its architecture (a plain state dict).
+    """
+    from hetcl.model.pyramid import build_pyramid
+
+    weights = read_weights(model)
+    if weights.arch is None:
+        raise InputError(f"{model} does not say its architecture: write torchvision:ARCH:{model}")
+    holder = nn.Module()
+    holder.pyramid = build_pyramid(weights.arch)
+    install(holder, {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}, weights.origin)
+    return holder.pyramid.eval()

@@ -1,0 +1,119 @@
+"""Host CPU time per image: our loader against lightly's ``MoCoV2Transform``, and decoding alone as the limit.
+
+::
+
+    python bench/loader.py --data PHOTOS [--size 224] [--rounds 5] [--limit 200] [--json FILE]
+
+Both sides read the same files and give two views of each. Lightly's gives finished floats (that is what its users
+run in worker processes). Ours gives uint8 crops and boxes; colour, blur, flip and normalisation follow on the
+device, so their cost on this CPU is shown apart. User plus system time of this process (``time.process_time``), no
+workers, rounds interleaved, the median of each.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import json
+import platform
+import statistics
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from lightly.transforms import MoCoV2Transform
+from PIL import Image
+
+from hetcl.images.sources import open_source
+from hetcl.views.loader import ViewLoader
+from hetcl.views.photometric import Photometric
+from hetcl.views.policies import POLICIES
+
+GOAL = 4.0
+"""Times less CPU than lightly that we want."""
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", required=True, help="folder of photos")
+    parser.add_argument("--size", type=int, default=224, help="side of a view in pixels")
+    parser.add_argument("--rounds", type=int, default=5, help="repetitions of everything")
+    parser.add_argument("--limit", type=int, default=200, help="how many photos")
+    parser.add_argument("--json", type=Path, help="write the figures there")
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        source = open_source(args.data, split="all")
+    count = min(args.limit, len(source))
+    photos = [source.sample(i).data for i in range(count)]
+    policy, batch = POLICIES["moco-v2"], min(32, count)
+    transform = MoCoV2Transform(input_size=args.size)
+    loader = ViewLoader(source, policy=policy, size=args.size, batch=batch, seed=0, stage="bench")
+    change = Photometric(policy)
+    steps = count // batch
+
+    def decode() -> int:
+        for data in photos:
+            Image.open(io.BytesIO(data)).convert("RGB")
+        return count
+
+    def lightly() -> int:
+        for data in photos:
+            transform(Image.open(io.BytesIO(data)).convert("RGB"))
+        return count
+
+    def ours() -> int:
+        for _, _ in zip(range(steps), loader.epoch(0), strict=False):
+            pass
+        return steps * batch
+
+    ready = next(iter(loader.epoch(1)))
+
+    def colour() -> int:
+        for view in range(2):
+            change(ready.images[view], ready.colour[view])
+        return batch
+
+    jobs: dict[str, Callable[[], int]] = {
+        "decode alone": decode,
+        "ours": ours,
+        "lightly": lightly,
+        "photometric on this CPU (two views)": colour,
+    }
+    spent: dict[str, list[float]] = {name: [] for name in jobs}
+    for job in jobs.values():  # warm up
+        job()
+    for _ in range(args.rounds):
+        for name, job in jobs.items():
+            start = time.process_time()
+            done = job()
+            spent[name].append((time.process_time() - start) / done * 1e3)
+
+    ms = {name: statistics.median(values) for name, values in spent.items()}
+    for name, value in ms.items():
+        print(f"{name:38s} {value:7.2f} ms an image  (from {min(spent[name]):.2f} to {max(spent[name]):.2f})")
+    ratio = ms["lightly"] / ms["ours"]
+    limit = ms["lightly"] / ms["decode alone"]
+    print(f"lightly / ours = {ratio:.2f} (goal {GOAL:g}; {limit:.2f} if we did nothing but decode)")
+    pictures = [Image.open(io.BytesIO(data)).size for data in photos]
+    result = {
+        "ms_per_image": ms,
+        "ratio": ratio,
+        "goal": GOAL,
+        "limit": limit,
+        "photos": count,
+        "megapixels": statistics.mean(w * h for w, h in pictures) / 1e6,
+        "size": args.size,
+        "rounds": args.rounds,
+        "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",
+    }
+    print(json.dumps(result))
+    if args.json:
+        args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,219 @@
+"""The command line: a map from verb to function, and the only place where arguments are parsed. No logic.
+
+Exit status: 0 done; 1 the work failed; 2 unusable arguments or input; 130 or 143 stopped by a signal after saving.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import os
+import sys
+from collections.abc import Sequence
+from typing import Any, Literal, get_args, get_origin
+
+from hetcl import __version__
+from hetcl.errors import InputError, Stopped, WorkFailed
+
+DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
+
+
+def demo(args: argparse.Namespace, _: list[str]) -> None:
+    from hetcl.pretrain.demo import demo
+
+    demo(args.out)
+
+
+def pretrain(args: argparse.Namespace, overrides: list[str]) -> None:
+    from hetcl.pretrain.run import pretrain
+
+    pretrain(
+        data=args.data,
+        out=args.out,
+        recipe=args.recipe,
+        resume=args.resume,
+        init=args.init,
+        overrides=overrides,
+    )
+
+
+def recipes(args: argparse.Namespace, _: list[str]) -> None:
+    from hetcl.settings import recipe_names, recipe_text
+
+    if args.name:
+        print(recipe_text(args.name), end="")
+        return
+    width = max(map(len, recipe_names()))
+    for name in recipe_names():
+        print(f"{name:{width}}  {recipe_text(name).splitlines()[0].lstrip('# ')}")
+    print("\nhetcl recipes NAME shows one; hetcl pretrain --recipe NAME runs it.")
+
+
+def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
+    from hetcl.pretrain.doctor import doctor
+
+    doctor(data=args.data, recipe=args.recipe, overrides=overrides)
+
+
+VERBS = {
+    "demo": (demo, "the whole story on the built-in scenes, a few minutes on two cores"),
+    "pretrain": (pretrain, "pre-train a backbone on pictures without labels"),
+    "recipes": (recipes, "list the recipes, or show one"),
+    "doctor": (doctor, "this machine, this data, this recipe: what would go wrong, how long it would take"),
+}
+
+
+class _Parser(argparse.ArgumentParser):
+    """Faults as ``InputError``: one line, exit status 2."""
+
+    def error(self, message: str) -> Any:
+        message = message.replace("the following arguments are required:", "missing:")
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser of everything; with ``verb`` the settings of other verbs are left out, for speed."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="hetcl",
+        formatter_class=formatter,
+        description="Pre-train vision backbones that know where things are, from pictures without labels.",
+        epilog="hetcl VERB --help says more. Nothing is sent anywhere, and nothing downloaded that you did not name.",
+    )
+    parser.add_argument("--version", action="version", version=f"hetcl {__version__}")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
+    made = {}
+    for name, (function, text) in VERBS.items():
+        made[name] = verbs.add_parser(
+            name,
+            help=text,
+            description=text[0].upper() + text[1:] + ".",
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
+        made[name].set_defaults(function=function)
+        made[name].add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+    made["demo"].add_argument("--out", default="demo", help="folder to write (default: demo)")
+
+    p = made["pretrain"]
+    p.usage = "hetcl pretrain --data DATA --out RUN [--recipe NAME|FILE] [--resume] [--init MODEL] [--SETTING VALUE ...]"
+    made["doctor"].usage = "hetcl doctor [--data DATA] [--recipe NAME|FILE] [--SETTING VALUE ...]"
+    p.epilog = (
+        "examples:\n"
+        "  hetcl pretrain --data photos/ --out run --recipe small\n"
+        "  hetcl pretrain --data 'shards-{0000..0146}.tar' --out run            the paper's run, recipe hcl-r50\n"
+        "  hetcl pretrain --data photos/ --out run --resume                     go on after a stop\n"
+        "  torchrun --nproc-per-node 8 $(which hetcl) pretrain --data ... --out run"
+    )
+    p.add_argument("--data", help=f"{DATA_HELP}; a resumed run knows it")
+    p.add_argument("--out", required=True, help="run folder to write")
+    p.add_argument("--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: hcl-r50)")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, whatever ended the run",
+    )
+    p.add_argument(
+        "--init",
+        metavar="MODEL",
+        help="start from these weights: RUN, RUN/checkpoints/FILE, FILE.safetensors or "
+        "torchvision:ARCH[:FILE|WEIGHTS_NAME]; before an HCL stage 2 they take the place of stage 1",
+    )
+    made["recipes"].add_argument("name", nargs="?", help="recipe to show")
+    made["doctor"].add_argument("--data", help=DATA_HELP)
+    made["doctor"].add_argument("--recipe", help="recipe to judge (default: hcl-r50)")
+    for name in ("pretrain", "doctor"):
+        if verb in (None, name):
+            _add_settings(made[name])
+    return parser
+
+
+def _add_settings(parser: argparse.ArgumentParser) -> None:
+    """Every setting as an option, so that ``--help`` shows it; values are checked where settings are resolved."""
+    from hetcl.settings import Settings, documented
+
+    run = parser.add_argument_group("settings", "override the recipe; defaults shown are those of hcl-r50")
+
+    def add(cls: type, default: Any, prefix: str, group: Any, hidden: bool = False) -> None:
+        for name, kind, text in documented(cls):
+            key, value = f"{prefix}{name}", getattr(default, name)
+            if dataclasses.is_dataclass(kind):
+                assert isinstance(kind, type)
+                second = name == "stage2"
+                title = f"settings: --{key}.*" + (" (and --stage2.* likewise)" if name == "stage1" else "")
+                inner = group if hidden or second else parser.add_argument_group(title, text)
+                add(kind, value, f"{key}.", inner, hidden or second)
+                continue
+            choices = get_args(kind) if get_origin(kind) is Literal else ()
+            metavar = "{" + ",".join(choices) + "}" if choices else "VALUE"
+            shown = (
+                list(value)
+                if isinstance(value, tuple)
+                else str(value).lower()
+                if isinstance(value, bool)
+                else value
+            )
+            help_ = argparse.SUPPRESS if hidden else f"{text} (default: {shown})".replace("%", "%%")
+            group.add_argument(f"--{key}", dest="settings", action=_Collect, metavar=metavar, help=help_)
+
+    add(Settings, Settings(), "", run)
+
+
+class _Collect(argparse.Action):
+    """Append ``--name=value`` to the list of overrides."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.settings = [*(getattr(namespace, "settings", None) or []), f"{option_string}={values}"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run a command; returns its exit status."""
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = "--debug" in words
+    try:
+        verb = next((w for w in words if not w.startswith("-")), "-")
+        args, rest = build_parser(verb).parse_known_args(words)
+        if args.verb is None:
+            build_parser("-").print_help()
+            return 2 if words else 0
+        if rest and args.verb not in ("pretrain", "doctor"):
+            raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {args.verb} --help`")
+        args.function(args, [*(getattr(args, "settings", None) or []), *rest])
+        return 0
+    except (InputError, WorkFailed, Stopped) as e:
+        if debug and not isinstance(e, Stopped):
+            raise
+        if os.environ.get("RANK", "0") == "0":
+            lines = str(e).splitlines() or [type(e).__name__]
+            print("\n".join(f"hetcl: {line}" for line in lines), file=sys.stderr)
+        return 128 + e.signum if isinstance(e, Stopped) else 2 if isinstance(e, InputError) else 1
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("hetcl: interrupted before the run could save anything new", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+    except OSError as e:
+        if debug:
+            raise
+        print(
+            f"hetcl: {e.filename or 'a file'}: {e.strerror or e}; what was saved before is intact",
+            file=sys.stderr,
+        )
+        return 1
+    except Exception as e:
+        if debug:
+            raise
+        text = (str(e).strip().splitlines() or [""])[0]
+        print(
+            f"hetcl: {type(e).__name__}: {text}; --debug shows where; what was saved before is intact",
+            file=sys.stderr,
+        )
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,105 @@
+"""``hetcl demo``: the whole story on the built-in scenes, in a few minutes on two cores."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from hetcl.errors import InputError
+from hetcl.images.decode import open_picture
+from hetcl.images.sources import open_source
+from hetcl.pretrain.run import pretrain
+from hetcl.runs.folder import RunFolder
+from hetcl.settings import resolve
+from hetcl.types import Source, ViewPolicy
+from hetcl.views.loader import ViewLoader
+from hetcl.views.photometric import Photometric
+
+DATA, RECIPE = "scenes:4000", "demo"
+
+
+def demo(out: str | Path) -> None:
+    """Draw scenes, show the views, train both stages, say what was learned.
+
+    Raises:
+        InputError: ``out`` holds something that is not a finished or stopped demo.
+    """
+    out = Path(out)
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    out.mkdir(parents=True, exist_ok=True)
+    settings = resolve(RECIPE)
+    pictures = out / "views.png"
+    source = open_source(DATA)
+    print(f"1. Pictures: {source.description}. Nothing is stored or downloaded.")
+    sheet(source, settings.stage2.views, size=settings.size).save(pictures)
+    print(
+        f"   {pictures}: eight of them with two crops drawn in, and the two views as the encoder gets them."
+    )
+    print("2. Training: first MoCo-v2, then HCL, which adds a spatial vector to the semantic one.")
+    run = RunFolder(out / "run")
+    rows = run.read_metrics()
+    if run.backbone.is_file():
+        print(f"   {run.path} holds a finished demo already; remove it to train again.")
+    else:
+        run = pretrain(data=DATA, out=run.path, recipe=RECIPE, resume=True)
+        rows = run.read_metrics()
+    print("3. What was learned, without a label:")
+    for line in lessons(rows):
+        print(f"   {line}")
+    print(f"   The backbone: {run.backbone}. Every figure over time: {run.metrics}.")
+    print("   Next, with pictures of your own: hetcl pretrain --data my-photos --out run --recipe small")
+
+
+def lessons(rows: list[dict[str, float | str]]) -> list[str]:
+    """The story of a run in plain sentences, from its metrics."""
+    knn = [float(r["knn"]) for r in rows if "knn" in r]
+    said = []
+    if knn:
+        said.append(
+            f"kNN finds the class of {knn[-1]:.1%} of unseen pictures from the backbone's features; "
+            f"with random weights it was {knn[0]:.1%}, by chance 10%."
+        )
+    trained = [r for r in rows if "accuracy_batch" in r]
+    first, last = trained[0], trained[-1]
+    said.append(
+        f"A view finds the other view of its picture among those of its batch in {float(last['accuracy_batch']):.1%} of cases; "
+        f"at the start in {float(first['accuracy_batch']):.1%}."
+    )
+    if "spatial_accuracy_batch" in last:
+        said.append(
+            f"The semantic vector alone does so in {float(last['semantic_accuracy_batch']):.1%}, "
+            f"the spatial one alone in {float(last['spatial_accuracy_batch']):.1%}: each knows something of its own."
+        )
+    return said
+
+
+def sheet(source: Source, policy: ViewPolicy, *, size: int, count: int = 8, seed: int = 0) -> Image.Image:
+    """A picture for people: originals with both crop boxes, and under each its two views after colour changes."""
+    batch = next(
+        iter(ViewLoader(source, policy=policy, size=size, batch=count, seed=seed, stage="sheet").epoch(0))
+    )
+    plain = Photometric(policy, mean=(0, 0, 0), std=(1, 1, 1))
+    cell, gap = max(96, size), 6
+    page = Image.new("RGB", (count * (cell + gap) + gap, 3 * (cell + gap) + gap), "white")
+    colours = ("#e4572e", "#2e86e4")
+    for i, index in enumerate(batch.index.tolist()):
+        pixels = open_picture(source.sample(index)).pixels()
+        scale = cell / max(pixels.shape[:2])
+        original = Image.fromarray(pixels).resize(
+            (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
+        )
+        draw = ImageDraw.Draw(original)
+        left = gap + i * (cell + gap)
+        for view in range(2):
+            box = [round(float(b) * scale) - (k > 1) for k, b in enumerate(batch.boxes[view, i])]
+            draw.rectangle(box, outline=colours[view], width=2)
+            image = plain(batch.images[view, i : i + 1], batch.colour[view, i : i + 1])[0].clamp(0, 1)
+            array = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            shown = Image.fromarray(array).resize((cell, cell), Image.Resampling.NEAREST)
+            ImageDraw.Draw(shown).rectangle((0, 0, cell - 1, cell - 1), outline=colours[view], width=2)
+            page.paste(shown, (left, gap + (view + 1) * (cell + gap)))
+        page.paste(original, (left, gap))
+    return page
