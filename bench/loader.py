@@ -36,7 +36,9 @@ GOAL = 4.0
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--data", required=True, help="folder of photos")
     parser.add_argument("--size", type=int, default=224, help="side of a view in pixels")
     parser.add_argument("--rounds", type=int, default=5, help="repetitions of everything")

@@ -97,7 +97,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     made["demo"].add_argument("--out", default="demo", help="folder to write (default: demo)")
 
     p = made["pretrain"]
-    p.usage = "hetcl pretrain --data DATA --out RUN [--recipe NAME|FILE] [--resume] [--init MODEL] [--SETTING VALUE ...]"
+    p.usage = "hetcl pretrain --data DATA --out RUN [--recipe NAME|FILE] [--resume] [--init MODEL] [--SETTING VALUE]"
     made["doctor"].usage = "hetcl doctor [--data DATA] [--recipe NAME|FILE] [--SETTING VALUE ...]"
     p.epilog = (
         "examples:\n"

@@ -100,7 +100,8 @@ class Settings:
     batch: int = 256
     """Pictures in a step, over all devices."""
     groups: int = 8
-    """Batch-norm groups in that batch: each normalises apart, as the paper's 8 GPUs of 32 do, on any number of devices."""
+    """Batch-norm groups in that batch: each normalises apart, as the paper's 8 GPUs of 32 do, on any number of
+    devices."""
     accumulate: int = 1
     """Pieces in which each device takes its part of the batch, one after the other, to save memory."""
     seed: int = 0

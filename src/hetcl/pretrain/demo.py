@@ -65,8 +65,8 @@ def lessons(rows: list[dict[str, float | str]]) -> list[str]:
     trained = [r for r in rows if "accuracy_batch" in r]
     first, last = trained[0], trained[-1]
     said.append(
-        f"A view finds the other view of its picture among those of its batch in {float(last['accuracy_batch']):.1%} of cases; "
-        f"at the start in {float(first['accuracy_batch']):.1%}."
+        f"A view finds the other view of its picture among those of its batch in "
+        f"{float(last['accuracy_batch']):.1%} of cases; at the start in {float(first['accuracy_batch']):.1%}."
     )
     if "spatial_accuracy_batch" in last:
         said.append(

@@ -113,7 +113,8 @@ def _machine(warnings: list[str]) -> None:
         f"machine   {facts['system']}, {facts['cores']} cores, {memory:.0f} GiB memory, {free:.0f} GiB free here"
     )
     print(
-        f"software  hetcl {facts['hetcl']}, Python {facts['python']}, torch {facts['torch']}, torchvision {facts['torchvision']}"
+        f"software  hetcl {facts['hetcl']}, Python {facts['python']}, "
+        f"torch {facts['torch']}, torchvision {facts['torchvision']}"
     )
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
@@ -142,7 +143,8 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
     width, height = (int(x) for x in np.median(np.array(sizes), axis=0))
     smallest = min(map(min, sizes))
     print(
-        f"          of {len(sizes) + len(bad)} opened: {len(bad)} unusable, median {width} x {height}, {1000 * seconds:.1f} ms to decode"
+        f"          of {len(sizes) + len(bad)} opened: {len(bad)} unusable, "
+        f"median {width} x {height}, {1000 * seconds:.1f} ms to decode"
     )
     if bad:
         warnings.append(f"{len(bad)} of {len(sizes) + len(bad)} pictures cannot be used, e.g. {bad[0]}")
@@ -177,13 +179,15 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
     bf16 = device.type == "cuda" and settings.precision in ("auto", "bf16")
     pictures = len(source) if source else 1_281_167
     print(
-        f"recipe    {recipe}: {settings.backbone} at {settings.size} pixels, batch {settings.batch} in {settings.groups} groups"
+        f"recipe    {recipe}: {settings.backbone} at {settings.size} pixels, "
+        f"batch {settings.batch} in {settings.groups} groups"
     )
     total = 0.0
     for name, stage in stages_of(settings).items():
         model = build_embedding(
             stage.method, settings.backbone, seed=0, semantic_dim=settings.semantic.dim, side=settings.spatial.side,
-            width=settings.spatial.width, fused=settings.spatial.fused, classes=len(source.classes or ("",)) if source else 1000,
+            width=settings.spatial.width, fused=settings.spatial.fused,
+            classes=len(source.classes or ("",)) if source else 1000,
         )  # fmt: skip
         cost = cost_of(model, 1, 3, settings.size, settings.size)
         seconds = expected_seconds(

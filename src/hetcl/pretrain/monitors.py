@@ -18,10 +18,28 @@ from hetcl.contrast.queue import KeyQueue
 from hetcl.types import Parts
 
 COLUMNS = (
-    "stage epoch step loss chance queue_filled accuracy_queue accuracy_batch semantic_accuracy_queue "
-    "semantic_accuracy_batch spatial_accuracy_queue spatial_accuracy_batch alignment uniformity semantic_alignment "
-    "semantic_uniformity spatial_alignment spatial_uniformity accuracy knn lr"
-).split()
+    "stage",
+    "epoch",
+    "step",
+    "loss",
+    "chance",
+    "queue_filled",
+    "accuracy_queue",
+    "accuracy_batch",
+    "semantic_accuracy_queue",
+    "semantic_accuracy_batch",
+    "spatial_accuracy_queue",
+    "spatial_accuracy_batch",
+    "alignment",
+    "uniformity",
+    "semantic_alignment",
+    "semantic_uniformity",
+    "spatial_alignment",
+    "spatial_uniformity",
+    "accuracy",
+    "knn",
+    "lr",
+)
 """The header of metrics.csv; a method leaves empty what it has not."""
 
 
@@ -131,8 +149,8 @@ class Watch:
                 yield (
                     "filling",
                     (
-                        f"the loss rises while the queue fills ({filled:.0%}): real keys are harder negatives than the random "
-                        "ones it starts with. This is expected; it turns once the queue is full"
+                        f"the loss rises while the queue fills ({filled:.0%}): real keys are harder negatives "
+                        "than the random ones it starts with. This is expected; it turns once the queue is full"
                     ),
                 )
             self._losses.append(loss)
@@ -141,17 +159,18 @@ class Watch:
             yield (
                 "age",
                 (
-                    f"accuracy against the queue ({queue:.1%}) is far above accuracy within the batch ({batch:.1%}): the encoder "
-                    "tells old keys from fresh ones instead of pictures from each other. Raise key_momentum, shorten the queue "
-                    "or lower lr"
+                    f"accuracy against the queue ({queue:.1%}) is far above accuracy within the batch ({batch:.1%}): "
+                    "the encoder tells old keys from fresh ones instead of pictures from each other. "
+                    "Raise key_momentum, shorten the queue or lower lr"
                 ),
             )
         if queue > 0.999 and self.best_knn and row.get("knn", 1.0) < 0.9 * self.best_knn:
             yield (
                 "leak",
                 (
-                    f"training accuracy is {queue:.2%} while kNN falls (best {self.best_knn:.1%}, now {row['knn']:.1%}): batch norm "
-                    "may leak which key belongs to which query. Use more than one batch-norm group"
+                    f"training accuracy is {queue:.2%} while kNN falls (best {self.best_knn:.1%}, "
+                    f"now {row['knn']:.1%}): batch norm may leak which key belongs to which query. "
+                    "Use more than one batch-norm group"
                 ),
             )
         if row.get("step", 0) >= self.patience:
@@ -162,8 +181,9 @@ class Watch:
                     yield (
                         f"collapse {name}",
                         (
-                            f"{what} has collapsed: all pictures get nearly the same vector (uniformity {value:.3f}, 0 is "
-                            "collapse, -4 is spread out). Lower lr, or raise temperature or key_momentum"
+                            f"{what} has collapsed: all pictures get nearly the same vector "
+                            f"(uniformity {value:.3f}, 0 is collapse, -4 is spread out). "
+                            "Lower lr, or raise temperature or key_momentum"
                         ),
                     )
 

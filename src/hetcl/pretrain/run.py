@@ -26,6 +26,7 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source, open_validation
 from hetcl.model.momentum import MomentumPair
 from hetcl.pretrain import monitors, stages
+from hetcl.pretrain.doctor import expected_seconds
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, machine, write_atomic
 from hetcl.settings import (
@@ -272,8 +273,34 @@ class Run:
         say(f"folder    {self.folder.path}")
         for line in self.told:
             self.reporter.warn(line)
+        if self.main and not self.resume:
+            self._foretell(todo)
         if s.knn.every and self.source.classes is None:
             say("no labels in the data, so no kNN check; accuracy within the batch is the figure to watch")
+
+    def _foretell(self, todo: Mapping[str, StageSettings]) -> None:
+        """Say so when this would take more than a day here. Costs a few seconds, and nothing for short runs."""
+        n, s = len(self.source), self.settings
+        if n * sum(stage.epochs for stage in todo.values()) < 100_000:
+            return
+        bf16 = _precision(s) == "bf16"
+        seconds = sum(
+            expected_seconds(
+                self._embedding(stage),
+                stage,
+                settings=s,
+                pictures=n,
+                device=self.fabric.device,
+                bf16=bf16,
+                ranks=self.fabric.world_size,
+            )
+            for stage in todo.values()
+        )
+        if seconds > 86400:
+            self.reporter.warn(
+                f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes on; "
+                "`--recipe small` is made for one small machine"
+            )
 
     # ---- one stage -----------------------------------------------------------------------------------------------
 
@@ -481,8 +508,8 @@ class Run:
         if s.backbone.startswith(("torchvision:resn", "torchvision:wide", "resnet")):
             arch = s.backbone.split(":")[-1]
             self.reporter.say(
-                f"use it:   torchvision.models.{arch}().load_state_dict(safetensors.torch.load_file('{self.folder.backbone}'), "
-                "strict=False)  # all but fc"
+                f"use it:   torchvision.models.{arch}().load_state_dict("
+                f"safetensors.torch.load_file('{self.folder.backbone}'), strict=False)  # all but fc"
             )
 
     @staticmethod
@@ -545,8 +572,9 @@ class BadPictures:
         enough = min(self.pictures, 1000)
         if self.seen >= enough and self.replaced > self.share * self.seen:
             raise WorkFailed(
-                f"{self.replaced} of the first {self.seen} pictures cannot be used, more than max_bad = {self.share:.0%}; "
-                f"{self.path} lists them: mend the data, or raise max_bad and go on with --resume"
+                f"{self.replaced} of the first {self.seen} pictures cannot be used, "
+                f"more than max_bad = {self.share:.0%}; {self.path} lists them: "
+                "mend the data, or raise max_bad and go on with --resume"
             )
 
 

@@ -1,8 +1,9 @@
 """A run folder: where its files are, and how they are written so that a killed run loses nothing. Free of torch.
 
-``settings.yaml`` what was asked; ``metrics.csv`` one row each ``log_every`` steps, a function of the settings and the data
-alone; ``timing.csv`` speed, which is not; ``log.txt`` what the console said; ``tensorboard/``; ``checkpoints/``;
-``bad_pictures.csv`` where pictures were unusable; ``backbone.safetensors`` and ``summary.json`` at the end.
+``settings.yaml`` what was asked; ``metrics.csv`` one row each ``log_every`` steps, a function of the settings and
+the data alone; ``timing.csv`` speed, which is not; ``log.txt`` what the console said; ``tensorboard/``;
+``checkpoints/``; ``bad_pictures.csv`` where pictures were unusable; ``backbone.safetensors`` and ``summary.json`` at
+the end.
 """
 
 from __future__ import annotations
