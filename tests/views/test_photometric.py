@@ -11,7 +11,7 @@ import torch
 from hetcl.draws import generator
 from hetcl.types import ViewPolicy
 from hetcl.views import photometric
-from hetcl.views.photometric import COLUMNS, CPU_CHUNK, FIRST, NOTHING, Photometric, draw, kernel_size
+from hetcl.views.photometric import COLUMNS, FIRST, NOTHING, Photometric, draw, kernel_size
 from hetcl.views.policies import POLICIES
 from tests.reference import views as slow
 
@@ -62,10 +62,10 @@ def test_every_order_of_jitter_with_strong_factors(first: bool) -> None:
 
 
 def test_chunks_of_any_size_and_one_group_for_all_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
-    policy, images = POLICIES["moco-v2"], pictures(CPU_CHUNK * 3 + 1)
+    policy, images = POLICIES["moco-v2"], pictures(13)
     colour = rows(policy, len(images))
     outs = []
-    for chunk in (1, CPU_CHUNK, 1000):
+    for chunk in (1, 4 * 20 * 17, 10**6):
         monkeypatch.setattr(photometric, "CPU_CHUNK", chunk)
         outs.append(Photometric(policy, dtype=torch.float64)(images, colour))
     torch.testing.assert_close(outs[0], outs[1], atol=1e-12, rtol=0)

@@ -46,8 +46,8 @@ NOTHING = np.array([1, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0], np.float32)
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 """Red, green and blue in a gray value (torchvision's ``rgb_to_grayscale``)."""
 
-CPU_CHUNK = 4
-"""Samples done together on a CPU: few enough to stay in its cache."""
+CPU_CHUNK = 800_000
+"""Pixels (B * H * W) done together on a CPU: few enough for its caches, many enough for the overhead of a call."""
 
 
 def draw(policy: ViewPolicy, rng: np.random.Generator) -> np.ndarray:
@@ -190,7 +190,9 @@ class Photometric:
         """
         host = colour.numpy(force=True)
         out = torch.empty(images.shape, dtype=self.dtype, device=images.device)
-        chunk = CPU_CHUNK if images.device.type == "cpu" else max(1, len(images))
+        chunk = max(1, len(images))
+        if images.device.type == "cpu":
+            chunk = min(chunk, max(1, CPU_CHUNK // (images.shape[2] * images.shape[3])))
         std = torch.tensor(self.std, dtype=torch.float64)
         bias = -torch.tensor(self.mean, dtype=torch.float64) / std
         bias, scale = (
