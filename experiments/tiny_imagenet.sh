@@ -8,4 +8,4 @@ set -eu
 data=$1
 out=${2:-experiments/runs/tiny-imagenet}
 exec "$(dirname "$0")/../.venv/bin/hetcl" pretrain --data "$data" --out "$out" --resume --recipe small \
-    --stage1.epochs 10 --stage2.epochs 4 --threads 1 --workers 1 --checkpoint_every 400
+    --size 48 --spatial.side 6 --stage1.epochs 8 --stage2.epochs 3 --threads 1 --workers 1 --checkpoint_every 400

@@ -31,21 +31,27 @@ def draw_box(
     area: tuple[float, float] = (0.2, 1.0),
     ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> tuple[int, int, int, int]:
-    """A random crop with the distribution of torchvision's ``RandomResizedCrop``.
+    """A random crop with the distribution of torchvision's ``RandomResizedCrop``: :func:`box_from` fresh draws."""
+    return box_from(rng.random((TRIES, 4)), width, height, area, ratio)
+
+
+def box_from(
+    draws: np.ndarray, width: int, height: int, area: tuple[float, float], ratio: tuple[float, float]
+) -> tuple[int, int, int, int]:
+    """The first attempt at a crop that fits, or the largest central crop whose ratio is within bounds.
 
     Share of the area uniform in ``area``, logarithm of width over height uniform in that of ``ratio``, place
-    uniform; after ten attempts that do not fit, the largest central crop whose ratio is within bounds.
+    uniform.
 
     Args:
-        rng: where the numbers come from; four uniform draws an attempt.
+        draws: uniform in [0, 1), ``[tries, 4]``: area, ratio, top, left of each attempt.
         width, height: of the picture, in pixels.
 
     Returns:
         (left, top, right, bottom), integers inside the picture.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for _ in range(TRIES):
-        u_area, u_ratio, u_top, u_left = rng.random(4)
+    for u_area, u_ratio, u_top, u_left in draws.tolist():
         target = width * height * (area[0] + (area[1] - area[0]) * u_area)
         aspect = math.exp(low + (high - low) * u_ratio)
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))

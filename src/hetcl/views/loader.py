@@ -275,12 +275,15 @@ class _Steps:
         would have been, and unlike its own appearance elsewhere in the epoch.
         """
         key = (*self.key, epoch, index)
+        places = []
         for view, row in enumerate(colour):
-            row[:] = photometric.draw(self.policy, generator(*key, view, "colour"))
+            rng = generator(*key, view)
+            row[:] = photometric.draw(self.policy, rng)
+            places.append(rng.random((crops.TRIES, 4)))
 
         def choose(width: int, height: int) -> list[crops.Box]:
-            rngs = (generator(*key, view, "box") for view in range(self.views))
-            return [crops.draw_box(rng, width, height, self.policy.area, self.policy.ratio) for rng in rngs]
+            area, ratio = self.policy.area, self.policy.ratio
+            return [crops.box_from(draws, width, height, area, ratio) for draws in places]
 
         candidate, failed = index, dict[int, BadRecord]()
         for attempt in range(TRIES):

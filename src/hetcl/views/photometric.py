@@ -46,7 +46,7 @@ NOTHING = np.array([1, 1, 1, 0, 0, 1, 2, 3, 0, 0, 0], np.float32)
 GRAY_WEIGHTS = (0.2989, 0.587, 0.114)
 """Red, green and blue in a gray value (torchvision's ``rgb_to_grayscale``)."""
 
-CPU_CHUNK = 800_000
+CPU_CHUNK = 400_000
 """Pixels (B * H * W) done together on a CPU: few enough for its caches, many enough for the overhead of a call."""
 
 
@@ -103,26 +103,30 @@ def hue_(x: Tensor, shift: Tensor) -> Tensor:
 
     The hexagon formula of HSV: with hue h in [0, 6), each channel is ``least + chroma * w(h)``, where w is a
     trapezium: ``|h - 3| - 1`` for red, ``2 - |h - 2|`` for green, ``2 - |h - 4|`` for blue, held within [0, 1].
-    Value and saturation stay, so chroma and the least channel do too.
+    Value and saturation stay, so chroma and the least channel do too. Branches are taken by arithmetic, which is
+    several times faster on a CPU than comparing and selecting: scaled to [0, 1], the largest channel is exactly 1.
     """
     r, g, b = x.unbind(1)
     most = torch.maximum(r, g)
     most = torch.maximum(most, b, out=most)
     least = torch.minimum(r, g)
     least = torch.minimum(least, b, out=least)
-    chroma = most - least
-    scale = torch.where(chroma == 0, 1, chroma).reciprocal_()
-    hue = torch.where(g == most, (b - r).mul_(scale).add_(2), (r - g).mul_(scale).add_(4))
-    hue = torch.where(r == most, (g - b).mul_(scale), hue)
-    hue.add_(shift.flatten().view(-1, 1, 1), alpha=6)
-    turns = torch.div(hue, 6, out=scale).floor_()
-    hue.sub_(turns, alpha=6)
-    w = torch.sub(hue, 3, out=turns).abs_().sub_(1).clamp_(0, 1)
+    chroma = most.sub_(least)
+    scale = chroma.clamp_min(torch.finfo(x.dtype).tiny)  # grays: 0 / tiny = 0
+    red, green, blue = (torch.sub(c, least).div_(scale) for c in (r, g, b))
+    hue = torch.sub(red, green).add_(4)  # where blue is largest,
+    other = torch.sub(blue, red, out=scale).add_(2).sub_(hue)
+    hue.addcmul_(other, green.floor())  # green,
+    other = torch.sub(green, blue, out=other).sub_(hue)
+    hue.addcmul_(other, red.floor_())  # red
+    hue.add_(shift.view(-1, 1, 1), alpha=6)
+    hue.sub_(torch.div(hue, 6, out=other).floor_(), alpha=6)
+    w = torch.sub(hue, 3, out=other).abs_().sub_(1).clamp_(0, 1)
     torch.addcmul(least, chroma, w, out=r)
-    w = torch.sub(hue, 2, out=w).abs_().neg_().add_(2).clamp_(0, 1)
-    torch.addcmul(least, chroma, w, out=g)
-    w = torch.sub(hue, 4, out=w).abs_().neg_().add_(2).clamp_(0, 1)
-    torch.addcmul(least, chroma, w, out=b)
+    w = torch.sub(hue, 2, out=w).abs_().sub_(2).clamp_(-1, 0)
+    torch.addcmul(least, chroma, w, value=-1, out=g)
+    w = torch.sub(hue, 4, out=w).abs_().sub_(2).clamp_(-1, 0)
+    torch.addcmul(least, chroma, w, value=-1, out=b)
     return x
 
 
