@@ -46,6 +46,9 @@ DATA = {"recipes"}
 
 ENTRIES = {
     "pretrain.run",
+    "pretrain.plan",
+    "pretrain.demo",
+    "pretrain.doctor",
     "analysis.contrastive_test",
     "analysis.probe",
     "weights.exporters",

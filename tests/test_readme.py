@@ -135,3 +135,9 @@ def test_every_departure_from_the_paper_is_listed_in_the_decisions() -> None:
     names = sorted(p.relative_to(package).as_posix() for p in marked)
     assert names
     assert not [n for n in names if f"`{n}`" not in listed], "name these files in docs/decisions.md"
+
+
+def test_python_in_the_documents_runs() -> None:
+    for document in DOCUMENTS:
+        for block in re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+            exec(compile(block, document.name, "exec"), {})

@@ -13,6 +13,7 @@ from PIL import Image
 from torchvision.ops import box_iou as tv_box_iou
 from torchvision.transforms import RandomResizedCrop
 from torchvision.transforms import functional as TF
+from torchvision.transforms.v2 import functional as v2
 
 from hetcl.draws import generator
 from hetcl.views import crops
@@ -22,7 +23,9 @@ from tests.reference import views as slow
 sides = st.integers(1, 4000)
 
 
-@given(sides, sides, st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.2, 5), st.floats(0.2, 5), st.integers())
+@given(
+    sides, sides, st.floats(0.01, 1), st.floats(0.01, 1), st.floats(0.2, 5), st.floats(0.2, 5), st.integers()
+)
 def test_boxes_lie_inside_and_keep_the_limits(
     width: int, height: int, a: float, b: float, p: float, q: float, seed: int
 ) -> None:
@@ -34,7 +37,9 @@ def test_boxes_lie_inside_and_keep_the_limits(
     assert 0 <= t < bottom <= height
     w, h = r - l, bottom - t
     # sides are rounded to whole pixels, so the limits hold give or take half a pixel a side
-    fallback = abs(2 * l - (width - w)) <= 1 and abs(2 * t - (height - h)) <= 1 and (w == width or h == height)
+    fallback = (
+        abs(2 * l - (width - w)) <= 1 and abs(2 * t - (height - h)) <= 1 and (w == width or h == height)
+    )
     if not fallback:
         assert (w - 0.5) * (h - 0.5) <= area[1] * width * height * (1 + 1e-9)
         assert (w + 0.5) * (h + 0.5) >= area[0] * width * height * (1 - 1e-9)
@@ -56,6 +61,14 @@ def test_boxes_have_torchvisions_distribution(width: int, height: int) -> None:
         at = np.concatenate([a, b])
         gap = np.abs(np.searchsorted(a, at, "right") - np.searchsorted(b, at, "right")).max() / n
         assert gap < 1.95 * math.sqrt(2 / n)  # Kolmogorov-Smirnov, level 0.001
+
+
+def test_every_place_is_as_likely() -> None:
+    places = [crops.draw_box(generator("place", i), 5, 6, (0.3, 0.3), (1.0, 1.0))[:2] for i in range(2400)]
+    _, counts = np.unique(places, axis=0, return_counts=True)
+    assert len(counts) == 3 * 4  # a square of 3 pixels in 5 x 6
+    assert counts.min() > 140
+    assert counts.max() < 260
 
 
 @pytest.mark.parametrize("shape", [(1000, 10), (10, 1000), (3, 1)])
@@ -81,18 +94,25 @@ def test_iou_equals_torchvisions(pairs: list[tuple[crops.Box, crops.Box]]) -> No
 
 @settings(max_examples=30, deadline=None)
 @given(st.integers(2, 300), st.integers(2, 300), st.integers(1, 64), st.integers(0, 10**6))
-def test_cut_equals_torchvisions_resized_crop_of_a_pil_image(w: int, h: int, size: int, seed: int) -> None:
+def test_cut_equals_torchvisions_resized_crop(w: int, h: int, size: int, seed: int) -> None:
     pixels = np.random.default_rng(seed).integers(0, 256, (h, w, 3), dtype=np.uint8)
     two = [crops.draw_box(generator(seed, v), w, h) for v in range(2)]
-    expected = slow.cut(pixels, two, size)
-    assert np.array_equal(crops.cut(pixels, two, size), expected)
-    assert np.array_equal(crops.cut(Image.fromarray(pixels), two, size, plane=(w, h)), expected)
+    out = crops.cut(pixels, two, size)
+    tensor = torch.from_numpy(pixels).permute(2, 0, 1)
+    exact = torch.stack([v2.resized_crop(tensor, t, l, b - t, r - l, [size, size]) for l, t, r, b in two])
+    # torchvision takes a detour over floats where the processor lacks AVX2
+    same = 0 if "AVX" in torch.backends.cpu.get_cpu_capability() else 1
+    assert np.abs(out.astype(int) - exact.numpy()).max() <= same
+    assert np.abs(out.astype(int) - slow.cut(pixels, two, size)).max() <= 1  # PIL, other roundings
+    assert np.array_equal(out, crops.cut(pixels, two, size, plane=(w, h)))
 
 
 @pytest.mark.parametrize("factor", [2, 4])
 def test_a_reduced_picture_gives_nearly_the_same_views(factor: int) -> None:
     whole = smooth(1201, 803, seed=2)
-    small = np.array(Image.fromarray(whole).resize((-(-1201 // factor), -(-803 // factor)), Image.Resampling.BOX))
+    small = np.array(
+        Image.fromarray(whole).resize((-(-1201 // factor), -(-803 // factor)), Image.Resampling.BOX)
+    )
     two = [(3, 5, 903, 805 - 2), (301, 100, 1201, 760)]
     a = crops.cut(whole, two, 64).astype(float)
     b = crops.cut(small, two, 64, plane=(1201, 803)).astype(float)
@@ -124,9 +144,9 @@ def test_the_central_view_is_central_and_square(w: int, h: int, size: int) -> No
     l, t, r, b = crops.centre_box(w, h, size)
     assert 0 <= l < r <= w
     assert 0 <= t < b <= h
-    assert r - l == pytest.approx(b - t)
-    assert l + r == pytest.approx(w)
-    assert t + b == pytest.approx(h)
+    assert r - l == b - t
+    assert abs(l + r - w) <= 1
+    assert abs(t + b - h) <= 1
     if min(w, h) <= size:
         assert r - l == min(w, h)
 

@@ -20,7 +20,16 @@ def pictures(count: int, height: int = 20, width: int = 17, seed: int = 0) -> to
     """Noise, with flat gray, black, white and pure colours in a corner (where hue has no meaning, or ties)."""
     rng = np.random.default_rng(seed)
     images = rng.integers(0, 256, (count, 3, height, width), dtype=np.uint8)
-    corner = [[128] * 3, [0] * 3, [255] * 3, [255, 0, 0], [0, 255, 255], [90, 90, 10], [10, 90, 90], [9, 8, 9]]
+    corner = [
+        [128] * 3,
+        [0] * 3,
+        [255] * 3,
+        [255, 0, 0],
+        [0, 255, 255],
+        [90, 90, 10],
+        [10, 90, 90],
+        [9, 8, 9],
+    ]
     images[:, :, 0, : len(corner)] = np.array(corner, np.uint8).T[:, :width]
     return torch.from_numpy(images)
 
@@ -29,7 +38,9 @@ def rows(policy: ViewPolicy, count: int, seed: int = 0) -> torch.Tensor:
     return torch.from_numpy(np.stack([draw(policy, generator("test", seed, i)) for i in range(count)]))
 
 
-def expected(policy: ViewPolicy, images: torch.Tensor, colour: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
+def expected(
+    policy: ViewPolicy, images: torch.Tensor, colour: torch.Tensor, dtype: torch.dtype
+) -> torch.Tensor:
     return torch.stack(
         [slow.photometric(policy, x, c.tolist(), dtype) for x, c in zip(images, colour, strict=True)]
     )
@@ -132,4 +143,6 @@ def test_policies_differ_only_where_they_say() -> None:
     assert (v1[:, 0] != 1).all()
     assert v1[:, 3].abs().max() > 0.2
     crop = rows(POLICIES["crop"], 50)
-    assert (np.delete(crop.numpy(), range(FIRST, FIRST + 4), 1) == np.delete(NOTHING, range(FIRST, FIRST + 4))).all()
+    assert (
+        np.delete(crop.numpy(), range(FIRST, FIRST + 4), 1) == np.delete(NOTHING, range(FIRST, FIRST + 4))
+    ).all()

@@ -57,9 +57,8 @@ def uniformity(x: Tensor) -> Tensor:
     """
     if len(x) < 2:
         return torch.zeros((), device=x.device)
-    product = x @ x.t()
-    pairs = ~torch.eye(len(x), dtype=torch.bool, device=x.device)
-    return torch.logsumexp(-4 * (1 - product[pairs]), dim=0) - math.log(len(x) * (len(x) - 1))
+    exponents = (-4 * (1 - x @ x.t())).fill_diagonal_(float("-inf"))
+    return torch.logsumexp(exponents.flatten(), dim=0) - math.log(len(x) * (len(x) - 1))
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ import csv
 import json
 import os
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -39,7 +40,7 @@ from hetcl.settings import (
     stages_of,
     to_dict,
 )
-from hetcl.training.engine import Loop, Task
+from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, duration
 from hetcl.training.schedule import schedule
 from hetcl.types import Source, ViewBatch
@@ -50,7 +51,8 @@ from hetcl.weights.sources import Weights, install, read_weights
 MAY_CHANGE = {"workers", "device", "devices", "threads", "compile", "checkpoint_every", "max_bad"}
 """Settings that a resumed run may have otherwise: they do not decide the numbers on one kind of device."""
 DTYPES = {"fp64": torch.float64}
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "64-true"}
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
+"""Fabric's names. Its "64-true" rounds what a model gives to fp32, so for fp64 it converts nothing and we do it."""
 
 
 def pretrain(
@@ -132,12 +134,14 @@ def _resumed_plan(
         raise InputError(
             f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
         )
+    named = given_keys(overrides)
     if recipe is not None:
         now = resolve(recipe, overrides)
-    else:
+    elif named:
         given = resolve(None, overrides)
-        named = given_keys(overrides)
         now = _merge(then, {k: v for k, v in _flat(given).items() if k in named})
+    else:
+        now = then
     old, new = _flat(then), _flat(now)
     differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
     if differ:
@@ -242,12 +246,10 @@ class Run:
                     )
         self.metrics = Table(self.folder.metrics, monitors.COLUMNS)
         if self.main:
-            self.metrics.cut(last["metrics_bytes"] if last else 0)
-            if last is None:
-                Table(self.folder.timing, ("stage", "step", "images_per_second", "waiting", "seconds")).cut(0)
+            # First, since a folder that holds anything else without settings is not taken for a run.
             self.folder.write_settings(
                 {
-                    "data": self.plan.data if ":" in self.plan.data else os.path.abspath(self.plan.data),
+                    "data": _absolute(self.plan.data),
                     "recipe": self.plan.recipe,
                     "init": self.plan.init,
                     "fingerprint": self.source.fingerprint,
@@ -255,6 +257,8 @@ class Run:
                     "settings": to_dict(self.plan.settings),
                 }
             )
+            self.metrics.cut(last["metrics_bytes"] if last else 0)
+            Table(self.folder.timing, TIMING_COLUMNS).cut(None if last else 0)
         return last
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
@@ -528,6 +532,9 @@ class Run:
         return ", ".join(words)
 
 
+BAD_COLUMNS = ("index", "name", "reason")
+
+
 class BadPictures:
     """Counts pictures that were replaced, lists each once in a file, and stops a run that has too many.
 
@@ -543,6 +550,7 @@ class BadPictures:
         self.warn: Any = print
         self._listed: set[int] = set()
         if path.is_file():
+            Table(path, BAD_COLUMNS).cut(None)
             with open(path, newline="") as f:
                 self._listed = {int(row["index"]) for row in csv.DictReader(f)}
 
@@ -561,7 +569,7 @@ class BadPictures:
             with open(self.path, "a", newline="") as f:
                 writer = csv.writer(f, lineterminator="\n")
                 if f.tell() == 0:
-                    writer.writerow(("index", "name", "reason"))
+                    writer.writerow(BAD_COLUMNS)
                 writer.writerows((r.index, r.name, r.reason) for r in new)
             self._listed |= {r.index for r in new}
             if first:
@@ -579,6 +587,13 @@ class BadPictures:
 
 
 # ---- small decisions -----------------------------------------------------------------------------------------------
+
+
+def _absolute(data: str) -> str:
+    """DATA as a run in another folder would have to name it."""
+    if ":" in data:
+        return data
+    return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
 
 
 def _known(module: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -611,6 +626,8 @@ def _fabric(settings: Settings) -> Fabric:
         )
     # Every rank takes whole batch-norm groups; their statistics are averaged by hand, not broadcast.
     strategy = DDPStrategy(broadcast_buffers=False) if total > 1 else "auto"
+    # (torch 2.14 warns that this way of saying so will change; the new one would still copy them at the start.)
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
     fabric = Fabric(
         accelerator=device,
         devices=devices,

@@ -132,12 +132,14 @@ class Table:
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
         self.path, self.columns = path, tuple(columns)
 
-    def cut(self, size: int) -> None:
-        """Forget everything after the first ``size`` bytes (0: start anew)."""
+    def cut(self, size: int | None) -> None:
+        """Forget everything after the first ``size`` bytes (0: start anew; None: a last line that is cut short)."""
         try:
+            kept = self.path.read_bytes()[:size] if self.path.exists() and size != 0 else b""
+            kept = kept[: kept.rfind(b"\n") + 1]
             with open(self.path, "r+b" if self.path.exists() else "w+b") as f:
-                f.truncate(size)
-            if size == 0:
+                f.truncate(len(kept))
+            if not kept:
                 self._write(dict(zip(self.columns, self.columns, strict=True)))
         except OSError as e:
             raise disk_problem(self.path, e) from None

@@ -24,6 +24,9 @@ from hetcl.training.progress import Reporter, duration
 from hetcl.training.schedule import Schedule
 from hetcl.training.signals import StopSignal
 
+TIMING_COLUMNS = ("stage", "step", "images_per_second", "waiting", "seconds")
+"""The header of timing.csv."""
+
 
 class Task(Protocol):
     """What is trained."""
@@ -150,7 +153,7 @@ class Loop:
         self.task, self.fabric, self.folder, self.metrics = task, fabric, folder, metrics
         self.learning_rate, self.reporter = learning_rate, reporter
         self.log_every, self.checkpoint_every, self.extra = log_every, checkpoint_every, dict(extra or {})
-        self.timing = Table(folder.timing, ("stage", "step", "images_per_second", "waiting", "seconds"))
+        self.timing = Table(folder.timing, TIMING_COLUMNS)
         self.meters, self.watch = Meters(), Stopwatch()
         self.epoch = self.step = 0
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=fabric.device)
@@ -252,18 +255,27 @@ class Loop:
             self.reporter.warn(message)
 
     def _check_finite(self) -> None:
-        """Stop when a loss was not finite. CPU-GPU sync point."""
-        step = int(self.first_bad)
-        if step >= 0:
-            kept = (
-                "; the last checkpoint, from before it, is kept"
-                if (self.folder.checkpoints / "last.ckpt").exists()
-                else ""
-            )
-            raise WorkFailed(
-                f"the loss of {self.task.name} is not finite at step {step}{kept}; "
-                f"lower {self.task.name}.lr, or set precision to fp32, and start again from that checkpoint"
-            )
+        """Stop every rank when a loss was not finite on any. CPU-GPU sync point."""
+        first = self.first_bad
+        if dist.is_available() and dist.is_initialized():
+            never = torch.iinfo(torch.int64).max
+            first = torch.where(first < 0, never, first)
+            dist.all_reduce(first, dist.ReduceOp.MIN)
+            first = torch.where(first == never, -1, first)
+        if int(first) >= 0:
+            self._not_finite(f"the loss of {self.task.name} is not finite at step {int(first)}")
+
+    def _check_weights(self) -> None:
+        """Stop before weights that are not finite replace good ones: the loss shows it a step later. Sync point."""
+        weights = [p.detach() for group in self.task.optimizer.param_groups for p in group["params"]]
+        if not bool(torch.stack([w.isfinite().all() for w in weights]).all()):
+            self._not_finite(f"the weights of {self.task.name} are not finite after step {self.done - 1}")
+
+    def _not_finite(self, what: str) -> None:
+        last = self.folder.checkpoints / "last.ckpt"
+        kept = f"; {last} is from before it" if last.exists() else ""
+        start = "start a new run" + (f", with --init {last} if you like" if kept else "")
+        raise WorkFailed(f"{what}{kept}; lower {self.task.name}.lr or set precision to fp32, and {start}")
 
     def _stop(self, signal: StopSignal) -> bool:
         """Whether any rank received a signal (ranks ask each other every tenth step)."""
@@ -300,6 +312,7 @@ class Loop:
     def save(self) -> None:
         """Write last.ckpt; what was there stays as previous.ckpt."""
         self._check_finite()
+        self._check_weights()
         self.task.before_save()
         if self.main:
             checkpoint.save(self.folder.checkpoints / "last.ckpt", self.state(), keep_previous=True)

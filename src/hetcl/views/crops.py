@@ -110,9 +110,9 @@ def cut(
 ) -> np.ndarray:
     """Cut ``boxes`` out of a picture and resize each to ``size`` x ``size``: bilinear with antialiasing, in uint8.
 
-    With integer boxes on a picture decoded in full this equals torchvision's ``resized_crop`` of a uint8 tensor,
-    and that of a PIL image to within 1 of 255 (two roundings of the same filter; this one takes a third of the
-    time). Other boxes are rounded to pixels of the plane that was decoded.
+    With integer boxes on a picture decoded in full this equals torchvision's (v2) ``resized_crop`` of a uint8
+    tensor, and that of a PIL image to within 1 of 255 (other roundings of the same filter, in a third of the time).
+    On a reduced picture boxes are rounded to its pixels, none of which is larger than a pixel of the view.
 
     Args:
         pixels: uint8 ``[h, w, 3]``, perhaps decoded at a reduced scale.
