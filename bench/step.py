@@ -3,9 +3,10 @@
     python bench/step.py                              ResNet-50 at 224 pixels (slow on a CPU: some minutes)
     python bench/step.py --backbone resnet18 --batch 16
 
-The paper: stage 2 takes 5.7% longer than stage 1, and the plain FPN ("vanilla") about 10% more again. The plain loop is MoCo-v2
-written as most people would: fp32, contiguous memory, one loop over parameters for the momentum update. Rounds alternate, so that
-a busy machine slows all of them; the median of the rounds counts. Prints ratios and one line of JSON.
+The paper: stage 2 takes 5.7% longer than stage 1, and the plain FPN ("vanilla") about 10% more again. The plain
+loop is MoCo-v2 written as most people would: fp32, contiguous memory, one loop over parameters for the momentum
+update. Rounds alternate, so that a busy machine slows all of them; the median of the rounds counts. Prints ratios
+and one line of JSON.
 """
 
 from __future__ import annotations
@@ -60,9 +61,11 @@ def ours(method: str, fused: bool, args: argparse.Namespace, fabric: Fabric) -> 
     model = build_embedding(method, args.backbone, seed=0, side=args.size // 16, fused=fused)
     pair = MomentumPair(model, groups=args.groups).to(fabric.device, memory_format=torch.channels_last)
     stage = Contrast(
-        method, pair=pair, queue=KeyQueue(args.queue, model.dims).to(fabric.device), lr=0.03, sgd_momentum=0.9, weight_decay=1e-4,
-        temperature=0.2, mask_own=True, fabric=fabric, loader=OneBatch(args.batch, args.size), photometric=Photometric(NO_CHANGE),
-        evaluate=lambda _: {}, on_bad=lambda _: None, epochs=1, batch=args.batch, seed=0, accumulate=1, channels_last=True, knn_every=0,
+        method, pair=pair, queue=KeyQueue(args.queue, model.dims).to(fabric.device),
+        lr=0.03, sgd_momentum=0.9, weight_decay=1e-4, temperature=0.2, mask_own=True, fabric=fabric,
+        loader=OneBatch(args.batch, args.size), photometric=Photometric(NO_CHANGE),
+        evaluate=lambda _: {}, on_bad=lambda _: None,
+        epochs=1, batch=args.batch, seed=0, accumulate=1, channels_last=True, knn_every=0,
     )  # fmt: skip
     batches, step = stage.batches(0, 0), iter(range(10**9))
     return lambda: void(stage.step(next(batches), next(step)))
@@ -149,9 +152,8 @@ def main() -> None:
     )
     for name, s in median.items():
         spread = (max(seconds[name]) - min(seconds[name])) / s
-        print(
-            f"  {name:16} {1000 * s:9.1f} ms a step  {args.batch / s:8.1f} images/s  {s / base:6.3f} x stage 1  (spread {spread:.0%})"
-        )
+        pace = f"{1000 * s:9.1f} ms a step  {args.batch / s:8.1f} images/s"
+        print(f"  {name:16} {pace}  {s / base:6.3f} x stage 1  (spread {spread:.0%})")
     ratios = {
         "stage2_fused_over_stage1": median["stage 2 fused"] / base,
         "stage2_vanilla_over_stage2_fused": median["stage 2 vanilla"] / median["stage 2 fused"],
