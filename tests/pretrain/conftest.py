@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
+
+from tests.pretrain import processes
+from tests.pretrain.small import command
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -14,3 +18,12 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a small run of both stages that nothing disturbed; left as it is."""
+    out = tmp_path_factory.mktemp("undisturbed") / "run"
+    said = out.parent / "said"
+    assert processes.run(command(out), said) == 0, said.read_text()
+    return out

@@ -32,9 +32,7 @@ def start(
     return process
 
 
-def run(
-    argv: Sequence[str], log: Path, *, die_at: int | None = None, folder: Path | None = None
-) -> int:
+def run(argv: Sequence[str], log: Path, *, die_at: int | None = None, folder: Path | None = None) -> int:
     """As :func:`start`, to the end: the exit status, negative for a signal."""
     process = start(argv, log, die_at=die_at, folder=folder)
     process.join()

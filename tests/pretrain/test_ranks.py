@@ -6,7 +6,6 @@ import os
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -17,7 +16,7 @@ from hetcl.runs.folder import RunFolder
 from tests.pretrain import processes
 
 SMALL = (
-    "--data scenes:14 --recipe demo --backbone resnet18 --size 32 --batch 8 --groups 2 --spatial.side 4 "
+    "--data scenes:14 --recipe demo --backbone resnet18 --size 64 --batch 8 --groups 2 --spatial.side 4 "
     "--spatial.width 8 --semantic.dim 8 --threads 1 --workers 0 --device cpu --precision fp64 --log_every 1 "
     "--knn.bank 8 --knn.queries 4 --stage1.queue 13 --stage2.queue 13 --stage1.epochs 2 --stage2.epochs 2"
 ).split()
@@ -56,9 +55,7 @@ def leaves(tree: Any, name: str = "") -> Iterator[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize("stage", ["stage1", "stage2"])
-def test_two_ranks_end_where_one_process_with_two_groups_does(
-    stage: str, runs: dict[str, RunFolder]
-) -> None:
+def test_two_ranks_end_where_one_process_with_two_groups_does(stage: str, runs: dict[str, RunFolder]) -> None:
     one, two = (dict(leaves(checkpoint.load(runs[n].checkpoints / f"{stage}.ckpt")["task"])) for n in runs)
     assert one.keys() == two.keys()
     assert {name.split(".")[1] for name in one} == {"query", "key", "queue", "optimizer"}
@@ -81,7 +78,9 @@ def test_two_ranks_write_the_same_figures(runs: dict[str, RunFolder]) -> None:
         for name in shared:
             assert (name in a) == (name in b)
             if name in a:
-                assert b[name] == (a[name] if name == "stage" else pytest.approx(a[name], rel=2e-8, abs=1e-9)), name
+                assert b[name] == (
+                    a[name] if name == "stage" else pytest.approx(a[name], rel=2e-8, abs=1e-9)
+                ), name
 
 
 def test_two_ranks_leave_the_same_backbone(runs: dict[str, RunFolder]) -> None:

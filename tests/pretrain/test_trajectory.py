@@ -13,13 +13,13 @@ from hetcl.pretrain import stages
 from tests.pretrain.build import batch_of, contrast_stage, normalised
 from tests.reference import moco
 
-B, K, SIDE, PIXELS, SEED, STEPS = 8, 13, 4, 32, 3, 4
+B, K, SIDE, PIXELS, SEED, STEPS = 8, 13, 4, 64, 3, 4
 SGD = {"lr": 0.05, "weight_decay": 1e-2}
 M, TEMPERATURE = 0.9, 0.2
 CLOSE = {"atol": 1e-9, "rtol": 1e-9}
 
 
-@pytest.fixture()
+@pytest.fixture
 def logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
     """Whatever logits the step makes, in order."""
     seen: list[Tensor] = []
@@ -90,7 +90,9 @@ def test_the_step_of_a_stage_equals_the_slow_trainer(
         torch.testing.assert_close(dict(stage.pair.query.state_dict()), record.query_state, **CLOSE)
         torch.testing.assert_close(dict(stage.pair.key.state_dict()), record.key_state, **CLOSE)
         after = stage.pair.query.state_dict()
-        moved = max(moved, float((after["pyramid.conv1.weight"] - before["pyramid.conv1.weight"]).abs().max()))
+        moved = max(
+            moved, float((after["pyramid.conv1.weight"] - before["pyramid.conv1.weight"]).abs().max())
+        )
     assert moved > 1e-5, "the weights hardly moved, so equality says little"
     if mask_own:
         assert any(bool(r.logits.isneginf().any()) for r in expected), "no picture met its own key"

@@ -29,7 +29,7 @@ from hetcl.model.momentum import MomentumPair
 from hetcl.pretrain import monitors, stages
 from hetcl.pretrain.doctor import expected_seconds
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, machine, write_atomic
+from hetcl.runs.folder import RunFolder, Table, disk_problem, machine, write_atomic
 from hetcl.settings import (
     Settings,
     StageSettings,
@@ -363,7 +363,7 @@ class Run:
             return stages.Supervised(name, model=self._place(model), groups=groups, **common)
         pair = MomentumPair(model, momentum=stage.key_momentum, groups=groups)
         if before is not None and before.key is not None:
-            install(pair.key, {**pair.key.state_dict(), **_known(pair.key, before.key)}, before.origin)
+            install(pair.key, before.key, before.origin)
         queue = KeyQueue(stage.queue, model.dims, seed=s.seed)  # type: ignore[arg-type]
         return stages.Contrast(
             name,
@@ -566,11 +566,14 @@ class BadPictures:
         new = [r for r in {r.index: r for r in batch.bad}.values() if r.index not in self._listed]
         if new:
             first = not self._listed
-            with open(self.path, "a", newline="") as f:
-                writer = csv.writer(f, lineterminator="\n")
-                if f.tell() == 0:
-                    writer.writerow(BAD_COLUMNS)
-                writer.writerows((r.index, r.name, r.reason) for r in new)
+            try:
+                with open(self.path, "a", newline="") as f:
+                    writer = csv.writer(f, lineterminator="\n")
+                    if f.tell() == 0:
+                        writer.writerow(BAD_COLUMNS)
+                    writer.writerows((r.index, r.name, r.reason) for r in new)
+            except OSError as e:
+                raise disk_problem(self.path, e) from None
             self._listed |= {r.index for r in new}
             if first:
                 self.warn(
@@ -594,12 +597,6 @@ def _absolute(data: str) -> str:
     if ":" in data:
         return data
     return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
-
-
-def _known(module: nn.Module, state: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Entries of ``state`` that ``module`` has in the same shape."""
-    own = module.state_dict()
-    return {n: v for n, v in state.items() if n in own and own[n].shape == v.shape}
 
 
 def _fabric(settings: Settings) -> Fabric:

@@ -276,7 +276,8 @@ class Supervised(_Stage):
         """One step of SGD on the cross-entropy."""
         (images,) = self.views(batch)
         assert batch.label is not None
-        logits = self.wrapped(images).float()
+        logits = self.wrapped(images)
+        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
         loss = F.cross_entropy(logits, batch.label)
         self.fabric.backward(loss)
         self.optimizer.step()

@@ -159,9 +159,12 @@ class Table:
 
     def size(self) -> int:
         """Bytes safely on disk."""
-        with open(self.path, "rb") as f:
-            os.fsync(f.fileno())
-        return self.path.stat().st_size
+        try:
+            with open(self.path, "rb") as f:
+                os.fsync(f.fileno())
+                return os.fstat(f.fileno()).st_size
+        except OSError as e:
+            raise disk_problem(self.path, e) from None
 
 
 def machine() -> dict[str, Any]:

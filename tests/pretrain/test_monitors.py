@@ -1,0 +1,247 @@
+"""Alignment, uniformity and kNN against loops; each message in its planted case and in no other; bad pictures."""
+
+from __future__ import annotations
+
+import csv
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetcl.contrast.queue import KeyQueue
+from hetcl.errors import WorkFailed
+from hetcl.pretrain import monitors
+from hetcl.pretrain.run import BadPictures
+from hetcl.types import BadRecord
+from tests.pretrain.build import batch_of
+
+
+def unit(*shape: int) -> Tensor:
+    return F.normalize(torch.randn(*shape, dtype=torch.float64), dim=-1)
+
+
+# ---- figures ---------------------------------------------------------------------------------------------------------
+
+
+def test_alignment_is_the_mean_squared_distance_of_pairs() -> None:
+    q, k = unit(7, 5), unit(7, 5)
+    slow = (
+        sum(
+            sum((float(a) - float(b)) ** 2 for a, b in zip(x, y, strict=True))
+            for x, y in zip(q, k, strict=True)
+        )
+        / 7
+    )
+    assert monitors.alignment(q, k).item() == pytest.approx(slow, rel=1e-12)
+    assert monitors.alignment(q, q).item() == 0
+    assert monitors.alignment(q, -q).item() == pytest.approx(4)
+
+
+def test_uniformity_is_the_log_of_the_mean_gaussian_of_distances() -> None:
+    x = unit(9, 4)
+    pairs = [math.exp(-2 * float((x[i] - x[j]).square().sum())) for i in range(9) for j in range(9) if i != j]
+    assert monitors.uniformity(x).item() == pytest.approx(math.log(sum(pairs) / len(pairs)), rel=1e-12)
+    assert monitors.uniformity(x[:1].expand(6, 4)).item() == pytest.approx(0, abs=1e-12)
+    assert monitors.uniformity(unit(400, 256)).item() == pytest.approx(-4, abs=0.1)
+    assert monitors.uniformity(x[:1]).item() == 0
+
+
+def test_knn_is_the_weighted_vote_of_the_nearest() -> None:
+    bank, queries = torch.randn(40, 6), torch.randn(300, 6)
+    bank_labels, labels = torch.randint(4, (40,)), torch.randint(5, (300,))
+    right = 0
+    for query, truth in zip(queries, labels, strict=True):
+        cosines = [float(query @ b / query.norm() / b.norm()) for b in bank]
+        nearest = sorted(range(40), key=lambda i: -cosines[i])[:7]
+        votes = [0.0] * 5
+        for i in nearest:
+            votes[int(bank_labels[i])] += math.exp(cosines[i] / 0.07)
+        right += votes.index(max(votes)) == int(truth)
+    found = monitors.knn_accuracy(bank, bank_labels, queries, labels, k=7)
+    assert found == pytest.approx(right / 300, abs=1e-9)
+    assert 0.05 < found < 0.6
+    assert monitors.knn_accuracy(bank, bank_labels, bank, bank_labels, k=1) == 1
+    assert monitors.knn_accuracy(bank[:3], bank_labels[:3], bank[:3], bank_labels[:3], k=20) >= 0  # k above N
+
+
+def test_the_figures_of_parts_are_those_of_each_part_alone() -> None:
+    queue = KeyQueue(11, {"semantic": 5, "spatial": 4}, seed=2).double()
+    index = torch.tensor([0, 1, 2, 3, 0, 5])
+    queue.push(torch.cat([unit(4, 5), unit(4, 4)], dim=1), torch.tensor([7, 0, 8, 3]))
+    query = {"semantic": unit(6, 5), "spatial": unit(6, 4)}
+    key = {name: F.normalize(q + 0.3 * torch.randn_like(q), dim=1) for name, q in query.items()}
+    logits = torch.randn(6, 12)
+    found = monitors.figures(query, key, queue, logits, index, mask_own=True)
+    past = {"semantic": queue.keys[:, :5], "spatial": queue.keys[:, 5:]}
+    for name, q in query.items():
+        k = key[name]
+        in_queue = in_batch = 0
+        for i in range(6):
+            own = float(q[i] @ k[i])
+            others = [float(q[i] @ past[name][j]) for j in range(11) if int(queue.index[j]) != int(index[i])]
+            in_queue += own > max(others)
+            in_batch += own > max(float(q[i] @ k[j]) for j in range(6) if index[j] != index[i])
+        assert found[f"{name}_accuracy_queue"].item() == pytest.approx(in_queue / 6)
+        assert found[f"{name}_accuracy_batch"].item() == pytest.approx(in_batch / 6)
+        assert found[f"{name}_alignment"].item() == pytest.approx(monitors.alignment(q, k).item())
+    assert found["accuracy_queue"].item() == pytest.approx(sum(bool(r[0] > r[1:].max()) for r in logits) / 6)
+    both = torch.cat([query["semantic"], query["spatial"]], dim=1) / math.sqrt(2)
+    assert found["uniformity"].item() == pytest.approx(monitors.uniformity(both).item())
+    assert set(found) <= set(monitors.COLUMNS)
+
+
+# ---- messages --------------------------------------------------------------------------------------------------------
+
+CALM = {
+    "loss": 2.0,
+    "chance": 3.0,
+    "queue_filled": 1.0,
+    "accuracy_queue": 0.4,
+    "accuracy_batch": 0.35,
+    "uniformity": -2.5,
+    "semantic_uniformity": -2.0,
+    "spatial_uniformity": -2.0,
+    "knn": 0.3,
+    "step": 1000,
+}
+FILLING = [{"loss": 1.0, "queue_filled": 0.2}, {"loss": 1.2, "queue_filled": 0.5}]
+LEAKING = [
+    {"accuracy_queue": 0.9995, "accuracy_batch": 0.9},
+    {"accuracy_queue": 0.9995, "accuracy_batch": 0.9, "knn": 0.2},
+]
+PLANTED: dict[str, tuple[list[dict[str, float]], str]] = {
+    "filling": (FILLING, "the loss rises while the queue fills (50%)"),
+    "age": (
+        [{"accuracy_queue": 0.51, "accuracy_batch": 0.012}],
+        "far above accuracy within the batch (1.2%)",
+    ),
+    "leak": (LEAKING, "batch norm may leak"),
+    "collapse": ([{"uniformity": -0.001}], "the embedding has collapsed"),
+    "one part": ([{"spatial_uniformity": -0.001}], "the spatial part has collapsed"),
+}
+
+
+def said(rows: list[dict[str, float]]) -> list[str]:
+    watch = monitors.Watch(chance_batch=1 / 32)
+    return [message for row in rows for message in watch.messages({**CALM, **row})]
+
+
+@pytest.mark.parametrize("case", PLANTED)
+def test_a_message_is_given_once_in_its_case_and_no_other_with_it(case: str) -> None:
+    rows, words = PLANTED[case]
+    messages = said([*rows, rows[-1], rows[-1]])
+    assert len(messages) == 1, messages
+    assert words in messages[0]
+
+
+@pytest.mark.parametrize(
+    "rows",
+    [
+        [{}, {}],
+        [{"loss": 1.0, "queue_filled": 0.2}, {"loss": 0.8, "queue_filled": 0.5}],  # it falls
+        [{"loss": 1.0}, {"loss": 1.5}],  # the queue is full: nothing to explain
+        [
+            {"accuracy_queue": 0.51, "accuracy_batch": 0.012, "queue_filled": 0.5}
+        ],  # random keys are easy to tell
+        [{"accuracy_queue": 0.04, "accuracy_batch": 0.0}],  # both near chance
+        [
+            {"accuracy_queue": 0.9995, "accuracy_batch": 0.99},
+            {"accuracy_queue": 0.9995, "accuracy_batch": 0.99, "knn": 0.5},
+        ],
+        [
+            {"accuracy_queue": 0.95, "accuracy_batch": 0.9},
+            {"accuracy_queue": 0.95, "accuracy_batch": 0.9, "knn": 0.1},
+        ],
+        [{"uniformity": -0.001, "step": 100}],  # an untrained encoder is nearly constant
+    ],
+    ids=["calm", "falling", "full", "filling", "chance", "knn rises", "not perfect", "untrained"],
+)
+def test_no_message_without_its_cause(rows: list[dict[str, float]]) -> None:
+    assert said(rows) == []
+
+
+def test_rows_without_figures_say_nothing() -> None:
+    watch = monitors.Watch(chance_batch=1 / 32)
+    assert list(watch.messages({"knn": 0.1, "epoch": 0, "step": 0})) == []
+    assert list(watch.messages({"loss": 1.0, "accuracy": 0.5, "epoch": 1, "step": 900})) == []
+
+
+def test_a_row_reads_as_words() -> None:
+    text = monitors.line(
+        {
+            **CALM,
+            "queue_filled": 0.25,
+            "alignment": 0.5,
+            "lr": 0.03,
+            "spatial_accuracy_batch": 0.1,
+            "semantic_accuracy_batch": 0.2,
+        }
+    )
+    for words in (
+        "loss 2.000 (chance 3.00)",
+        "queue 25% full",
+        "in queue 40.0%, in batch 35.0%",
+        "semantic 20.0%, spatial 10.0%",
+        "alignment 0.50, uniformity -2.50",
+        "kNN 30.0%",
+        "lr 0.03",
+    ):
+        assert words in text
+    assert monitors.line({}) == ""
+
+
+# ---- bad pictures ----------------------------------------------------------------------------------------------------
+
+
+def bad_batch(*indices: int) -> Any:
+    records = tuple(BadRecord(i, f"p{i}.jpg", "cut short, it seems") for i in indices)
+    return replace(batch_of(views=1, count=10, pixels=2, pictures=100), bad=records)
+
+
+def listed(path: Path) -> list[int]:
+    with open(path, newline="") as f:
+        return [int(row["index"]) for row in csv.DictReader(f)]
+
+
+def test_bad_pictures_are_listed_once_and_named_once(tmp_path: Path) -> None:
+    path, words = tmp_path / "bad.csv", list[str]()
+    bad = BadPictures(path, 0.5, 1000)
+    bad.warn = words.append
+    bad.see(bad_batch())
+    assert not path.exists()
+    bad.see(bad_batch(3, 3, 8))
+    bad.see(bad_batch(8, 1))
+    assert listed(path) == [3, 8, 1]
+    assert bad.known == 3
+    assert len(words) == 1
+    assert "p3.jpg cannot be used (cut short, it seems)" in words[0]
+
+    again = BadPictures(path, 0.5, 1000)  # resumed, perhaps after a kill within a line
+    again.warn = words.append
+    again.see(bad_batch(3, 5))
+    with open(path, "a") as f:
+        f.write("12")
+    BadPictures(path, 0.5, 1000).see(bad_batch(7))
+    assert listed(path) == [3, 8, 1, 5, 7]
+    assert len(words) == 1
+
+
+def test_more_bad_pictures_than_their_share_stop_the_run(tmp_path: Path) -> None:
+    bad = BadPictures(tmp_path / "bad.csv", 0.1, 40)
+    bad.warn = lambda text: None
+    bad.see(bad_batch(1, 2, 3, 4, 5))  # too early to judge
+    for _ in range(2):
+        bad.see(bad_batch())
+    with pytest.raises(
+        WorkFailed, match="5 of the first 40 pictures cannot be used, more than max_bad = 10%"
+    ):
+        bad.see(bad_batch())
+    calm = BadPictures(tmp_path / "calm.csv", 0.1, 40)
+    calm.warn = lambda text: None
+    for step in range(20):
+        calm.see(bad_batch(step))
