@@ -139,5 +139,7 @@ def test_every_departure_from_the_paper_is_listed_in_the_decisions() -> None:
 
 def test_python_in_the_documents_runs() -> None:
     for document in DOCUMENTS:
-        for block in re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        for block in re.findall(
+            r"^```python\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL
+        ):
             exec(compile(block, document.name, "exec"), {})

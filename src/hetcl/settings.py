@@ -215,12 +215,12 @@ def _near(word: str, words: Sequence[str]) -> str:
     return f" (did you mean {match[0]!r}?)" if match else ""
 
 
-def _flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Nested mapping to dotted keys."""
+def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """A nested mapping by dotted names."""
     out: dict[str, Any] = {}
     for key, value in tree.items():
         name = f"{prefix}{key}"
-        out |= _flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
+        out |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
     return out
 
 
@@ -243,7 +243,7 @@ def _override_pairs(arguments: Sequence[str]) -> dict[str, str]:
 
 def given_keys(overrides: Mapping[str, Any] | Sequence[str]) -> set[str]:
     """Dotted names that overrides set."""
-    return set(_flatten(overrides) if isinstance(overrides, Mapping) else _override_pairs(overrides))
+    return set(flatten(overrides) if isinstance(overrides, Mapping) else _override_pairs(overrides))
 
 
 def resolve(recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Settings:
@@ -265,14 +265,14 @@ def resolve(recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[s
         raise InputError(f"recipe {name} is not valid YAML: {str(e).splitlines()[0]}") from None
     if not isinstance(tree, Mapping):
         raise InputError(f"recipe {name} must hold settings as 'name: value' lines")
-    given = _flatten(overrides) if isinstance(overrides, Mapping) else _override_pairs(overrides)
-    base = {k: (v, f"recipe {name}") for k, v in _flatten(tree).items()}
+    given = flatten(overrides) if isinstance(overrides, Mapping) else _override_pairs(overrides)
+    base = {k: (v, f"recipe {name}") for k, v in flatten(tree).items()}
     return _build({**base, **{k: (v, "") for k, v in given.items()}})
 
 
 def from_dict(tree: Mapping[str, Any], origin: str) -> Settings:
     """Settings from what :func:`to_dict` gave (a saved run)."""
-    return _build({k: (v, origin) for k, v in _flatten(tree).items()})
+    return _build({k: (v, origin) for k, v in flatten(tree).items()})
 
 
 def to_dict(settings: Settings) -> dict[str, Any]:
@@ -312,6 +312,12 @@ def _build(given: Mapping[str, tuple[Any, str]]) -> Settings:
     from argparse import ArgumentError
 
     faults, words = [], []
+    try:
+        if all(key in keys_of(Settings) for key in given):
+            every = [f"--{key}={_words(value)}" for key, (value, _) in given.items()]
+            return _checked(_parser().parse_args(every).as_dict())
+    except (ArgumentError, SystemExit, ValueError, TypeError):
+        pass  # some value is wrong: go one by one, to name each
     for key, (value, origin) in given.items():
         where = f" in {origin}" if origin else ""
         if key not in keys_of(Settings):
@@ -326,8 +332,13 @@ def _build(given: Mapping[str, tuple[Any, str]]) -> Settings:
         words += word
     if faults:
         raise InputError("\n".join(faults))
-    settings = _instance(Settings, _parser().parse_args(words).as_dict())
-    faults = list(check(settings))
+    return _checked(_parser().parse_args(words).as_dict())
+
+
+def _checked(values: Mapping[str, Any]) -> Settings:
+    """Settings from parsed values. Raises ``InputError`` with every value that cannot be."""
+    settings = _instance(Settings, values)
+    faults = check(settings)
     if faults:
         raise InputError("\n".join(faults))
     return settings
@@ -380,6 +391,11 @@ def check(settings: Settings) -> list[str]:
         want(
             s.batch % s.groups == 0,
             f"a batch of {s.batch} does not split into {s.groups} batch-norm groups; set groups to a divisor of batch",
+        )
+        want(
+            s.accumulate < 1 or s.groups % s.accumulate == 0,
+            f"{s.groups} batch-norm groups do not split into accumulate = {s.accumulate} pieces; "
+            "make groups a multiple",
         )
         want(
             s.batch // s.groups != 1 or s.batch == 1,

@@ -58,9 +58,7 @@ def test_loss_equals_a_loop() -> None:
     total = 0.0
     for i in range(b):
         positive = float(query[i] @ key[i]) / t
-        terms = [positive] + [
-            float(query[i] @ queue[j]) / t for j in range(k) if queue_index[j] != index[i]
-        ]
+        terms = [positive] + [float(query[i] @ queue[j]) / t for j in range(k) if queue_index[j] != index[i]]
         total += -positive + math.log(sum(math.exp(x) for x in terms))
     assert loss.item() == pytest.approx(total / b, abs=1e-12)
     assert logits.shape == (b, 1 + k)

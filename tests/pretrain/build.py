@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hetcl.contrast.queue import KeyQueue
 from hetcl.model.momentum import MomentumPair
-from hetcl.pretrain.run import PRECISIONS
+from hetcl.pretrain.devices import PRECISIONS
 from hetcl.pretrain.stages import Contrast, build_embedding
 from hetcl.types import ViewBatch, ViewPolicy
 from hetcl.views.photometric import COLUMNS, IMAGENET_MEAN, IMAGENET_STD, NOTHING, Photometric

@@ -11,7 +11,7 @@ from __future__ import annotations
 import copy
 import functools
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from typing import Any, SupportsIndex
 
 import torch
@@ -207,25 +207,33 @@ class MomentumPair(nn.Module):
         place = torch.argsort(shuffle)[mine].to(images.device)
         return {name: gather(torch.cat([p[name] for p in pieces]))[place] for name in pieces[0]}
 
-    @contextmanager
-    def micro_batch(self, encoder: nn.Module, part: int, parts: int) -> Iterator[None]:
-        """Inside, ``encoder`` takes micro-batch ``part`` of ``parts``: fewer groups, the same total effect.
+    def micro_batch(self, encoder: nn.Module, part: int, parts: int) -> AbstractContextManager[None]:
+        """See :func:`micro_batch`, with this pair's groups."""
+        return micro_batch(encoder, self.groups, part, parts)
 
-        The micro-batches must come in order, all of them, once a step.
 
-        Raises:
-            InputError: a model with batch norm whose groups cannot be shared out over the micro-batches.
-        """
-        norms = [m for m in encoder.modules() if isinstance(m, OverGroups)]
-        if norms and self.groups % parts:
-            raise InputError(
-                f"{self.groups} batch-norm groups cannot be shared out over {parts} micro-batches: "
-                f"make the groups a multiple of {parts}, or accumulate over fewer micro-batches"
-            )
+@contextmanager
+def micro_batch(encoder: nn.Module, groups: int, part: int, parts: int) -> Iterator[None]:
+    """Inside, ``encoder`` takes micro-batch ``part`` of ``parts``: fewer groups, the same total effect.
+
+    The micro-batches must come in order, all of them, once a step.
+
+    Args:
+        groups: batch-norm groups of the whole local batch.
+
+    Raises:
+        InputError: a model with batch norm whose groups cannot be shared out over the micro-batches.
+    """
+    norms = [m for m in encoder.modules() if isinstance(m, OverGroups)]
+    if norms and groups % parts:
+        raise InputError(
+            f"{groups} batch-norm groups cannot be shared out over {parts} micro-batches: "
+            f"make the groups a multiple of {parts}, or accumulate over fewer micro-batches"
+        )
+    for norm in norms:
+        norm.groups, norm.part, norm.parts = groups // parts, part, parts
+    try:
+        yield
+    finally:
         for norm in norms:
-            norm.groups, norm.part, norm.parts = self.groups // parts, part, parts
-        try:
-            yield
-        finally:
-            for norm in norms:
-                norm.groups, norm.part, norm.parts = self.groups, 0, 1
+            norm.groups, norm.part, norm.parts = groups, 0, 1

@@ -153,16 +153,20 @@ class Watch:
                     ),
                 )
             self._losses.append(loss)
-        queue, batch = row.get("accuracy_queue", 0.0), row.get("accuracy_batch", 0.0)
-        if filled >= 1 and queue > 2 * batch + 0.05:
-            yield (
-                "age",
-                (
-                    f"accuracy against the queue ({queue:.1%}) is far above accuracy within the batch ({batch:.1%}): "
-                    "the encoder tells old keys from fresh ones instead of pictures from each other. "
-                    "Raise key_momentum, shorten the queue or lower lr"
-                ),
-            )
+        queue = row.get("accuracy_queue", 0.0)
+        for name in ("", "semantic_", "spatial_"):
+            against_queue = row.get(f"{name}accuracy_queue", 0.0)
+            in_batch = row.get(f"{name}accuracy_batch", 0.0)
+            if filled >= 1 and against_queue > 2 * in_batch + 0.05:
+                whose = f" of the {name.rstrip('_')} part" if name else ""
+                yield (
+                    f"age {name}",
+                    (
+                        f"accuracy{whose} against the queue ({against_queue:.1%}) is far above accuracy within the "
+                        f"batch ({in_batch:.1%}): the encoder tells old keys from fresh ones instead of pictures from each "
+                        "other. Raise key_momentum, shorten the queue or lower lr"
+                    ),
+                )
         if queue > 0.999 and self.best_knn and row.get("knn", 1.0) < 0.9 * self.best_knn:
             yield (
                 "leak",

@@ -5,54 +5,42 @@ The order: open the data, settle the settings, make or resume the folder, then t
 
 from __future__ import annotations
 
-import csv
 import json
-import os
 import time
-import warnings
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
-from lightning_fabric.strategies import DDPStrategy
 from torch import nn
 
 from hetcl.contrast.queue import KeyQueue
 from hetcl.draws import permute
-from hetcl.errors import InputError, WorkFailed
+from hetcl.errors import InputError
 from hetcl.images.sources import open_source, open_validation
 from hetcl.model.momentum import MomentumPair
 from hetcl.pretrain import monitors, stages
+from hetcl.pretrain.bad_pictures import BadPictures
+from hetcl.pretrain.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.pretrain.doctor import expected_seconds
+from hetcl.pretrain.plan import Plan, absolute, fit, new_plan, resumed_plan
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, disk_problem, machine, write_atomic
+from hetcl.runs.folder import RunFolder, Table, machine, write_atomic
 from hetcl.settings import (
-    Settings,
     StageSettings,
-    from_dict,
-    given_keys,
-    keys_of,
-    resolve,
     stages_of,
     to_dict,
 )
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, duration
 from hetcl.training.schedule import schedule
-from hetcl.types import Source, ViewBatch
+from hetcl.types import Source
 from hetcl.views.loader import ViewLoader, ordered
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from hetcl.weights.sources import Weights, install, read_weights
 
-MAY_CHANGE = {"workers", "device", "devices", "threads", "compile", "checkpoint_every", "max_bad"}
-"""Settings that a resumed run may have otherwise: they do not decide the numbers on one kind of device."""
 DTYPES = {"fp64": torch.float64}
-PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
-"""Fabric's names. Its "64-true" rounds what a model gives to fp32, so for fp64 it converts nothing and we do it."""
 
 
 def pretrain(
@@ -85,88 +73,11 @@ def pretrain(
     folder = RunFolder(out)
     resumed = resume and folder.settings.is_file()
     plan = (
-        _resumed_plan(folder, data, recipe, init, overrides)
+        resumed_plan(folder, data, recipe, init, overrides)
         if resumed
-        else _new_plan(data, recipe, init, overrides)
+        else new_plan(data, recipe, init, overrides)
     )
     return Run(folder, plan, resume=resume).go()
-
-
-# ---- the plan: what is asked, before anything is written ---------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a run was asked to do."""
-
-    data: str
-    recipe: str
-    init: str | None
-    settings: Settings
-    fingerprint: str | None
-    """Of the data that the run began with; None for a new run."""
-
-
-def _new_plan(
-    data: str | None, recipe: str | None, init: str | None, overrides: Mapping[str, Any] | Sequence[str]
-) -> Plan:
-    if data is None:
-        raise InputError("--data is missing: name a folder of pictures, tar shards or scenes:N")
-    settings = resolve(recipe, overrides)
-    return Plan(data, recipe or "hcl-r50", init, settings, None)
-
-
-def _resumed_plan(
-    folder: RunFolder,
-    data: str | None,
-    recipe: str | None,
-    init: str | None,
-    overrides: Mapping[str, Any] | Sequence[str],
-) -> Plan:
-    """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
-    saved = folder.read_settings()
-    try:
-        then = from_dict(saved["settings"], str(folder.settings))
-        plan = Plan(saved["data"], saved["recipe"], saved.get("init"), then, saved.get("fingerprint"))
-    except KeyError as e:
-        raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
-    if init is not None and init != plan.init:
-        raise InputError(
-            f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
-        )
-    named = given_keys(overrides)
-    if recipe is not None:
-        now = resolve(recipe, overrides)
-    elif named:
-        given = resolve(None, overrides)
-        now = _merge(then, {k: v for k, v in _flat(given).items() if k in named})
-    else:
-        now = then
-    old, new = _flat(then), _flat(now)
-    differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
-    if differ:
-        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5]) + (
-            " ..." if len(differ) > 5 else ""
-        )
-        raise InputError(
-            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they "
-            "were (or leave --recipe out), or start a new folder"
-        )
-    return replace(plan, data=data or plan.data, settings=now)
-
-
-def _flat(settings: Settings) -> dict[str, Any]:
-    def walk(tree: Mapping[str, Any], prefix: str) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for k, v in tree.items():
-            out |= walk(v, f"{prefix}{k}.") if isinstance(v, dict) else {f"{prefix}{k}": v}
-        return out
-
-    return walk(to_dict(settings), "")
-
-
-def _merge(settings: Settings, values: Mapping[str, Any]) -> Settings:
-    return from_dict({**_flat(settings), **values}, "the run")
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
@@ -193,10 +104,17 @@ class Run:
                 "(other files, another order or changed files); give the same data, or start a new folder"
             )
         self.init = read_weights(plan.init) if plan.init else None
-        self.fabric = _fabric(s)
-        self.settings, self.told = _fit(s, self.source, self.fabric.world_size)
+        self.fabric = make_fabric(
+            device=s.device,
+            devices=s.devices,
+            precision=s.precision,
+            threads=s.threads,
+            batch=s.batch,
+            groups=s.groups,
+        )
+        self.settings, self.told = fit(s, self.source, self.fabric.world_size)
         self.main = self.fabric.global_rank == 0
-        self.workers = _workers(self.settings)
+        self.workers = workers_of(self.settings.workers)
         self.bad = BadPictures(folder.bad_pictures, self.settings.max_bad, len(self.source))
         self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
@@ -249,7 +167,7 @@ class Run:
             # First, since a folder that holds anything else without settings is not taken for a run.
             self.folder.write_settings(
                 {
-                    "data": _absolute(self.plan.data),
+                    "data": absolute(self.plan.data),
                     "recipe": self.plan.recipe,
                     "init": self.plan.init,
                     "fingerprint": self.source.fingerprint,
@@ -270,9 +188,9 @@ class Run:
         )
         ranks = self.fabric.world_size
         say(
-            f"device    {_device_name(self.fabric.device)}"
+            f"device    {device_name(self.fabric.device)}"
             + (f" x {ranks}" if ranks > 1 else "")
-            + f", {_precision(s)}"
+            + f", {precision_on(s.precision, self.fabric.device.type)}"
         )
         say(f"folder    {self.folder.path}")
         for line in self.told:
@@ -287,7 +205,7 @@ class Run:
         n, s = len(self.source), self.settings
         if n * sum(stage.epochs for stage in todo.values()) < 100_000:
             return
-        bf16 = _precision(s) == "bf16"
+        bf16 = precision_on(s.precision, self.fabric.device.type) == "bf16"
         seconds = sum(
             expected_seconds(
                 self._embedding(stage),
@@ -498,7 +416,7 @@ class Run:
             "stages": last,
             "knn": {"before": knn[0], "after": knn[-1]} if knn else None,
             "machine": machine()
-            | {"device": _device_name(self.fabric.device), "ranks": self.fabric.world_size},
+            | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
             "seconds_of_this_process": round(seconds, 1),
         }
         self.folder.write_summary(summary)
@@ -530,157 +448,3 @@ class Run:
         if len(knn) > 1:
             words.append(f"kNN accuracy went from {knn[0]:.1%} (before training) to {knn[-1]:.1%}")
         return ", ".join(words)
-
-
-BAD_COLUMNS = ("index", "name", "reason")
-
-
-class BadPictures:
-    """Counts pictures that were replaced, lists each once in a file, and stops a run that has too many.
-
-    Args:
-        path: the CSV file; what it lists already (a resumed run) is not listed again.
-        share: of the pictures seen, above which :meth:`see` raises.
-        pictures: in the data.
-    """
-
-    def __init__(self, path: Path, share: float, pictures: int) -> None:
-        self.path, self.share, self.pictures = path, share, pictures
-        self.seen = self.replaced = 0
-        self.warn: Any = print
-        self._listed: set[int] = set()
-        if path.is_file():
-            Table(path, BAD_COLUMNS).cut(None)
-            with open(path, newline="") as f:
-                self._listed = {int(row["index"]) for row in csv.DictReader(f)}
-
-    @property
-    def known(self) -> int:
-        """Different pictures found unusable."""
-        return len(self._listed)
-
-    def see(self, batch: ViewBatch) -> None:
-        """Count a batch. Raises ``WorkFailed`` when too many of those seen were bad."""
-        self.seen += len(batch.index)
-        self.replaced += len(batch.bad)
-        new = [r for r in {r.index: r for r in batch.bad}.values() if r.index not in self._listed]
-        if new:
-            first = not self._listed
-            try:
-                with open(self.path, "a", newline="") as f:
-                    writer = csv.writer(f, lineterminator="\n")
-                    if f.tell() == 0:
-                        writer.writerow(BAD_COLUMNS)
-                    writer.writerows((r.index, r.name, r.reason) for r in new)
-            except OSError as e:
-                raise disk_problem(self.path, e) from None
-            self._listed |= {r.index for r in new}
-            if first:
-                self.warn(
-                    f"{new[0].name} cannot be used ({new[0].reason}); another picture takes its place. "
-                    f"{self.path} lists all such pictures"
-                )
-        enough = min(self.pictures, 1000)
-        if self.seen >= enough and self.replaced > self.share * self.seen:
-            raise WorkFailed(
-                f"{self.replaced} of the first {self.seen} pictures cannot be used, "
-                f"more than max_bad = {self.share:.0%}; {self.path} lists them: "
-                "mend the data, or raise max_bad and go on with --resume"
-            )
-
-
-# ---- small decisions -----------------------------------------------------------------------------------------------
-
-
-def _absolute(data: str) -> str:
-    """DATA as a run in another folder would have to name it."""
-    if ":" in data:
-        return data
-    return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
-
-
-def _fabric(settings: Settings) -> Fabric:
-    """Devices and ranks, from the settings or from torchrun or SLURM."""
-    env = os.environ
-    ranks, local = int(env.get("WORLD_SIZE", 0)), int(env.get("LOCAL_WORLD_SIZE", 0))
-    if not ranks and "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
-        ranks = int(env["SLURM_NTASKS"])
-        local = ranks // int(env.get("SLURM_NNODES", 1))
-    devices, nodes = (local, max(1, ranks // max(1, local))) if ranks else (settings.devices, 1)
-    device = settings.device
-    if device == "cuda" and not torch.cuda.is_available():
-        raise InputError("device cuda: PyTorch sees no GPU here; set device to auto or cpu")
-    if device == "auto":
-        device = "cuda" if torch.cuda.is_available() else "cpu"
-    if device == "cuda" and devices > torch.cuda.device_count():
-        raise InputError(f"devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    total = devices * nodes
-    if settings.batch % total or settings.groups % total:
-        raise InputError(
-            f"batch ({settings.batch}) and groups ({settings.groups}) must be multiples of the {total} devices"
-        )
-    # Every rank takes whole batch-norm groups; their statistics are averaged by hand, not broadcast.
-    strategy = DDPStrategy(broadcast_buffers=False) if total > 1 else "auto"
-    # (torch 2.14 warns that this way of saying so will change; the new one would still copy them at the start.)
-    warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
-    fabric = Fabric(
-        accelerator=device,
-        devices=devices,
-        num_nodes=nodes,
-        strategy=strategy,
-        precision=PRECISIONS[_precision(settings, device)],  # type: ignore[arg-type]
-    )
-    fabric.launch()
-    return fabric
-
-
-def _precision(settings: Settings, device: str | None = None) -> str:
-    if settings.precision != "auto":
-        return settings.precision
-    cuda = (device or settings.device) in ("cuda", "auto") and torch.cuda.is_available()
-    return "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
-
-
-def _device_name(device: torch.device) -> str:
-    if device.type == "cuda":
-        return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
-
-
-def _workers(settings: Settings) -> int:
-    return settings.workers if settings.workers >= 0 else min(8, os.cpu_count() or 1)
-
-
-def _fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[str]]:
-    """Settings that go with the number of pictures, and what a person should be told about it."""
-    s, n, told = settings, len(source), []
-    if n < s.batch:
-        whole = s.groups
-        batch = n // whole * whole
-        if batch < 2 * whole:
-            groups = ranks
-            batch = n // groups * groups
-            if batch < 2 * groups:
-                raise InputError(
-                    f"{source.description}: {n} pictures are too few to contrast; give at least {2 * ranks}"
-                )
-            told.append(f"batch-norm groups {s.groups} -> {groups}, since there are only {n} pictures")
-            s = replace(s, groups=groups)
-        told.append(f"batch {s.batch} -> {batch}, since there are only {n} pictures")
-        s = replace(s, batch=batch)
-    for name in ("stage1", "stage2"):
-        stage = getattr(s, name)
-        if not stage.epochs or stage.method == "supervised" or stage.queue <= n:
-            continue
-        if s.fit_queue:
-            told.append(
-                f"{name}.queue {stage.queue} -> {n}, the number of pictures: more would only repeat them"
-            )
-            s = replace(s, **{name: replace(stage, queue=n)})
-        else:
-            told.append(
-                f"{name}.queue of {stage.queue} is longer than the data ({n} pictures): it holds each several times"
-            )
-    return s, told

@@ -19,7 +19,14 @@ from hetcl.contrast.infonce import info_nce
 from hetcl.contrast.queue import KeyQueue
 from hetcl.model.branches import ClassBranch, SemanticBranch, SpatialBranch
 from hetcl.model.embedding import Embedding
-from hetcl.model.momentum import MomentumPair, average_buffers, gather, group_batch_norm, shuffle_of
+from hetcl.model.momentum import (
+    MomentumPair,
+    average_buffers,
+    gather,
+    group_batch_norm,
+    micro_batch,
+    shuffle_of,
+)
 from hetcl.model.pyramid import build_pyramid
 from hetcl.pretrain import monitors
 from hetcl.types import Parts, ViewBatch
@@ -265,7 +272,7 @@ class Supervised(_Stage):
         **common: Any,
     ) -> None:
         super().__init__(name, **common)
-        self.model = group_batch_norm(model, groups)
+        self.model, self.groups = group_batch_norm(model, groups), groups
         optimizer = torch.optim.SGD(
             model.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
         )
@@ -276,13 +283,22 @@ class Supervised(_Stage):
         """One step of SGD on the cross-entropy."""
         (images,) = self.views(batch)
         assert batch.label is not None
-        logits = self.wrapped(images)
-        logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
-        loss = F.cross_entropy(logits, batch.label)
-        self.fabric.backward(loss)
+        losses, right = [], []
+        for i, rows in enumerate(torch.arange(len(images), device=images.device).chunk(self.accumulate)):
+            last = i == self.accumulate - 1
+            with (
+                self.fabric.no_backward_sync(self.wrapped, enabled=not last),
+                micro_batch(self.model, self.groups, i, self.accumulate),
+            ):
+                logits = self.wrapped(images[rows])
+                logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
+                loss = F.cross_entropy(logits, batch.label[rows])
+                self.fabric.backward(loss / self.accumulate)
+            losses.append(loss.detach())
+            right.append((logits.argmax(dim=1) == batch.label[rows]).float().mean())
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return {"loss": loss.detach(), "accuracy": (logits.argmax(dim=1) == batch.label).float().mean()}
+        return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(right).mean()}
 
     def evaluate(self, epoch: int) -> dict[str, float]:
         """The kNN check."""

@@ -1,0 +1,77 @@
+"""Where to compute: devices, ranks, precision, worker processes."""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+import torch
+from lightning_fabric import Fabric
+from lightning_fabric.strategies import DDPStrategy
+
+from hetcl.errors import InputError
+
+PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
+"""Fabric's names. Its "64-true" rounds what a model gives to fp32, so for fp64 it converts nothing and we do it."""
+
+
+def make_fabric(
+    *, device: str, devices: int, precision: str, threads: int, batch: int, groups: int
+) -> Fabric:
+    """Devices and ranks, from the arguments or from torchrun or SLURM.
+
+    Args: as the settings of these names.
+
+    Raises:
+        InputError: a device that is not there, or a batch or groups that do not split over the devices.
+    """
+    env = os.environ
+    ranks, local = int(env.get("WORLD_SIZE", 0)), int(env.get("LOCAL_WORLD_SIZE", 0))
+    if not ranks and "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
+        ranks = int(env["SLURM_NTASKS"])
+        local = ranks // int(env.get("SLURM_NNODES", 1))
+    devices, nodes = (local, max(1, ranks // max(1, local))) if ranks else (devices, 1)
+    if device == "cuda" and not torch.cuda.is_available():
+        raise InputError("device cuda: PyTorch sees no GPU here; set device to auto or cpu")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cuda" and devices > torch.cuda.device_count():
+        raise InputError(f"devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
+    if threads:
+        torch.set_num_threads(threads)
+    total = devices * nodes
+    if batch % total or groups % total:
+        raise InputError(f"batch ({batch}) and groups ({groups}) must be multiples of the {total} devices")
+    # Every rank takes whole batch-norm groups; their statistics are averaged by hand, not broadcast.
+    strategy = DDPStrategy(broadcast_buffers=False) if total > 1 else "auto"
+    # (torch 2.14 warns that this way of saying so will change; the new one would still copy them at the start.)
+    warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
+    fabric = Fabric(
+        accelerator=device,
+        devices=devices,
+        num_nodes=nodes,
+        strategy=strategy,
+        precision=PRECISIONS[precision_on(precision, device)],  # type: ignore[arg-type]
+    )
+    fabric.launch()
+    return fabric
+
+
+def precision_on(precision: str, device: str) -> str:
+    """``auto`` settled for a kind of device: bf16 on a GPU that has it, else fp32."""
+    if precision != "auto":
+        return precision
+    cuda = device in ("cuda", "auto") and torch.cuda.is_available()
+    return "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def device_name(device: torch.device) -> str:
+    """What to call a device in a line for people."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+
+
+def workers_of(workers: int) -> int:
+    """Worker processes; -1 is one for each core up to eight."""
+    return workers if workers >= 0 else min(8, os.cpu_count() or 1)

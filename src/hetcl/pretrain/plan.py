@@ -1,0 +1,122 @@
+"""What a run is asked to do, settled before anything is written: new, resumed, and fitted to the data."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from hetcl.errors import InputError
+from hetcl.runs.folder import RunFolder
+from hetcl.settings import Settings, flatten, from_dict, given_keys, keys_of, resolve, to_dict
+from hetcl.types import Source
+
+MAY_CHANGE = {"workers", "device", "devices", "threads", "compile", "checkpoint_every", "max_bad"}
+"""Settings that a resumed run may have otherwise: they do not decide the numbers on one kind of device."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run was asked to do."""
+
+    data: str
+    recipe: str
+    init: str | None
+    settings: Settings
+    fingerprint: str | None
+    """Of the data that the run began with; None for a new run."""
+
+
+def new_plan(
+    data: str | None, recipe: str | None, init: str | None, overrides: Mapping[str, Any] | Sequence[str]
+) -> Plan:
+    """The plan of a new run. Raises ``InputError`` with every fault of the settings."""
+    if data is None:
+        raise InputError("--data is missing: name a folder of pictures, tar shards or scenes:N")
+    settings = resolve(recipe, overrides)
+    return Plan(data, recipe or "hcl-r50", init, settings, None)
+
+
+def resumed_plan(
+    folder: RunFolder,
+    data: str | None,
+    recipe: str | None,
+    init: str | None,
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> Plan:
+    """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
+    saved = folder.read_settings()
+    try:
+        then = from_dict(saved["settings"], str(folder.settings))
+        plan = Plan(saved["data"], saved["recipe"], saved.get("init"), then, saved.get("fingerprint"))
+    except KeyError as e:
+        raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
+    if init is not None and init != plan.init:
+        raise InputError(
+            f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
+        )
+    named = given_keys(overrides)
+    if recipe is not None:
+        now = resolve(recipe, overrides)
+    elif named:
+        given = resolve(None, overrides)
+        now = from_dict({**flat(then), **{k: v for k, v in flat(given).items() if k in named}}, "the run")
+    else:
+        now = then
+    old, new = flat(then), flat(now)
+    differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
+    if differ:
+        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5]) + (
+            " ..." if len(differ) > 5 else ""
+        )
+        raise InputError(
+            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they "
+            "were (or leave --recipe out), or start a new folder"
+        )
+    return replace(plan, data=data or plan.data, settings=now)
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Settings by dotted name."""
+    return flatten(to_dict(settings))
+
+
+def absolute(data: str) -> str:
+    """DATA as a run in another folder would have to name it."""
+    if ":" in data:
+        return data
+    return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
+
+
+def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[str]]:
+    """Settings that go with the number of pictures, and what a person should be told about it."""
+    s, n, told = settings, len(source), []
+    if n < s.batch:
+        whole = s.groups
+        batch = n // whole * whole
+        if batch < 2 * whole:
+            groups = ranks
+            batch = n // groups * groups
+            if batch < 2 * groups:
+                raise InputError(
+                    f"{source.description}: {n} pictures are too few to contrast; give at least {2 * ranks}"
+                )
+            told.append(f"batch-norm groups {s.groups} -> {groups}, since there are only {n} pictures")
+            s = replace(s, groups=groups)
+        told.append(f"batch {s.batch} -> {batch}, since there are only {n} pictures")
+        s = replace(s, batch=batch)
+    for name in ("stage1", "stage2"):
+        stage = getattr(s, name)
+        if not stage.epochs or stage.method == "supervised" or stage.queue <= n:
+            continue
+        if s.fit_queue:
+            told.append(
+                f"{name}.queue {stage.queue} -> {n}, the number of pictures: more would only repeat them"
+            )
+            s = replace(s, **{name: replace(stage, queue=n)})
+        else:
+            told.append(
+                f"{name}.queue of {stage.queue} is longer than the data ({n} pictures): it holds each several times"
+            )
+    return s, told
