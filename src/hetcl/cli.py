@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import errno
 import os
+import re
 import sys
 from collections.abc import Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from hetcl import __version__
-from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.errors import InputError, Stopped, WorkFailed, out_of_memory
 
 DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
 
@@ -57,7 +59,7 @@ def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
 
 VERBS = {
     "demo": (demo, "the whole story on the built-in scenes, a few minutes on two cores"),
-    "pretrain": (pretrain, "pre-train a backbone on pictures without labels"),
+    "pretrain": (pretrain, "pre-train a backbone on pictures without labels: RUN/backbone.safetensors"),
     "recipes": (recipes, "list the recipes, or show one"),
     "doctor": (doctor, "this machine, this data, this recipe: what would go wrong, how long it would take"),
 }
@@ -67,7 +69,12 @@ class _Parser(argparse.ArgumentParser):
     """Faults as ``InputError``: one line, exit status 2."""
 
     def error(self, message: str) -> Any:
-        message = message.replace("the following arguments are required:", "missing:")
+        missing = re.fullmatch(r"the following arguments are required: (.+)", message)
+        valueless = re.fullmatch(r"argument (\S+): expected one argument", message)
+        if missing:
+            message = f"{missing[1]} is missing"
+        elif valueless:
+            message = f"{valueless[1]} needs a value"
         raise InputError(f"{message}; see `{self.prog} --help`")
 
 
@@ -78,16 +85,18 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         prog="hetcl",
         formatter_class=formatter,
         description="Pre-train vision backbones that know where things are, from pictures without labels.",
-        epilog="hetcl VERB --help says more. Nothing is sent anywhere, and nothing downloaded that you did not name.",
+        epilog="start with:  hetcl demo   or   hetcl pretrain --data photos/ --out run --recipe small\n\n"
+        "hetcl VERB --help says more. Nothing is sent anywhere, and nothing downloaded that you did not name.",
     )
     parser.add_argument("--version", action="version", version=f"hetcl {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
     made = {}
     for name, (function, text) in VERBS.items():
         made[name] = verbs.add_parser(
             name,
             help=text,
-            description=text[0].upper() + text[1:] + ".",
+            description=f"{text[0].upper()}{text[1:]}.",
             formatter_class=formatter,
             allow_abbrev=False,
         )
@@ -98,7 +107,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
 
     p = made["pretrain"]
     p.usage = "hetcl pretrain --data DATA --out RUN [--recipe NAME|FILE] [--resume] [--init MODEL] [--SETTING VALUE]"
-    made["doctor"].usage = "hetcl doctor [--data DATA] [--recipe NAME|FILE] [--SETTING VALUE ...]"
+    made["doctor"].usage = "hetcl doctor [--data DATA] [--recipe NAME|FILE] [--SETTING VALUE]"
     p.epilog = (
         "examples:\n"
         "  hetcl pretrain --data photos/ --out run --recipe small\n"
@@ -107,7 +116,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         "  torchrun --nproc-per-node 8 $(which hetcl) pretrain --data ... --out run"
     )
     p.add_argument("--data", help=f"{DATA_HELP}; a resumed run knows it")
-    p.add_argument("--out", required=True, help="run folder to write")
+    p.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
     p.add_argument("--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: hcl-r50)")
     p.add_argument(
         "--resume",
@@ -141,23 +150,33 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
             if dataclasses.is_dataclass(kind):
                 assert isinstance(kind, type)
                 second = name == "stage2"
-                title = f"settings: --{key}.*" + (" (and --stage2.* likewise)" if name == "stage1" else "")
-                inner = group if hidden or second else parser.add_argument_group(title, text)
+                if name == "stage1":
+                    text = "--stage2.* likewise; it starts as method hcl, lr 0.05, views.flip_p 0."
+                inner = group if hidden or second else parser.add_argument_group(f"settings --{key}.*", text)
                 add(kind, value, f"{key}.", inner, hidden or second)
                 continue
-            choices = get_args(kind) if get_origin(kind) is Literal else ()
-            metavar = "{" + ",".join(choices) + "}" if choices else "VALUE"
-            shown = (
-                list(value)
-                if isinstance(value, tuple)
-                else str(value).lower()
-                if isinstance(value, bool)
-                else value
-            )
-            help_ = argparse.SUPPRESS if hidden else f"{text} (default: {shown})".replace("%", "%%")
-            group.add_argument(f"--{key}", dest="settings", action=_Collect, metavar=metavar, help=help_)
+            help_ = argparse.SUPPRESS if hidden else f"{text} (default: {_shown(value)})".replace("%", "%%")
+            group.add_argument(f"--{key}", dest="settings", action=_Collect, metavar=_takes(kind), help=help_)
 
     add(Settings, Settings(), "", run)
+
+
+def _takes(kind: Any) -> str:
+    """What a setting of this type takes, as short as help likes it."""
+    one = {int: "N", float: "X", bool: "true|false", str: "NAME"}
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return "|".join(inner)
+    if get_origin(kind) is not tuple:
+        return one[kind]
+    return ",".join(f"{one[t]},..." if inner[-1] is ... else one[t] for t in inner if t is not ...)
+
+
+def _shown(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
 
 
 class _Collect(argparse.Action):
@@ -172,47 +191,64 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        verb = next((w for w in words if not w.startswith("-")), "-")
-        args, rest = build_parser(verb).parse_known_args(words)
-        if args.verb is None:
-            build_parser("-").print_help()
-            return 2 if words else 0
-        if rest and args.verb not in ("pretrain", "doctor"):
-            raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {args.verb} --help`")
-        args.function(args, [*(getattr(args, "settings", None) or []), *rest])
-        return 0
+        return _run(words)
     except (InputError, WorkFailed, Stopped) as e:
         if debug and not isinstance(e, Stopped):
             raise
-        if os.environ.get("RANK", "0") == "0":
-            lines = str(e).splitlines() or [type(e).__name__]
-            print("\n".join(f"hetcl: {line}" for line in lines), file=sys.stderr)
+        _complain(str(e) or type(e).__name__)
         return 128 + e.signum if isinstance(e, Stopped) else 2 if isinstance(e, InputError) else 1
     except KeyboardInterrupt:
         if debug:
             raise
-        print("hetcl: interrupted before the run could save anything new", file=sys.stderr)
+        _complain("interrupted before the run could save anything new")
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
-    except OSError as e:
-        if debug:
-            raise
-        print(
-            f"hetcl: {e.filename or 'a file'}: {e.strerror or e}; what was saved before is intact",
-            file=sys.stderr,
-        )
-        return 1
     except Exception as e:
         if debug:
             raise
-        text = (str(e).strip().splitlines() or [""])[0]
-        print(
-            f"hetcl: {type(e).__name__}: {text}; --debug shows where; what was saved before is intact",
-            file=sys.stderr,
-        )
+        _complain(f"{_unforeseen(e)}; what was saved before is intact")
         return 1
+
+
+def _run(words: list[str]) -> int:
+    verb = next((w for w in words if not w.startswith("-")), None)
+    if verb is not None and verb not in VERBS:
+        import difflib
+
+        near = difflib.get_close_matches(verb, VERBS, 1)
+        hint = f" (did you mean {near[0]!r}?)" if near else f"; there are {', '.join(VERBS)}"
+        raise InputError(f"no verb {verb!r}{hint}; see `hetcl --help`")
+    args, rest = build_parser(verb or "-").parse_known_args(words)
+    if verb is None:
+        if rest:
+            raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl --help`")
+        build_parser("-").print_help()
+        return 0
+    if rest and verb not in ("pretrain", "doctor"):
+        raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {verb} --help`")
+    args.function(args, [*(getattr(args, "settings", None) or []), *rest])
+    return 0
+
+
+def _complain(text: str) -> None:
+    """Say what went wrong, a line each, once for all ranks."""
+    from hetcl.runs.folder import first_process
+
+    if first_process():
+        print("\n".join(f"hetcl: {line}" for line in text.splitlines()), file=sys.stderr)
+
+
+def _unforeseen(e: Exception) -> str:
+    """A failure that nobody saw coming, in one line."""
+    text = (str(e).strip().splitlines() or [""])[0][:300]
+    if isinstance(e, OSError) and e.errno:
+        why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
+        return f"{e.filename}: {why}" if e.filename else str(why)
+    if memory := out_of_memory(e):
+        return f"{memory}: lower batch, size or queue, or raise accumulate"
+    return f"{type(e).__name__}: {text}; --debug shows where"
 
 
 if __name__ == "__main__":

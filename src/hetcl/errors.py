@@ -5,6 +5,8 @@
 
 from __future__ import annotations
 
+import re
+
 
 class InputError(Exception):
     """Unusable arguments or input (exit status 2). The message names the file or setting and the fix."""
@@ -20,3 +22,14 @@ class Stopped(Exception):
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)
         self.signum = signum
+
+
+def out_of_memory(error: BaseException) -> str | None:
+    """``out of memory (tried to allocate 240000000000 bytes)`` when that is what an error means, else None."""
+    text = str(error)
+    if not isinstance(error, MemoryError) and not re.search(
+        r"out of memory|(can't|cannot|unable to) allocate", text, re.IGNORECASE
+    ):
+        return None
+    size = re.search(r"allocate ([\d.]+ ?[A-Za-z]+)", text)
+    return f"out of memory (tried to allocate {size[1]})" if size else "out of memory"

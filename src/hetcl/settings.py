@@ -7,15 +7,13 @@ plain keywords.
 
 from __future__ import annotations
 
-import difflib
-import re
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from functools import cache
-from importlib import resources
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, Literal, get_type_hints
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from hetcl.errors import InputError
 from hetcl.types import ViewPolicy
@@ -156,20 +154,28 @@ def stages_of(settings: Settings) -> dict[str, StageSettings]:
 
 def documented(cls: type) -> list[tuple[str, Any, str]]:
     """(field, type, help) of a settings class, in order; the help is the string under the field."""
-    import ast
-    import inspect
-    import textwrap
-
-    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0].body  # type: ignore[attr-defined]
-    help_of = {
-        line.target.id: " ".join(ast.literal_eval(text.value).split())
-        for line, text in pairwise(body)
-        if isinstance(line, ast.AnnAssign)
-        and isinstance(line.target, ast.Name)
-        and isinstance(text, ast.Expr)
-    }
+    help_of = _helps(cls.__module__).get(cls.__name__, {})
     hints = get_type_hints(cls)
     return [(f.name, hints[f.name], help_of.get(f.name, "")) for f in fields(cls)]
+
+
+@cache
+def _helps(module: str) -> dict[str, dict[str, str]]:
+    """Of each class of a module, the strings under its fields. (One parse a module: ``--help`` waits for it.)"""
+    import ast
+
+    tree = ast.parse(Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8"))
+    return {
+        node.name: {
+            line.target.id: " ".join(ast.literal_eval(text.value).split())
+            for line, text in pairwise(node.body)
+            if isinstance(line, ast.AnnAssign)
+            and isinstance(line.target, ast.Name)
+            and isinstance(text, ast.Expr)
+        }
+        for node in tree.body
+        if isinstance(node, ast.ClassDef)
+    }
 
 
 @cache
@@ -187,30 +193,72 @@ def keys_of(cls: type, prefix: str = "") -> tuple[str, ...]:
     return tuple(out)
 
 
+@cache
+def _kinds() -> dict[str, Any]:
+    """The type of every plain setting, by dotted name."""
+
+    def walk(cls: Any, prefix: str) -> dict[str, Any]:
+        out: dict[str, Any] = {}
+        for name, kind in get_type_hints(cls).items():
+            out |= walk(kind, f"{prefix}{name}.") if is_dataclass(kind) else {f"{prefix}{name}": kind}
+        return out
+
+    return walk(Settings, "")
+
+
 # ---- recipes ---------------------------------------------------------------------------------------------------
+
+
+RECIPES = Path(__file__).with_name("recipes")
 
 
 def recipe_names() -> list[str]:
     """The recipes that come with hetcl."""
-    folder = resources.files("hetcl") / "recipes"
-    return sorted(p.name.removesuffix(".yaml") for p in folder.iterdir() if p.name.endswith(".yaml"))
+    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
 
 
 def recipe_text(recipe: str) -> str:
     """The YAML of a recipe by name or file. Raises ``InputError`` when there is none."""
-    if recipe in recipe_names():
-        return (resources.files("hetcl") / "recipes" / f"{recipe}.yaml").read_text()
-    path = Path(recipe)
-    if path.is_file():
-        try:
-            return path.read_text()
-        except (OSError, UnicodeDecodeError) as e:
-            raise InputError(f"cannot read recipe {recipe}: {e}") from None
-    near = _near(recipe, recipe_names())
-    raise InputError(f"no recipe named {recipe!r} and no such file{near}; `hetcl recipes` lists them")
+    path = RECIPES / f"{recipe}.yaml" if recipe in recipe_names() else Path(recipe)
+    if recipe and path.is_dir():
+        raise InputError(
+            f"recipe {recipe} is a folder; name a YAML file, or a recipe that `hetcl recipes` lists"
+        )
+    if not path.is_file():
+        near = _near(recipe, recipe_names())
+        raise InputError(f"no recipe named {recipe!r} and no such file{near}; `hetcl recipes` lists them")
+    try:
+        return path.read_text(encoding="utf-8")
+    except UnicodeDecodeError:
+        raise InputError(f"recipe {recipe} is not text; name a YAML file") from None
+    except OSError as e:
+        raise InputError(f"cannot read recipe {recipe}: {e.strerror}") from None
+
+
+def _recipe_tree(name: str) -> Mapping[Any, Any]:
+    """What a recipe sets; of a run's ``settings.yaml``, what the run was set to."""
+    import yaml
+
+    text = recipe_text(name)
+    try:
+        tree = yaml.safe_load(text)
+    except yaml.MarkedYAMLError as e:
+        line = f" in line {e.problem_mark.line + 1}" if e.problem_mark else ""
+        raise InputError(f"recipe {name} is not valid YAML{line}: {e.problem or e.context}") from None
+    except yaml.YAMLError as e:
+        raise InputError(f"recipe {name} is not valid YAML: {str(e).splitlines()[0]}") from None
+    if tree is None:
+        return {}
+    if isinstance(tree, Mapping) and isinstance(tree.get("settings"), Mapping):
+        tree = tree["settings"]
+    if not isinstance(tree, Mapping):
+        raise InputError(f"recipe {name} must hold settings as 'name: value' lines")
+    return tree
 
 
 def _near(word: str, words: Sequence[str]) -> str:
+    import difflib
+
     match = difflib.get_close_matches(word, words, 1, 0.5)
     return f" (did you mean {match[0]!r}?)" if match else ""
 
@@ -234,9 +282,10 @@ def _override_pairs(arguments: Sequence[str]) -> dict[str, str]:
             raise InputError(f"unexpected argument {word!r}; settings are given as --NAME VALUE")
         name, equals, value = word[2:].partition("=")
         if not equals:
-            if not rest or (rest[0].startswith("--") and name in keys_of(Settings)):
+            given = bool(rest) and not rest[0].startswith("--")
+            if not given and name.replace("-", "_") in keys_of(Settings):
                 raise InputError(f"--{name} needs a value")
-            value = rest.pop(0) if not rest[0].startswith("--") else ""
+            value = rest.pop(0) if given else ""
         out[name.replace("-", "_")] = value
     return out
 
@@ -256,15 +305,8 @@ def resolve(recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[s
     Raises:
         InputError: every fault of names, types and values found, gathered in one message, one to a line.
     """
-    import yaml
-
-    name = recipe or "hcl-r50"
-    try:
-        tree = yaml.safe_load(recipe_text(name)) or {}
-    except yaml.YAMLError as e:
-        raise InputError(f"recipe {name} is not valid YAML: {str(e).splitlines()[0]}") from None
-    if not isinstance(tree, Mapping):
-        raise InputError(f"recipe {name} must hold settings as 'name: value' lines")
+    name = "hcl-r50" if recipe is None else recipe
+    tree = _recipe_tree(name)
     given = flatten(overrides) if isinstance(overrides, Mapping) else _override_pairs(overrides)
     base = {k: (v, f"recipe {name}") for k, v in flatten(tree).items()}
     return _build({**base, **{k: (v, "") for k, v in given.items()}})
@@ -295,44 +337,41 @@ def _parser() -> Any:
     return parser
 
 
-def _words(value: Any) -> str:
-    """A value as the settings parser reads it on a command line."""
+def _words(value: Any, kind: Any) -> str:
+    """A value as the settings parser reads it on a command line; ``0.2,1`` and ``5`` are lists where one is due."""
     import yaml
 
+    several = get_origin(kind) is tuple
     if isinstance(value, str):
-        return value
-    text = yaml.safe_dump(
-        list(value) if isinstance(value, tuple) else value, default_flow_style=True, width=10000
-    )
-    return text.removesuffix("\n...\n").strip()
+        return f"[{value}]" if several and value.strip()[:1] not in ("[", "(") else value
+    if isinstance(value, tuple) or (several and isinstance(value, int | float)):
+        value = list(value) if isinstance(value, tuple) else [value]
+    return yaml.safe_dump(value, default_flow_style=True, width=10000).removesuffix("\n...\n").strip()
 
 
 def _build(given: Mapping[str, tuple[Any, str]]) -> Settings:
     """Parse ``{dotted name: (value, where it was written)}`` by the types of the dataclasses, then check values."""
     from argparse import ArgumentError
 
-    faults, words = [], []
+    wrong = (ArgumentError, SystemExit, ValueError, TypeError)
+    kinds = _kinds()
+    words = {key: f"--{key}={_words(value, kinds[key])}" for key, (value, _) in given.items() if key in kinds}
     try:
-        if all(key in keys_of(Settings) for key in given):
-            every = [f"--{key}={_words(value)}" for key, (value, _) in given.items()]
-            return _checked(_parser().parse_args(every).as_dict())
-    except (ArgumentError, SystemExit, ValueError, TypeError):
+        if len(words) == len(given):
+            return _checked(_parser().parse_args([*words.values()]).as_dict())
+    except wrong:
         pass  # some value is wrong: go one by one, to name each
+    faults = []
     for key, (value, origin) in given.items():
         where = f" in {origin}" if origin else ""
-        if key not in keys_of(Settings):
-            faults.append(f"unknown setting {key!r}{where}{_near(key, keys_of(Settings))}")
+        if key not in kinds:
+            faults.append(_unknown(key, where))
             continue
-        word = [f"--{key}={_words(value)}"]
         try:
-            _parser().parse_args(word)
-        except (ArgumentError, SystemExit, ValueError, TypeError) as e:
-            faults.append(f"setting {key}{where}: {_reason(str(e), value)}")
-            continue
-        words += word
-    if faults:
-        raise InputError("\n".join(faults))
-    return _checked(_parser().parse_args(words).as_dict())
+            _parser().parse_args([words[key]])
+        except wrong:
+            faults.append(f"setting {key}{where} must be {_wanted(kinds[key], value)}, not {value!r}")
+    raise InputError("\n".join(faults) or f"cannot read the settings {', '.join(words.values())}")
 
 
 def _checked(values: Mapping[str, Any]) -> Settings:
@@ -344,22 +383,29 @@ def _checked(values: Mapping[str, Any]) -> Settings:
     return settings
 
 
+def _unknown(key: str, where: str) -> str:
+    below = [k for k in keys_of(Settings) if k.startswith(f"{key}.")]
+    if below:
+        return f"{key!r}{where} is a group of settings; set one of them, such as {below[0]}"
+    return f"unknown setting {key!r}{where}{_near(key, keys_of(Settings))}"
+
+
 def _instance(cls: type, values: Mapping[str, Any]) -> Any:
     hints = get_type_hints(cls)
     return cls(**{k: _instance(hints[k], v) if is_dataclass(hints[k]) else v for k, v in values.items()})
 
 
-def _reason(text: str, value: Any) -> str:
-    """The parser's complaint in one line."""
-    expected = re.search(r"Expected (?:a |an )?(.+?)\. Got", text, re.S)
-    kind = expected.group(1) if expected else " ".join(text.split())
-    kind = re.sub(r"<class '(\w+)'>", r"\1", kind).replace("typing.", "")
-    kind = {"int": "a whole number", "float": "a number", "bool": "true or false"}.get(kind, kind)
-    choices = re.search(r"Literal\[(.+?)\]", text)
-    if choices:
-        names = [c.strip(" '\"") for c in choices.group(1).split(",")]
-        return f"must be one of {', '.join(names)}, not {value!r}{_near(str(value), names)}"
-    return f"must be {kind}, not {value!r}"
+def _wanted(kind: Any, value: Any) -> str:
+    """What a setting of this type takes, in words."""
+    one = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+    choices, several = get_args(kind), {int: "whole numbers", float: "numbers"}
+    if get_origin(kind) is Literal:
+        return f"one of {', '.join(choices)}{_near(str(value), choices)}"
+    if get_origin(kind) is not tuple:
+        return one[kind]
+    if choices[-1] is ...:
+        return f"a list of {several[choices[0]]} such as [120, 160]"
+    return f"{len(choices)} {several[choices[0]]} such as [{', '.join(['0.2', '1', '0.2', '0.1'][: len(choices)])}]"
 
 
 def check(settings: Settings) -> list[str]:
@@ -370,11 +416,21 @@ def check(settings: Settings) -> list[str]:
         if not ok:
             faults.append(message)
 
+    for key, value in flatten(to_dict(s)).items():
+        numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, float)]
+        want(
+            all(abs(v) < 1e30 for v in numbers),
+            f"setting {key} must be a finite number of sensible size, not {value}",
+        )
+    if faults:
+        return faults
     for name in ("size", "batch", "groups", "accumulate", "devices", "log_every"):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
     for name in ("window", "threads", "checkpoint_every"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
-    want(s.workers >= -1, f"setting workers must be -1 (choose), 0 or more, not {s.workers}")
+    want(s.threads <= 1024, f"setting threads must be at most 1024, not {s.threads}")
+    want(-1 <= s.workers <= 1024, f"setting workers must be -1 (choose) or 0 to 1024, not {s.workers}")
+    want(abs(s.seed) < 2**63, f"setting seed must fit in 64 bits, not {s.seed}")
     want(0 <= s.max_bad <= 1, f"setting max_bad is a share between 0 and 1, not {s.max_bad}")
     want(s.semantic.dim >= 1, "setting semantic.dim must be at least 1")
     want(
@@ -411,6 +467,14 @@ def check(settings: Settings) -> list[str]:
             want(
                 getattr(stage, key) >= 0, f"setting {name}.{key} must be 0 or more, not {getattr(stage, key)}"
             )
+        want(
+            stage.warmup <= stage.epochs or not stage.epochs,
+            f"setting {name}.warmup must not exceed {name}.epochs ({stage.epochs}), not {stage.warmup}",
+        )
+        rising = all(a < b for a, b in pairwise((0, *stage.milestones)))
+        want(
+            rising, f"setting {name}.milestones must be epochs that rise from 1, not {list(stage.milestones)}"
+        )
         want(stage.queue >= 1, f"setting {name}.queue must be at least 1, not {stage.queue}")
         for key in ("key_momentum", "sgd_momentum"):
             want(0 <= getattr(stage, key) <= 1, f"setting {name}.{key} must lie between 0 and 1")
@@ -418,10 +482,14 @@ def check(settings: Settings) -> list[str]:
             want(0 <= getattr(v, key) <= 1, f"setting {name}.views.{key} is a probability between 0 and 1")
         want(
             0 < v.area[0] <= v.area[1] <= 1,
-            f"setting {name}.views.area must rise within (0, 1], not {v.area}",
+            f"setting {name}.views.area must be least and most, above 0 and up to 1, not {list(v.area)}",
         )
-        want(0 < v.ratio[0] <= v.ratio[1], f"setting {name}.views.ratio must rise above 0, not {v.ratio}")
-        want(0 < v.blur_sigma[0] <= v.blur_sigma[1], f"setting {name}.views.blur_sigma must rise above 0")
+        for key in ("ratio", "blur_sigma"):
+            low, high = getattr(v, key)
+            want(
+                0 < low <= high,
+                f"setting {name}.views.{key} must be least and most, above 0, not {[low, high]}",
+            )
         want(min(v.jitter) >= 0, f"setting {name}.views.jitter has a negative strength")
         want(
             max(v.jitter[:3]) <= 1 and v.jitter[3] <= 0.5,

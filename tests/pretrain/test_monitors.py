@@ -238,7 +238,7 @@ def test_more_bad_pictures_than_their_share_stop_the_run(tmp_path: Path) -> None
     for _ in range(2):
         bad.see(bad_batch())
     with pytest.raises(
-        WorkFailed, match="5 of the first 40 pictures cannot be used, more than max_bad = 10%"
+        WorkFailed, match="5 of the first 45 pictures opened cannot be used, more than max_bad = 10%"
     ):
         bad.see(bad_batch())
     calm = BadPictures(tmp_path / "calm.csv", 0.1, 40)

@@ -123,7 +123,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         else:
             picture = Image.open(stream)
     except Image.DecompressionBombError as error:
-        raise BadPicture(f"a decompression bomb? ({error})") from error
+        raise BadPicture(f"too many pixels, a decompression bomb? ({str(error).split(',')[0]})") from error
     except Image.UnidentifiedImageError as error:
         raise BadPicture(f"not a picture (starts with {data[:8]!r})") from error
     except Exception as error:

@@ -224,7 +224,7 @@ class FolderSource:
         self._number = {os.fsencode(name): i for i, name in enumerate(classes)} if classes else {}
         self._root = os.fsencode(self.root)
         what = f" in {len(classes)} classes" if classes else ""
-        self.description = f"{len(self):,} pictures{what} in the folder {root}"
+        self.description = f"{len(self):,} picture{'s'[: len(self) != 1]}{what} in the folder {root}"
 
     def __len__(self) -> int:
         return self.table.length("path")

@@ -131,8 +131,8 @@ class ShardSource:
         else:
             self.classes = classes
         what = f" in {len(self.classes)} classes" if self.classes else ""
-        shards = table.length("shard")
-        self.description = f"{len(self):,} pictures{what} in {shards:,} shard{'s'[: shards != 1]} of {name}"
+        shards, pictures = table.length("shard"), f"{len(self):,} picture{'s'[: len(self) != 1]}"
+        self.description = f"{pictures}{what} in {shards:,} shard{'s'[: shards != 1]} of {name}"
         self._prepare()
 
     def _prepare(self) -> None:

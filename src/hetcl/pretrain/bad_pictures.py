@@ -18,7 +18,7 @@ class BadPictures:
 
     Args:
         path: the CSV file; what it lists already (a resumed run) is not listed again.
-        share: of the pictures seen, above which :meth:`see` raises.
+        share: of the pictures opened (a bad one's replacement too), above which :meth:`see` raises.
         pictures: in the data.
     """
 
@@ -38,8 +38,8 @@ class BadPictures:
         return len(self._listed)
 
     def see(self, batch: ViewBatch) -> None:
-        """Count a batch. Raises ``WorkFailed`` when too many of those seen were bad."""
-        self.seen += len(batch.index)
+        """Count a batch. Raises ``WorkFailed`` when too many of those opened were bad."""
+        self.seen += len(batch.index) + len(batch.bad)
         self.replaced += len(batch.bad)
         new = [r for r in {r.index: r for r in batch.bad}.values() if r.index not in self._listed]
         if new:
@@ -61,7 +61,7 @@ class BadPictures:
         enough = min(self.pictures, 1000)
         if self.seen >= enough and self.replaced > self.share * self.seen:
             raise WorkFailed(
-                f"{self.replaced} of the first {self.seen} pictures cannot be used, "
+                f"{self.replaced} of the first {self.seen} pictures opened cannot be used, "
                 f"more than max_bad = {self.share:.0%}; {self.path} lists them: "
                 "mend the data, or raise max_bad and go on with --resume"
             )

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import io
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw
 
-from hetcl.errors import InputError
+from hetcl.errors import InputError, Stopped
 from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
 from hetcl.pretrain.run import pretrain
-from hetcl.runs.folder import RunFolder
+from hetcl.runs.folder import RunFolder, write_atomic
 from hetcl.settings import resolve
 from hetcl.types import Source, ViewPolicy
 from hetcl.views.loader import ViewLoader
@@ -29,12 +30,19 @@ def demo(out: str | Path) -> None:
     out = Path(out)
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    out.mkdir(parents=True, exist_ok=True)
+    if out.is_dir() and any(p.name not in ("run", "views.png", "views.png.part") for p in out.iterdir()):
+        raise InputError(f"--out {out} holds something that is no demo; name a new or empty folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot make the folder {out}: {e.strerror}; name another with --out") from None
     settings = resolve(RECIPE)
     pictures = out / "views.png"
     source = open_source(DATA)
     print(f"1. Pictures: {source.description}. Nothing is stored or downloaded.")
-    sheet(source, settings.stage2.views, size=settings.size).save(pictures)
+    page = io.BytesIO()
+    sheet(source, settings.stage2.views, size=settings.size).save(page, "PNG")
+    write_atomic(pictures, page.getvalue())
     print(
         f"   {pictures}: eight of them with two crops drawn in, and the two views as the encoder gets them."
     )
@@ -44,7 +52,12 @@ def demo(out: str | Path) -> None:
     if run.backbone.is_file():
         print(f"   {run.path} holds a finished demo already; remove it to train again.")
     else:
-        run = pretrain(data=DATA, out=run.path, recipe=RECIPE, resume=True)
+        try:
+            run = pretrain(data=DATA, out=run.path, recipe=RECIPE, resume=True)
+        except Stopped as e:
+            raise Stopped(
+                e.signum, f"stopped after saving; `hetcl demo --out {out}` goes on from there"
+            ) from None
         rows = run.read_metrics()
     print("3. What was learned, without a label:")
     for line in lessons(rows):
@@ -60,7 +73,7 @@ def lessons(rows: list[dict[str, float | str]]) -> list[str]:
     if knn:
         said.append(
             f"kNN finds the class of {knn[-1]:.1%} of unseen pictures from the backbone's features; "
-            f"with random weights it was {knn[0]:.1%}, by chance 10%."
+            f"with random weights it was {knn[0]:.1%}, by chance 10%. Classes take longer than a demo."
         )
     trained = [r for r in rows if "accuracy_batch" in r]
     first, last = trained[0], trained[-1]

@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from hetcl.errors import InputError
+from hetcl.training.progress import count
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
 """Fabric's names. Its "64-true" rounds what a model gives to fp32, so for fp64 it converts nothing and we do it."""
@@ -26,13 +27,17 @@ def make_fabric(
         InputError: a device that is not there, or a batch or groups that do not split over the devices.
     """
     env = os.environ
-    ranks, local = int(env.get("WORLD_SIZE", 0)), int(env.get("LOCAL_WORLD_SIZE", 0))
+    # Fabric's own child processes (``devices``) have a WORLD_SIZE too, but no LOCAL_WORLD_SIZE.
+    local = int(env.get("LOCAL_WORLD_SIZE", 0))
+    ranks = int(env.get("WORLD_SIZE", local)) if local else 0
     if not ranks and "SLURM_NTASKS" in env and env.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
         ranks = int(env["SLURM_NTASKS"])
         local = ranks // int(env.get("SLURM_NNODES", 1))
     devices, nodes = (local, max(1, ranks // max(1, local))) if ranks else (devices, 1)
     if device == "cuda" and not torch.cuda.is_available():
         raise InputError("device cuda: PyTorch sees no GPU here; set device to auto or cpu")
+    if device == "mps" and not torch.backends.mps.is_available():
+        raise InputError("device mps: PyTorch sees no Apple GPU here; set device to auto or cpu")
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and devices > torch.cuda.device_count():
@@ -69,7 +74,7 @@ def device_name(device: torch.device) -> str:
     """What to call a device in a line for people."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
-    return f"CPU, {torch.get_num_threads()} threads" if device.type == "cpu" else device.type
+    return f"CPU, {count(torch.get_num_threads(), 'thread')}" if device.type == "cpu" else device.type
 
 
 def workers_of(workers: int) -> int:

@@ -21,7 +21,7 @@ from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
 from hetcl.runs.folder import machine
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
-from hetcl.training.progress import duration
+from hetcl.training.progress import count, duration
 from hetcl.types import BadPicture, Source
 
 SAMPLES = 64
@@ -90,11 +90,10 @@ def doctor(
         InputError: the data or the settings cannot be used at all.
     """
     warnings: list[str] = []
-    _machine(warnings)
     settings = resolve(recipe, overrides)
-    source = None
-    if data:
-        source = open_source(data, folder_classes=settings.folder_classes)
+    source = None if data is None else open_source(data, folder_classes=settings.folder_classes)
+    _machine(warnings)
+    if source is not None:
         _data(source, settings, warnings)
     _recipe(settings, recipe or "hcl-r50", source, warnings)
     print()
@@ -133,8 +132,8 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
     for index in permute(np.arange(min(SAMPLES, len(source))), len(source), "doctor").tolist():
         try:
             picture = open_picture(source.sample(index))
-            sizes.append((picture.width, picture.height))
             picture.pixels()
+            sizes.append((picture.width, picture.height))
         except BadPicture as e:
             bad.append(f"picture {index}: {e}")
     seconds = (time.monotonic() - began) / max(1, len(sizes) + len(bad))
@@ -195,7 +194,7 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
         )
         total += seconds
         print(
-            f"          {name}: {stage.method}, {stage.epochs} epochs, {cost.parameters / 1e6:.1f} M weights, "
+            f"          {name}: {stage.method}, {count(stage.epochs, 'epoch')}, {cost.parameters / 1e6:.1f} M weights, "
             f"{cost.multiply_adds / 1e9:.2f} G multiply-adds a view: about {duration(seconds)}"
         )
     of = "this data" if source else "ImageNet's 1.28 million pictures (give --data for yours)"

@@ -163,8 +163,8 @@ class Watch:
                     f"age {name}",
                     (
                         f"accuracy{whose} against the queue ({against_queue:.1%}) is far above accuracy within the "
-                        f"batch ({in_batch:.1%}): the encoder tells old keys from fresh ones instead of pictures from each "
-                        "other. Raise key_momentum, shorten the queue or lower lr"
+                        f"batch ({in_batch:.1%}): the encoder tells old keys from fresh ones instead of pictures from "
+                        "each other. Raise key_momentum, shorten the queue or lower lr"
                     ),
                 )
         if queue > 0.999 and self.best_knn and row.get("knn", 1.0) < 0.9 * self.best_knn:

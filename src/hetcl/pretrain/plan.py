@@ -34,6 +34,8 @@ def new_plan(
     """The plan of a new run. Raises ``InputError`` with every fault of the settings."""
     if data is None:
         raise InputError("--data is missing: name a folder of pictures, tar shards or scenes:N")
+    if init is not None and not init.strip():
+        raise InputError("--init is empty: name weights, or leave it out")
     settings = resolve(recipe, overrides)
     return Plan(data, recipe or "hcl-r50", init, settings, None)
 
@@ -67,9 +69,8 @@ def resumed_plan(
     old, new = flat(then), flat(now)
     differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
     if differ:
-        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5]) + (
-            " ..." if len(differ) > 5 else ""
-        )
+        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
+        words += f", and {len(differ) - 5} more" if len(differ) > 5 else ""
         raise InputError(
             f"--resume with other settings than {folder.path} began with: {words}. Leave them as they "
             "were (or leave --recipe out), or start a new folder"
@@ -99,11 +100,9 @@ def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[
             groups = ranks
             batch = n // groups * groups
             if batch < 2 * groups:
-                raise InputError(
-                    f"{source.description}: {n} pictures are too few to contrast; give at least {2 * ranks}"
-                )
+                raise InputError(f"{source.description}: too few to contrast; give at least {2 * ranks}")
             told.append(f"batch-norm groups {s.groups} -> {groups}, since there are only {n} pictures")
-            s = replace(s, groups=groups)
+            s = replace(s, groups=groups, accumulate=1)
         told.append(f"batch {s.batch} -> {batch}, since there are only {n} pictures")
         s = replace(s, batch=batch)
     for name in ("stage1", "stage2"):

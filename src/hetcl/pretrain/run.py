@@ -17,7 +17,7 @@ from torch import nn
 
 from hetcl.contrast.queue import KeyQueue
 from hetcl.draws import permute
-from hetcl.errors import InputError
+from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source, open_validation
 from hetcl.model.momentum import MomentumPair
 from hetcl.pretrain import monitors, stages
@@ -25,15 +25,16 @@ from hetcl.pretrain.bad_pictures import BadPictures
 from hetcl.pretrain.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.pretrain.doctor import expected_seconds
 from hetcl.pretrain.plan import Plan, absolute, fit, new_plan, resumed_plan
+from hetcl.pretrain.rehearse import rehearse
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, machine, write_atomic
+from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
 from hetcl.settings import (
     StageSettings,
     stages_of,
     to_dict,
 )
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
-from hetcl.training.progress import Reporter, duration
+from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
 from hetcl.types import Source
 from hetcl.views.loader import ViewLoader, ordered
@@ -71,6 +72,8 @@ def pretrain(
         Stopped: a signal came; the run saved itself.
     """
     folder = RunFolder(out)
+    if first_process():
+        folder.check(resume=resume)
     resumed = resume and folder.settings.is_file()
     plan = (
         resumed_plan(folder, data, recipe, init, overrides)
@@ -95,7 +98,7 @@ class Run:
     def __init__(self, folder: RunFolder, plan: Plan, *, resume: bool) -> None:
         self.folder, self.plan, self.resume = folder, plan, resume
         self.began = time.monotonic()
-        s = plan.settings
+        self.settings = s = plan.settings
         self.source = open_source(plan.data, folder_classes=s.folder_classes)
         self.held_out = open_validation(plan.data, folder_classes=s.folder_classes)
         if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
@@ -103,7 +106,9 @@ class Run:
                 f"{plan.data} does not hold the pictures that the run in {folder.path} began with "
                 "(other files, another order or changed files); give the same data, or start a new folder"
             )
-        self.init = read_weights(plan.init) if plan.init else None
+        self.init = read_weights(plan.init) if plan.init is not None else None
+        if plan.fingerprint is None:
+            self._rehearse()
         self.fabric = make_fabric(
             device=s.device,
             devices=s.devices,
@@ -121,31 +126,52 @@ class Run:
 
     def go(self) -> RunFolder:
         """Everything, in order."""
-        todo = stages_of(self.settings)
-        if self.init and len(todo) == 2:
-            todo = {"stage2": todo["stage2"]}
+        todo = self._todo()
+        if len(todo) < len(stages_of(self.settings)):
             self.told.append(f"--init {self.plan.init} takes the place of stage 1")
-        if any(stage.method == "supervised" for stage in todo.values()) and self.source.classes is None:
-            raise InputError(
-                f"{self.plan.data} has no labels, which supervised training needs; shards hold them as KEY.cls, "
-                "a folder as sub-folders with --folder_classes true"
-            )
-        if self.init:  # a wrong architecture is found before anything is written
-            first = next(iter(todo.values()))
-            install(self._embedding(first), self.init.query, self.init.origin)
         last = self._open_folder()
+        try:
+            self._stages(todo, last)
+        except InputError as e:  # the work had begun
+            raise WorkFailed(str(e)) from e
+        return self.folder
+
+    def _stages(self, todo: Mapping[str, StageSettings], last: dict[str, Any] | None) -> None:
+        """Train what is left to train; ``last`` is the state that a resumed run goes on from."""
         self._introduce(todo)
         before: Weights | None = self.init
         for name, stage in todo.items():
-            done = self.folder.checkpoints / f"{name}.ckpt"
-            if last is not None and list(todo).index(last["stage"]) > list(todo).index(name):
-                before = read_weights(str(done))
-                continue
-            task = self._task(name, stage, before)
-            self._train(task, stage, last if last is not None and last["stage"] == name else None)
-            before, last = read_weights(str(done)), None
+            resumed = last if last is not None and last["stage"] == name else None
+            if last is not None and resumed is None:
+                continue  # done; the checkpoint holds all that a later stage took from it
+            task = self._task(name, stage, None if resumed else before)
+            self._train(task, stage, resumed)
+            before, last = read_weights(str(self.folder.checkpoints / f"{name}.ckpt")), None
         self._finish(todo)
-        return self.folder
+
+    def _todo(self) -> dict[str, StageSettings]:
+        """The stages to train, by name, in order."""
+        todo = stages_of(self.settings)
+        return {"stage2": todo["stage2"]} if self.init and len(todo) == 2 else todo
+
+    def _rehearse(self) -> None:
+        """Find what cannot run before anything is written. Raises ``InputError``."""
+        s, init = self.settings, self.init
+        for name, stage in self._todo().items():
+            if stage.method == "supervised" and self.source.classes is None:
+                raise InputError(
+                    f"{self.plan.data} has no labels, which supervised training needs; shards hold them as KEY.cls, "
+                    "a folder as sub-folders with --folder_classes true"
+                )
+
+            def build(stage: StageSettings = stage, weights: Weights | None = init) -> nn.Module:
+                model = self._embedding(stage)
+                if weights is not None:
+                    install(model, weights.query, weights.origin, arch=weights.arch)
+                return model
+
+            rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
+            init = None  # the first stage takes it
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
@@ -157,6 +183,8 @@ class Run:
             found = checkpoint.latest(self.folder.checkpoints)
             if found:
                 path, last = found
+                if path.name != "last.ckpt":
+                    self.told.append(f"last.ckpt cannot be read; {path} takes its place")
                 if last.get("arch") != self.settings.backbone:
                     raise InputError(
                         f"{path} is of the backbone {last.get('arch')}, this run's is {self.settings.backbone}; "
@@ -175,6 +203,9 @@ class Run:
                     "settings": to_dict(self.plan.settings),
                 }
             )
+            size = self.folder.metrics.stat().st_size if last and self.folder.metrics.exists() else 0
+            if last and size < last["metrics_bytes"]:
+                self.told.append(f"{self.folder.metrics} has lost rows; the run goes on without them")
             self.metrics.cut(last["metrics_bytes"] if last else 0)
             Table(self.folder.timing, TIMING_COLUMNS).cut(None if last else 0)
         return last
@@ -182,7 +213,7 @@ class Run:
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
         say, s = self.reporter.say, self.settings
         say(f"data      {self.source.description}")
-        methods = ", then ".join(f"{stage.method} for {stage.epochs} epochs" for stage in todo.values())
+        methods = ", then ".join(f"{one.method} for {count(one.epochs, 'epoch')}" for one in todo.values())
         say(
             f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups"
         )
@@ -403,7 +434,9 @@ class Run:
         # One entry only: safetensors writes several in an order that changes from run to run.
         write_atomic(self.folder.backbone, save(backbone, {"hetcl": json.dumps(facts, sort_keys=True)}))
         rows = self.folder.read_metrics()
-        last = {name: [r for r in rows if r["stage"] == name and "loss" in r][-1] for name in todo}
+        last = {
+            str(r["stage"]): r for r in rows if "loss" in r and r["stage"] in todo
+        }  # the last row of each
         knn = [r["knn"] for r in rows if "knn" in r]
         seconds = time.monotonic() - self.began
         summary = {
@@ -421,10 +454,11 @@ class Run:
         }
         self.folder.write_summary(summary)
         self.reporter.say("")
-        self.reporter.say(f"done in {duration(seconds)}; {self.conclusion(last, knn)}", style="bold")
+        learned = self.conclusion(last, knn)
+        self.reporter.say(f"done in {duration(seconds)}" + (f"; {learned}" if learned else ""), style="bold")
         if self.bad.known:
             self.reporter.say(
-                f"{self.bad.known} pictures could not be used: {self.folder.bad_pictures} lists them"
+                f"{count(self.bad.known, 'picture')} could not be used: {self.folder.bad_pictures} lists them"
             )
         self.reporter.say(f"the backbone is {self.folder.backbone}")
         if s.backbone.startswith(("torchvision:resn", "torchvision:wide", "resnet")):
@@ -437,7 +471,7 @@ class Run:
     @staticmethod
     def conclusion(last: Mapping[str, Mapping[str, Any]], knn: Sequence[Any]) -> str:
         """What was learned, in words."""
-        row = list(last.values())[-1]
+        row = list(last.values())[-1] if last else {}
         words = []
         if "accuracy_batch" in row:
             words.append(

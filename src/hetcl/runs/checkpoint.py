@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import pickle
+import warnings
 import zipfile
 from pathlib import Path
 from typing import Any
@@ -51,19 +53,11 @@ def load(path: Path) -> dict[str, Any]:
         InputError: missing, cut short, not a hetcl checkpoint, or of a newer version.
     """
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = load_tensors(path)
     except FileNotFoundError:
         raise InputError(f"no checkpoint {path}") from None
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-    ) as e:
-        raise InputError(f"cannot read checkpoint {path}: {_first_line(e)}") from None
+    except UNREADABLE as e:
+        raise InputError(f"cannot read checkpoint {path}: {why_unreadable(path, e)}") from None
     if not isinstance(state, dict) or "hetcl" not in state:
         raise InputError(f"{path} is not a hetcl checkpoint")
     if state["hetcl"] > FORMAT:
@@ -86,10 +80,37 @@ def latest(folder: Path) -> tuple[Path, dict[str, Any]] | None:
             except InputError as e:
                 failure = failure or e
     if failure:
-        raise failure
+        raise InputError(f"{failure}, and there is no other to go on from; start a new folder")
     return None
 
 
-def _first_line(error: BaseException) -> str:
-    text = str(error).strip().splitlines()
-    return (text[0] if text else type(error).__name__)[:200]
+def load_tensors(path: Path) -> Any:
+    """What a file of ``torch.save`` holds, on the CPU, without running code. Raises one of ``UNREADABLE``."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Detected pickle protocol")
+        return torch.load(path, map_location="cpu", weights_only=True)
+
+
+UNREADABLE = (
+    OSError,
+    RuntimeError,
+    EOFError,
+    pickle.UnpicklingError,
+    zipfile.BadZipFile,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+)
+"""What a damaged file may raise while it is read."""
+
+
+def why_unreadable(path: Path, error: BaseException) -> str:
+    """The reason in plain words: torch's own speak of its defaults and of miniz."""
+    if isinstance(error, OSError) and error.errno in (errno.EACCES, errno.EPERM, errno.EIO, errno.EISDIR):
+        return str(error.strerror)
+    if path.stat().st_size == 0:
+        return "the file is empty"
+    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+        return "it holds more than tensors, and hetcl runs no code from files; save its state_dict alone"
+    return "it is damaged, cut short or of another kind"

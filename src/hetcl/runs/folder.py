@@ -9,6 +9,7 @@ the end.
 from __future__ import annotations
 
 import csv
+import errno
 import io
 import json
 import os
@@ -24,10 +25,17 @@ from hetcl.errors import InputError, WorkFailed
 
 def disk_problem(path: Path, error: OSError) -> WorkFailed:
     """A write that failed, in one line with the fix."""
-    why = "the disk is full" if error.errno in (28, 122) else str(error.strerror or error)
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    why, mend = ("the disk is full", "make room") if full else (error.strerror or error, "mend that")
     return WorkFailed(
-        f"cannot write {path}: {why}; what was saved before is intact: make room and go on with --resume"
+        f"cannot write {path}: {why}; what was saved before is intact: {mend} and go on with --resume"
     )
+
+
+def first_process() -> bool:
+    """Whether this is the process that writes and speaks (rank 0), as far as its launcher says, before ranks meet."""
+    rank = next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "0")
+    return rank == "0"
 
 
 def write_atomic(path: Path, data: bytes) -> None:
@@ -63,8 +71,8 @@ class RunFolder:
         self.backbone = self.path / "backbone.safetensors"
         self.summary = self.path / "summary.json"
 
-    def create(self, *, resume: bool) -> None:
-        """Make the folder. Raises ``InputError`` when it holds a run and ``resume`` is off, or is not a run at all."""
+    def check(self, *, resume: bool) -> None:
+        """Raises ``InputError`` when the folder holds a run and ``resume`` is off, or is not a run at all."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file; name a folder for the run")
         held = [p for p in self.path.iterdir() if p.name != "log.txt"] if self.path.is_dir() else []
@@ -74,6 +82,10 @@ class RunFolder:
             )
         if held and not self.settings.is_file() and not self._unborn(held):
             raise InputError(f"--out {self.path} is not empty and holds no run; name a new or empty folder")
+
+    def create(self, *, resume: bool) -> None:
+        """Make the folder. Raises ``InputError`` when that cannot be, or as :meth:`check`."""
+        self.check(resume=resume)
         try:
             self.checkpoints.mkdir(parents=True, exist_ok=True)
         except OSError as e:
@@ -103,8 +115,10 @@ class RunFolder:
             raise InputError(f"{self.path} is no run folder: it has no settings.yaml") from None
         except (yaml.YAMLError, OSError, UnicodeDecodeError) as e:
             raise InputError(f"cannot read {self.settings}: {str(e).splitlines()[0]}") from None
-        if not isinstance(tree, dict):
-            raise InputError(f"{self.settings} does not hold settings")
+        if not isinstance(tree, dict) or not isinstance(tree.get("settings"), dict):
+            raise InputError(
+                f"{self.settings} does not hold the settings of a run; put it back, or start a new folder"
+            )
         return tree
 
     def read_metrics(self) -> list[dict[str, float | str]]:

@@ -102,24 +102,32 @@ class Meters:
 
 @dataclass
 class Stopwatch:
-    """Images a second and the share of time spent waiting for data, since the last row and since the start."""
+    """Images a second and the share of time spent waiting for data since the last row, and the pace of late."""
 
     began: float = field(default_factory=time.monotonic)
     since: float = field(default_factory=time.monotonic)
     waited: float = 0.0
     steps: int = 0
-    all_steps: int = 0
+    seconds_per_step: float = 0.0
 
     def take(self, images_per_step: int) -> dict[str, float]:
-        now = time.monotonic()
-        spent = max(now - self.since, 1e-9)
+        """Figures since the last call (or :meth:`restart`); nothing when no step was made."""
+        if not self.steps:
+            return {}
+        spent = max(time.monotonic() - self.since, 1e-9)
         out = {"images_per_second": self.steps * images_per_step / spent, "waiting": self.waited / spent}
-        self.since, self.waited, self.steps = now, 0.0, 0
+        now = spent / self.steps
+        self.seconds_per_step = 0.5 * (self.seconds_per_step + now) if self.seconds_per_step else now
+        self.restart()
         return out
 
+    def restart(self) -> None:
+        """Leave out what happened since the last row (an evaluation)."""
+        self.since, self.waited, self.steps = time.monotonic(), 0.0, 0
+
     def left(self, steps: int) -> float:
-        """Seconds for ``steps`` more, by the pace since the start."""
-        return steps * (time.monotonic() - self.began) / max(self.all_steps, 1)
+        """Seconds for ``steps`` more, by the pace of late."""
+        return steps * self.seconds_per_step
 
 
 class Loop:
@@ -205,7 +213,6 @@ class Loop:
             self.meters.add(values)
             self.step += 1
             watch.steps += 1
-            watch.all_steps += 1
             self.reporter.advance(self.done)
             if self.done % self.log_every == 0 and self.step < task.steps_per_epoch:
                 self._row({})
@@ -221,17 +228,21 @@ class Loop:
         self._check_finite()
         self.epoch, self.step = self.epoch + 1, 0
         task.before_save()
-        self._row(task.evaluate(self.epoch), last=True)
+        speed = watch.take(task.images_per_step)
+        self._row(task.evaluate(self.epoch), speed=speed, last=True)
         self.save()
+        watch.restart()
         if self._stop(signal):
             self._stopped(signal)
 
-    def _row(self, extra: Mapping[str, float], *, last: bool = False) -> None:
+    def _row(
+        self, extra: Mapping[str, float], *, speed: Mapping[str, float] | None = None, last: bool = False
+    ) -> None:
         """Write the figures since the last row, with ``extra`` ones. CPU-GPU sync point."""
+        speed = self.watch.take(self.task.images_per_step) if speed is None else speed
         self._check_finite()
         lr = self.task.optimizer.param_groups[0]["lr"] if self.meters.count else None
         figures = {**self.meters.take(), **extra}
-        speed = self.watch.take(self.task.images_per_step) if self.watch.steps else {}
         if not figures or not self.main:
             return
         head: dict[str, Any] = {"stage": self.task.name, "epoch": self.epoch, "step": self.done}

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
+import socket
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -27,6 +30,47 @@ def duration(seconds: float) -> str:
     return f"{s} s"
 
 
+def count(n: int, thing: str) -> str:
+    """``1 epoch``, ``2 epochs``."""
+    return f"{n:,} {thing}{'s' * (n != 1)}"
+
+
+class Events:
+    """A TensorBoard file of scalars, written in this thread, so that a full disk is an ordinary error.
+
+    A resumed run writes another one, and what it repeats has the same values.
+
+    Args:
+        folder: where event files lie; this one is new.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        from tensorboard.compat.proto.event_pb2 import Event
+        from tensorboard.summary.writer.record_writer import RecordWriter
+
+        self._event: Any = Event
+        self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._writer = RecordWriter(open(self._path, "wb"))  # noqa: SIM115 (kept open)
+        except OSError as e:
+            raise disk_problem(self._path, e) from None
+        self._write(file_version="brain.Event:2")
+
+    def add(self, values: Mapping[str, float], step: int) -> None:
+        """Scalars of a step. Raises ``WorkFailed`` when the disk refuses."""
+        self._write(step=step, summary={"value": [{"tag": k, "simple_value": v} for k, v in values.items()]})
+
+    def _write(self, **content: Any) -> None:
+        try:
+            self._writer.write(self._event(wall_time=time.time(), **content).SerializeToString())
+            self._writer.flush()
+        except OSError as e:
+            with contextlib.suppress(OSError):  # now, or what is buffered would be tried again at exit
+                self._writer.close()
+            raise disk_problem(self._path, e) from None
+
+
 class Reporter:
     """Lines for a person and for log.txt, a bar on a terminal, and TensorBoard. Silent on all ranks but the first.
 
@@ -43,7 +87,7 @@ class Reporter:
         self.console = Console(highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: Any = None
-        self._writer: Any = None
+        self._events: Events | None = None
         self._shown = 0.0
 
     def say(self, text: str, *, style: str = "") -> None:
@@ -100,17 +144,12 @@ class Reporter:
         """Values for TensorBoard."""
         if self._tensorboard is None or self.quiet:
             return
-        if self._writer is None:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._writer = SummaryWriter(str(self._tensorboard), purge_step=step)
-        for name, value in values.items():
-            self._writer.add_scalar(name, value, step)
+        if self._events is None:
+            self._events = Events(self._tensorboard)
+        self._events.add(values, step)
 
     def stop(self) -> None:
-        """End the bar; flush what is open."""
+        """End the bar."""
         if self._bar is not None:
             self._bar.stop()
             self._bar = None
-        if self._writer is not None:
-            self._writer.flush()

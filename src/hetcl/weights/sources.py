@@ -7,13 +7,10 @@ a plain state-dict file of a torchvision backbone. Only a WEIGHTS_NAME may downl
 from __future__ import annotations
 
 import json
-import pickle
-import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
@@ -46,6 +43,8 @@ def read_weights(model: str) -> Weights:
             f"{model}: this hetcl does not read {model.split(':')[0]} weights yet; give a run folder, "
             "a .safetensors file or torchvision:ARCH:FILE"
         )
+    if not model.strip():
+        raise InputError("an empty name of weights")
     path = Path(model)
     if path.is_dir():
         run = RunFolder(path)
@@ -53,7 +52,9 @@ def read_weights(model: str) -> Weights:
         for name in ("stage2.ckpt", "stage1.ckpt", "last.ckpt"):
             if (run.checkpoints / name).is_file():
                 return _checkpoint(run.checkpoints / name)
-        raise InputError(f"{path} is a run without a checkpoint yet")
+        raise InputError(
+            f"{path} is a run without a checkpoint yet; let it finish a stage, or name other weights"
+        )
     if not path.is_file():
         raise InputError(
             f"no weights {model!r}: give a run folder, RUN/checkpoints/FILE, FILE.safetensors "
@@ -84,7 +85,9 @@ def _safetensors(path: Path) -> Weights:
             facts = json.loads((f.metadata() or {}).get("hetcl", "{}"))
             state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
     except (SafetensorError, OSError, json.JSONDecodeError) as e:
-        raise InputError(f"cannot read {path}: {e}") from None
+        raise InputError(f"cannot read {path} as weights: it is damaged or cut short ({e})") from None
+    if not state:
+        raise InputError(f"{path} holds no weights")
     return Weights(str(path), facts.get("arch"), _pyramid_names(state), None)
 
 
@@ -116,21 +119,13 @@ def _torchvision(model: str) -> Weights:
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     """A state dict from a PyTorch file, unwrapped from ``state_dict`` or ``model``."""
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except (
-        OSError,
-        RuntimeError,
-        EOFError,
-        pickle.UnpicklingError,
-        zipfile.BadZipFile,
-        ValueError,
-        KeyError,
-    ) as e:
-        raise InputError(f"cannot read {path} as weights: {str(e).strip().splitlines()[0][:160]}") from None
+        state = checkpoint.load_tensors(path)
+    except checkpoint.UNREADABLE as e:
+        raise InputError(f"cannot read {path} as weights: {checkpoint.why_unreadable(path, e)}") from None
     for name in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
-    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()) or not state:
+    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
         raise InputError(f"{path} holds no state dict (names with tensors)")
     return state
 
@@ -147,8 +142,13 @@ def _pyramid_names(state: Mapping[str, Tensor]) -> State:
     return {f"pyramid.{name}": v for name, v in out.items() if not name.startswith("fc.")}
 
 
-def install(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> list[str]:
+def install(
+    module: nn.Module, state: Mapping[str, Tensor], origin: str, *, arch: str | None = None
+) -> list[str]:
     """Load ``state`` into an embedding: the pyramid wholly, each branch wholly or not at all.
+
+    Args:
+        arch: the architecture that the weights say they are of, for the message when they do not fit.
 
     Returns:
         lines that say which branches came along, which start afresh, and what was left unused.
@@ -162,10 +162,11 @@ def install(module: nn.Module, state: Mapping[str, Tensor], origin: str) -> list
     strange = [n for n in state if n.startswith("pyramid.") and n not in own]
     shapes = [n for n in pyramid if n in state and state[n].shape != own[n].shape]
     if missing or strange or shapes:
+        ours = getattr(getattr(module, "pyramid", None), "arch", "this backbone")
         example = (missing + strange + shapes)[0].removeprefix("pyramid.")
         raise InputError(
-            f"{origin} does not fit this backbone: {len(missing)} weights missing, {len(strange)} unknown, "
-            f"{len(shapes)} of another shape (e.g. {example}); set backbone to the architecture of the file"
+            f"{origin} does not fit {ours}: {len(missing)} weights missing, {len(strange)} unknown, "
+            f"{len(shapes)} of another shape (e.g. {example}); set backbone to {arch or 'the architecture of the file'}"
         )
     broken = [n for n in pyramid if state[n].is_floating_point() and not bool(state[n].isfinite().all())]
     if broken:
