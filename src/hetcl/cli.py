@@ -191,7 +191,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
     try:
-        return _run(words)
+        try:
+            return _run(words)
+        finally:
+            sys.stdout.flush()  # here, where a reader that has gone away (`| head`) is no failure
     except (InputError, WorkFailed, Stopped) as e:
         if debug and not isinstance(e, Stopped):
             raise

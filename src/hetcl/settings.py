@@ -468,7 +468,7 @@ def check(settings: Settings) -> list[str]:
                 getattr(stage, key) >= 0, f"setting {name}.{key} must be 0 or more, not {getattr(stage, key)}"
             )
         want(
-            stage.warmup <= stage.epochs or not stage.epochs,
+            stage.epochs <= 0 or stage.warmup <= stage.epochs,
             f"setting {name}.warmup must not exceed {name}.epochs ({stage.epochs}), not {stage.warmup}",
         )
         rising = all(a < b for a, b in pairwise((0, *stage.milestones)))

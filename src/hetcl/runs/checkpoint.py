@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import pickle
@@ -41,7 +42,8 @@ def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> N
             os.replace(older, path.with_name("previous.ckpt"))
         os.replace(part, path)
     except (OSError, RuntimeError) as e:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         # torch's zip writer reports a full disk as a RuntimeError of its own.
         raise disk_problem(path, e if isinstance(e, OSError) else OSError(28, str(e))) from None
 

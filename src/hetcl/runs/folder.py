@@ -8,6 +8,7 @@ the end.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import errno
 import io
@@ -48,7 +49,8 @@ def write_atomic(path: Path, data: bytes) -> None:
             os.fsync(f.fileno())
         os.replace(part, path)
     except OSError as e:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            part.unlink()
         raise disk_problem(path, e) from None
 
 
