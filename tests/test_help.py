@@ -13,7 +13,17 @@ from hetcl.settings import Settings, keys_of
 
 VERBS = ["demo", "pretrain", "recipes", "doctor"]
 HEAVY = (
-    *("torch", "torchvision", "timm", "lightning_fabric", "numpy", "PIL", "safetensors", "tensorboard", "rich"),
+    *(
+        "torch",
+        "torchvision",
+        "timm",
+        "lightning_fabric",
+        "numpy",
+        "PIL",
+        "safetensors",
+        "tensorboard",
+        "rich",
+    ),
     *("yaml", "jsonargparse", "importlib.metadata", "importlib.resources", "difflib", "fsspec"),
 )
 """Packages whose import would be felt: help is to come in a tenth of a second."""
@@ -94,6 +104,15 @@ def test_help_starts_with_a_short_usage(answers: Answers) -> None:
 
 def test_help_shows_no_raw_types_or_missing_text(answers: Answers) -> None:
     for verb, (_, text, _heavy) in answers.items():
-        for ugly in ("<class ", "typing.", "Traceback", "CLASS_PATH", "None", "==SUPPRESS==", "%(", "1.33333"):
+        for ugly in (
+            "<class ",
+            "typing.",
+            "Traceback",
+            "CLASS_PATH",
+            "None",
+            "==SUPPRESS==",
+            "%(",
+            "1.33333",
+        ):
             assert ugly not in text, f"hetcl {verb} --help shows {ugly!r}"
         assert max(map(len, text.splitlines())) <= 120

@@ -299,7 +299,10 @@ def _timm_body(arch: str, name: str) -> tuple[nn.Module, tuple[int, int] | None]
     """The feature model, and the only size of picture it takes, if so."""
     import timm
 
-    config: Any = timm.get_pretrained_cfg(name)
+    try:
+        config: Any = timm.get_pretrained_cfg(name)
+    except RuntimeError as error:
+        raise InputError(f"backbone {arch!r}: {_first_line(error)}; leave the tag out") from None
     fixed = config is not None and config.fixed_input_size
     try:
         if fixed:
