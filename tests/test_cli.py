@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -111,6 +112,19 @@ def test_a_reader_that_goes_away_is_no_failure(words: list[str], unbuffered: str
     done = subprocess.run(command, stdout=write, stderr=subprocess.PIPE, env=env, text=True, check=False)
     os.close(write)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_names_that_the_console_cannot_show(tmp_path: Path) -> None:
+    folder = tmp_path / "tw élve 照片"
+    folder.mkdir()
+    command = [sys.executable, "-c", "import sys; from hetcl.cli import main; sys.exit(main())"]
+    env = {**os.environ, "PYTHONIOENCODING": "ascii", "HETCL_CACHE": str(tmp_path)}
+    done = subprocess.run(
+        [*command, "doctor", "--data", str(folder)], capture_output=True, env=env, text=True, check=False
+    )
+    assert done.returncode == 2
+    assert "no pictures in" in done.stderr
+    assert r"\u7167" in done.stderr
 
 
 def test_what_is_no_lack_of_memory_is_not_called_so() -> None:

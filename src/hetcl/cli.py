@@ -190,6 +190,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run a command; returns its exit status."""
     words = list(sys.argv[1:] if argv is None else argv)
     debug = "--debug" in words
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a file name that the console cannot show stops nothing
+            stream.reconfigure(errors="backslashreplace")
     try:
         try:
             return _run(words)

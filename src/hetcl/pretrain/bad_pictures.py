@@ -29,7 +29,7 @@ class BadPictures:
         self._listed: set[int] = set()
         if path.is_file():
             Table(path, BAD_COLUMNS).cut(None)
-            with open(path, newline="") as f:
+            with open(path, newline="", encoding="utf-8") as f:
                 self._listed = {int(row["index"]) for row in csv.DictReader(f)}
 
     @property
@@ -45,7 +45,8 @@ class BadPictures:
         if new:
             first = not self._listed
             try:
-                with open(self.path, "a", newline="") as f:
+                # A file name need not be text in any encoding.
+                with open(self.path, "a", newline="", encoding="utf-8", errors="backslashreplace") as f:
                     writer = csv.writer(f, lineterminator="\n")
                     if f.tell() == 0:
                         writer.writerow(BAD_COLUMNS)

@@ -13,7 +13,8 @@ from hetcl.settings import Settings, flatten, from_dict, given_keys, keys_of, re
 from hetcl.types import Source
 
 MAY_CHANGE = {"workers", "device", "devices", "threads", "compile", "checkpoint_every", "max_bad"}
-"""Settings that a resumed run may have otherwise: they do not decide the numbers on one kind of device."""
+"""Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat
+only for equal device, threads and compile)."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +55,7 @@ def resumed_plan(
         plan = Plan(saved["data"], saved["recipe"], saved.get("init"), then, saved.get("fingerprint"))
     except KeyError as e:
         raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
-    if init is not None and init != plan.init:
+    if init is not None and plan.init not in (init, absolute(init)):
         raise InputError(
             f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
         )

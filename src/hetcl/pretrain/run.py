@@ -106,7 +106,9 @@ class Run:
                 f"{plan.data} does not hold the pictures that the run in {folder.path} began with "
                 "(other files, another order or changed files); give the same data, or start a new folder"
             )
-        self.init = read_weights(plan.init) if plan.init is not None else None
+        # A run with a checkpoint holds what it began with: the file may be gone by now.
+        begun = resume and any(folder.checkpoints.glob("*.ckpt"))
+        self.init = read_weights(plan.init) if plan.init is not None and not begun else None
         if plan.fingerprint is None:
             self._rehearse()
         self.fabric = make_fabric(
@@ -152,7 +154,7 @@ class Run:
     def _todo(self) -> dict[str, StageSettings]:
         """The stages to train, by name, in order."""
         todo = stages_of(self.settings)
-        return {"stage2": todo["stage2"]} if self.init and len(todo) == 2 else todo
+        return {"stage2": todo["stage2"]} if self.plan.init is not None and len(todo) == 2 else todo
 
     def _rehearse(self) -> None:
         """Find what cannot run before anything is written. Raises ``InputError``."""
@@ -197,7 +199,7 @@ class Run:
                 {
                     "data": absolute(self.plan.data),
                     "recipe": self.plan.recipe,
-                    "init": self.plan.init,
+                    "init": None if self.plan.init is None else absolute(self.plan.init),
                     "fingerprint": self.source.fingerprint,
                     "hetcl": machine()["hetcl"],
                     "settings": to_dict(self.plan.settings),

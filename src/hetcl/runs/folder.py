@@ -112,7 +112,7 @@ class RunFolder:
         import yaml
 
         try:
-            tree = yaml.safe_load(self.settings.read_text())
+            tree = yaml.safe_load(self.settings.read_text(encoding="utf-8"))
         except FileNotFoundError:
             raise InputError(f"{self.path} is no run folder: it has no settings.yaml") from None
         except (yaml.YAMLError, OSError, UnicodeDecodeError) as e:
@@ -127,7 +127,7 @@ class RunFolder:
         """Rows of metrics.csv with numbers as floats; empty cells are left out."""
         if not self.metrics.is_file():
             return []
-        with open(self.metrics, newline="") as f:
+        with open(self.metrics, newline="", encoding="utf-8") as f:
             return [
                 {k: v if k == "stage" else float(v) for k, v in row.items() if v} for row in csv.DictReader(f)
             ]

@@ -106,7 +106,7 @@ class Reporter:
         if self._log is None or self.quiet:
             return
         try:
-            with open(self._log, "a") as f:
+            with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as f:
                 f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
         except OSError as e:
             raise disk_problem(self._log, e) from None

@@ -18,6 +18,8 @@ from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 
 State = dict[str, Tensor]
+_HEADS = ("fc.", "classifier.", "head.", "heads.")
+"""What published classifiers call the part that a pyramid does not have."""
 _PREFIXES = ("module.", "model.", "backbone.", "encoder.", "encoder_q.", "pyramid.")
 
 
@@ -139,7 +141,7 @@ def _pyramid_names(state: Mapping[str, Tensor]) -> State:
         for prefix in _PREFIXES:
             if out and all(name.startswith(prefix) for name in out):
                 out, stripped = {name[len(prefix) :]: v for name, v in out.items()}, True
-    return {f"pyramid.{name}": v for name, v in out.items() if not name.startswith("fc.")}
+    return {f"pyramid.{name}": v for name, v in out.items() if not name.startswith(_HEADS)}
 
 
 def install(
