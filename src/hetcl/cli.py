@@ -6,12 +6,13 @@ Exit status: 0 done; 1 the work failed; 2 unusable arguments or input; 130 or 14
 from __future__ import annotations
 
 import argparse
+import contextlib
 import dataclasses
 import errno
 import os
 import re
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, Literal, get_args, get_origin
 
 from hetcl import __version__
@@ -234,8 +235,35 @@ def _run(words: list[str]) -> int:
         return 0
     if rest and verb not in ("pretrain", "doctor"):
         raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {verb} --help`")
-    args.function(args, [*(getattr(args, "settings", None) or []), *rest])
+    with _listening():
+        args.function(args, [*(getattr(args, "settings", None) or []), *rest])
     return 0
+
+
+@contextlib.contextmanager
+def _listening() -> Iterator[None]:
+    """Show what the rooms say through ``logging``: a line each, once, and once for all ranks."""
+    import logging
+
+    from hetcl.runs.folder import first_process
+
+    said: set[str] = set()
+
+    class Console(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            line = ("! " if record.levelno >= logging.WARNING else "") + record.getMessage()
+            if line not in said and first_process():
+                said.add(line)
+                with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
+                    print(line, file=sys.stderr, flush=True)
+
+    rooms, console = logging.getLogger("hetcl"), Console()
+    rooms.setLevel(logging.INFO)
+    rooms.addHandler(console)
+    try:
+        yield
+    finally:
+        rooms.removeHandler(console)
 
 
 def _complain(text: str) -> None:

@@ -14,6 +14,7 @@ import fsspec
 import pytest
 
 from hetcl.errors import InputError
+from hetcl.images import remote
 from hetcl.images.sources import open_source, open_validation
 from tests.images.make import shard
 
@@ -110,6 +111,8 @@ def test_changed_remote_is_fetched_again(memory: fsspec.AbstractFileSystem, tmp_
 def test_broken_download_leaves_nothing(
     memory: fsspec.AbstractFileSystem, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(remote, "PAUSES", (0.0,))
+
     def half(self: object, path: str, local: str, **kwargs: object) -> None:
         Path(local).write_bytes(memory.cat_file(path)[:1000])
 

@@ -40,7 +40,7 @@ class Pictures:
         deadly: int | None = None,
     ) -> None:
         self.n, self.side, self.bad, self.broken = n, side, frozenset(bad), frozenset(broken)
-        self.starts, self.deadly = starts, deadly
+        self.starts, self.deadly, self.prefers_window = starts, deadly, 0
         self.classes = ("even", "odd") if labels else None
         self.fingerprint, self.description = "test", f"{n} pictures of a test"
 

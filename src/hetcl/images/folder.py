@@ -216,6 +216,8 @@ class FolderSource:
         classes: names of the classes, which are the folder's own sub-folders; None for no labels.
     """
 
+    prefers_window = 0
+
     def __init__(self, root: str, table: Table, *, classes: tuple[str, ...] | None = None) -> None:
         self.root = os.path.realpath(root)
         self.table = table

@@ -274,6 +274,7 @@ class ScenesSource:
     """
 
     classes: tuple[str, ...] | None = CLASSES
+    prefers_window = 0
 
     def __init__(self, count: int, *, seed: int = _TRAIN, size: int = SIZE) -> None:
         self.count, self.seed, self.size = count, seed, size

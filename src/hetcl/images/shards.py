@@ -1,7 +1,7 @@
 """Tar shards in the webdataset convention (``KEY.jpg``, ``KEY.cls``, ``KEY.json``), read at random.
 
 Each shard's headers are read once (``tars.py``); a table keeps 20 bytes a picture: where it lies, its size,
-its shard and its label.
+its shard and its label. Remote shards are read from local copies (``copies.py``).
 """
 
 from __future__ import annotations
@@ -10,16 +10,20 @@ import functools
 import hashlib
 import logging
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
 
-from hetcl.errors import InputError
+from hetcl.errors import InputError, WorkFailed
+from hetcl.images.copies import Copies, announce, settle, window_of
 from hetcl.images.labels import LabelReader
+from hetcl.images.locks import locked
+from hetcl.images.remote import Shard, TransferError, locate
 from hetcl.images.tables import Table, TableError, TableWriter, strings
-from hetcl.images.tars import BLOCK, entries
+from hetcl.images.tars import BLOCK, Entry, entries
 from hetcl.types import BadPicture, Sample
 
 log = logging.getLogger(__name__)
@@ -28,54 +32,112 @@ RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("shard", "<u4"), ("label
 """One picture in the index: 20 bytes. ``label`` is -1 where there is none."""
 
 
-def index(paths: Sequence[str], cache: Path) -> Table:
-    """The table of the pictures in ``paths``: from the cache, or made.
+_SAY_EVERY = 30
+"""Seconds between lines about an index that takes long."""
 
-    The cache is keyed by the shards' paths, sizes and times of change.
+
+def prepare(
+    files: Sequence[str], cache: Path, *, cache_bytes: int | None = None, window: int = 0
+) -> tuple[Table, Copies | None, int]:
+    """Everything a :class:`ShardSource` needs for local and remote shards.
+
+    Args:
+        files: paths and addresses.
+        cache: folder for the index and for copies of remote shards.
+        cache_bytes: bytes that those may take; None for what is free, less a margin.
+        window: within how many pictures they will be mixed where not all remote shards fit; 0 leaves it to the data.
+
+    Returns:
+        the index; the copies, where there are remote shards; the window, 0 where all of them fit.
+
+    Raises:
+        InputError: a shard is missing or unusable or cannot be fetched, there are no pictures in any of them, or the
+            disk is too small for the shards of a window.
+    """
+    shards = locate(files, cache)
+    if not any(shard.url for shard in shards):
+        return index(shards, cache), None, 0
+    copies = Copies(cache, cache_bytes)
+    try:
+        turns = settle(shards, copies, window)
+    except TransferError as error:
+        raise InputError(f"{error}: check the network and the disk, run the command again") from error
+    table = index(shards, cache, copies)
+    if not turns:
+        return table, copies, 0
+    pictures = table.length("picture")
+    window = window or window_of(shards, pictures)
+    announce(copies, shards, pictures, window)
+    return table, copies, window
+
+
+def index(shards: Sequence[Shard], cache: Path, copies: Copies | None = None) -> Table:
+    """The table of the pictures in ``shards``: from the cache, or made by one process while others wait.
+
+    The cache is keyed by the paths, sizes and times of change of local shards, and by the addresses and states of
+    remote ones.
+
+    Args:
+        shards: local ones, and remote ones.
+        cache: where the table is kept.
+        copies: where remote shards are read, each once; None when there are none.
 
     Raises:
         InputError: a shard is missing or unusable, or there are no pictures in any of them.
     """
-    key = hashlib.blake2b(digest_size=16)
-    for path in paths:
-        try:
-            status = os.stat(path)
-        except OSError as error:
-            raise InputError(
-                f"cannot read the shard {path} ({error.strerror}): check the path and rights"
-            ) from error
-        key.update(
-            f"{os.path.realpath(path)}\0{status.st_size}\0{status.st_mtime_ns}\0".encode(
-                "utf-8", "surrogateescape"
-            )
-        )
+    key = hashlib.blake2b(b"2", digest_size=16)
+    for shard in shards:
+        key.update(_stamp(shard).encode("utf-8", "surrogateescape"))
     place = cache / f"shards-{key.hexdigest()}.table"
     try:
         return Table(place)
     except TableError:
         pass
     try:
-        return _index(paths, place)
+        with locked(place.with_suffix(".lock")):
+            try:
+                return Table(place)  # another process was first
+            except TableError:
+                return _index(shards, place, copies or Copies(cache))
     except OSError as error:
         raise InputError(
-            f"cannot write the index of {len(paths)} shards to {cache} ({error.strerror}): "
+            f"cannot write the index of {len(shards)} shards to {cache} ({error.strerror}): "
             "set HETCL_CACHE to a folder with room"
         ) from error
 
 
-def _index(paths: Sequence[str], place: Path) -> Table:
+def _stamp(shard: Shard) -> str:
+    """What tells a shard from others and from itself before a change."""
+    if shard.url:
+        return f"{shard.url}\0{shard.name}\0"
+    try:
+        status = os.stat(shard.path)
+    except OSError as error:
+        raise InputError(
+            f"cannot read the shard {shard.path} ({error.strerror}): check the path and rights"
+        ) from error
+    return f"{os.path.realpath(shard.path)}\0{status.st_size}\0{status.st_mtime_ns}\0"
+
+
+def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
     digest = hashlib.blake2b(digest_size=8)
     label = LabelReader()
-    columns = {"picture": RECORD, "start": np.dtype("<i8"), **strings("shard")}
-    count, unlabelled, largest = 0, 0, -1
+    columns = {
+        "picture": RECORD,
+        "start": np.dtype("<i8"),
+        "bytes": np.dtype("<u8"),
+        **strings("shard"),
+        **strings("url"),
+    }
+    count, unlabelled, largest, said = 0, 0, -1, time.monotonic()
     record = np.zeros(1, RECORD)
     with TableWriter(place, columns) as table:
-        for number, path in enumerate(paths):
-            start = count
-            for entry in entries(path, label):
+        for number, shard in enumerate(shards):
+            start, name = count, shard.url or shard.path
+            for entry in _entries(shard, copies, label):
                 if entry.size >= 1 << 32:
                     raise InputError(
-                        f"{entry.key} in {path} has {entry.size:,} bytes; a picture has less than 4 GiB"
+                        f"{entry.key} in {name} has {entry.size:,} bytes; a picture has less than 4 GiB"
                     )
                 record[0] = (entry.offset, entry.size, number, entry.label)
                 table.append("picture", record.tobytes())
@@ -83,24 +145,40 @@ def _index(paths: Sequence[str], place: Path) -> Table:
                 unlabelled += entry.label < 0
                 largest = max(largest, entry.label)
                 count += 1
-            table.string("shard", os.fsencode(os.path.abspath(path)))
+            table.string("shard", os.fsencode(os.path.abspath(shard.path)))
+            table.string("url", os.fsencode(shard.url))
+            table.append("bytes", np.uint64(shard.size).tobytes())
             if count > start:
                 table.append("start", np.int64(start).tobytes())
             else:
-                log.warning("%s holds no pictures", path)
-            if (number + 1) % 100 == 0:
-                log.info("%d of %d shards indexed, %s pictures", number + 1, len(paths), f"{count:,}")
+                log.warning("%s holds no pictures", name)
+            if time.monotonic() - said > _SAY_EVERY:
+                log.info("%d of %d shards indexed, %s pictures", number + 1, len(shards), f"{count:,}")
+                said = time.monotonic()
+        first = shards[0].url or shards[0].path
         if not count:
             raise InputError(
-                f"no pictures in {paths[0]} (of {len(paths)} shards): name the members KEY.jpg "
+                f"no pictures in {first} (of {len(shards)} shards): name the members KEY.jpg "
                 "(or .png, .webp ...) and KEY.cls"
             )
         if label.complaint or 0 < unlabelled < count:
             why = label.complaint or f"{unlabelled:,} of {count:,} pictures have none"
-            log.warning("the labels of %s are left aside: %s", os.path.dirname(paths[0]) or ".", why)
+            log.warning("the labels of %s are left aside: %s", os.path.dirname(first) or ".", why)
         labelled = not unlabelled
         table.meta.update(fingerprint=digest.hexdigest(), classes=largest + 1 if labelled else None)
         return Table(table.finish())
+
+
+def _entries(shard: Shard, copies: Copies, label: LabelReader) -> Iterator[Entry]:
+    """The pictures of a shard; a remote one is fetched when it is not here, and stays as long as this lasts."""
+    try:
+        with copies.held(shard) as path:
+            try:
+                yield from entries(str(path), label)
+            except InputError as error:
+                raise InputError(str(error).replace(str(path), shard.url or shard.path)) from error
+    except TransferError as error:
+        raise InputError(f"{error}: check the network and the disk, run the command again") from error
 
 
 class ShardSource:
@@ -110,14 +188,26 @@ class ShardSource:
         table: the index of the shards.
         name: what to call them in the description.
         classes: names of the classes; ``None`` names them by number where the pictures have labels.
+        copies: where remote shards are read; None when there are none.
+        window: mix pictures within windows of that many, since not all shards fit on the disk; 0 when they do.
 
     Raises:
         InputError: a label beyond the given names.
     """
 
-    def __init__(self, table: Table, *, name: str, classes: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        table: Table,
+        *,
+        name: str,
+        classes: tuple[str, ...] | None = None,
+        copies: Copies | None = None,
+        window: int = 0,
+    ) -> None:
         self.table = table
         self.name = name
+        self.copies = copies
+        self.prefers_window = window
         self.fingerprint: str = table.meta["fingerprint"]
         count = table.meta["classes"]
         if count is None:
@@ -153,21 +243,43 @@ class ShardSource:
         return self.table.length("picture")
 
     def sample(self, index: int) -> Sample:
-        """The picture at ``index``. Raises BadPicture when it cannot be read."""
+        """The picture at ``index``, whose shard is fetched when it is remote and not here.
+
+        Raises:
+            BadPicture: it cannot be read.
+            WorkFailed: its shard cannot be fetched.
+        """
         offset, size, shard, label = self.table["picture"][index].item()
         try:
-            file = self._file(
-                shard
-            )  # kept until the read is over: another thread may make room for another file
             # The header before the data carries the name: one read for both.
-            block = _pread(file.fileno(), size + BLOCK, offset - BLOCK)
+            block = self._read(shard, size + BLOCK, offset - BLOCK)
         except OSError as error:
             raise BadPicture(f"the shard cannot be read: {error.strerror}") from error
+        except TransferError as error:
+            raise WorkFailed(
+                f"{error}. What was saved is kept; --resume goes on from it once the shards can be had again"
+            ) from error
         if len(block) < size + BLOCK:
             raise BadPicture("the shard has become shorter since it was indexed")
         member = block[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
         shard_name = os.path.basename(os.fsdecode(self.table.string("shard", shard)))
         return Sample(block[BLOCK:], label if self.classes else None, f"{shard_name}/{member}")
+
+    def _read(self, shard: int, size: int, offset: int) -> bytes:
+        try:
+            # Kept until the read is over: another thread may make room for another file.
+            file = self._file(shard)
+        except FileNotFoundError:
+            if self.copies is None:
+                raise
+            # Not kept open: a removed copy takes up the disk as long as it is.
+            with self.copies.open(self._shard(shard)) as passing:
+                return _pread(passing.fileno(), size, offset)
+        return _pread(file.fileno(), size, offset)
+
+    def _shard(self, shard: int) -> Shard:
+        path, url = (os.fsdecode(self.table.string(column, shard)) for column in ("shard", "url"))
+        return Shard(path, url, int(self.table["bytes"][shard]))
 
     def label(self, index: int) -> int | None:
         """The label alone, from the index."""

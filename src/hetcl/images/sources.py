@@ -5,7 +5,7 @@
     photos/                     a folder at any depth; with train/ and val/ inside, those are the splits
     shards-{0000..0004}.tar     shard files: one, a brace pattern, a glob, or several joined by commas
     shards/                     a folder that holds only shards; train-*.tar and val-*.tar are the splits
-    s3://bucket/x-{00..99}.tar  remote shards, fetched to local disk first
+    s3://bucket/x-{00..99}.tar  remote shards, copied to local disk: all of them, or as many as fit, in turn
     scenes:1000                 generated pictures (``scenes.py``)
 """
 
@@ -23,7 +23,7 @@ from hetcl.errors import InputError
 from hetcl.images import remote, scenes
 from hetcl.images.folder import folder_source, is_picture, walk
 from hetcl.images.labels import class_names
-from hetcl.images.shards import ShardSource, index
+from hetcl.images.shards import ShardSource, prepare
 from hetcl.images.tables import cache_folder
 from hetcl.types import Source
 
@@ -39,7 +39,13 @@ _HELP = "DATA is a folder of pictures, tar shards (x-{0000..0004}.tar or their f
 
 
 def open_source(
-    data: str, *, split: str = "train", folder_classes: bool = False, cache: Path | None = None
+    data: str,
+    *,
+    split: str = "train",
+    folder_classes: bool = False,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
+    window: int = 0,
 ) -> Source:
     """Open the pictures that ``data`` names.
 
@@ -48,6 +54,9 @@ def open_source(
         split: ``train``; ``val`` for the held-out pictures; ``all`` for everything, splits put aside.
         folder_classes: take the sub-folders of a folder of pictures for classes.
         cache: folder for listings, indexes and copies of remote shards; None for the usual one.
+        cache_bytes: bytes that copies of remote shards may take; None for what is free there, less a margin.
+        window: within how many pictures they will be mixed, where not all remote shards fit; 0 leaves it to the
+            source (``Source.prefers_window``).
 
     Raises:
         InputError: nothing usable there; the message says what was found and what to do.
@@ -56,7 +65,9 @@ def open_source(
     if split not in SPLITS:
         raise InputError(f"split {split!r}: it is one of {', '.join(SPLITS)}")
     if split == "val":
-        held = open_validation(data, folder_classes=folder_classes, cache=cache)
+        held = open_validation(
+            data, folder_classes=folder_classes, cache=cache, cache_bytes=cache_bytes, window=window
+        )
         if held is None:
             raise InputError(
                 f"{data} has no held-out pictures: a folder has them in val/, a folder of shards in val-*.tar"
@@ -72,10 +83,17 @@ def open_source(
             return open_source(root, split="all", folder_classes=folder_classes, cache=cache)
         return folder_source(root, cache, folder_classes=folder_classes)
     train = place.train or place.files
-    return place.open(place.files if split == "all" else train, cache)
+    return place.open(place.files if split == "all" else train, cache, cache_bytes, window)
 
 
-def open_validation(data: str, *, folder_classes: bool = False, cache: Path | None = None) -> Source | None:
+def open_validation(
+    data: str,
+    *,
+    folder_classes: bool = False,
+    cache: Path | None = None,
+    cache_bytes: int | None = None,
+    window: int = 0,
+) -> Source | None:
     """The held-out pictures of ``data``, or None when it has none.
 
     They are ``val/`` beside ``train/``, ``val-*.tar`` beside ``train-*.tar``, or scenes of another key.
@@ -102,8 +120,8 @@ def open_validation(data: str, *, folder_classes: bool = False, cache: Path | No
         return inner.open(inner.files, cache, train=open_source(train, split="all", cache=cache).classes)
     if not place.train or not place.held:
         return None
-    train_classes = place.open(place.train, cache).classes
-    return place.open(place.held, cache, train=train_classes)
+    train_classes = place.open(place.train, cache, cache_bytes, window).classes
+    return place.open(place.held, cache, cache_bytes, window, train=train_classes)
 
 
 class _Shards:
@@ -117,21 +135,26 @@ class _Shards:
         if splits:
             self.train, self.held = _split_shards(self.files)
 
-    def open(self, files: Sequence[str], cache: Path, *, train: tuple[str, ...] | None = None) -> Source:
+    def open(
+        self,
+        files: Sequence[str],
+        cache: Path,
+        cache_bytes: int | None = None,
+        window: int = 0,
+        *,
+        train: tuple[str, ...] | None = None,
+    ) -> Source:
         """The source over ``files``; ``train``: classes to fall back on when no classes.json names them."""
-        far = [f for f in files if "://" in f]
-        names = self._names(files[0], cache)
-        local = iter(remote.fetch(far, cache))
-        paths = [next(local) if "://" in f else f for f in files]
-        table = index(paths, cache)
+        table, copies, window = prepare(files, cache, cache_bytes=cache_bytes, window=window)
+        names = self._names(files[0])
         if names is None and train is not None and len(train) >= (table.meta["classes"] or 0):
             names = train
-        return ShardSource(table, name=self.name, classes=names)
+        return ShardSource(table, name=self.name, classes=names, copies=copies, window=window)
 
-    def _names(self, first: str, cache: Path) -> tuple[str, ...] | None:
+    def _names(self, first: str) -> tuple[str, ...] | None:
         beside = first.rpartition("/")[0] + "/classes.json" if "/" in first else "classes.json"
         if "://" in first:
-            text = remote.fetch_text(beside, cache)
+            text = remote.fetch_text(beside)
         else:
             try:
                 text = Path(beside).read_bytes()

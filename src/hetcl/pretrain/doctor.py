@@ -15,10 +15,10 @@ import numpy as np
 import torch
 from torch import nn
 
-from hetcl.draws import permute
 from hetcl.errors import InputError
 from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
+from hetcl.pretrain.monitors import some_pictures
 from hetcl.runs.folder import machine
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
 from hetcl.training.progress import count, duration
@@ -91,7 +91,9 @@ def doctor(
     """
     warnings: list[str] = []
     settings = resolve(recipe, overrides)
-    source = None if data is None else open_source(data, folder_classes=settings.folder_classes)
+    source = None
+    if data is not None:
+        source = open_source(data, folder_classes=settings.folder_classes, window=settings.window)
     _machine(warnings)
     if source is not None:
         _data(source, settings, warnings)
@@ -129,7 +131,8 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
     print(f"data      {source.description}")
     sizes, bad = [], []
     began = time.monotonic()
-    for index in permute(np.arange(min(SAMPLES, len(source))), len(source), "doctor").tolist():
+    near = source.prefers_window > 0
+    for index in np.sort(some_pictures(source, min(SAMPLES, len(source)), "doctor", near=near)).tolist():
         try:
             picture = open_picture(source.sample(index))
             picture.pixels()
@@ -145,6 +148,11 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
         f"          of {len(sizes) + len(bad)} opened: {len(bad)} unusable, "
         f"median {width} x {height}, {1000 * seconds:.1f} ms to decode"
     )
+    if source.prefers_window:
+        warnings.append(
+            "the disk is too small for all shards: they are fetched again in each epoch, and pictures are mixed within "
+            f"windows of {source.prefers_window:,} only"
+        )
     if bad:
         warnings.append(f"{len(bad)} of {len(sizes) + len(bad)} pictures cannot be used, e.g. {bad[0]}")
     if min(width, height) < settings.size * 0.6:

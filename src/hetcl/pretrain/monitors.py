@@ -9,13 +9,16 @@ import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hetcl.contrast.infonce import logits_of, top1, top1_in_batch
 from hetcl.contrast.queue import KeyQueue
-from hetcl.types import Parts
+from hetcl.draws import Key, permute
+from hetcl.types import Parts, Source
+from hetcl.views.order import Order
 
 COLUMNS = (
     "stage",
@@ -89,6 +92,18 @@ def figures(
         "alignment": alignment(q, k),
         "uniformity": uniformity(q),
     }
+
+
+def some_pictures(source: Source, count: int, *key: Key, near: bool) -> np.ndarray:
+    """``count`` different pictures, a function of ``key``, in no order: int64 ``[count]``.
+
+    Args:
+        near: from as few shards (or runs of neighbours) as hold them, where reading anywhere would be slow.
+    """
+    if not near:
+        return permute(np.arange(count), len(source), *key)
+    order = Order(len(source), *key, window=count, blocks=source.blocks())
+    return order.indices(0, np.arange(count))
 
 
 @torch.no_grad()

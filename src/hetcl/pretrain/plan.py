@@ -7,6 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import torch
+from lightning_fabric import Fabric
+
 from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder
 from hetcl.settings import Settings, flatten, from_dict, given_keys, keys_of, resolve, to_dict
@@ -27,6 +30,8 @@ class Plan:
     settings: Settings
     fingerprint: str | None
     """Of the data that the run began with; None for a new run."""
+    window: int = 0
+    """Within how many pictures the data is mixed, 0: anywhere; of a new run, as the settings say."""
 
 
 def new_plan(
@@ -38,7 +43,7 @@ def new_plan(
     if init is not None and not init.strip():
         raise InputError("--init is empty: name weights, or leave it out")
     settings = resolve(recipe, overrides)
-    return Plan(data, recipe or "hcl-r50", init, settings, None)
+    return Plan(data, recipe or "hcl-r50", init, settings, None, settings.window)
 
 
 def resumed_plan(
@@ -52,7 +57,14 @@ def resumed_plan(
     saved = folder.read_settings()
     try:
         then = from_dict(saved["settings"], str(folder.settings))
-        plan = Plan(saved["data"], saved["recipe"], saved.get("init"), then, saved.get("fingerprint"))
+        plan = Plan(
+            data=saved["data"],
+            recipe=saved["recipe"],
+            init=saved.get("init"),
+            settings=then,
+            fingerprint=saved.get("fingerprint"),
+            window=int(saved.get("window", then.window)),
+        )
     except KeyError as e:
         raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
     if init is not None and plan.init not in (init, absolute(init)):
@@ -89,6 +101,25 @@ def absolute(data: str) -> str:
     if ":" in data:
         return data
     return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
+
+
+def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:
+    """The window that every rank uses, also when the disk is too small for all shards on some machines only.
+
+    The order of a run depends on it, so a new run keeps what is found here, and a resumed one what it began with.
+
+    Raises:
+        InputError: a run that mixed all pictures is resumed where only some of the shards fit on the disk.
+    """
+    wanted = torch.tensor(plan.window or source.prefers_window, device=fabric.device)
+    if fabric.world_size > 1:
+        wanted = fabric.all_reduce(wanted, reduce_op="max")  # type: ignore[assignment]
+    if wanted and not plan.window and plan.fingerprint is not None:
+        raise InputError(
+            f"the run began with all shards of {plan.data} on disk and mixes all their pictures; the disk is too "
+            "small for that here: set HETCL_CACHE to a larger one, or start a new folder"
+        )
+    return int(wanted)
 
 
 def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[str]]:

@@ -16,7 +16,6 @@ import torch
 from torch import nn
 
 from hetcl.contrast.queue import KeyQueue
-from hetcl.draws import permute
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source, open_validation
 from hetcl.model.momentum import MomentumPair
@@ -24,7 +23,7 @@ from hetcl.pretrain import monitors, stages
 from hetcl.pretrain.bad_pictures import BadPictures
 from hetcl.pretrain.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.pretrain.doctor import expected_seconds
-from hetcl.pretrain.plan import Plan, absolute, fit, new_plan, resumed_plan
+from hetcl.pretrain.plan import Plan, absolute, common_window, fit, new_plan, resumed_plan
 from hetcl.pretrain.rehearse import rehearse
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
@@ -99,8 +98,8 @@ class Run:
         self.folder, self.plan, self.resume = folder, plan, resume
         self.began = time.monotonic()
         self.settings = s = plan.settings
-        self.source = open_source(plan.data, folder_classes=s.folder_classes)
-        self.held_out = open_validation(plan.data, folder_classes=s.folder_classes)
+        self.source = open_source(plan.data, folder_classes=s.folder_classes, window=plan.window)
+        self.held_out = open_validation(plan.data, folder_classes=s.folder_classes, window=plan.window)
         if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
             raise InputError(
                 f"{plan.data} does not hold the pictures that the run in {folder.path} began with "
@@ -119,6 +118,7 @@ class Run:
             batch=s.batch,
             groups=s.groups,
         )
+        self.window = common_window(plan, self.source, self.fabric)
         self.settings, self.told = fit(s, self.source, self.fabric.world_size)
         self.main = self.fabric.global_rank == 0
         self.workers = workers_of(self.settings.workers)
@@ -201,6 +201,7 @@ class Run:
                     "recipe": self.plan.recipe,
                     "init": None if self.plan.init is None else absolute(self.plan.init),
                     "fingerprint": self.source.fingerprint,
+                    "window": self.window,
                     "hetcl": machine()["hetcl"],
                     "settings": to_dict(self.plan.settings),
                 }
@@ -226,6 +227,7 @@ class Run:
             + f", {precision_on(s.precision, self.fabric.device.type)}"
         )
         say(f"folder    {self.folder.path}")
+        self.reporter.note(f"window    {self.window} (pictures mixed at a time; 0: all)")
         for line in self.told:
             self.reporter.warn(line)
         if self.main and not self.resume:
@@ -294,7 +296,7 @@ class Run:
                 rank=fabric.global_rank,
                 ranks=fabric.world_size,
                 workers=self.workers,
-                window=s.window,
+                window=self.window,
                 pin=fabric.device.type == "cuda",
             ),
             "photometric": Photometric(stage.views, dtype=dtype),
@@ -383,8 +385,11 @@ class Run:
         take = min(s.knn.bank, n - held if own else n)
         if held < 1 or take < 1:
             return {}
-        order = permute(np.arange(take + (held if own else 0)), n, s.seed, "knn")
-        asked = order[take:] if own else permute(np.arange(held), len(queries_from), s.seed, "knn queries")
+        near = max(self.window, queries_from.prefers_window) > 0
+        order = monitors.some_pictures(source, take + (held if own else 0), s.seed, "knn", near=near)
+        asked = order[take:]
+        if not own:
+            asked = monitors.some_pictures(queries_from, held, s.seed, "knn queries", near=near)
         bank = self._features(pyramid, source, order[:take])
         asking = self._features(pyramid, queries_from, asked)
         return {"knn": monitors.knn_accuracy(*bank, *asking, k=s.knn.k)}
@@ -397,6 +402,7 @@ class Run:
         s = self.settings
         plain = Photometric(self.settings.stage1.views, dtype=DTYPES.get(s.precision, torch.float32))
         features, labels = [], []
+        indices = np.sort(indices) if self.window else indices  # one shard after the other
         for batch in ordered(source, indices, size=s.size, batch=min(256, s.batch), workers=self.workers):
             images = plain(batch.images[0].to(self.fabric.device), batch.colour[0])
             if s.channels_last:

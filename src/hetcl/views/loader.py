@@ -114,7 +114,7 @@ class ViewLoader:
         rank, ranks: this process and how many there are.
         workers: processes that decode; 0 decodes here. Changes nothing but speed.
         window: mix pictures within windows of that many, so that reads stay near each other (slow disks, shards);
-            0 mixes everything.
+            0 mixes everything, or as the source prefers.
         max_pixels: larger pictures are bad; None for the decoder's own limit.
         pin: batches in page-locked memory, for a GPU.
 
@@ -151,6 +151,7 @@ class ViewLoader:
         self.steps_per_epoch = -(-len(source) // batch)
         self.local_batch = batch // ranks
         key = (seed, stage)
+        window = window or getattr(source, "prefers_window", 0)
         self._steps = _Steps(
             source,
             Order(len(source), *key, window=window, blocks=source.blocks() if window else None),
@@ -182,6 +183,10 @@ class ViewLoader:
             batch = next(self._pool)
             self._next = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
             yield batch
+
+    def pictures(self, epoch: int, step: int) -> np.ndarray:
+        """Which pictures a step asks for, before bad ones are replaced: int64 ``[B / R]``. Nothing is read."""
+        return self._steps.indices(epoch, step)
 
     def close(self) -> None:
         """Stop the workers. Not needed at the end of the program."""
@@ -255,8 +260,7 @@ class _Steps:
         self.batch, self.views, self.share, self.key, self.max_pixels = batch, views, share, key, max_pixels
 
     def __call__(self, epoch: int, step: int) -> ViewBatch:
-        positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.share] % len(self.source)
-        indices = self.order.indices(epoch, positions)
+        indices = self.indices(epoch, step)
         count = len(indices)
         images = np.empty((self.views, count, 3, self.size, self.size), np.uint8)
         colour = np.empty((self.views, count, len(photometric.COLUMNS)), np.float32)
@@ -265,6 +269,11 @@ class _Steps:
         for row, index in enumerate(indices.tolist()):
             views.append(self._sample(epoch, index, images[:, row], colour[:, row], bad))
         return collate(views, images, colour, tuple(bad), self.source.classes is not None)
+
+    def indices(self, epoch: int, step: int) -> np.ndarray:
+        """The pictures of this rank's share of a step, before bad ones are replaced: int64 ``[B / R]``."""
+        positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.share] % len(self.source)
+        return self.order.indices(epoch, positions)
 
     def _sample(
         self, epoch: int, index: int, images: np.ndarray, colour: np.ndarray, bad: list[BadRecord]
