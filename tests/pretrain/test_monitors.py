@@ -127,7 +127,7 @@ PLANTED: dict[str, tuple[list[dict[str, float]], str]] = {
 
 
 def said(rows: list[dict[str, float]]) -> list[str]:
-    watch = monitors.Watch(chance_batch=1 / 32)
+    watch = monitors.Watch()
     return [message for row in rows for message in watch.messages({**CALM, **row})]
 
 
@@ -166,7 +166,7 @@ def test_no_message_without_its_cause(rows: list[dict[str, float]]) -> None:
 
 
 def test_rows_without_figures_say_nothing() -> None:
-    watch = monitors.Watch(chance_batch=1 / 32)
+    watch = monitors.Watch()
     assert list(watch.messages({"knn": 0.1, "epoch": 0, "step": 0})) == []
     assert list(watch.messages({"loss": 1.0, "accuracy": 0.5, "epoch": 1, "step": 900})) == []
 

@@ -6,7 +6,7 @@ Shapes: B queries, D dimensions, K keys in the queue, N pictures (``hetcl/types.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -66,7 +66,14 @@ def uniformity(x: Tensor) -> Tensor:
 
 @torch.no_grad()
 def figures(
-    query: Parts, key: Parts, queue: KeyQueue, logits: Tensor, index: Tensor, *, mask_own: bool
+    query: Parts,
+    key: Parts,
+    queue: KeyQueue,
+    logits: Tensor,
+    index: Tensor,
+    *,
+    mask_own: bool,
+    gather: Callable[[Tensor], Tensor] = lambda x: x,
 ) -> dict[str, Tensor]:
     """Accuracies, alignment and uniformity of a step, together and for each part. Scalars on the device, no sync.
 
@@ -74,14 +81,19 @@ def figures(
         query, key: parts of this rank's batch.
         queue: as it was when ``logits [B, 1 + K]`` were made.
         index: int64 ``[B]``.
+        gather: rows of this rank to rows of all ranks; what is said of the batch is then said of the global one.
     """
     out = {"accuracy_queue": top1(logits)}
     owned = {"index": index, "queue_index": queue.index} if mask_own else {}
     past = dict(zip(queue.dims, queue.keys.split(list(queue.dims.values()), dim=1), strict=True))
-    for name in query:
-        q, k = query[name], key[name]
-        if len(query) > 1:
-            out[f"{name}_accuracy_queue"] = top1(logits_of(q, k, past[name], **owned))
+    if len(query) > 1:
+        for name in query:
+            out[f"{name}_accuracy_queue"] = top1(logits_of(query[name], key[name], past[name], **owned))
+    query, key = ({name: gather(part) for name, part in parts.items()} for parts in (query, key))
+    index = gather(index)
+    if len(query) > 1:
+        for name in query:
+            q, k = query[name], key[name]
             out[f"{name}_accuracy_batch"] = top1_in_batch(q, k, index)
             out[f"{name}_alignment"], out[f"{name}_uniformity"] = alignment(q, k), uniformity(q)
     scale = len(query) ** -0.5
@@ -136,12 +148,10 @@ class Watch:
     """Tells a person, once a stage, about figures that surprise or warn.
 
     Args:
-        chance_batch: accuracy by chance within a batch, 1 / B.
         smallest: uniformity above this is a collapse (0: all embeddings are equal).
         patience: steps before a collapse is called one; an untrained encoder is nearly constant.
     """
 
-    chance_batch: float
     smallest: float = -0.02
     patience: int = 300
     best_knn: float = 0.0

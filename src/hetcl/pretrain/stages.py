@@ -103,7 +103,7 @@ class _Stage:
         self.epochs, self.steps_per_epoch, self.images_per_step = epochs, loader.steps_per_epoch, batch
         self.seed, self.accumulate, self.knn_every = seed, accumulate, knn_every
         self.format = torch.channels_last if channels_last else torch.contiguous_format
-        self.watch = monitors.Watch(chance_batch=1 / batch)
+        self.watch = monitors.Watch()
         self.optimizer: torch.optim.Optimizer
 
     def batches(self, epoch: int, start: int) -> Iterator[ViewBatch]:
@@ -222,7 +222,7 @@ class Contrast(_Stage):
         known = {"chance": math.log(1 + self.queue.length), "queue_filled": self.queue.filled}
         return {
             **{name: torch.tensor(value, device=index.device) for name, value in known.items()},
-            **monitors.figures(query, key, self.queue, logits, index, mask_own=self.mask_own),
+            **monitors.figures(query, key, self.queue, logits, index, mask_own=self.mask_own, gather=gather),
         }
 
     def evaluate(self, epoch: int) -> dict[str, float]:
