@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import logging
 import os
@@ -73,7 +74,11 @@ def fetched(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def kept(cache: Path) -> int:
-    return sum(f.stat().st_size for f in (cache / "rolling").iterdir() if f.suffix in (".tar", ".part"))
+    total = 0
+    for file in (cache / "rolling").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # a worker may evict it or rename it meanwhile
+            total += file.stat().st_size if file.suffix in (".tar", ".part") else 0
+    return total
 
 
 def local(tmp_path: Path) -> Source:
