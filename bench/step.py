@@ -24,8 +24,9 @@ import torchvision
 from lightning_fabric import Fabric
 
 from hetcl.contrast.queue import KeyQueue
+from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
-from hetcl.pretrain.stages import Contrast, build_embedding
+from hetcl.pretrain.stages import Contrast
 from hetcl.types import ViewBatch, ViewPolicy
 from hetcl.views.photometric import NOTHING, Photometric
 

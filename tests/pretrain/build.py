@@ -10,9 +10,10 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hetcl.contrast.queue import KeyQueue
+from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
-from hetcl.pretrain.devices import PRECISIONS
-from hetcl.pretrain.stages import Contrast, build_embedding
+from hetcl.pretrain.stages import Contrast
+from hetcl.training.devices import PRECISIONS
 from hetcl.types import ViewBatch, ViewPolicy
 from hetcl.views.photometric import COLUMNS, IMAGENET_MEAN, IMAGENET_STD, NOTHING, Photometric
 

@@ -15,8 +15,9 @@ import torch
 from hetcl.contrast.queue import KeyQueue
 from hetcl.draws import seed_of
 from hetcl.images.sources import open_source
+from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
-from hetcl.pretrain.stages import Contrast, Supervised, build_embedding
+from hetcl.pretrain.stages import Contrast, Supervised
 from hetcl.settings import resolve
 from hetcl.training.schedule import schedule
 from hetcl.views.loader import ViewLoader

@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 import hetcl
 from hetcl.errors import InputError
+from hetcl.model.build import build_embedding
 from hetcl.model.pyramid import build_pyramid
-from hetcl.pretrain.stages import build_embedding
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.weights.sources import install, load_backbone, read_weights

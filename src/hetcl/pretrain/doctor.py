@@ -177,8 +177,8 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
 
 def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: list[str]) -> None:
     """What a recipe costs here."""
+    from hetcl.model.build import build_embedding
     from hetcl.model.embedding import cost_of
-    from hetcl.pretrain.stages import build_embedding
 
     device = torch.device(
         "cuda" if settings.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"

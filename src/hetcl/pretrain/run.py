@@ -18,10 +18,10 @@ from torch import nn
 from hetcl.contrast.queue import KeyQueue
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source, open_validation
+from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.pretrain import monitors, stages
 from hetcl.pretrain.bad_pictures import BadPictures
-from hetcl.pretrain.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.pretrain.doctor import expected_seconds
 from hetcl.pretrain.plan import Plan, absolute, common_window, fit, new_plan, resumed_plan
 from hetcl.pretrain.rehearse import rehearse
@@ -32,6 +32,7 @@ from hetcl.settings import (
     stages_of,
     to_dict,
 )
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
@@ -263,7 +264,7 @@ class Run:
 
     def _embedding(self, stage: StageSettings) -> nn.Module:
         s = self.settings
-        return stages.build_embedding(
+        return build_embedding(
             stage.method,
             s.backbone,
             seed=s.seed,

@@ -17,8 +17,6 @@ from torch import Tensor, nn
 
 from hetcl.contrast.infonce import info_nce
 from hetcl.contrast.queue import KeyQueue
-from hetcl.model.branches import ClassBranch, SemanticBranch, SpatialBranch
-from hetcl.model.embedding import Embedding
 from hetcl.model.momentum import (
     MomentumPair,
     average_buffers,
@@ -27,7 +25,6 @@ from hetcl.model.momentum import (
     micro_batch,
     shuffle_of,
 )
-from hetcl.model.pyramid import build_pyramid
 from hetcl.pretrain import monitors
 from hetcl.types import Parts, ViewBatch
 from hetcl.views.loader import ViewLoader
@@ -35,48 +32,6 @@ from hetcl.views.photometric import Photometric
 
 Evaluate = Callable[[nn.Module], dict[str, float]]
 """Figures of a backbone (the kNN check)."""
-
-
-def build_embedding(
-    method: str,
-    backbone: str,
-    *,
-    seed: int,
-    semantic_dim: int = 128,
-    side: int = 14,
-    width: int = 256,
-    fused: bool = True,
-    classes: int | None = None,
-) -> nn.Module:
-    """The encoder that a method trains, with initial weights that are a function of ``seed``.
-
-    Returns:
-        an ``Embedding`` with the method's branches; for ``supervised`` a :class:`Classifier`.
-    """
-    pyramid = build_pyramid(backbone, seed=seed)
-    channels = pyramid.spec.channels
-    if method == "supervised":
-        assert classes is not None
-        return Classifier(pyramid, ClassBranch(channels[-1], classes, seed=seed))
-    branches: dict[str, nn.Module] = {
-        "semantic": SemanticBranch(channels[-1], dim=semantic_dim, mlp=method != "moco-v1", seed=seed)
-    }
-    if method == "hcl":
-        branches["spatial"] = SpatialBranch(channels, width=width, side=side, fused=fused, seed=seed)
-    return Embedding(pyramid, branches)
-
-
-class Classifier(nn.Module):
-    """Pyramid and class logits, with an embedding's names (``pyramid.*``, ``branches.class.*``)."""
-
-    def __init__(self, pyramid: nn.Module, branch: ClassBranch) -> None:
-        super().__init__()
-        self.pyramid = pyramid
-        self.branches = nn.ModuleDict({"class": branch})
-
-    def forward(self, images: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` -> logits ``[B, classes]``."""
-        return self.branches["class"](self.pyramid(images))
 
 
 class _Stage:
@@ -254,7 +209,7 @@ class Supervised(_Stage):
     """Training with labels: cross-entropy on the pooled last map.
 
     Args:
-        model: a :class:`Classifier` on the device.
+        model: a ``Classifier`` on the device.
         groups: batch-norm groups of this process's batch.
         lr, sgd_momentum, weight_decay: of SGD.
         **common: see :class:`_Stage`.

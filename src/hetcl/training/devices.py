@@ -17,11 +17,11 @@ PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
 
 
 def make_fabric(
-    *, device: str, devices: int, precision: str, threads: int, batch: int, groups: int
+    *, device: str, devices: int, precision: str, threads: int, batch: int = 0, groups: int = 0
 ) -> Fabric:
     """Devices and ranks, from the arguments or from torchrun or SLURM.
 
-    Args: as the settings of these names.
+    Args: as the settings of these names; a ``batch`` or ``groups`` of 0 need not split over the devices.
 
     Raises:
         InputError: a device that is not there, or a batch or groups that do not split over the devices.

@@ -1,21 +1,14 @@
-"""Every setting of pre-training as a frozen, typed dataclass; recipes and overrides meet here.
-
-The defaults are the paper's main run, recipe ``hcl-r50``. A line under a field is its help on the command line, so
-there is one source for both. Only ``cli.py`` and the entry function of a room see these objects; below them travel
-plain keywords.
-"""
+"""The settings of pre-training. The defaults are the paper's main run, recipe ``hcl-r50``."""
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
-from functools import cache
+from dataclasses import dataclass, field
 from itertools import pairwise
-from pathlib import Path
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, Literal
 
-from hetcl.errors import InputError
+from hetcl.settings.parse import build, flatten, given_in, to_dict
+from hetcl.settings.recipes import recipe_tree
 from hetcl.types import ViewPolicy
 
 Method = Literal["supervised", "moco-v1", "moco-v2", "hcl"]
@@ -152,149 +145,6 @@ def stages_of(settings: Settings) -> dict[str, StageSettings]:
     return {name: stage for name, stage in both.items() if stage.epochs > 0}
 
 
-def documented(cls: type) -> list[tuple[str, Any, str]]:
-    """(field, type, help) of a settings class, in order; the help is the string under the field."""
-    help_of = _helps(cls.__module__).get(cls.__name__, {})
-    hints = get_type_hints(cls)
-    return [(f.name, hints[f.name], help_of.get(f.name, "")) for f in fields(cls)]
-
-
-@cache
-def _helps(module: str) -> dict[str, dict[str, str]]:
-    """Of each class of a module, the strings under its fields. (One parse a module: ``--help`` waits for it.)"""
-    import ast
-
-    tree = ast.parse(Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8"))
-    return {
-        node.name: {
-            line.target.id: " ".join(ast.literal_eval(text.value).split())
-            for line, text in pairwise(node.body)
-            if isinstance(line, ast.AnnAssign)
-            and isinstance(line.target, ast.Name)
-            and isinstance(text, ast.Expr)
-        }
-        for node in tree.body
-        if isinstance(node, ast.ClassDef)
-    }
-
-
-@cache
-def keys_of(cls: type, prefix: str = "") -> tuple[str, ...]:
-    """Dotted names of all plain settings below a settings class."""
-    hints = get_type_hints(cls)
-    out: list[str] = []
-    for f in fields(cls):
-        kind = hints[f.name]
-        out += (
-            keys_of(kind, f"{prefix}{f.name}.")
-            if is_dataclass(kind) and isinstance(kind, type)
-            else [f"{prefix}{f.name}"]
-        )
-    return tuple(out)
-
-
-@cache
-def _kinds() -> dict[str, Any]:
-    """The type of every plain setting, by dotted name."""
-
-    def walk(cls: Any, prefix: str) -> dict[str, Any]:
-        out: dict[str, Any] = {}
-        for name, kind in get_type_hints(cls).items():
-            out |= walk(kind, f"{prefix}{name}.") if is_dataclass(kind) else {f"{prefix}{name}": kind}
-        return out
-
-    return walk(Settings, "")
-
-
-# ---- recipes ---------------------------------------------------------------------------------------------------
-
-
-RECIPES = Path(__file__).with_name("recipes")
-
-
-def recipe_names() -> list[str]:
-    """The recipes that come with hetcl."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
-
-
-def recipe_text(recipe: str) -> str:
-    """The YAML of a recipe by name or file. Raises ``InputError`` when there is none."""
-    path = RECIPES / f"{recipe}.yaml" if recipe in recipe_names() else Path(recipe)
-    if recipe and path.is_dir():
-        raise InputError(
-            f"recipe {recipe} is a folder; name a YAML file, or a recipe that `hetcl recipes` lists"
-        )
-    if not path.is_file():
-        near = _near(recipe, recipe_names())
-        raise InputError(f"no recipe named {recipe!r} and no such file{near}; `hetcl recipes` lists them")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"recipe {recipe} is not text; name a YAML file") from None
-    except OSError as e:
-        raise InputError(f"cannot read recipe {recipe}: {e.strerror}") from None
-
-
-def _recipe_tree(name: str) -> Mapping[Any, Any]:
-    """What a recipe sets; of a run's ``settings.yaml``, what the run was set to."""
-    import yaml
-
-    text = recipe_text(name)
-    try:
-        tree = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as e:
-        line = f" in line {e.problem_mark.line + 1}" if e.problem_mark else ""
-        raise InputError(f"recipe {name} is not valid YAML{line}: {e.problem or e.context}") from None
-    except yaml.YAMLError as e:
-        raise InputError(f"recipe {name} is not valid YAML: {str(e).splitlines()[0]}") from None
-    if tree is None:
-        return {}
-    if isinstance(tree, Mapping) and isinstance(tree.get("settings"), Mapping):
-        tree = tree["settings"]
-    if not isinstance(tree, Mapping):
-        raise InputError(f"recipe {name} must hold settings as 'name: value' lines")
-    return tree
-
-
-def _near(word: str, words: Sequence[str]) -> str:
-    import difflib
-
-    match = difflib.get_close_matches(word, words, 1, 0.5)
-    return f" (did you mean {match[0]!r}?)" if match else ""
-
-
-def flatten(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """A nested mapping by dotted names."""
-    out: dict[str, Any] = {}
-    for key, value in tree.items():
-        name = f"{prefix}{key}"
-        out |= flatten(value, f"{name}.") if isinstance(value, Mapping) else {name: value}
-    return out
-
-
-def _override_pairs(arguments: Sequence[str]) -> dict[str, str]:
-    """``--a.b VALUE`` and ``--a.b=VALUE`` to ``{"a.b": "VALUE"}``."""
-    out: dict[str, str] = {}
-    rest = list(arguments)
-    while rest:
-        word = rest.pop(0)
-        if not word.startswith("--"):
-            raise InputError(f"unexpected argument {word!r}; settings are given as --NAME VALUE")
-        name, equals, value = word[2:].partition("=")
-        if not equals:
-            given = bool(rest) and not rest[0].startswith("--")
-            if not given and name.replace("-", "_") in keys_of(Settings):
-                raise InputError(f"--{name} needs a value")
-            value = rest.pop(0) if given else ""
-        out[name.replace("-", "_")] = value
-    return out
-
-
-def given_keys(overrides: Mapping[str, Any] | Sequence[str]) -> set[str]:
-    """Dotted names that overrides set."""
-    return set(flatten(overrides) if isinstance(overrides, Mapping) else _override_pairs(overrides))
-
-
 def resolve(recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Settings:
     """Settings of a recipe (default ``hcl-r50``) with overrides on top.
 
@@ -306,106 +156,20 @@ def resolve(recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[s
         InputError: every fault of names, types and values found, gathered in one message, one to a line.
     """
     name = "hcl-r50" if recipe is None else recipe
-    tree = _recipe_tree(name)
-    given = flatten(overrides) if isinstance(overrides, Mapping) else _override_pairs(overrides)
+    tree = recipe_tree(name)
+    given = given_in(Settings, overrides)
     base = {k: (v, f"recipe {name}") for k, v in flatten(tree).items()}
-    return _build({**base, **{k: (v, "") for k, v in given.items()}})
+    return build(Settings, {**base, **{k: (v, "") for k, v in given.items()}}, check)
+
+
+def given_keys(overrides: Mapping[str, Any] | Sequence[str]) -> set[str]:
+    """Dotted names that overrides set."""
+    return set(given_in(Settings, overrides))
 
 
 def from_dict(tree: Mapping[str, Any], origin: str) -> Settings:
-    """Settings from what :func:`to_dict` gave (a saved run)."""
-    return _build({k: (v, origin) for k, v in flatten(tree).items()})
-
-
-def to_dict(settings: Settings) -> dict[str, Any]:
-    """Plain nested mapping for YAML (tuples become lists)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {k: plain(v) for k, v in value.items()}
-        return [plain(v) for v in value] if isinstance(value, list | tuple) else value
-
-    return plain(asdict(settings))
-
-
-@cache
-def _parser() -> Any:
-    import jsonargparse
-
-    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
-    parser.add_class_arguments(Settings)
-    return parser
-
-
-def _words(value: Any, kind: Any) -> str:
-    """A value as the settings parser reads it on a command line; ``0.2,1`` and ``5`` are lists where one is due."""
-    import yaml
-
-    several = get_origin(kind) is tuple
-    if isinstance(value, str):
-        return f"[{value}]" if several and value.strip()[:1] not in ("[", "(") else value
-    if isinstance(value, tuple) or (several and isinstance(value, int | float)):
-        value = list(value) if isinstance(value, tuple) else [value]
-    return yaml.safe_dump(value, default_flow_style=True, width=10000).removesuffix("\n...\n").strip()
-
-
-def _build(given: Mapping[str, tuple[Any, str]]) -> Settings:
-    """Parse ``{dotted name: (value, where it was written)}`` by the types of the dataclasses, then check values."""
-    from argparse import ArgumentError
-
-    wrong = (ArgumentError, SystemExit, ValueError, TypeError)
-    kinds = _kinds()
-    words = {key: f"--{key}={_words(value, kinds[key])}" for key, (value, _) in given.items() if key in kinds}
-    try:
-        if len(words) == len(given):
-            return _checked(_parser().parse_args([*words.values()]).as_dict())
-    except wrong:
-        pass  # some value is wrong: go one by one, to name each
-    faults = []
-    for key, (value, origin) in given.items():
-        where = f" in {origin}" if origin else ""
-        if key not in kinds:
-            faults.append(_unknown(key, where))
-            continue
-        try:
-            _parser().parse_args([words[key]])
-        except wrong:
-            faults.append(f"setting {key}{where} must be {_wanted(kinds[key], value)}, not {value!r}")
-    raise InputError("\n".join(faults) or f"cannot read the settings {', '.join(words.values())}")
-
-
-def _checked(values: Mapping[str, Any]) -> Settings:
-    """Settings from parsed values. Raises ``InputError`` with every value that cannot be."""
-    settings = _instance(Settings, values)
-    faults = check(settings)
-    if faults:
-        raise InputError("\n".join(faults))
-    return settings
-
-
-def _unknown(key: str, where: str) -> str:
-    below = [k for k in keys_of(Settings) if k.startswith(f"{key}.")]
-    if below:
-        return f"{key!r}{where} is a group of settings; set one of them, such as {below[0]}"
-    return f"unknown setting {key!r}{where}{_near(key, keys_of(Settings))}"
-
-
-def _instance(cls: type, values: Mapping[str, Any]) -> Any:
-    hints = get_type_hints(cls)
-    return cls(**{k: _instance(hints[k], v) if is_dataclass(hints[k]) else v for k, v in values.items()})
-
-
-def _wanted(kind: Any, value: Any) -> str:
-    """What a setting of this type takes, in words."""
-    one = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-    choices, several = get_args(kind), {int: "whole numbers", float: "numbers"}
-    if get_origin(kind) is Literal:
-        return f"one of {', '.join(choices)}{_near(str(value), choices)}"
-    if get_origin(kind) is not tuple:
-        return one[kind]
-    if choices[-1] is ...:
-        return f"a list of {several[choices[0]]} such as [120, 160]"
-    return f"{len(choices)} {several[choices[0]]} such as [{', '.join(['0.2', '1', '0.2', '0.1'][: len(choices)])}]"
+    """Settings from what ``to_dict`` gave (a saved run)."""
+    return build(Settings, {k: (v, origin) for k, v in flatten(tree).items()}, check)
 
 
 def check(settings: Settings) -> list[str]:

@@ -1,0 +1,31 @@
+"""Every setting as a frozen, typed dataclass; recipes and overrides meet here.
+
+A line under a field is its help on the command line, so there is one source for both. Only ``cli.py`` and the entry
+function of a room see these objects; below them travel plain keywords.
+"""
+
+from hetcl.settings.analysis import ContrastSettings, ProbeSettings, resolve_contrast, resolve_probe
+from hetcl.settings.parse import documented, flatten, given_in, keys_of, to_dict
+from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, given_keys, resolve, stages_of
+from hetcl.settings.recipes import recipe_names, recipe_text
+
+__all__ = [
+    "ContrastSettings",
+    "ProbeSettings",
+    "Settings",
+    "StageSettings",
+    "check",
+    "documented",
+    "flatten",
+    "from_dict",
+    "given_in",
+    "given_keys",
+    "keys_of",
+    "recipe_names",
+    "recipe_text",
+    "resolve",
+    "resolve_contrast",
+    "resolve_probe",
+    "stages_of",
+    "to_dict",
+]

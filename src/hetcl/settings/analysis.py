@@ -1,0 +1,166 @@
+"""The settings of ``hetcl contrast`` and ``hetcl probe``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from hetcl.settings.parse import build, given_in
+
+
+@dataclass(frozen=True)
+class ComputeSettings:
+    """Where and how to compute; none of these changes what is measured."""
+
+    batch: int = 256
+    """Pictures that go through a model at once."""
+    workers: int = -1
+    """Processes that read and cut pictures, for each device; -1: one for each core up to 8, 0: none."""
+    window: int = 0
+    """Read pictures in windows of that many neighbours (slow storage); 0: anywhere."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    devices: int = 1
+    """Devices of this process's machine; under torchrun or SLURM the launcher decides."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """Of the encoder: auto is bf16 autocast on a GPU that has it, fp32 elsewhere. Similarities are always fp32."""
+    channels_last: bool = True
+    """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
+    threads: int = 0
+    """Threads for computing on a CPU; 0 leaves PyTorch's choice."""
+    max_bad: float = 0.1
+    """Share of unreadable pictures above which the work stops; the others are left out and counted."""
+
+
+@dataclass(frozen=True)
+class ContrastSettings(ComputeSettings):
+    """Offline contrastive testing (paper sections 3.2 and 3.4)."""
+
+    features: tuple[str, ...] = ("auto",)
+    """What to test of each model: embedding (its parts, for our checkpoints), pooled (C5 averaged), c2..c5 (a level
+    averaged), c4x7 (a level on a 7 x 7 grid); auto: embedding where there is one, else pooled."""
+    views: tuple[str, ...] = ("crop", "standard")
+    """How the two views are drawn, one test for each: none, crop (Figure 2), standard (Figure 4), moco-v1, moco-v2,
+    hcl, a name with changes (crop:grayscale_p=1) or a YAML file."""
+    gallery: int = 65536
+    """Other pictures that the partner is to be found among; all others when the data has fewer."""
+    pictures: int = 0
+    """Test on that many pictures drawn at random; 0: all."""
+    dims: tuple[int, ...] = (64, 96, 128)
+    """Dimensions after PCA, over all parts."""
+    splits: tuple[float, ...] = (0.5,)
+    """Shares of those dimensions that the spatial part gets: 0 is the semantic part alone, 1 the spatial one."""
+    bins: int = 10
+    """Bins of overlap (IoU of the two crops) between 0 and 1; pairs without overlap are a bin of their own."""
+    confidence: float = 0.95
+    """Of the intervals."""
+    examples: int = 3
+    """Successes and failures of each bin that are drawn for each model; 0: no pictures."""
+    size: int = 0
+    """Side of a view in pixels; 0: what each model was trained at, 224 where that is not known."""
+    seed: int = 0
+    """Where every random number comes from: the same seed gives every model the same views."""
+
+
+@dataclass(frozen=True)
+class ProbeSettings(ComputeSettings):
+    """kNN and linear probe of frozen features."""
+
+    features: str = "pooled"
+    """What to probe: pooled (C5 averaged), c2..c5 (a level averaged), c4x7 (a level on a 7 x 7 grid), embedding."""
+    knn: tuple[int, ...] = (20, 200)
+    """Numbers of neighbours that vote, weighted by exp(cosine / 0.07); none: no kNN."""
+    linear: Literal["none", "lbfgs", "moco"] = "lbfgs"
+    """Linear probe: lbfgs (logistic regression on features of central views, minutes), moco (the MoCo recipe: SGD on
+    augmented views for 100 epochs), none."""
+    epochs: int = 100
+    """Epochs of the moco recipe; the learning rate falls tenfold after 60% and 80% of them."""
+    lr: float = 30.0
+    """Learning rate of the moco recipe at a batch of 256; it is scaled to the batch that is set."""
+    size: int = 0
+    """Side of a view in pixels; 0: what the model was trained at, 224 where that is not known."""
+    holdout: float = 0.2
+    """Share of the pictures to test on, where the data has no validation part of its own."""
+    pictures: int = 0
+    """Train on that many pictures drawn at random; 0: all."""
+    folder_classes: bool = True
+    """Take sub-folders as classes."""
+    seed: int = 0
+    """Where every random number comes from."""
+
+
+def resolve_contrast(overrides: Mapping[str, Any] | Sequence[str] = ()) -> ContrastSettings:
+    """Settings of ``hetcl contrast``. Raises ``InputError`` with every fault found, a line each."""
+    return _resolve(ContrastSettings, overrides, _check_contrast)
+
+
+def resolve_probe(overrides: Mapping[str, Any] | Sequence[str] = ()) -> ProbeSettings:
+    """Settings of ``hetcl probe``. Raises ``InputError`` with every fault found, a line each."""
+    return _resolve(ProbeSettings, overrides, _check_probe)
+
+
+def _resolve(cls: Any, overrides: Mapping[str, Any] | Sequence[str], check: Any) -> Any:
+    given = given_in(cls, overrides)
+    return build(cls, {key: (value, "") for key, value in given.items()}, check)
+
+
+def _check_compute(s: ComputeSettings) -> list[str]:
+    faults = []
+    for name, least in (("batch", 1), ("devices", 1), ("window", 0), ("threads", 0), ("workers", -1)):
+        value = getattr(s, name)
+        if not least <= value <= (1024 if name in ("threads", "workers") else 2**40):
+            faults.append(f"setting {name} must be {least} or more, not {value}")
+    if not 0 <= s.max_bad <= 1:
+        faults.append(f"setting max_bad is a share between 0 and 1, not {s.max_bad}")
+    return faults
+
+
+def _check_sizes(size: int, seed: int, pictures: int) -> list[str]:
+    faults = []
+    if size and not 32 <= size <= 8192:
+        faults.append(
+            f"setting size must be 0 (the model's own) or 32 to 8192 (C5 has stride 32), not {size}"
+        )
+    if abs(seed) >= 2**63:
+        faults.append(f"setting seed must fit in 64 bits, not {seed}")
+    if pictures < 0:
+        faults.append(f"setting pictures must be 0 (all) or more, not {pictures}")
+    return faults
+
+
+def _check_contrast(s: ContrastSettings) -> list[str]:
+    faults = _check_compute(s) + _check_sizes(s.size, s.seed, s.pictures)
+    if s.gallery < 1:
+        faults.append(f"setting gallery must be at least 1, not {s.gallery}")
+    if not 1 <= s.bins <= 1000:
+        faults.append(f"setting bins must be 1 to 1000, not {s.bins}")
+    if s.examples < 0:
+        faults.append(f"setting examples must be 0 (none) or more, not {s.examples}")
+    if not 0 < s.confidence < 1:
+        faults.append(f"setting confidence must lie between 0 and 1, not {s.confidence}")
+    if any(d < 1 for d in s.dims):
+        faults.append(f"setting dims must be whole numbers from 1, not {list(s.dims)}")
+    if not all(0 <= share <= 1 for share in s.splits) or (s.dims and not s.splits):
+        faults.append(f"setting splits must be shares between 0 and 1, not {list(s.splits)}")
+    for name in ("features", "views"):
+        if not getattr(s, name) or not all(text.strip() for text in getattr(s, name)):
+            faults.append(f"setting {name} names nothing")
+    for name in ("features", "views", "dims", "splits"):
+        values = getattr(s, name)
+        if len(set(values)) < len(values):
+            faults.append(f"setting {name} names something twice: {', '.join(map(str, values))}")
+    return faults
+
+
+def _check_probe(s: ProbeSettings) -> list[str]:
+    faults = _check_compute(s) + _check_sizes(s.size, s.seed, s.pictures)
+    if any(k < 1 for k in s.knn):
+        faults.append(f"setting knn must be whole numbers from 1, not {list(s.knn)}")
+    if not 0 < s.holdout < 1:
+        faults.append(f"setting holdout is a share between 0 and 1, not {s.holdout}")
+    if s.epochs < 1:
+        faults.append(f"setting epochs must be at least 1, not {s.epochs}")
+    if not 0 < s.lr < 1e6:
+        faults.append(f"setting lr must be above 0, not {s.lr}")
+    return faults
