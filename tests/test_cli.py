@@ -139,7 +139,7 @@ def test_what_is_no_lack_of_memory_is_not_called_so() -> None:
     ("words", "said"),
     [
         (["pretrian"], "no verb 'pretrian' (did you mean 'pretrain'?); see `hetcl --help`"),
-        (["frobnicate"], "no verb 'frobnicate'; there are demo, pretrain, recipes, doctor"),
+        (["frobnicate"], "no verb 'frobnicate'; there are demo, pretrain, contrast, probe, recipes, doctor"),
         (["help"], "see `hetcl --help`"),
         (["-x"], "unexpected argument '-x'; see `hetcl --help`"),
         (["pretrain"], "--out is missing; see `hetcl pretrain --help`"),

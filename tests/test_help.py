@@ -9,9 +9,9 @@ import sys
 
 import pytest
 
-from hetcl.settings import Settings, keys_of
+from hetcl.settings import ContrastSettings, ProbeSettings, Settings, keys_of
 
-VERBS = ["demo", "pretrain", "recipes", "doctor"]
+VERBS = ["demo", "pretrain", "contrast", "probe", "recipes", "doctor"]
 HEAVY = (
     *(
         "torch",
@@ -93,6 +93,16 @@ def test_help_shows_every_setting_once_with_its_default(answers: Answers, verb: 
     assert "--stage2.* likewise" in text
     for line in ("--batch N ", "--stage1.lr X ", "--stage1.views.area X,X", "--fit_queue true|false"):
         assert line in text
+
+
+@pytest.mark.parametrize(("verb", "cls"), [("contrast", ContrastSettings), ("probe", ProbeSettings)])
+def test_help_shows_the_settings_of_analysis(answers: Answers, verb: str, cls: type) -> None:
+    text = answers[verb][1]
+    for key in keys_of(cls):
+        assert text.count(f"  --{key} ") == 1, key
+    assert " ".join(text.split()).count("(default:") == len(keys_of(cls))
+    for word in ("MODEL", "--data", "--out", "--resume"):
+        assert word in text
 
 
 def test_help_starts_with_a_short_usage(answers: Answers) -> None:

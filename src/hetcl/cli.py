@@ -18,6 +18,7 @@ from typing import Any, Literal, get_args, get_origin
 from hetcl import __version__
 from hetcl.errors import InputError, Stopped, WorkFailed, out_of_memory
 
+MODEL_HELP = "RUN, RUN/checkpoints/FILE, FILE.safetensors or torchvision:ARCH[:random|FILE|WEIGHTS_NAME]"
 DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
 
 
@@ -58,9 +59,26 @@ def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
     doctor(data=args.data, recipe=args.recipe, overrides=overrides)
 
 
+def contrast(args: argparse.Namespace, overrides: list[str]) -> None:
+    from hetcl.analysis.contrastive_test import contrast
+
+    contrast(args.models, data=args.data, out=args.out, resume=args.resume, overrides=overrides)
+
+
+def probe(args: argparse.Namespace, overrides: list[str]) -> None:
+    from hetcl.analysis.probe import probe
+
+    probe(args.model, data=args.data, out=args.out, resume=args.resume, overrides=overrides)
+
+
 VERBS = {
     "demo": (demo, "the whole story on the built-in scenes, a few minutes on two cores"),
     "pretrain": (pretrain, "pre-train a backbone on pictures without labels: RUN/backbone.safetensors"),
+    "contrast": (
+        contrast,
+        "how well features tell pictures apart, against overlap and dimensions: contrast.json",
+    ),
+    "probe": (probe, "what frozen features know of the labels, by kNN and a linear probe: probe.json"),
     "recipes": (recipes, "list the recipes, or show one"),
     "doctor": (doctor, "this machine, this data, this recipe: what would go wrong, how long it would take"),
 }
@@ -127,23 +145,75 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     p.add_argument(
         "--init",
         metavar="MODEL",
-        help="start from these weights: RUN, RUN/checkpoints/FILE, FILE.safetensors or "
-        "torchvision:ARCH[:FILE|WEIGHTS_NAME]; before an HCL stage 2 they take the place of stage 1",
+        help=f"start from these weights: {MODEL_HELP}; before an HCL stage 2 they take the place of stage 1",
     )
+    _add_analysis(made["contrast"], made["probe"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
     made["doctor"].add_argument("--data", help=DATA_HELP)
     made["doctor"].add_argument("--recipe", help="recipe to judge (default: hcl-r50)")
-    for name in ("pretrain", "doctor"):
+    for name, function in _SETTINGS.items():
         if verb in (None, name):
-            _add_settings(made[name])
+            function(made[name])
     return parser
 
 
-def _add_settings(parser: argparse.ArgumentParser) -> None:
-    """Every setting as an option, so that ``--help`` shows it; values are checked where settings are resolved."""
-    from hetcl.settings import Settings, documented
+def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentParser) -> None:
+    contrast.usage = "hetcl contrast MODEL [MODEL ...] --data DATA --out DIR [--resume] [--SETTING VALUE]"
+    contrast.epilog = (
+        "examples:\n"
+        "  hetcl contrast run --data photos/ --out contrast\n"
+        "  hetcl contrast hcl/ moco/ torchvision:resnet50:random --data 'val-{0000..0004}.tar' --out contrast\n"
+        "  hetcl contrast hcl/ moco/ --data ... --out contrast --resume --dims 32,64 --splits 0,0.5,1   no second pass"
+    )
+    contrast.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
+    probe.usage = "hetcl probe MODEL --data DATA --out DIR [--resume] [--SETTING VALUE]"
+    probe.epilog = "example:\n  hetcl probe run --data 'train-{0000..0004}.tar' --out probe"
+    probe.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    for p in (contrast, probe):
+        p.add_argument("--data", required=True, help=DATA_HELP + ("; with labels" if p is probe else ""))
+        p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+        p.add_argument(
+            "--resume", action="store_true", help="use what is in --out already, whatever ended it"
+        )
 
-    run = parser.add_argument_group("settings", "override the recipe; defaults shown are those of hcl-r50")
+
+def _pretrain_settings(parser: argparse.ArgumentParser) -> None:
+    from hetcl.settings import Settings
+
+    _add_settings(parser, Settings, "override the recipe; defaults shown are those of hcl-r50")
+
+
+def _contrast_settings(parser: argparse.ArgumentParser) -> None:
+    from hetcl.settings import ContrastSettings
+
+    _add_settings(parser, ContrastSettings, "what is tested")
+
+
+def _probe_settings(parser: argparse.ArgumentParser) -> None:
+    from hetcl.settings import ProbeSettings
+
+    _add_settings(parser, ProbeSettings, "what is probed")
+
+
+_SETTINGS = {
+    "pretrain": _pretrain_settings,
+    "doctor": _pretrain_settings,
+    "contrast": _contrast_settings,
+    "probe": _probe_settings,
+}
+"""The verbs that take settings."""
+
+
+def _add_settings(parser: argparse.ArgumentParser, settings: Any, text: str) -> None:
+    """Every setting as an option, so that ``--help`` shows it; values are checked where settings are resolved."""
+    from hetcl.settings import ComputeSettings, documented, keys_of
+
+    run = compute = parser.add_argument_group("settings", text)
+    of_compute = keys_of(ComputeSettings) if issubclass(settings, ComputeSettings) else ()
+    if of_compute:
+        compute = parser.add_argument_group(
+            "computing", "where and how"
+        )
 
     def add(cls: type, default: Any, prefix: str, group: Any, hidden: bool = False) -> None:
         for name, kind, text in documented(cls):
@@ -157,9 +227,10 @@ def _add_settings(parser: argparse.ArgumentParser) -> None:
                 add(kind, value, f"{key}.", inner, hidden or second)
                 continue
             help_ = argparse.SUPPRESS if hidden else f"{text} (default: {_shown(value)})".replace("%", "%%")
-            group.add_argument(f"--{key}", dest="settings", action=_Collect, metavar=_takes(kind), help=help_)
+            inner = compute if name in of_compute else group
+            inner.add_argument(f"--{key}", dest="settings", action=_Collect, metavar=_takes(kind), help=help_)
 
-    add(Settings, Settings(), "", run)
+    add(settings, settings(), "", run)
 
 
 def _takes(kind: Any) -> str:
@@ -233,7 +304,7 @@ def _run(words: list[str]) -> int:
             raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl --help`")
         build_parser("-").print_help()
         return 0
-    if rest and verb not in ("pretrain", "doctor"):
+    if rest and verb not in _SETTINGS:
         raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {verb} --help`")
     with _listening():
         args.function(args, [*(getattr(args, "settings", None) or []), *rest])

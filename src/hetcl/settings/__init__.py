@@ -4,12 +4,19 @@ A line under a field is its help on the command line, so there is one source for
 function of a room see these objects; below them travel plain keywords.
 """
 
-from hetcl.settings.analysis import ContrastSettings, ProbeSettings, resolve_contrast, resolve_probe
+from hetcl.settings.analysis import (
+    ComputeSettings,
+    ContrastSettings,
+    ProbeSettings,
+    resolve_contrast,
+    resolve_probe,
+)
 from hetcl.settings.parse import documented, flatten, given_in, keys_of, to_dict
 from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, given_keys, resolve, stages_of
 from hetcl.settings.recipes import recipe_names, recipe_text
 
 __all__ = [
+    "ComputeSettings",
     "ContrastSettings",
     "ProbeSettings",
     "Settings",

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import io
 import os
 import socket
 import time
@@ -13,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
+from rich.table import Table
 
 from hetcl.runs.folder import disk_problem
 
@@ -96,6 +98,16 @@ class Reporter:
             return
         self.console.print(escape(text), style=style)
         self.note(text)
+
+    def show(self, table: Table) -> None:
+        """A table for a person, and as plain text for log.txt."""
+        if self.quiet:
+            return
+        self.console.print(table)
+        plain = Console(width=140, no_color=True, highlight=False, record=True, file=io.StringIO())
+        plain.print(table)
+        for line in plain.export_text().splitlines():
+            self.note(line.rstrip())
 
     def warn(self, text: str) -> None:
         """A line that should not be overlooked."""

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -34,6 +35,8 @@ class Weights:
     query: State
     key: State | None
     """The key encoder where there is one."""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """What a checkpoint says of its encoder: method, size, semantic_dim, spatial; empty where the file does not say."""
 
 
 def read_weights(model: str) -> Weights:
@@ -74,9 +77,11 @@ def _checkpoint(path: Path) -> Weights:
     task = state.get("task", {})
     if "query" not in task:
         raise InputError(f"{path} holds no encoder")
-    return Weights(
-        str(path), state.get("arch"), dict(task["query"]), dict(task["key"]) if "key" in task else None
-    )
+    facts: dict[str, Any] = {
+        name: state[name] for name in ("method", "size", "semantic_dim", "spatial") if name in state
+    }
+    key = dict(task["key"]) if "key" in task else None
+    return Weights(str(path), state.get("arch"), dict(task["query"]), key, facts)
 
 
 def _safetensors(path: Path) -> Weights:
@@ -90,7 +95,7 @@ def _safetensors(path: Path) -> Weights:
         raise InputError(f"cannot read {path} as weights: it is damaged or cut short ({e})") from None
     if not state:
         raise InputError(f"{path} holds no weights")
-    return Weights(str(path), facts.get("arch"), _pyramid_names(state), None)
+    return Weights(str(path), facts.get("arch"), _pyramid_names(state), None, facts)
 
 
 def _torchvision(model: str) -> Weights:

@@ -1,0 +1,1 @@
+"""What was learned: the contrastive test, PCA, and probes of frozen features."""

@@ -1,0 +1,84 @@
+"""Pictures to feature vectors: the embedding, the pooled backbone, or any level of the pyramid.
+
+Shapes: B images, H W pixels, S side of a grid, D dimensions (``hetcl/types.py``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from hetcl.errors import InputError
+from hetcl.model.branches import resize_to
+from hetcl.model.embedding import normalise
+from hetcl.weights.encoder import Encoder
+
+LEVELS = ("c2", "c3", "c4", "c5")
+"""Levels of the pyramid, finest first."""
+
+
+def features_of(encoder: Encoder, wanted: str) -> str:
+    """``auto`` settled for an encoder; any other name is checked and returned.
+
+    Raises:
+        InputError: no such features, or an embedding asked of weights that have none.
+    """
+    if wanted == "auto":
+        return "embedding" if encoder.embedding is not None else "pooled"
+    if wanted == "embedding" and encoder.embedding is None:
+        raise InputError(
+            f"{encoder.model} has no embedding (it holds a backbone without contrastive branches); "
+            "set features to pooled, c2..c5 or c4x7, or give a run folder or checkpoint"
+        )
+    if wanted not in ("embedding", "pooled"):
+        _level(wanted)
+    return wanted
+
+
+def _level(name: str) -> tuple[int, int]:
+    """``c4x7`` -> (2, 7): which level, and the side of the grid (1: averaged)."""
+    found = re.fullmatch(r"(c[2-5])(?:x(\d{1,3}))?", name)
+    if not found or found[2] == "0" or (found[2] and int(found[2]) < 1):
+        raise InputError(
+            f"no features named {name!r}: there are auto, embedding, pooled, c2, c3, c4, c5, and c4x7 for C4 on a "
+            "7 x 7 grid"
+        )
+    return LEVELS.index(found[1]), int(found[2] or 1)
+
+
+class Extractor(nn.Module):
+    """Images to the features that were asked for, from one pass through the pyramid.
+
+    Args:
+        encoder: in eval mode; nothing of it is changed.
+        features: names that :func:`features_of` gave.
+    """
+
+    def __init__(self, encoder: Encoder, features: Sequence[str]) -> None:
+        super().__init__()
+        self.encoder, self.features = encoder, tuple(features)
+        self.pyramid = encoder.pyramid
+        self.branches = None if encoder.embedding is None else encoder.embedding.branches
+
+    def dims(self, feature: str) -> dict[str, int]:
+        """Dimensions of the parts of a feature, in the order they lie side by side."""
+        if feature == "embedding":
+            return self.encoder.dims
+        level, side = (3, 1) if feature == "pooled" else _level(feature)
+        return {feature: self.pyramid.spec.channels[level] * side * side}
+
+    @torch.no_grad()
+    def forward(self, images: Tensor) -> dict[str, Tensor]:
+        """Normalised ``[B, 3, H, W]`` -> ``{feature: [B, D]}``, fp32; parts side by side, each of unit length."""
+        maps = self.pyramid(images)
+        return {feature: self._one(feature, maps) for feature in self.features}
+
+    def _one(self, feature: str, maps: Sequence[Tensor]) -> Tensor:
+        if feature == "embedding":
+            assert self.branches is not None
+            return torch.cat([normalise(branch(maps)) for branch in self.branches.values()], dim=1)
+        level, side = (3, 1) if feature == "pooled" else _level(feature)
+        return normalise(resize_to(maps[level], side).flatten(1))

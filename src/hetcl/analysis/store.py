@@ -1,0 +1,247 @@
+"""Features on disk: written once, a step at a time in any order, then read memory-mapped as often as one likes.
+
+A folder for each (weights, features, views, size, data, seed): ``query.npy`` and ``key.npy`` float32 ``[n, D]`` with
+the parts side by side, ``index.npy`` int64 ``[n]``, ``boxes.npy`` float32 ``[n, 2, 4]``; ``steps.npy`` says which steps
+have been written, ``facts.json`` what it is and, at the end, that it is whole. A process killed at any moment loses the
+steps since the last :meth:`Folder.flush`, no more. n pictures in the keyed random order, D dimensions, B a step's.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hetcl.errors import WorkFailed
+from hetcl.runs.folder import disk_problem, write_atomic
+
+CHUNK = 8192
+"""Rows copied at a time when rows of unusable pictures are taken out."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Finished features of ``n`` pictures, memory-mapped: reading them costs no memory of the process."""
+
+    query: np.ndarray
+    """float32 ``[n, D]``: of view 1."""
+    key: np.ndarray
+    """float32 ``[n, D]``: of view 2."""
+    index: np.ndarray
+    """int64 ``[n]``: which picture of the source."""
+    boxes: np.ndarray
+    """float32 ``[n, 2, 4]``: crop rectangles of both views in pixels of the original."""
+    dims: dict[str, int]
+    """Dimensions of each part, in order."""
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+
+class Folder:
+    """Where the features of one model under one kind of views are kept.
+
+    Args:
+        root: the folder of all of them.
+        name: for people; the folder's name begins with it.
+        key: everything that the features are a function of; its hash ends the folder's name.
+        dims: dimensions of each part.
+        pictures: n, before unusable ones are taken out.
+        batch: B, pictures in a step.
+    """
+
+    def __init__(
+        self,
+        root: Path,
+        name: str,
+        key: Mapping[str, Any],
+        *,
+        dims: Mapping[str, int],
+        pictures: int,
+        batch: int,
+    ) -> None:
+        text = json.dumps(dict(key), sort_keys=True)
+        digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
+        plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[:80]
+        self.path = root / f"{plain}-{digest}"
+        self.key, self.dims, self.pictures, self.batch = dict(key), dict(dims), pictures, batch
+        width = sum(self.dims.values())
+        self._shapes: dict[str, tuple[tuple[int, ...], Any]] = {
+            "query": ((pictures, width), np.float32),
+            "key": ((pictures, width), np.float32),
+            "index": ((pictures,), np.int64),
+            "boxes": ((pictures, 2, 4), np.float32),
+            "steps": ((-(-pictures // batch),), np.uint8),
+        }
+        self._files: dict[str, tuple[int, int, int]] = {}
+        self._unmarked: list[int] = []
+
+    @property
+    def bytes(self) -> int:
+        """What the finished folder takes on disk."""
+        return sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self._shapes.values())
+
+    @property
+    def finished(self) -> bool:
+        """Whether the features are whole."""
+        return self._facts().get("finished") is True
+
+    def _facts(self) -> dict[str, Any]:
+        try:
+            facts = json.loads((self.path / "facts.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return {}
+        return facts if isinstance(facts, dict) and facts.get("key") == self.key else {}
+
+    def _write_facts(self, **more: Any) -> None:
+        facts = {"key": self.key, "dims": self.dims, "batch": self.batch, "pictures": self.pictures, **more}
+        write_atomic(self.path / "facts.json", (json.dumps(facts, indent=2) + "\n").encode())
+
+    # ---- writing -----------------------------------------------------------------------------------------------
+
+    def prepare(self) -> None:
+        """Make the files, or keep those of a pass that was stopped. One process calls it. Raises ``WorkFailed``."""
+        facts = self._facts()
+        if facts.get("batch") == self.batch and facts.get("pictures") == self.pictures and self._whole():
+            return
+        try:
+            shutil.rmtree(self.path, ignore_errors=True)
+            self.path.mkdir(parents=True)
+            for name, (shape, kind) in self._shapes.items():
+                with open(self.path / f"{name}.npy", "wb") as f:
+                    header = {
+                        "descr": np.lib.format.dtype_to_descr(np.dtype(kind)),
+                        "fortran_order": False,
+                        "shape": shape,
+                    }
+                    np.lib.format.write_array_header_1_0(f, header)
+                    f.truncate(f.tell() + int(np.prod(shape)) * np.dtype(kind).itemsize)
+        except OSError as e:
+            raise disk_problem(self.path, e) from None
+        self._write_facts(finished=False)
+
+    def _whole(self) -> bool:
+        """Whether all files are there with the shapes of an unfinished pass."""
+        try:
+            return all(
+                np.load(self.path / f"{name}.npy", mmap_mode="r").shape == shape
+                for name, (shape, _) in self._shapes.items()
+            )
+        except (OSError, ValueError):
+            return False
+
+    def todo(self) -> np.ndarray:
+        """Steps that have not been written: int64."""
+        return np.flatnonzero(np.load(self.path / "steps.npy") == 0)
+
+    def write(
+        self, step: int, query: np.ndarray, key: np.ndarray, index: np.ndarray, boxes: np.ndarray
+    ) -> None:
+        """The rows of a step: ``query, key [b, D]``, ``index [b]`` of the usable pictures, ``boxes [b, 2, 4]``; b <= B.
+
+        Raises:
+            WorkFailed: the disk refuses.
+        """
+        start = step * self.batch
+        full = min(self.batch, self.pictures - start)
+        padded = np.full(full, -1, np.int64)
+        padded[: len(index)] = index
+        for name, rows in (("query", query), ("key", key), ("boxes", boxes), ("index", padded)):
+            self._put(name, start, rows)
+        self._unmarked.append(step)
+
+    def _put(self, name: str, row: int, values: np.ndarray) -> None:
+        """Write rows by plain file writes: on a full disk these fail, where a memory map would kill the process."""
+        try:
+            if name not in self._files:
+                descriptor = os.open(self.path / f"{name}.npy", os.O_RDWR)
+                offset = np.load(self.path / f"{name}.npy", mmap_mode="r").offset
+                shape, kind = self._shapes[name]
+                self._files[name] = (
+                    descriptor,
+                    offset,
+                    int(np.prod(shape[1:], dtype=np.int64)) * np.dtype(kind).itemsize,
+                )
+            descriptor, offset, size = self._files[name]
+            data = memoryview(np.ascontiguousarray(values, self._shapes[name][1]).tobytes())
+            place = offset + row * size
+            while len(data):
+                done = os.pwrite(descriptor, data, place)
+                data, place = data[done:], place + done
+        except OSError as e:
+            raise disk_problem(self.path / f"{name}.npy", e) from None
+
+    def flush(self) -> None:
+        """Have what was written on disk, and only then mark its steps as done. Raises ``WorkFailed``."""
+        try:
+            for descriptor, _, _ in self._files.values():
+                os.fsync(descriptor)
+        except OSError as e:
+            raise disk_problem(self.path, e) from None
+        for step in self._unmarked:
+            self._put("steps", step, np.ones(1, np.uint8))
+        self._unmarked = []
+
+    def close(self) -> None:
+        """Flush, and let go of the files."""
+        self.flush()
+        for descriptor, _, _ in self._files.values():
+            os.close(descriptor)
+        self._files = {}
+
+    def finish(self) -> None:
+        """Take out the rows of unusable pictures, and say that the features are whole. One process calls it."""
+        if self.finished:
+            return
+        self.close()
+        if len(self.todo()):
+            raise WorkFailed(f"{self.path} is not whole; go on with --resume")
+        index = np.load(self.path / "index.npy", mmap_mode="r")
+        kept = int(np.count_nonzero(index >= 0))
+        if kept < self.pictures:
+            self._compact(kept)
+        self._write_facts(finished=True, kept=kept)
+
+    def _compact(self, kept: int) -> None:
+        """Copies of the files without the rows of unusable pictures, then in their place."""
+        index = np.load(self.path / "index.npy", mmap_mode="r")
+        names = ("query", "key", "boxes", "index")
+        try:
+            for name in names:
+                old = np.load(self.path / f"{name}.npy", mmap_mode="r")
+                with open(self.path / f"{name}.npy.part", "wb") as f:
+                    descr = np.lib.format.dtype_to_descr(old.dtype)
+                    header = {"descr": descr, "fortran_order": False, "shape": (kept, *old.shape[1:])}
+                    np.lib.format.write_array_header_1_0(f, header)
+                    for start in range(0, self.pictures, CHUNK):
+                        chosen = np.asarray(index[start : start + CHUNK]) >= 0
+                        f.write(np.ascontiguousarray(old[start : start + CHUNK][chosen]).tobytes())
+            for name in names:
+                os.replace(self.path / f"{name}.npy.part", self.path / f"{name}.npy")
+        except OSError as e:
+            raise disk_problem(self.path, e) from None
+
+    # ---- reading -----------------------------------------------------------------------------------------------
+
+    def read(self) -> Features:
+        """The finished features. Raises ``WorkFailed`` when files were damaged."""
+        kept = self._facts().get("kept")
+        try:
+            arrays = {
+                name: np.load(self.path / f"{name}.npy", mmap_mode="r")
+                for name in ("query", "key", "index", "boxes")
+            }
+            if any(len(a) != kept for a in arrays.values()):
+                raise ValueError("rows are missing")
+        except (OSError, ValueError) as e:
+            raise WorkFailed(
+                f"cannot read the features in {self.path}: {e}; remove that folder and go on with --resume"
+            ) from None
+        return Features(**arrays, dims=self.dims)

@@ -1,0 +1,128 @@
+"""A whole encoder from a MODEL: the pyramid, and the branches where the weights have them.
+
+``load_backbone`` gives the pyramid alone; this is for those who look at embeddings (``analysis``).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from hetcl.errors import InputError
+from hetcl.model.build import build_embedding
+from hetcl.model.embedding import Embedding
+from hetcl.model.pyramid import Pyramid, build_pyramid
+from hetcl.runs.folder import RunFolder
+from hetcl.weights.sources import Weights, install, read_weights
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen encoder in eval mode, on the host."""
+
+    model: str
+    """The MODEL it was read from."""
+    name: str
+    """What to call it in a table: short, and told apart from others by :func:`name_of`."""
+    pyramid: Pyramid
+    """Gives C2..C5."""
+    embedding: Embedding | None
+    """Pyramid (the same) and branches; None where the weights have no contrastive branches."""
+    size: int | None
+    """Side of the views it was trained with, in pixels; None where the weights do not say."""
+    digest: str
+    """Hash of all weights and statistics: equal for equal features."""
+
+    @property
+    def dims(self) -> dict[str, int]:
+        """Dimensions of the embedding's parts; empty when there is none."""
+        return {} if self.embedding is None else self.embedding.dims
+
+
+def load_encoder(model: str) -> Encoder:
+    """The query encoder that ``model`` names.
+
+    Raises:
+        InputError: no such weights, broken ones, or a file that does not say its architecture.
+    """
+    weights = read_weights(model)
+    if weights.arch is None:
+        raise InputError(f"{model} does not say its architecture: write torchvision:ARCH:{model}")
+    branches = {n.split(".")[1] for n in weights.query if n.startswith("branches.")}
+    size = weights.facts.get("size")
+    if branches and "class" not in branches:
+        embedding = _embedding(weights, branches)
+        return Encoder(
+            model, name_of(model), _pyramid(embedding), embedding, size, digest_of(embedding.state_dict())
+        )
+    holder = nn.Module()
+    holder.pyramid = build_pyramid(weights.arch)
+    install(holder, _part(weights.query, "pyramid."), weights.origin)
+    pyramid = _pyramid(holder)
+    return Encoder(model, name_of(model), pyramid, None, size, digest_of(pyramid.state_dict()))
+
+
+def _embedding(weights: Weights, branches: set[str]) -> Embedding:
+    """Pyramid and branches as the checkpoint describes them, with its weights in them."""
+    facts = weights.facts
+    method = "hcl" if "spatial" in branches else str(facts.get("method", "moco-v2"))
+    spatial = facts.get("spatial") or {}
+    assert weights.arch is not None
+    embedding = build_embedding(
+        method,
+        weights.arch,
+        seed=0,
+        semantic_dim=int(facts.get("semantic_dim", 128)),
+        side=int(spatial.get("side", 14)),
+        width=int(spatial.get("width", 256)),
+        fused=bool(spatial.get("fused", True)),
+    )
+    said = install(embedding, weights.query, weights.origin, arch=weights.arch)
+    broken = [n for n, v in weights.query.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if said or broken:
+        raise InputError(
+            f"{weights.origin}: its branches cannot be used ({said[0] if said else f'not finite: {broken[0]}'}); "
+            "give the run's backbone.safetensors to use the backbone alone"
+        )
+    assert isinstance(embedding, Embedding)
+    return embedding.eval()
+
+
+def _pyramid(module: nn.Module) -> Pyramid:
+    pyramid = module.pyramid
+    assert isinstance(pyramid, Pyramid)
+    return pyramid.eval()
+
+
+def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n: v for n, v in state.items() if n.startswith(prefix)}
+
+
+def digest_of(state: Mapping[str, Tensor]) -> str:
+    """A hash of names, shapes and bytes of a state dict: 16 hexadecimal digits."""
+    h = hashlib.blake2b(digest_size=8)
+    for name in sorted(state):
+        value = state[name].detach().cpu().contiguous()
+        h.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())
+        h.update(value.flatten().view(torch.uint8).numpy().tobytes() if value.numel() else b"")
+    return h.hexdigest()
+
+
+def name_of(model: str) -> str:
+    """A short name for a MODEL: the run's folder, ``RUN/stage1`` for its checkpoints, a file's name, or as given."""
+    if model.startswith(("torchvision:", "timm:", "moco:")):
+        kind, *rest = model.split(":")
+        return ":".join([kind, *(Path(r).stem if "/" in r else r for r in rest)])
+    path = Path(model)
+    if path.is_dir():
+        return path.resolve().name
+    if path.parent.name == "checkpoints" and RunFolder(path.parent.parent).settings.is_file():
+        return f"{path.parent.parent.resolve().name}/{path.stem}"
+    if path.suffix == ".safetensors" and RunFolder(path.parent).settings.is_file():
+        return f"{path.parent.resolve().name}/{path.stem}"
+    return path.stem

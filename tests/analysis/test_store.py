@@ -1,0 +1,131 @@
+"""The features on disk: written in any order, stopped anywhere, whole at the end."""
+
+from __future__ import annotations
+
+import errno
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetcl.analysis.store import Folder
+from hetcl.errors import WorkFailed
+
+DIMS = {"semantic": 3, "spatial": 2}
+
+
+def folder(root: Path, *, pictures: int = 23, batch: int = 5, seed: int = 0) -> Folder:
+    return Folder(root, "a/b:c", {"seed": seed}, dims=DIMS, pictures=pictures, batch=batch)
+
+
+def rows(step: int, count: int) -> dict[str, np.ndarray]:
+    """What a step computes: a function of the step alone."""
+    rng = np.random.default_rng(step)
+    return {
+        "query": rng.random((count, 5), np.float32),
+        "key": rng.random((count, 5), np.float32),
+        "index": np.arange(count) + 1000 * step,
+        "boxes": rng.random((count, 2, 4), np.float32),
+    }
+
+
+@settings(max_examples=20, deadline=None)
+@given(data=st.data(), pictures=st.integers(1, 40), batch=st.integers(1, 9))
+def test_any_order_any_stops_any_bad_pictures_give_the_rows_in_order(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, pictures: int, batch: int
+) -> None:
+    root = tmp_path_factory.mktemp("features")
+    steps = -(-pictures // batch)
+    usable = [data.draw(st.integers(0, min(batch, pictures - s * batch)), label="usable") for s in range(steps)]
+    order = data.draw(st.permutations(range(steps)), label="order")
+    stop = data.draw(st.integers(0, steps), label="stop")
+    one = folder(root, pictures=pictures, batch=batch)
+    one.prepare()
+    for step in order[:stop]:
+        one.write(step, **rows(step, usable[step]))
+    one.close()
+    other = folder(root, pictures=pictures, batch=batch)
+    other.prepare()
+    assert sorted(other.todo()) == sorted(order[stop:])
+    assert not other.finished
+    for step in other.todo().tolist():
+        other.write(step, **rows(step, usable[step]))
+    other.close()
+    other.finish()
+    assert folder(root, pictures=pictures, batch=batch + 1).finished  # whole is whole, whatever the batch
+    got = folder(root, pictures=pictures, batch=batch).read()
+    expected = [rows(s, usable[s]) for s in range(steps)]
+    for name in ("query", "key", "index", "boxes"):
+        np.testing.assert_array_equal(getattr(got, name), np.concatenate([e[name] for e in expected]))
+
+
+def test_steps_that_were_not_flushed_are_done_again(tmp_path: Path) -> None:
+    one = folder(tmp_path)
+    one.prepare()
+    one.write(0, **rows(0, 5))
+    one.flush()
+    one.write(1, **rows(1, 5))  # the process dies here
+    assert folder(tmp_path).todo().tolist() == [1, 2, 3, 4]
+
+
+def test_another_key_is_another_folder_and_another_batch_starts_anew(tmp_path: Path) -> None:
+    one = folder(tmp_path)
+    assert one.path != folder(tmp_path, seed=1).path
+    assert one.path.parent == tmp_path
+    one.prepare()
+    one.write(0, **rows(0, 5))
+    one.close()
+    other = folder(tmp_path, batch=4)
+    other.prepare()
+    assert len(other.todo()) == 6
+
+
+@pytest.mark.parametrize("name", ["query.npy", "steps.npy", "facts.json"])
+def test_a_damaged_unfinished_folder_starts_anew(tmp_path: Path, name: str) -> None:
+    one = folder(tmp_path)
+    one.prepare()
+    one.write(0, **rows(0, 5))
+    one.close()
+    (one.path / name).write_bytes(b"junk")
+    one.prepare()
+    assert len(one.todo()) == 5
+
+
+def test_a_damaged_finished_folder_is_refused_by_name(tmp_path: Path) -> None:
+    one = folder(tmp_path, pictures=5)
+    one.prepare()
+    one.write(0, **rows(0, 4))
+    one.finish()
+    (one.path / "key.npy").write_bytes((one.path / "key.npy").read_bytes()[:100])
+    with pytest.raises(WorkFailed, match="remove that folder"):
+        one.read()
+
+
+def test_unfinished_features_are_not_called_whole(tmp_path: Path) -> None:
+    one = folder(tmp_path)
+    one.prepare()
+    with pytest.raises(WorkFailed, match="--resume"):
+        one.finish()
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = folder(tmp_path)
+    one.prepare()
+
+    def refuse(*_: Any) -> int:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr(os, "pwrite", refuse)
+    with pytest.raises(WorkFailed, match="disk is full"):
+        one.write(0, **rows(0, 5))
+
+
+def test_its_size_on_disk_is_told_beforehand(tmp_path: Path) -> None:
+    one = folder(tmp_path, pictures=1000, batch=10)
+    one.prepare()
+    held = sum(p.stat().st_size for p in one.path.glob("*.npy"))
+    assert one.bytes <= held <= one.bytes + 5 * 1024
