@@ -176,7 +176,7 @@ WRONG = {
     "stage1.views.area 0,0.5": "setting stage1.views.area must be least and most",
     "stage1.views.ratio 2,1": "setting stage1.views.ratio must be least and most",
     "stage1.views.jitter 1": "setting stage1.views.jitter must be 4 numbers",
-    "stage1.views.jitter 2,0,0,0": "setting stage1.views.jitter: at most 1",
+    "stage1.views.jitter 2,0,0,0": "setting stage1.views.jitter must be at most 1",
     "stage1.views.jitter 0,0,0,0.6": "hue at most 0.5",
     "stage1.views.jitter -1,0,0,0": "negative strength",
     "stage1.views.flip_p 1.5": "setting stage1.views.flip_p is a probability",

@@ -151,9 +151,9 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
     made["doctor"].add_argument("--data", help=DATA_HELP)
     made["doctor"].add_argument("--recipe", help="recipe to judge (default: hcl-r50)")
-    for name, function in _SETTINGS.items():
+    for name, add in _SETTINGS.items():
         if verb in (None, name):
-            function(made[name])
+            add(made[name])
     return parser
 
 
@@ -211,9 +211,7 @@ def _add_settings(parser: argparse.ArgumentParser, settings: Any, text: str) -> 
     run = compute = parser.add_argument_group("settings", text)
     of_compute = keys_of(ComputeSettings) if issubclass(settings, ComputeSettings) else ()
     if of_compute:
-        compute = parser.add_argument_group(
-            "computing", "where and how"
-        )
+        compute = parser.add_argument_group("computing", "where and how")
 
     def add(cls: type, default: Any, prefix: str, group: Any, hidden: bool = False) -> None:
         for name, kind, text in documented(cls):

@@ -91,6 +91,24 @@ class ViewPolicy:
     flip_p: float = 0.5
     """Probability of a horizontal flip. HCL's stage 2 uses 0 (paper section 4.3.3)."""
 
+    def faults(self) -> list[tuple[str, str]]:
+        """``(field, what is wrong with its value)`` for values that each have the right type."""
+        out = []
+        for key in ("jitter_p", "grayscale_p", "blur_p", "flip_p"):
+            if not 0 <= getattr(self, key) <= 1:
+                out.append((key, "is a probability between 0 and 1"))
+        if not 0 < self.area[0] <= self.area[1] <= 1:
+            out.append(("area", f"must be least and most, above 0 and up to 1, not {list(self.area)}"))
+        for key in ("ratio", "blur_sigma"):
+            low, high = getattr(self, key)
+            if not 0 < low <= high < 1e30:
+                out.append((key, f"must be least and most, above 0, not {[low, high]}"))
+        if not min(self.jitter) >= 0:
+            out.append(("jitter", "has a negative strength"))
+        elif not (max(self.jitter[:3]) <= 1 and self.jitter[3] <= 0.5):
+            out.append(("jitter", "must be at most 1, hue at most 0.5"))
+        return out
+
 
 class BadPicture(Exception):
     """A picture that cannot be used; the message is the reason. The loader replaces and counts it."""

@@ -19,7 +19,9 @@ DIMS = {"semantic": 3, "spatial": 2}
 
 
 def folder(root: Path, *, pictures: int = 23, batch: int = 5, seed: int = 0) -> Folder:
-    return Folder(root, "a/b:c", {"seed": seed}, dims=DIMS, pictures=pictures, batch=batch)
+    return Folder(
+        root, "a/b:c", {"seed": seed, "area": (0.2, 1.0)}, dims=DIMS, pictures=pictures, batch=batch
+    )
 
 
 def rows(step: int, count: int) -> dict[str, np.ndarray]:
@@ -40,7 +42,9 @@ def test_any_order_any_stops_any_bad_pictures_give_the_rows_in_order(
 ) -> None:
     root = tmp_path_factory.mktemp("features")
     steps = -(-pictures // batch)
-    usable = [data.draw(st.integers(0, min(batch, pictures - s * batch)), label="usable") for s in range(steps)]
+    usable = [
+        data.draw(st.integers(0, min(batch, pictures - s * batch)), label="usable") for s in range(steps)
+    ]
     order = data.draw(st.permutations(range(steps)), label="order")
     stop = data.draw(st.integers(0, steps), label="stop")
     one = folder(root, pictures=pictures, batch=batch)

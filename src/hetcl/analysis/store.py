@@ -71,7 +71,7 @@ class Folder:
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[:80]
         self.path = root / f"{plain}-{digest}"
-        self.key, self.dims, self.pictures, self.batch = dict(key), dict(dims), pictures, batch
+        self.key, self.dims, self.pictures, self.batch = json.loads(text), dict(dims), pictures, batch
         width = sum(self.dims.values())
         self._shapes: dict[str, tuple[tuple[int, ...], Any]] = {
             "query": ((pictures, width), np.float32),

@@ -223,7 +223,6 @@ def check(settings: Settings) -> list[str]:
         )
     want(bool(stages_of(s)), "both stages have 0 epochs: nothing to do; set stage1.epochs or stage2.epochs")
     for name, stage in (("stage1", s.stage1), ("stage2", s.stage2)):
-        v = stage.views
         want(stage.epochs >= 0, f"setting {name}.epochs must be 0 (skip) or more, not {stage.epochs}")
         for key in ("lr", "temperature"):
             want(getattr(stage, key) > 0, f"setting {name}.{key} must be above 0, not {getattr(stage, key)}")
@@ -242,21 +241,6 @@ def check(settings: Settings) -> list[str]:
         want(stage.queue >= 1, f"setting {name}.queue must be at least 1, not {stage.queue}")
         for key in ("key_momentum", "sgd_momentum"):
             want(0 <= getattr(stage, key) <= 1, f"setting {name}.{key} must lie between 0 and 1")
-        for key in ("jitter_p", "grayscale_p", "blur_p", "flip_p"):
-            want(0 <= getattr(v, key) <= 1, f"setting {name}.views.{key} is a probability between 0 and 1")
-        want(
-            0 < v.area[0] <= v.area[1] <= 1,
-            f"setting {name}.views.area must be least and most, above 0 and up to 1, not {list(v.area)}",
-        )
-        for key in ("ratio", "blur_sigma"):
-            low, high = getattr(v, key)
-            want(
-                0 < low <= high,
-                f"setting {name}.views.{key} must be least and most, above 0, not {[low, high]}",
-            )
-        want(min(v.jitter) >= 0, f"setting {name}.views.jitter has a negative strength")
-        want(
-            max(v.jitter[:3]) <= 1 and v.jitter[3] <= 0.5,
-            f"setting {name}.views.jitter: at most 1, hue at most 0.5",
-        )
+        for key, what in stage.views.faults():
+            faults.append(f"setting {name}.views.{key} {what}")
     return faults

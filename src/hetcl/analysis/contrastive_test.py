@@ -1,0 +1,425 @@
+"""``hetcl contrast``: how well features tell pictures apart (paper sections 3.2 and 3.4, Figures 2 and 4).
+
+The order: read models and data; one pass over the pictures fills the folders of features that are not there yet; every
+query is searched for; what became of them is counted, compared, drawn and said.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from hetcl.analysis import figures, passes, words
+from hetcl.analysis.examples import sheet_of
+from hetcl.analysis.extract import Extractor, features_of
+from hetcl.analysis.outcomes import FIFO_BATCH, Outcomes
+from hetcl.analysis.report import SCHEMA, Tested, compare, overview, parts_of, results_of
+from hetcl.analysis.retrieval import gallery_length
+from hetcl.analysis.store import Folder
+from hetcl.analysis.vectors import vectors_of
+from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.images.sources import open_source
+from hetcl.runs.folder import first_process, machine, write_atomic
+from hetcl.settings import resolve_contrast
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.signals import StopSignal
+from hetcl.types import ViewPolicy
+from hetcl.views.pairs import Pairs
+from hetcl.views.policies import policy_of
+from hetcl.weights.encoder import Encoder, load_encoder
+
+OURS = ("contrast.json", "figures", "features", "log.txt", "bad_pictures.csv")
+"""What ``--out`` may hold when it is resumed."""
+
+
+def contrast(
+    models: str | Sequence[str],
+    *,
+    data: str,
+    out: str | Path,
+    resume: bool = False,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> dict[str, Any]:
+    """Test how well the features of models tell pictures apart; results in ``out/contrast.json`` and ``out/figures``.
+
+    Args:
+        models: a MODEL or several; several are compared pair by pair on the same views.
+        data: a folder of pictures, tar shards or ``scenes:N``. Labels are not used.
+        out: the folder to write.
+        resume: use the features that are in ``out`` already.
+        overrides: settings by name, as a mapping or as command-line words.
+
+    Returns:
+        the content of ``contrast.json`` (docs/contrast.md describes it).
+
+    Raises:
+        InputError: unusable arguments, models or data; nothing has been written then.
+        WorkFailed: the work began and could not go on.
+        Stopped: a signal came; what was computed is kept.
+    """
+    out = Path(out)
+    if first_process():
+        _check_out(out, resume)
+    return Test(
+        [models] if isinstance(models, str) else list(models), data, out, resolve_contrast(overrides)
+    ).go()
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    held = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    ours = {name for name in held if name.removesuffix(".part") in OURS}
+    if held - ours or (held and not held & {"contrast.json", "features"}):
+        raise InputError(
+            f"--out {out} holds something that is no contrastive test; name a new or empty folder"
+        )
+    if held and not resume:
+        raise InputError(
+            f"--out {out} holds a contrastive test; add --resume to use its features again, or name a new folder"
+        )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model, one kind of features, one kind of views: what a folder of features is for."""
+
+    name: str
+    encoder: Encoder
+    features: str
+    views: str
+    policy: ViewPolicy
+    size: int
+    folder: Folder
+
+
+class Test:
+    """One test: reads, extracts, searches, counts, draws, says."""
+
+    __test__ = False  # (not a test of pytest's)
+
+    def __init__(self, models: Sequence[str], data: str, out: Path, settings: Any) -> None:
+        self.began = time.monotonic()
+        self.settings = s = settings
+        self.data, self.out = data, out
+        self.policies = dict(policy_of(text) for text in s.views)
+        if len(self.policies) < len(s.views):
+            raise InputError(f"setting views names something twice: {', '.join(s.views)}")
+        self.source = open_source(data, window=s.window)
+        self.pictures = min(s.pictures or len(self.source), len(self.source))
+        if self.pictures < 2:
+            raise InputError(
+                f"{self.source.description}: one picture cannot be told from others; give at least two, "
+                "and many more for figures that mean something"
+            )
+        self.encoders = _distinct(models)
+        self.fabric = make_fabric(
+            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
+        )
+        self.main = self.fabric.global_rank == 0
+        self.reporter = Reporter(out / "log.txt", quiet=not self.main)
+        self.subjects = list(self._subjects())
+        self.skipped: list[str] = []
+
+    def _subjects(self) -> Iterator[Subject]:
+        """Every model with every kind of features under every kind of views, with its folder."""
+        s = self.settings
+        window = s.window or self.source.prefers_window
+        for views, policy in self.policies.items():
+            for encoder in self.encoders:
+                wanted = dict.fromkeys(features_of(encoder, f) for f in s.features)
+                for features in wanted:
+                    size = s.size or encoder.size or 224
+                    name = encoder.name if len(wanted) == 1 else f"{encoder.name} {features}"
+                    key = {
+                        "schema": 1,
+                        "weights": encoder.digest,
+                        "arch": encoder.pyramid.arch,
+                        "features": features,
+                        "policy": asdict(policy),
+                        "size": size,
+                        "data": self.source.fingerprint,
+                        "pictures": self.pictures,
+                        "seed": s.seed,
+                        "window": window,
+                        "precision": precision_on(s.precision, self.fabric.device.type),
+                    }
+                    folder = Folder(
+                        self.out / "features", f"{name}-{views}", key, dims=Extractor(encoder, [features]).dims(features),
+                        pictures=self.pictures, batch=s.batch,
+                    )  # fmt: skip
+                    yield Subject(name, encoder, features, views, policy, size, folder)
+
+    def go(self) -> dict[str, Any]:
+        """Everything, in order."""
+        if self.main:
+            try:
+                (self.out / "features").mkdir(parents=True, exist_ok=True)
+            except OSError as e:
+                raise InputError(
+                    f"cannot make the folder {self.out}: {e.strerror}; name another with --out"
+                ) from None
+        self.fabric.barrier()
+        self._introduce()
+        try:
+            with StopSignal() as signal:
+                self._extract(signal)
+                tested = self._search(signal)
+        finally:
+            self.reporter.stop()
+        report: dict[str, Any] = {}
+        if self.main:
+            report = self._report(tested)
+            self._draw(report, tested)
+            self._say(report)
+        self.fabric.barrier()
+        return report
+
+    def _introduce(self) -> None:
+        s, say = self.settings, self.reporter.say
+        of = f" ({self.pictures:,} of them drawn at random)" if self.pictures < len(self.source) else ""
+        say(f"data      {self.source.description}{of}")
+        for encoder in self.encoders:
+            kinds = dict.fromkeys(features_of(encoder, f) for f in s.features)
+            shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
+            size = s.size or encoder.size or 224
+            said = (
+                ""
+                if s.size or encoder.size
+                else " (its weights do not say at which size it was trained; see --size)"
+            )
+            say(
+                f"model     {encoder.name}: {encoder.pyramid.arch} at {size} pixels, {', '.join(kinds)}"
+                + (f" ({shown})" if shown else "")
+                + said
+            )
+        ranks = self.fabric.world_size
+        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
+        say(f"folder    {self.out}")
+
+    # ---- pictures to features ------------------------------------------------------------------------------------
+
+    def _extract(self, signal: StopSignal) -> None:
+        """One pass over the pictures for all folders that are not whole."""
+        s = self.settings
+        todo = [subject for subject in self.subjects if not subject.folder.finished]
+        if len(todo) < len(self.subjects):
+            self.reporter.say(
+                f"features  {len(self.subjects) - len(todo)} of {len(self.subjects)} are here already"
+            )
+        if not todo:
+            return
+        self._room(sum(subject.folder.bytes for subject in todo))
+        if self.main:
+            for subject in todo:
+                subject.folder.prepare()
+        self.fabric.barrier()
+        pairs = self._pairs(todo)
+        try:
+            passes.fill(
+                [passes.Job(t.encoder, t.features, t.policy, t.size, t.folder) for t in todo],
+                pairs, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
+                left_out=self.out / "bad_pictures.csv", max_bad=s.max_bad, pictures=self.pictures,
+            )  # fmt: skip
+        finally:
+            pairs.close()
+        self.fabric.barrier()
+        if self.main:
+            for subject in todo:
+                subject.folder.finish()
+        self.fabric.barrier()
+
+    def _room(self, needed: int) -> None:
+        """Refuse to begin what does not fit on the disk."""
+        free = shutil.disk_usage(self.out).free
+        if self.main and needed > free:
+            raise WorkFailed(
+                f"the features of {count(self.pictures, 'picture')} need {needed / 1e9:.1f} GB and {self.out} has "
+                f"{free / 1e9:.1f} GB free; make room, name another --out, or set pictures to test on fewer"
+            )
+
+    def _pairs(self, subjects: Sequence[Subject]) -> Pairs:
+        s = self.settings
+        return Pairs(
+            self.source,
+            list(dict.fromkeys(t.policy for t in subjects)),
+            size=sorted({t.size for t in subjects}),
+            batch=s.batch,
+            seed=s.seed,
+            workers=workers_of(s.workers),
+            window=s.window,
+            pictures=self.pictures,
+            pin=self.fabric.device.type == "cuda",
+        )
+
+    # ---- features to outcomes ------------------------------------------------------------------------------------
+
+    def _search(self, signal: StopSignal) -> list[Tested]:
+        """Search for every query with every vector, where that has not been done."""
+        s = self.settings
+        tested = []
+        for subject in self.subjects:
+            features = subject.folder.read()
+            if len(features) < 2:
+                raise WorkFailed(
+                    f"{count(len(features), 'picture')} of {self.pictures} can be used; "
+                    f"{self.out / 'bad_pictures.csv'} says why; give other pictures"
+                )
+            gallery = gallery_length(len(features), s.gallery, FIFO_BATCH)
+            found = vectors_of(features, gallery=gallery, dims=s.dims, splits=s.splits)
+            self.skipped += [f"{subject.name}: {why}" for why in found.refused]
+            held = {
+                v.name: Outcomes(
+                    subject.folder.path / f"g{gallery}-{v.name}.npy", features, v, gallery=gallery
+                )
+                for v in found.vectors
+            }
+            tested.append(
+                Tested(subject.name, subject.views, subject.features, features, held, found.geometry, gallery)
+            )
+        self.skipped = list(dict.fromkeys(self.skipped))
+        todo = [one for t in tested for one in t.outcomes.values() if not one.finished]
+        done, total = 0, sum(len(one.features) for one in todo)
+        if not todo:
+            return tested
+        began = time.monotonic()
+        self.reporter.start("searching", 0, total)
+        self.fabric.barrier()
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows * self.fabric.world_size
+            self.reporter.advance(min(done, total))
+            left = (time.monotonic() - began) / done * max(0, total - done)
+            self.reporter.row(f"searching {done / total:.0%}  {duration(left)} left")
+            if signal.number:
+                raise Stopped(
+                    signal.number, "stopped while searching; the features are kept: go on with --resume"
+                )
+
+        for one in todo:
+            if self.main:
+                one.prepare()
+            self.fabric.barrier()
+            one.search(
+                rank=self.fabric.global_rank,
+                ranks=self.fabric.world_size,
+                device=self.fabric.device,
+                advance=advance,
+            )
+            self.fabric.barrier()
+            if self.main:
+                one.finish()
+            self.fabric.barrier()
+        self.reporter.stop()
+        return tested
+
+    # ---- outcomes to people --------------------------------------------------------------------------------------
+
+    def _report(self, tested: Sequence[Tested]) -> dict[str, Any]:
+        """The content of contrast.json."""
+        s = self.settings
+        rows = len(tested[0].features)
+        report: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": "hetcl-contrast",
+            "data": {
+                "data": self.data,
+                "description": self.source.description,
+                "fingerprint": self.source.fingerprint,
+                "pictures": self.pictures,
+                "left_out": self.pictures - rows,
+            },
+            "test": {
+                "queries": rows,
+                "gallery": tested[0].gallery,
+                "chance": 1 / (1 + tested[0].gallery),
+                "batch": FIFO_BATCH,
+                "seed": s.seed,
+                "confidence": s.confidence,
+                "bins": [k / s.bins for k in range(s.bins + 1)],
+            },
+            "views": overview(tested, self.policies, confidence=s.confidence),
+            "models": self._models(),
+            "results": [row for t in tested for row in results_of(t, bins=s.bins, confidence=s.confidence)],
+            "parts": [row for t in tested for row in parts_of(t)],
+            "differences": compare(tested, confidence=s.confidence),
+            "skipped": self.skipped,
+        }
+        report["said"] = words.sentences(report)
+        report["machine"] = machine() | {
+            "device": device_name(self.fabric.device),
+            "ranks": self.fabric.world_size,
+        }
+        report["seconds"] = round(time.monotonic() - self.began, 1)
+        write_atomic(
+            self.out / "contrast.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+        )
+        return report
+
+    def _models(self) -> list[dict[str, Any]]:
+        first = next(iter(self.policies))
+        return [
+            {
+                "name": t.name,
+                "model": t.encoder.model,
+                "arch": t.encoder.pyramid.arch,
+                "features": t.features,
+                "size": t.size,
+                "dims": t.folder.dims,
+                "weights": t.encoder.digest,
+            }
+            for t in self.subjects
+            if t.views == first
+        ]
+
+    def _draw(self, report: Mapping[str, Any], tested: Sequence[Tested]) -> None:
+        """Figures and example sheets, for every kind of views."""
+        place = self.out / "figures"
+        place.mkdir(exist_ok=True)
+        for views in report["views"]:
+            figures.save(figures.overlap(report, views), place / f"overlap-{views}")
+            if any(r["views"] == views and r["vector"].startswith("pca-") for r in report["results"]):
+                figures.save(figures.dimensions(report, views), place / f"dimensions-{views}")
+            if any(r["views"] == views and "@" in r["vector"] for r in report["results"]):
+                figures.save(figures.splits(report, views), place / f"splits-{views}")
+        if not self.settings.examples:
+            return
+        for subject, t in zip(self.subjects, tested, strict=True):
+            pairs = self._pairs([subject])
+            picture = sheet_of(
+                t, self.source, pairs, policy=subject.policy, size=subject.size,
+                bins=self.settings.bins, count=self.settings.examples,
+            )  # fmt: skip
+            pairs.close()
+            write_atomic(place / f"examples-{subject.folder.path.name.rsplit('-', 1)[0]}.png", picture)
+
+    def _say(self, report: Mapping[str, Any]) -> None:
+        """The table and the sentences."""
+        self.reporter.say("")
+        self.reporter.show(words.table(report))
+        for line in report["skipped"]:
+            self.reporter.warn(line)
+        for line in report["said"]:
+            self.reporter.say(line)
+        self.reporter.say(
+            f"done in {duration(report['seconds'])}: {self.out / 'contrast.json'}, {self.out / 'figures'}"
+        )
+
+
+def _distinct(models: Sequence[str]) -> list[Encoder]:
+    """The encoders, with names that tell them apart. Raises ``InputError``."""
+    if not models:
+        raise InputError("no MODEL to test")
+    twice = next((m for i, m in enumerate(models) if m in models[:i]), None)
+    if twice is not None:
+        raise InputError(f"{twice} is named twice")
+    encoders = [load_encoder(model) for model in models]
+    names = [e.name for e in encoders]
+    return [replace(e, name=e.model) if names.count(e.name) > 1 else e for e in encoders]

@@ -1,0 +1,202 @@
+"""One pass over the pictures: every model that still needs features gets both views of every picture.
+
+Ranks take turns at the steps; what is written is marked, so a stopped pass goes on where it was, with any number of
+ranks. B pictures in a step, V = 2 views, D dimensions.
+"""
+
+from __future__ import annotations
+
+import csv
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor
+
+from hetcl.analysis.extract import Extractor
+from hetcl.analysis.store import Folder
+from hetcl.errors import Stopped, WorkFailed
+from hetcl.runs.folder import disk_problem
+from hetcl.training.progress import Reporter, duration
+from hetcl.training.signals import StopSignal
+from hetcl.types import BadRecord, ViewBatch, ViewPolicy
+from hetcl.views.pairs import Pairs
+from hetcl.views.photometric import Photometric
+from hetcl.weights.encoder import Encoder
+
+FLUSH = 20.0
+"""Seconds between moments at which what was computed is safe on disk."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """Features to fill in: of this encoder, under these views, into this folder."""
+
+    encoder: Encoder
+    features: str
+    policy: ViewPolicy
+    size: int
+    folder: Folder
+
+
+def fill(
+    jobs: Sequence[Job],
+    pairs: Pairs,
+    *,
+    fabric: Fabric,
+    reporter: Reporter,
+    signal: StopSignal,
+    channels_last: bool,
+    left_out: Path,
+    max_bad: float,
+    pictures: int,
+) -> None:
+    """Write the features of every job, as far as they are not there; this rank's share of the steps.
+
+    Args:
+        pairs: the views of every (policy, size) that a job names.
+        left_out: CSV file that lists unusable pictures.
+        max_bad: share of unusable pictures above which the work stops.
+        pictures: how many there are in all.
+
+    Raises:
+        WorkFailed: features that are not finite, too many unusable pictures, or a disk that refuses.
+        Stopped: a signal came; what was computed is kept.
+    """
+    work = _Pass(jobs, fabric, channels_last)
+    waiting = {id(job): set(job.folder.todo().tolist()) for job in jobs}
+    todo = np.array(sorted(set().union(*waiting.values())), np.int64)
+    mine = todo[fabric.global_rank :: fabric.world_size]
+    bad = _LeftOut(left_out, max_bad, pictures, reporter)
+    total, seen = pictures, pictures - len(todo) * pairs.batch
+    began, since, done = time.monotonic(), time.monotonic(), 0
+    reporter.start("looking at pictures", max(0, seen), total)
+    try:
+        for step, batches in pairs.run(mine.tolist()):
+            bad.see(next(iter(batches.values())))
+            for job, result in work(batches):
+                if step in waiting[id(job)]:
+                    job.folder.write(step, *result)
+            done += 1
+            count = min(total, max(0, seen) + done * fabric.world_size * pairs.batch)
+            reporter.advance(count)
+            spent = time.monotonic() - began
+            pace = done * pairs.batch * fabric.world_size / spent
+            reporter.row(
+                f"pictures  {count:,} of {total:,}  {pace:.0f} a second, {duration((total - count) / pace)} left"
+            )
+            if signal.number or time.monotonic() - since > FLUSH:
+                for job in jobs:
+                    job.folder.flush()
+                since = time.monotonic()
+            if signal.number:
+                raise Stopped(
+                    signal.number, f"stopped after {count:,} of {total:,} pictures; go on with --resume"
+                )
+    finally:
+        for job in jobs:
+            job.folder.close()
+    reporter.stop()
+
+
+class _Pass:
+    """Batches of views to features, for all jobs at once: each encoder sees each view once."""
+
+    def __init__(self, jobs: Sequence[Job], fabric: Fabric, channels_last: bool) -> None:
+        self.fabric = fabric
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.photometric = {job.policy: Photometric(job.policy) for job in jobs}
+        # (encoder, policy, size) -> its jobs: one pass through the encoder gives all their features.
+        self.groups: dict[tuple[str, ViewPolicy, int], list[Job]] = {}
+        for job in jobs:
+            self.groups.setdefault((job.encoder.model, job.policy, job.size), []).append(job)
+        self.extractors = {
+            key: Extractor(group[0].encoder, [job.features for job in group])
+            .to(fabric.device, memory_format=self.format)  # type: ignore[call-overload]
+            .eval()
+            for key, group in self.groups.items()
+        }
+
+    def __call__(
+        self, batches: Mapping[tuple[ViewPolicy, int], ViewBatch]
+    ) -> list[tuple[Job, tuple[np.ndarray, ...]]]:
+        """``(job, (query [b, D], key [b, D], index [b], boxes [b, 2, 4]))`` for every job."""
+        out: list[tuple[Job, tuple[np.ndarray, ...]]] = []
+        for (model, policy, size), group in self.groups.items():
+            batch = batches[policy, size]
+            index = batch.index.numpy()
+            boxes = batch.boxes.transpose(0, 1).contiguous().numpy()
+            if not len(index):
+                for job in group:
+                    empty = np.zeros((0, sum(job.folder.dims.values())), np.float32)
+                    out.append((job, (empty, empty, index, boxes)))
+                continue
+            views = [self._features((model, policy, size), batch, view) for view in (0, 1)]
+            for job in group:
+                query, key = (_finite(view[job.features], job, batch) for view in views)
+                out.append((job, (query, key, index, boxes)))
+        return out
+
+    @torch.no_grad()
+    def _features(self, key: tuple[str, ViewPolicy, int], batch: ViewBatch, view: int) -> dict[str, Tensor]:
+        """Features of one view of a batch, fp32 on the device."""
+        images = batch.images[view].to(self.fabric.device, non_blocking=True)
+        images = self.photometric[key[1]](images, batch.colour[view]).contiguous(memory_format=self.format)
+        with self.fabric.autocast():
+            return self.extractors[key](images)
+
+
+def _finite(features: Tensor, job: Job, batch: ViewBatch) -> np.ndarray:
+    """To the host. Raises ``WorkFailed`` when a value is not finite."""
+    values = features.float().cpu().numpy()
+    wrong = ~np.isfinite(values).all(axis=1)
+    if wrong.any():
+        which = int(batch.index[int(np.flatnonzero(wrong)[0])])
+        raise WorkFailed(
+            f"{job.encoder.model} gives {job.features} features that are not finite (NaN or infinite) for "
+            f"{int(wrong.sum())} of {len(wrong)} pictures, e.g. picture {which}: its weights are broken, or "
+            "precision bf16 is too coarse for it; leave that model out or set precision to fp32"
+        )
+    return values
+
+
+class _LeftOut:
+    """Unusable pictures, listed in a file; too many stop the work."""
+
+    def __init__(self, path: Path, max_bad: float, pictures: int, reporter: Reporter) -> None:
+        self.path, self.max_bad, self.pictures, self.reporter = path, max_bad, pictures, reporter
+        self.known: set[int] = set()
+        self.seen = 0
+
+    def see(self, batch: ViewBatch) -> None:
+        """Count a batch. Raises ``WorkFailed``."""
+        new = [r for r in batch.bad if r.index not in self.known]
+        self.seen += len(batch.index) + len(batch.bad)
+        if not new:
+            return
+        if not self.known:
+            self.reporter.warn(
+                f"{new[0].name} cannot be used ({new[0].reason}) and is left out; {self.path} lists all such pictures"
+            )
+        self.known |= {r.index for r in new}
+        self._list(new)
+        if self.seen >= min(self.pictures, 1000) and len(self.known) > self.max_bad * self.seen:
+            raise WorkFailed(
+                f"{len(self.known)} of the first {self.seen} pictures cannot be used, more than max_bad = "
+                f"{self.max_bad:.0%}; {self.path} lists them: mend the data, or raise max_bad and go on with --resume"
+            )
+
+    def _list(self, records: Sequence[BadRecord]) -> None:
+        try:
+            fresh = not self.path.exists()
+            with open(self.path, "a", newline="", encoding="utf-8", errors="backslashreplace") as f:
+                rows = csv.writer(f, lineterminator="\n")
+                if fresh:
+                    rows.writerow(("index", "name", "reason"))
+                rows.writerows((r.index, r.name, r.reason) for r in records)
+        except OSError as e:
+            raise disk_problem(self.path, e) from None

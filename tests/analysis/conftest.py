@@ -1,0 +1,37 @@
+"""One thread for these small models, and checkpoints that several tests share."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.analysis.make import write_checkpoint, write_pictures
+
+
+@pytest.fixture(autouse=True, scope="package")
+def one_thread() -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="package")
+def hcl(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with both parts."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "hcl.ckpt")
+
+
+@pytest.fixture(scope="package")
+def moco(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkpoint with the semantic part alone."""
+    return write_checkpoint(tmp_path_factory.mktemp("models") / "moco.ckpt", method="moco-v2", seed=1)
+
+
+@pytest.fixture(scope="package")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty different pictures."""
+    return write_pictures(tmp_path_factory.mktemp("data") / "pictures", 40)
