@@ -156,3 +156,12 @@ def test_the_central_view_is_resize_256_crop_224() -> None:
     resized = TF.center_crop(TF.resize(Image.fromarray(whole), 256), [224, 224])
     ours = crops.cut(whole, [crops.centre_box(512, 384, 224)], 224)[0].transpose(1, 2, 0)
     assert np.abs(ours.astype(float) - np.asarray(resized)).mean() < 1.0  # of 255: half a resampling step
+
+
+@given(st.integers(1, 200), st.integers(1, 200), st.integers(0, 1000))
+def test_an_area_of_one_is_the_same_box_for_every_draw(width: int, height: int, seed: int) -> None:
+    rng = np.random.default_rng(seed)
+    boxes = {crops.draw_box(rng, width, height, area=(1.0, 1.0)) for _ in range(5)}
+    assert len(boxes) == 1
+    if 3 / 4 <= width / height <= 4 / 3:
+        assert boxes == {(0, 0, width, height)}

@@ -150,10 +150,15 @@ class Test:
                         "window": window,
                         "precision": precision_on(s.precision, self.fabric.device.type),
                     }
+                    dims = Extractor(encoder, [features]).dims(features)
                     folder = Folder(
-                        self.out / "features", f"{name}-{views}", key, dims=Extractor(encoder, [features]).dims(features),
-                        pictures=self.pictures, batch=s.batch,
-                    )  # fmt: skip
+                        self.out / "features",
+                        f"{name}-{views}",
+                        key,
+                        dims=dims,
+                        pictures=self.pictures,
+                        batch=s.batch,
+                    )
                     yield Subject(name, encoder, features, views, policy, size, folder)
 
     def go(self) -> dict[str, Any]:

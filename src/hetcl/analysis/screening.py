@@ -79,6 +79,14 @@ def _native_bfloat16(device: torch.device) -> bool:
     return any(check is not None and check() for check in checks)
 
 
+def _block(device: torch.device) -> int:
+    """Bytes of a block that is worked on piece by piece: it stays in the cache of one thread; several threads meet
+
+    after each operation, which costs more than memory does, above all beside other programs.
+    """
+    return BUDGET[device.type] // (64 if torch.get_num_threads() == 1 else 4)
+
+
 class Screen:
     """The gallery's keys as the screening needs them; ``update`` after some of them were overwritten."""
 
@@ -102,8 +110,8 @@ class Screen:
 
     @property
     def block(self) -> int:
-        """Keys centred at a time: few large operations, since threads meet after each."""
-        return max(GROUP, BUDGET[self.keys.device.type] // 16 // max(1, self.keys.shape[1]))
+        """Keys centred at a time."""
+        return max(GROUP, _block(self.keys.device) // 4 // max(1, self.keys.shape[1]))
 
     def update(self, places: Tensor) -> None:
         """Read the keys at ``places`` anew."""
@@ -323,7 +331,7 @@ def _count(groups: Tensor, limit: Tensor, *, strict: bool) -> Tensor:
     Bytes are added eight at a time, as lanes of an int64: a group has fewer than 256 keys, so no lane overflows.
     """
     out = []
-    for block in groups.split(max(1, BUDGET[groups.device.type] // (4 * GROUP * groups.shape[2]))):
+    for block in groups.split(max(1, _block(groups.device) // (GROUP * groups.shape[2]))):
         flags = block > limit if strict else block >= limit  # [groups, GROUP, r]
         out.append(flags.view(torch.int64).sum(dim=1).view(torch.uint8))
     return torch.cat(out)

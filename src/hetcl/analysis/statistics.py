@@ -1,8 +1,8 @@
 """Counts to figures with intervals; all tallies take chunks and hold a few numbers.
 
 Pictures are taken as independent. Shares have Wilson's score interval; the difference of two shares on the same
-pictures has that of Agresti and Min (2005), which adds half a pair to each kind of outcome and so holds up where the two never
-disagree; means have the normal interval. n queries, b of a chunk.
+pictures has that of Agresti and Min (2005), which adds half a pair to each kind of outcome and so holds up where the
+two never disagree; means have the normal interval. n queries, b of a chunk.
 """
 
 from __future__ import annotations

@@ -55,7 +55,7 @@ class ContrastSettings(ComputeSettings):
     """Bins of overlap (IoU of the two crops) between 0 and 1; pairs without overlap are a bin of their own."""
     confidence: float = 0.95
     """Of the intervals."""
-    examples: int = 3
+    examples: int = 2
     """Successes and failures of each bin that are drawn for each model; 0: no pictures."""
     size: int = 0
     """Side of a view in pixels; 0: what each model was trained at, 224 where that is not known."""

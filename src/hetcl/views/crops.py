@@ -51,7 +51,8 @@ def box_from(
         (left, top, right, bottom), integers inside the picture.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    for u_area, u_ratio, u_top, u_left in draws.tolist():
+    # An area of exactly 1 asks for the whole picture: an attempt would fit now and then by the rounding of its sides.
+    for u_area, u_ratio, u_top, u_left in [] if area[0] >= 1 else draws.tolist():
         target = width * height * (area[0] + (area[1] - area[0]) * u_area)
         aspect = math.exp(low + (high - low) * u_ratio)
         w, h = round(math.sqrt(target * aspect)), round(math.sqrt(target / aspect))
