@@ -5,9 +5,10 @@
     python bench/retrieval.py [--rounds 7] [--threads N] [--few 10000 --many 1000000] [--json FILE]
 
 Speed: 4,096 queries against 65,536 keys of 128 dimensions, on one machine in one run, rounds interleaved, medians of
-wall and of CPU time. faiss's ``IndexFlatIP`` finds the nearest key; ours finds it and ranks the own key as well. Filling
-faiss's index is not counted; preparing our gallery is (``retrieve`` starts from plain tensors). Both must name the same
-nearest keys. How fast we are hangs on the features, for a rank in the middle of the crowd takes a higher precision:
+wall and of CPU time. faiss's ``IndexFlatIP`` finds the nearest key; ours finds it and ranks the own key as well.
+Filling faiss's index is not counted; preparing our gallery is (``retrieve`` starts from plain tensors). Both must name
+the same nearest keys. One thread each by default: beside other programs, several threads time how long they wait for
+each other. How fast we are hangs on the features, for a rank in the middle of the crowd takes a higher precision:
 
     trained     the own key is the nearest for about two thirds of the queries
     random      own keys anywhere: the worst case
@@ -54,18 +55,19 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--rounds", type=int, default=7, help="repetitions of everything")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="of both sides")
+    parser.add_argument("--threads", type=int, default=1, help="of both sides")
     parser.add_argument("--few", type=int, default=10_000, help="queries of the memory test")
     parser.add_argument("--many", type=int, default=1_000_000, help="queries of the memory test")
     parser.add_argument("--json", type=Path, help="write the figures there")
     parser.add_argument("--features", type=Path, help=argparse.SUPPRESS)  # measure memory in this process
     args = parser.parse_args()
     if args.features:
+        torch.set_num_threads(args.threads)
         print(json.dumps(memory(args.features)))
         return
     result = {
         "speed": speed(args.rounds, args.threads),
-        "memory": flat(args.few, args.many),
+        "memory": flat(args.few, args.many, args.threads),
         "goal": GOAL,
         "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}, "
         f"faiss {faiss.__version__}, bfloat16 {screening._native_bfloat16(torch.device('cpu'))}",
@@ -136,14 +138,14 @@ def speed(rounds: int, threads: int) -> dict[str, object]:
     return out
 
 
-def flat(few: int, many: int) -> dict[str, object]:
+def flat(few: int, many: int, threads: int) -> dict[str, object]:
     """Peak private memory for two numbers of queries."""
     runs = {}
     for n in (few, many):
         with tempfile.TemporaryDirectory() as folder:
             for name in ("query", "key"):
                 write(Path(folder) / f"{name}.npy", n)
-            words = [sys.executable, __file__, "--features", folder]
+            words = [sys.executable, __file__, "--features", folder, "--threads", str(threads)]
             out = subprocess.run(words, check=True, capture_output=True, text=True).stdout
             runs[n] = json.loads(out)
     ratio = runs[many]["peak_mb"] / runs[few]["peak_mb"]

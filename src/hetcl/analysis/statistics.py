@@ -57,6 +57,9 @@ def mean_of(
 def paired_difference(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> Estimate:
     """Share of a minus share of b on the same ``n`` pictures.
 
+    At 95% it covers the true difference in 93% to 96% of cases, with two or three disagreements in all in 87%
+    (tests/analysis/test_statistics.py).
+
     Args:
         only_a, only_b: pictures on which a alone, b alone succeeded.
     """

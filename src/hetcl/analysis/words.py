@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 from rich.table import Table
@@ -14,6 +14,8 @@ NEAR_CHANCE = 3.0
 """Below so many times chance (and 1%) an accuracy is called near chance."""
 TIES = 0.01
 """Share of queries with ties from which they are mentioned."""
+MOST = 4
+"""Models that a sentence names."""
 FEW = 1000
 """Queries below which intervals are called wide."""
 
@@ -134,7 +136,8 @@ def _headline(report: Report) -> Iterator[str]:
         rows = sorted(_results(report, views=views, vector="full"), key=lambda r: -r["top1"]["value"])
         if not rows:
             continue
-        found = ", ".join(f"{r['model']} {percent(r['top1']['value'])}" for r in rows)
+        found = ", ".join(f"{r['model']} {percent(r['top1']['value'])}" for r in rows[:MOST])
+        found += f", {len(rows) - MOST} more below" if len(rows) > MOST else ""
         yield (
             f"{views}: the other view is found among {test['gallery']:,} other pictures by {found} "
             f"(chance {percent(test['chance'])})."
@@ -233,8 +236,4 @@ def _compressed(report: Report) -> Iterator[str]:
             f"{model['name']} {change:+.1f} points at {least['total']} dimensions (full: {full['total']})"
         )
     if said:
-        yield f"{views}, PCA: {_listed(said)}."
-
-
-def _listed(items: Sequence[str]) -> str:
-    return "; ".join(items)
+        yield f"{views}, PCA: {'; '.join(said[:MOST])}."

@@ -5,7 +5,6 @@ Shapes: B queries, D dimensions, K keys in the queue, N pictures (``hetcl/types.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
@@ -14,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hetcl.analysis.geometry import alignment, uniformity
 from hetcl.contrast.infonce import logits_of, top1, top1_in_batch
 from hetcl.contrast.queue import KeyQueue
 from hetcl.draws import Key, permute
@@ -44,24 +44,6 @@ COLUMNS = (
     "lr",
 )
 """The header of metrics.csv; a method leaves empty what it has not."""
-
-
-@torch.no_grad()
-def alignment(query: Tensor, key: Tensor) -> Tensor:
-    """Mean squared distance of unit vectors of positive pairs, 0 to 4 (Wang and Isola 2020). Scalar."""
-    return (query - key).square().sum(dim=1).mean()
-
-
-@torch.no_grad()
-def uniformity(x: Tensor) -> Tensor:
-    """log mean exp(-2 d^2) over pairs of unit vectors ``[B, D]`` (Wang and Isola 2020). Scalar.
-
-    0 when all are equal (collapse); about -4 when they are spread over a sphere of many dimensions.
-    """
-    if len(x) < 2:
-        return torch.zeros((), device=x.device)
-    exponents = (-4 * (1 - x @ x.t())).fill_diagonal_(float("-inf"))
-    return torch.logsumexp(exponents.flatten(), dim=0) - math.log(len(x) * (len(x) - 1))
 
 
 @torch.no_grad()

@@ -1,0 +1,14 @@
+#!/bin/sh
+# The comparison of docs/results.md: HCL and MoCo-v2 of equal length (experiments/equal_length.sh) by `hetcl contrast`.
+#
+#   experiments/contrast_tiny.sh DATA OUT [MODEL ...]       DATA: the folder of tiny-imagenet's shards
+#
+# Killed or called again with more models, it uses the features that are in OUT.
+set -eu
+data=$1
+out=$2
+shift 2
+runs=experiments/runs
+[ $# -gt 0 ] || set -- $runs/hcl-12 $runs/moco-8-4 $runs/moco-12
+exec "${HETCL:-"$(dirname "$0")/../.venv/bin/hetcl"}" contrast "$@" --data "$data" --out "$out" --resume --pictures 20000 \
+    --splits 0,0.25,0.5,0.75,1 --threads 1 --workers 1
