@@ -6,12 +6,16 @@ Everything is loaded on first use, so that ``import hetcl`` costs nothing.
 
 from __future__ import annotations
 
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 _HOME = {
     "pretrain": "hetcl.pretrain.run",
+    "contrast": "hetcl.analysis.contrastive_test",
+    "probe": "hetcl.analysis.probe",
     "load_backbone": "hetcl.weights.sources",
     "Embedding": "hetcl.model.embedding",
     "SemanticBranch": "hetcl.model.branches",
@@ -24,6 +28,8 @@ _HOME = {
 __all__ = ["__version__", *_HOME]
 
 if TYPE_CHECKING:
+    from hetcl.analysis.contrastive_test import contrast as contrast
+    from hetcl.analysis.probe import probe as probe
     from hetcl.contrast.infonce import info_nce as info_nce
     from hetcl.contrast.queue import KeyQueue as KeyQueue
     from hetcl.model.branches import SemanticBranch as SemanticBranch
@@ -40,7 +46,6 @@ def __getattr__(name: str) -> Any:
         raise AttributeError(f"module 'hetcl' has no attribute {name!r}")
     from importlib import import_module
 
-    # The function takes the place that importing its room gave to the room (hetcl.pretrain is both).
     value = getattr(import_module(_HOME[name]), name)
     globals()[name] = value
     return value
@@ -48,3 +53,14 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
+
+
+class _Package(ModuleType):
+    """Keeps functions that share their room's name (``hetcl.pretrain``, ``hetcl.contrast``) whatever is imported."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if not (name in _HOME and isinstance(value, ModuleType)):
+            super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package

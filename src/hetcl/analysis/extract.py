@@ -55,11 +55,12 @@ class Extractor(nn.Module):
     Args:
         encoder: in eval mode; nothing of it is changed.
         features: names that :func:`features_of` gave.
+        unit: every part of unit length; otherwise levels come as the backbone gives them (a linear probe takes those).
     """
 
-    def __init__(self, encoder: Encoder, features: Sequence[str]) -> None:
+    def __init__(self, encoder: Encoder, features: Sequence[str], *, unit: bool = True) -> None:
         super().__init__()
-        self.encoder, self.features = encoder, tuple(features)
+        self.encoder, self.features, self.unit = encoder, tuple(features), unit
         self.pyramid = encoder.pyramid
         self.branches = None if encoder.embedding is None else encoder.embedding.branches
 
@@ -72,7 +73,7 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised ``[B, 3, H, W]`` -> ``{feature: [B, D]}``, fp32; parts side by side, each of unit length."""
+        """Normalised ``[B, 3, H, W]`` -> ``{feature: [B, D]}``, fp32; parts side by side, of unit length."""
         maps = self.pyramid(images)
         return {feature: self._one(feature, maps) for feature in self.features}
 
@@ -81,4 +82,5 @@ class Extractor(nn.Module):
             assert self.branches is not None
             return torch.cat([normalise(branch(maps)) for branch in self.branches.values()], dim=1)
         level, side = (3, 1) if feature == "pooled" else _level(feature)
-        return normalise(resize_to(maps[level], side).flatten(1))
+        x = resize_to(maps[level], side).flatten(1).float()
+        return normalise(x) if self.unit else x

@@ -10,10 +10,10 @@ from dataclasses import dataclass, field
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from hetcl.analysis.geometry import alignment, uniformity
+from hetcl.analysis.knn import knn_accuracy as knn_accuracy
 from hetcl.contrast.infonce import logits_of, top1, top1_in_batch
 from hetcl.contrast.queue import KeyQueue
 from hetcl.draws import Key, permute
@@ -98,31 +98,6 @@ def some_pictures(source: Source, count: int, *key: Key, near: bool) -> np.ndarr
         return permute(np.arange(count), len(source), *key)
     order = Order(len(source), *key, window=count, blocks=source.blocks())
     return order.indices(0, np.arange(count))
-
-
-@torch.no_grad()
-def knn_accuracy(
-    bank: Tensor,
-    bank_labels: Tensor,
-    queries: Tensor,
-    labels: Tensor,
-    *,
-    k: int = 20,
-    temperature: float = 0.07,
-) -> float:
-    """Share of ``queries [M, D]`` whose label wins the vote of their k nearest in ``bank [N, D]``.
-
-    Cosine similarity; each neighbour votes with exp(cosine / temperature) (Wu et al. 2018). CPU-GPU sync point.
-    """
-    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
-    classes = int(max(bank_labels.max(), labels.max())) + 1
-    right = 0
-    for rows, truth in zip(queries.split(256), labels.split(256), strict=True):
-        cosine, nearest = (rows @ bank.t()).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(rows), classes, dtype=cosine.dtype, device=cosine.device)
-        votes.scatter_add_(1, bank_labels[nearest], ((cosine - 1) / temperature).exp())
-        right += int((votes.argmax(dim=1) == truth).sum())
-    return right / len(labels)
 
 
 @dataclass
