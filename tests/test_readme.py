@@ -137,9 +137,12 @@ def test_every_departure_from_the_paper_is_listed_in_the_decisions() -> None:
     assert not [n for n in names if f"`{n}`" not in listed], "name these files in docs/decisions.md"
 
 
-def test_python_in_the_documents_runs() -> None:
-    for document in DOCUMENTS:
-        for block in re.findall(
-            r"^```python\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL
-        ):
-            exec(compile(block, document.name, "exec"), {})
+@pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
+def test_python_in_the_documents_runs(
+    document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The blocks of a document, one after the other, in an empty folder."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {}
+    for block in re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        exec(compile(block, document.name, "exec"), names)
