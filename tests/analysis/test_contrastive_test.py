@@ -332,6 +332,14 @@ def test_any_backbone_and_any_level_by_the_command(
     assert "top-1" in capsys.readouterr().out
 
 
+def test_a_model_without_a_spatial_part_is_told(
+    moco: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    report = run(moco, pictures, tmp_path / "out", views=["crop"], splits=[0.0, 0.5, 1.0])
+    assert [r["vector"] for r in report["results"]] == ["full", "pca-8", "pca-16"]
+    assert "no spatial part: PCA takes all dimensions from this one" in capsys.readouterr().out
+
+
 def test_a_long_gallery_moves_on_and_has_one_length_for_all(hcl: Path, tmp_path: Path) -> None:
     n = FIFO_BATCH + 60
     report = run(hcl, f"scenes:{n}", tmp_path / "out", gallery=50, views=["crop"], examples=0, batch=64)

@@ -19,7 +19,9 @@ TORCHRUN = (
     "--local-addr 127.0.0.1 -m hetcl.cli"
 ).split()
 ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-QUICK = "--batch 16 --workers 0 --threads 1 --device cpu --dims 8 --examples 0 --views crop --gallery 20".split()
+QUICK = (
+    "--batch 16 --workers 0 --threads 1 --device cpu --dims 8 --examples 0 --views crop --gallery 20".split()
+)
 KEPT = ("test", "views", "models", "results", "parts", "differences", "skipped", "said")
 
 

@@ -193,6 +193,8 @@ class Test:
         for encoder in self.encoders:
             kinds = dict.fromkeys(features_of(encoder, f) for f in s.features)
             shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
+            if shown and s.dims and len(encoder.dims) == 1:
+                shown += ", no spatial part: PCA takes all dimensions from this one"
             size = s.size or encoder.size or 224
             said = (
                 ""
