@@ -11,4 +11,4 @@ shift 2
 runs=experiments/runs
 [ $# -gt 0 ] || set -- $runs/hcl-12 $runs/moco-8-4 $runs/moco-12
 exec "${HETCL:-"$(dirname "$0")/../.venv/bin/hetcl"}" contrast "$@" --data "$data" --out "$out" --resume --pictures 20000 \
-    --splits 0,0.25,0.5,0.75,1 --threads 1 --workers 1
+    --dims 8,16,32,64,96,128 --threads 1 --workers 1

@@ -1,41 +1,95 @@
-"""kNN against a loop; several k from one pass."""
+"""kNN against a double loop on fresh random features; ties, blocks, k above the bank, what is refused."""
 
 from __future__ import annotations
+
+import random
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
-from hetcl.analysis.knn import knn_accuracies, knn_accuracy
+from hetcl.analysis import knn
+from hetcl.analysis.knn import knn_accuracy, knn_hits
+from hetcl.errors import WorkFailed
+from tests.reference import probe as slow
 
-
-def made(n: int, seed: int) -> tuple[torch.Tensor, torch.Tensor]:
-    g = torch.Generator().manual_seed(seed)
-    return torch.randn(n, 6, generator=g), torch.randint(0, 4, (n,), generator=g)
-
-
-def slow(bank: np.ndarray, bank_labels: np.ndarray, queries: np.ndarray, labels: np.ndarray, k: int) -> float:
-    bank, queries = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (bank, queries))
-    right = 0
-    for q, truth in zip(queries, labels, strict=True):
-        nearest = sorted(range(len(bank)), key=lambda i: -float(q @ bank[i]))[:k]
-        votes: dict[int, float] = {}
-        for i in nearest:
-            votes[int(bank_labels[i])] = votes.get(int(bank_labels[i]), 0) + float(np.exp(q @ bank[i] / 0.07))
-        right += max(votes, key=lambda c: votes[c]) == truth
-    return right / len(labels)
+T = 0.07
 
 
-def test_several_k_equal_a_loop() -> None:
-    bank, queries = made(300, 0), made(290, 1)
-    found = knn_accuracies(*bank, *queries, ks=(1, 5, 40, 1000))
-    for k, value in found.items():
-        assert value == pytest.approx(slow(*(x.numpy() for x in (*bank, *queries)), min(k, 300)))
-    assert knn_accuracy(*bank, *queries, k=5) == found[5]
+def made(n: int, rng: np.random.Generator, dim: int = 6, classes: int = 4) -> tuple[np.ndarray, np.ndarray]:
+    labels = rng.integers(0, classes, n)
+    centres = np.random.default_rng(1).normal(size=(classes, dim))
+    return (centres[labels] + rng.normal(size=(n, dim))).astype(np.float32), labels
 
 
-def test_what_is_not_finite_is_refused() -> None:
-    bank, queries = made(9, 0), made(9, 1)
-    bank[0][3, 2] = float("nan")
-    with pytest.raises(ValueError, match="not finite"):
-        knn_accuracy(*bank, *queries)
+def test_several_k_from_one_pass_equal_a_double_loop() -> None:
+    rng = np.random.default_rng()
+    bank, queries = made(120, rng), made(50, rng)
+    ks = [50, 1, 7, 500]
+    found = knn_hits([bank], [queries], ks=ks, temperature=T)
+    assert list(found) == ks
+    for k in ks:
+        assert found[k].tolist() == slow.knn_hits(*bank, *queries, k, T), k
+
+
+@settings(max_examples=30, deadline=None)
+@given(cuts=st.lists(st.integers(1, 59), max_size=4), rows=st.integers(1, 70), seed=st.integers(0, 10**6))
+def test_blocks_change_nothing_and_ties_go_to_the_earlier(cuts: list[int], rows: int, seed: int) -> None:
+    """Features of few whole numbers: many pictures exactly as similar, at every place and across blocks."""
+    rng = np.random.default_rng(seed)
+    x = np.eye(4, dtype=np.float32)[rng.integers(0, 4, 60)] * rng.choice([1, 2, 4], (60, 1)).astype(
+        np.float32
+    )
+    bank, queries = (x, rng.integers(0, 3, 60)), (np.eye(4, dtype=np.float32), rng.integers(0, 3, 4))
+    pieces = [p for p in zip(*(np.split(a, sorted(set(cuts))) for a in bank), strict=True) if len(p[1])]
+    before = knn.ROWS
+    knn.ROWS = rows
+    try:
+        found = knn_hits(pieces, [queries], ks=[1, 5, 20], temperature=T)
+    finally:
+        knn.ROWS = before
+    for k in found:
+        assert found[k].tolist() == slow.knn_hits(*bank, *queries, k, T), (k, cuts, rows, seed)
+
+
+def test_equal_votes_go_to_the_smaller_label_and_an_unknown_label_is_never_right() -> None:
+    bank = (torch.ones(4, 3), torch.tensor([2, 1, 1, 2]))
+    queries = (torch.ones(2, 3), torch.tensor([1, -1]))
+    assert knn_hits([bank], [queries], ks=[4])[4].tolist() == [True, False]
+    assert knn_hits([bank], [(queries[0], torch.tensor([2, 2]))], ks=[1])[1].tolist() == [True, True]
+
+
+def test_length_does_not_matter_and_a_zero_is_like_nothing() -> None:
+    rng = np.random.default_rng()
+    bank, queries = made(40, rng), made(20, rng)
+    bank[0][7] = 0
+    stretched = bank[0] * 2.0 ** rng.integers(-8, 8, (40, 1)).astype(np.float32)
+    found = [knn_hits([(x, bank[1])], [queries], ks=[5])[5].tolist() for x in (bank[0], stretched)]
+    assert found[0] == found[1] == slow.knn_hits(*bank, *queries, 5, T)
+
+
+def test_accuracy_is_the_share_of_hits() -> None:
+    rng = np.random.default_rng()
+    bank, queries = (tuple(torch.from_numpy(a) for a in made(n, rng)) for n in (70, 33))
+    k = random.choice([1, 20, 100])
+    share = sum(slow.knn_hits(*(t.numpy() for t in (*bank, *queries)), k, T)) / 33
+    assert knn_accuracy(*bank, *queries, k=k) == pytest.approx(share)
+
+
+@pytest.mark.parametrize("which", ["training", "test"])
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_features_that_are_not_finite_are_refused_in_words(which: str, value: float) -> None:
+    bank, queries = (torch.rand(9, 3), torch.arange(9)), (torch.rand(5, 3), torch.arange(5))
+    (bank if which == "training" else queries)[0][2, 1] = value
+    with pytest.raises(WorkFailed, match=f"1 of . {which} pictures are not finite"):
+        knn_hits([bank], [queries], ks=[3])
+
+
+def test_nothing_to_ask_and_nobody_to_vote() -> None:
+    some = (torch.rand(3, 2), torch.arange(3))
+    with pytest.raises(ValueError, match="neighbours"):
+        knn_hits([some], [some], ks=[0])
+    with pytest.raises(ValueError, match="no pictures"):
+        knn_hits([], [some], ks=[1])

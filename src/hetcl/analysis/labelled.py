@@ -1,62 +1,111 @@
-"""Labelled pictures to train and to test a probe with, and their frozen features on disk. N pictures, D dimensions."""
+"""Labelled pictures and their frozen features: what is taken for training and for testing, and where it is kept.
+
+n pictures of a part, D dimensions, b of a block.
+"""
 
 from __future__ import annotations
 
+import contextlib
+import csv
 import hashlib
+import io
 import json
-import os
-from collections.abc import Callable, Iterator, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 from hetcl.draws import permute
-from hetcl.errors import InputError
+from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source, open_validation
 from hetcl.runs.folder import disk_problem, write_atomic
-from hetcl.types import Sample, Source
+from hetcl.training.progress import Reporter, duration
+from hetcl.training.signals import StopSignal
+from hetcl.types import Sample, Source, ViewBatch
+from hetcl.views.loader import ordered
+
+SMALLEST, LARGEST, BLOCKS = 1024, 16384, 64
+"""Pictures of a block, at least and at most, and how many blocks there are in between."""
+BYTES, LEAST = 256 << 20, 64
+"""Of a block, at most, and the pictures that it has all the same."""
 
 
 class Part:
-    """Some pictures of a source: positions ``start`` to ``stop`` of a keyed permutation, nothing stored.
+    """Some pictures of a source, itself a source (``types.Source``); they keep the order they have there.
 
     Args:
-        name: ends its description and its fingerprint.
+        name: ``train`` or ``test``.
+        index: int64 ``[n]``, ascending: which pictures.
+        label: int64 ``[n]``, of each; -1: of a class that is not to be learned.
+        classes: names of the classes.
     """
 
-    def __init__(self, source: Source, start: int, stop: int, *, seed: int, name: str) -> None:
-        self.source, self.start, self.stop, self.seed = source, start, stop, seed
-        self.classes, self.prefers_window = source.classes, 0
-        self.fingerprint = f"{source.fingerprint}-{name}-{seed}-{start}-{stop}"
-        self.description = f"{stop - start:,} of {source.description}"
+    def __init__(
+        self, name: str, source: Source, index: np.ndarray, label: np.ndarray, classes: tuple[str, ...]
+    ) -> None:
+        self.name, self.source, self.index, self.labels = name, source, index, label
+        self.classes: tuple[str, ...] | None = classes
+        self.prefers_window = source.prefers_window
+        self.pictures = f"{source.fingerprint}-{_hash(index.tobytes())}"
+        """Hash of which pictures these are."""
+        self.fingerprint = f"{self.pictures}-{_hash(label.tobytes())}"
+        self.description = f"{len(index):,} of {source.description}"
 
     def __len__(self) -> int:
-        return self.stop - self.start
-
-    def _at(self, index: int) -> int:
-        return int(permute(np.array(index + self.start), len(self.source), self.seed, "probe"))
+        return len(self.index)
 
     def sample(self, index: int) -> Sample:
-        """The picture at ``index``."""
-        return self.source.sample(self._at(index))
+        """The picture at ``index``, with its label here."""
+        sample = self.source.sample(int(self.index[index]))
+        return Sample(sample.data, self.label(index), sample.name)
 
     def label(self, index: int) -> int | None:
-        """Its label."""
-        return self.source.label(self._at(index))
+        """The label alone."""
+        return int(self.labels[index])
 
-    def blocks(self) -> None:
-        """Pictures lie anywhere."""
+    def blocks(self) -> np.ndarray | None:
+        """Where the blocks of the source begin here."""
+        starts = self.source.blocks()
+        return None if starts is None else np.unique(np.searchsorted(self.index, starts))
+
+    def only(self, rows: np.ndarray) -> Part:
+        """The pictures at ``rows`` (ascending) of this part."""
+        assert self.classes is not None
+        return Part(self.name, self.source, self.index[rows], self.labels[rows], self.classes)
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What to train on and what to test on."""
+
+    train: Part
+    test: Part
+    held_out: bool
+    """Whether the test pictures were held out of the training ones, for want of a validation part with labels."""
+    unlabelled: int
+    """Pictures without a label, which are left out."""
+    untrained: int
+    """Classes that are tested and have no training picture."""
+    untested: int
+    """Classes that are trained and have no test picture."""
+
+
+def _hash(data: bytes) -> str:
+    return hashlib.blake2b(data, digest_size=6).hexdigest()
 
 
 def open_parts(
     data: str, *, folder_classes: bool, window: int, holdout: float, pictures: int, seed: int
-) -> tuple[Source, Source]:
-    """Pictures to train and to test on: the data's own validation part, or a random share held out.
+) -> Parts:
+    """The labelled pictures of ``data``; the classes are those that have a training picture, numbered in their order.
 
     Args:
-        holdout: that share, where the data has no validation part with labels.
-        pictures: at most so many to train on, drawn at random; 0: all.
+        holdout: share of the pictures to test on, where there is no validation part with labels.
+        pictures: train on that many, drawn at random; 0: all.
 
     Raises:
         InputError: no labels, one class, or too few pictures.
@@ -64,96 +113,244 @@ def open_parts(
     source = open_source(data, folder_classes=folder_classes, window=window)
     if source.classes is None:
         raise InputError(
-            f"{data} has no labels, which a probe needs: in shards they are KEY.cls beside KEY.jpg, in a folder "
-            "sub-folders one deep are the classes (folder_classes true)"
+            f"{data} has no labels, which a probe needs: in shards each KEY.jpg has a KEY.cls with the number of its "
+            "class; a folder has a sub-folder for each class (and folder_classes true)"
         )
-    if len(source.classes) < 2:
-        raise InputError(f"{data} has one class ({source.classes[0]}): there is nothing to tell apart")
-    test = open_validation(data, folder_classes=folder_classes, window=window)
-    n = len(source)
-    if test is not None and test.classes is not None:
-        held = 0
+    index, label, unlabelled = _labelled(source)
+    beside = open_validation(data, folder_classes=folder_classes, window=window)
+    if beside is not None and beside.classes is not None:
+        test_from, (test_index, test_label, more) = beside, _labelled(beside)
+        unlabelled += more
     else:
-        held = round(n * holdout)
+        test_from, n = source, len(index)
+        held = round(holdout * n)
         if not 0 < held < n:
             raise InputError(
-                f"{source.description}: a share of {holdout:g} held out leaves {n - held} to train and {held} to test; "
-                "give more pictures, or another holdout"
+                f"{data} has {n} labelled pictures, and of these a share of {holdout:g} to test on leaves "
+                f"{n - held} to train and {held} to test; give more pictures, or set holdout"
             )
-        test = Part(source, 0, held, seed=seed, name="test")
-    stop = min(n, held + pictures) if pictures else n
-    train = source if held == 0 and stop == n else Part(source, held, stop, seed=seed, name="train")
-    return train, test
+        aside = np.zeros(n, np.bool_)
+        aside[permute(np.arange(held), n, seed, "probe", "holdout")] = True
+        (test_index, test_label), (index, label) = (
+            (index[aside], label[aside]),
+            (index[~aside], label[~aside]),
+        )
+    if pictures and pictures < len(index):
+        rows = np.sort(permute(np.arange(pictures), len(index), seed, "probe", "pictures"))
+        index, label = index[rows], label[rows]
+    names, (trained, tested) = source.classes, (np.unique(label), np.unique(test_label))
+    if len(trained) < 2 or not len(test_index):
+        one = f"one class only ({names[int(trained[0])]})" if len(trained) else "no class"
+        what = f"the pictures to train on are of {one}" if len(trained) < 2 else "there is nothing to test on"
+        raise InputError(f"{data}: {what}; a probe needs labelled pictures of at least two classes")
+    compact = np.full(int(max(trained.max(), test_label.max())) + 1, -1, np.int64)
+    compact[trained] = np.arange(len(trained))
+    classes = tuple(names[c] for c in trained.tolist())
+    return Parts(
+        Part("train", source, index, compact[label], classes),
+        Part("test", test_from, test_index, compact[test_label], classes),
+        test_from is source,
+        unlabelled,
+        len(np.setdiff1d(tested, trained)),
+        len(np.setdiff1d(trained, tested)),
+    )
 
 
-class LabelledFeatures:
-    """Features with labels in a folder: written in one go, read memory-mapped.
+def _labelled(source: Source) -> tuple[np.ndarray, np.ndarray, int]:
+    """Pictures with a label, their labels, and how many have none."""
+    labels = (source.label(i) for i in range(len(source)))
+    label = np.fromiter((-1 if y is None else y for y in labels), np.int64, len(source))
+    index = np.flatnonzero(label >= 0)
+    return index, label[index], len(label) - len(index)
+
+
+class Bank:
+    """The features of a part on disk, in blocks that are each written wholly or not at all.
+
+    ``train-0003.npy`` float32 ``[b, D]`` are the features of the fourth block's usable pictures; ``train-0003.json``
+    lists the unusable ones.
 
     Args:
-        root: the folder of all of them.
-        name: for people.
-        key: everything that they are a function of.
+        root: the folder of all features.
+        part: the pictures.
+        key: what else the features are a function of.
+        dim: D.
     """
 
-    def __init__(self, root: Path, name: str, key: Mapping[str, Any]) -> None:
-        text = json.dumps(dict(key), sort_keys=True)
-        self.path = root / f"{name}-{hashlib.blake2b(text.encode(), digest_size=6).hexdigest()}"
-        self.key = json.loads(text)
+    def __init__(self, root: Path, part: Part, key: Mapping[str, Any], *, dim: int) -> None:
+        self.part, self.dim = part, dim
+        self.key = json.dumps({**key, "pictures": part.pictures}, sort_keys=True)
+        self.path = root / f"{part.name}-{_hash(self.key.encode())}"
+        length = min(LARGEST, max(SMALLEST, -(-len(part) // BLOCKS)))
+        self.length = max(LEAST, min(length, BYTES // (4 * dim)))
+        self.count = -(-len(part) // self.length)
 
-    def _facts(self) -> dict[str, Any]:
-        try:
-            facts = json.loads((self.path / "facts.json").read_text(encoding="utf-8"))
-            sizes = [(self.path / name).stat().st_size for name in ("features.f32", "labels.i64")]
-        except (OSError, ValueError):
-            return {}
-        whole = isinstance(facts, dict) and facts.get("key") == self.key
-        return facts if whole and sizes == [4 * facts["n"] * facts["dim"], 8 * facts["n"]] else {}
+    def rows_of(self, block: int) -> np.ndarray:
+        """The rows of the part that a block is of."""
+        return np.arange(block * self.length, min(len(self.part), (block + 1) * self.length))
 
-    @property
-    def finished(self) -> bool:
-        """Whether they are there."""
-        return bool(self._facts())
+    def file(self, block: int, kind: str = "npy") -> Path:
+        """A file of a block."""
+        return self.path / f"{self.part.name}-{block:04}.{kind}"
 
-    def write(self, batches: Iterator[tuple[np.ndarray, np.ndarray]], advance: Callable[[int], None]) -> None:
-        """Features ``[b, D]`` and labels ``[b]`` of usable pictures; rows without a label (-1) are left out.
+    def todo(self) -> list[int]:
+        """Blocks that are not there, or damaged."""
+        return [b for b in range(self.count) if self._read(b) is None]
 
-        Raises:
-            WorkFailed: the disk refuses.
-        """
-        n = unlabelled = dim = 0
+    def write(self, block: int, features: np.ndarray, bad: Sequence[tuple[int, str, str]]) -> None:
+        """A block: features of usable pictures in order, and (index here, name, reason) of the others."""
+        stream = io.BytesIO()
+        np.save(stream, np.ascontiguousarray(features, np.float32).reshape(-1, self.dim))
         try:
             self.path.mkdir(parents=True, exist_ok=True)
-            with open(self.path / "features.f32", "wb") as f, open(self.path / "labels.i64", "wb") as g:
-                for features, labels in batches:
-                    kept = labels >= 0
-                    f.write(np.ascontiguousarray(features[kept], np.float32).tobytes())
-                    g.write(np.ascontiguousarray(labels[kept], np.int64).tobytes())
-                    n, unlabelled, dim = (
-                        n + int(kept.sum()),
-                        unlabelled + int((~kept).sum()),
-                        features.shape[1],
-                    )
-                    advance(len(labels))
-                for file in (f, g):
-                    file.flush()
-                    os.fsync(file.fileno())
         except OSError as e:
             raise disk_problem(self.path, e) from None
-        facts = {"key": self.key, "n": n, "dim": dim, "unlabelled": unlabelled}
-        write_atomic(self.path / "facts.json", (json.dumps(facts, indent=2) + "\n").encode())
+        write_atomic(self.file(block, "json"), json.dumps([list(r) for r in bad]).encode())
+        write_atomic(self.file(block), stream.getvalue())
 
-    def read(self) -> tuple[np.ndarray, np.ndarray]:
-        """float32 ``[n, D]`` and int64 ``[n]``, memory-mapped."""
-        facts = self._facts()
-        n, dim = facts["n"], facts["dim"]
-        if not n:
-            return np.zeros((0, dim), np.float32), np.zeros(0, np.int64)
-        return (
-            np.memmap(self.path / "features.f32", np.float32, "r", shape=(n, dim)),
-            np.memmap(self.path / "labels.i64", np.int64, "r", shape=(n,)),
+    def _read(self, block: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, str]]] | None:
+        """Features (memory-mapped), rows of the part, unusable ones of a block."""
+        rows = self.rows_of(block)
+        with contextlib.suppress(OSError, ValueError, TypeError, EOFError):
+            bad = [(int(i), str(n), str(r)) for i, n, r in json.loads(self.file(block, "json").read_bytes())]
+            rows = np.setdiff1d(rows, [i for i, _, _ in bad])
+            if not len(rows):
+                return np.zeros((0, self.dim), np.float32), rows, bad
+            features = np.load(self.file(block), mmap_mode="r")
+            if features.shape == (len(rows), self.dim) and features.dtype == np.float32:
+                return features, rows, bad
+        return None
+
+    def _all(self) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[int, str, str]]]]:
+        for block in range(self.count):
+            found = self._read(block)
+            if found is None:
+                raise WorkFailed(f"{self.file(block)} is gone or damaged; go on with --resume")
+            yield found
+
+    def blocks(self) -> list[tuple[np.ndarray, np.ndarray]]:
+        """Features ``[b, D]`` (memory-mapped) and labels ``[b]`` of usable pictures. Raises ``WorkFailed``."""
+        return [(x, self.part.labels[rows]) for x, rows, _ in self._all() if len(rows)]
+
+    def rows(self) -> np.ndarray:
+        """The usable pictures, as rows of the part."""
+        return np.concatenate([rows for _, rows, _ in self._all()])
+
+    def bad(self) -> list[tuple[int, str, str]]:
+        """(index in the source, name, reason) of the unusable ones."""
+        return [(int(self.part.index[i]), name, why) for _, _, bad in self._all() for i, name, why in bad]
+
+
+def fill(
+    banks: Sequence[Bank],
+    look: Callable[[ViewBatch], Tensor],
+    *,
+    size: int,
+    batch: int,
+    workers: int,
+    reporter: Reporter,
+    signal: StopSignal,
+    max_bad: float,
+    rank: int = 0,
+    ranks: int = 1,
+    pin: bool = False,
+) -> None:
+    """Write the blocks that are missing: features of one central view of each picture; this rank's share.
+
+    Args:
+        look: features ``[B, D]`` of a batch, fp32.
+        max_bad: share of unusable pictures above which the work stops.
+
+    Raises:
+        WorkFailed: features that are not finite, too many unusable pictures, or a disk that refuses.
+        Stopped: a signal came; whole blocks are kept.
+    """
+    todo = [(bank, bank.todo()) for bank in banks]
+    total = sum(len(bank.part) for bank in banks)
+    left = sum(len(bank.rows_of(b)) for bank, blocks in todo for b in blocks)
+    began, done, seen, lost = time.monotonic(), 0, 0, 0
+    reporter.start("looking at pictures", total - left, total)
+    for bank, blocks in todo:
+        if not (mine := blocks[rank::ranks]):
+            continue
+        writer = _Writer(bank, mine)
+        views = ordered(bank.part, writer.rows, size=size, batch=batch, workers=workers, pin=pin)
+        with contextlib.closing(views):  # type: ignore[type-var]
+            for one in views:
+                writer.add(one, _finite(look(one), one, bank.part))
+                if one.bad and not lost:
+                    reporter.warn(f"{one.bad[0].name} cannot be used ({one.bad[0].reason}) and is left out")
+                lost, seen = lost + len(one.bad), seen + len(one.index) + len(one.bad)
+                if seen >= min(total, 1000) and lost > max_bad * seen:
+                    raise WorkFailed(
+                        f"{lost} of the first {seen} pictures cannot be used, more than max_bad = {max_bad:.0%}: "
+                        "mend the data, or raise max_bad and go on with --resume"
+                    )
+                done = min(left, ranks * seen)
+                here, pace = total - left + done, done / max(time.monotonic() - began, 1e-9)
+                reporter.advance(here)
+                reporter.row(
+                    f"pictures  {here:,} of {total:,}  {pace:.0f} a second, {duration((left - done) / pace)} left"
+                )
+                if signal.number:
+                    raise Stopped(
+                        signal.number, f"stopped after {here:,} of {total:,} pictures; go on with --resume"
+                    )
+        writer.finish()
+    reporter.stop()
+
+
+class _Writer:
+    """Collects what comes of the pictures of some blocks, in order, and writes each block when it is whole."""
+
+    def __init__(self, bank: Bank, blocks: Sequence[int]) -> None:
+        self.bank, self.blocks = bank, blocks
+        rows = [bank.rows_of(b) for b in blocks]
+        self.rows = np.concatenate(rows)
+        """Of the part: what to look at."""
+        self.ends = np.array([r[-1] for r in rows])
+        self.kept: list[list[np.ndarray]] = [[np.zeros((0, bank.dim), np.float32)] for _ in blocks]
+        self.bad: list[list[tuple[int, str, str]]] = [[] for _ in blocks]
+        self.written = 0
+
+    def add(self, batch: ViewBatch, values: np.ndarray) -> None:
+        """Rows come in order, and unusable ones with the next usable one at the latest, so earlier blocks are whole."""
+        place = np.searchsorted(self.ends, batch.index.numpy())
+        for at in np.unique(place).tolist():
+            self.kept[at].append(values[place == at])
+        for r in batch.bad:
+            self.bad[int(np.searchsorted(self.ends, r.index))].append((r.index, r.name, r.reason))
+        self._write(int(place[-1]))
+
+    def finish(self) -> None:
+        """Write what is left."""
+        self._write(len(self.blocks))
+
+    def _write(self, stop: int) -> None:
+        for at in range(self.written, stop):
+            self.bank.write(self.blocks[at], np.concatenate(self.kept[at]), self.bad[at])
+            self.kept[at] = []
+        self.written = max(self.written, stop)
+
+
+def _finite(features: Tensor, batch: ViewBatch, part: Part) -> np.ndarray:
+    """To the host. Raises ``WorkFailed`` when a value is not finite."""
+    values = features.float().cpu().numpy()
+    wrong = ~np.isfinite(values).all(axis=1)
+    if wrong.any():
+        which = int(part.index[int(batch.index[int(np.flatnonzero(wrong)[0])])])
+        raise WorkFailed(
+            f"the features of {int(wrong.sum())} of {len(wrong)} pictures are not finite (NaN or infinite), e.g. of "
+            f"picture {which}: the weights are broken, or precision bf16 is too coarse for them (set precision to fp32)"
         )
+    return values
 
-    @property
-    def unlabelled(self) -> int:
-        """Usable pictures that had no label."""
-        return int(self._facts()["unlabelled"])
+
+def list_bad(path: Path, banks: Sequence[Bank]) -> int:
+    """Write the unusable pictures of all banks to a CSV file, where there are any; returns how many."""
+    rows = [(bank.part.name, *record) for bank in banks for record in bank.bad()]
+    if rows:
+        text = io.StringIO()
+        csv.writer(text, lineterminator="\n").writerows([("part", "index", "name", "reason"), *rows])
+        write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
+    return len(rows)

@@ -1,52 +1,46 @@
-"""``hetcl probe``: what frozen features know of the labels, by kNN and by a linear layer.
+"""``hetcl probe``: what frozen features know of the labels, by kNN and by a linear classifier.
 
-The order: read the model and the data; features of central views of all pictures; kNN; the linear probe; and a check
-that no weight or statistic of the backbone has moved.
+The order: read model and data; features of central views, in blocks that outlive a stop; kNN; the linear probe; the
+check that nothing in the encoder has moved; what was found, in words.
 """
 
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from hetcl.analysis.extract import Extractor, features_of
-from hetcl.analysis.knn import knn_accuracies
-from hetcl.analysis.labelled import LabelledFeatures, open_parts
-from hetcl.analysis.linear import COLUMNS, LinearTask, accuracy, choose_logistic
-from hetcl.analysis.statistics import Estimate, proportion
+from hetcl.analysis.knn import knn_hits
+from hetcl.analysis.labelled import Bank, Part, fill, list_bad, open_parts
+from hetcl.analysis.linear import COLUMNS, LinearTask, logistic_regression
+from hetcl.analysis.probe_words import sentences, table
+from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, machine, write_atomic
+from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
 from hetcl.training.signals import StopSignal
-from hetcl.types import Source, ViewBatch
-from hetcl.views.loader import ViewLoader, ordered
+from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
 from hetcl.views.policies import POLICIES
 from hetcl.weights.encoder import digest_of, load_encoder
 
 SCHEMA = 1
-"""Version of probe.json."""
-OURS = (
-    "probe.json",
-    "features",
-    "log.txt",
-    "settings.yaml",
-    "metrics.csv",
-    "timing.csv",
-    "checkpoints",
-    "tensorboard",
-)
+"""Version of probe.json; it rises when a name changes its meaning or goes away."""
+KIND = "hetcl-probe"
 
 
 def probe(
@@ -57,13 +51,13 @@ def probe(
     resume: bool = False,
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
-    """kNN and linear accuracy of frozen features on labelled pictures; results in ``out/probe.json``.
+    """kNN and linear accuracy of a model's frozen features on labelled pictures; results in ``out/probe.json``.
 
     Args:
         model: a MODEL.
         data: labelled pictures: shards with ``KEY.cls``, a folder whose sub-folders are classes, or ``scenes:N``.
         out: the folder to write.
-        resume: use what is in ``out`` already.
+        resume: use the features that are in ``out`` already, and go on with a linear probe by SGD.
         overrides: settings by name, as a mapping or as command-line words.
 
     Returns:
@@ -74,384 +68,370 @@ def probe(
         WorkFailed: the work began and could not go on.
         Stopped: a signal came; what was computed is kept.
     """
-    return Probe(model, data, Path(out), resume, resolve_probe(overrides)).go()
+    folder = RunFolder(out)
+    if first_process():
+        _check_out(folder, resume)
+    return Probe(model, data, folder, resume, resolve_probe(overrides)).go()
+
+
+def _check_out(folder: RunFolder, resume: bool) -> None:
+    """Raises ``InputError`` unless the folder is free, or a probe's and to be resumed."""
+    path = folder.path
+    if path.exists() and not path.is_dir():
+        raise InputError(f"--out {path} is a file; name a folder")
+    held = [p for p in path.iterdir() if p.name != "log.txt"] if path.is_dir() else []
+    ours = folder.settings.is_file() and folder.read_settings().get("kind") == KIND
+    if held and not ours and [p.name for p in held] != ["settings.yaml.part"]:
+        raise InputError(f"--out {path} holds something that is no probe; name a new or empty folder")
+    if ours and not resume:
+        raise InputError(
+            f"--out {path} holds a probe; add --resume to use its features again, or name a new folder"
+        )
 
 
 class Probe:
-    """One probe of one model."""
+    """One probe of one model: reads, extracts, classifies, checks, says."""
 
-    def __init__(self, model: str, data: str, out: Path, resume: bool, settings: Any) -> None:
+    def __init__(self, model: str, data: str, folder: RunFolder, resume: bool, settings: Any) -> None:
         self.began = time.monotonic()
         self.settings = s = settings
-        self.data, self.out, self.resume = data, out, resume
-        self._check_out()
-        self.train, self.test = open_parts(
-            data,
-            folder_classes=s.folder_classes,
-            window=s.window,
-            holdout=s.holdout,
-            pictures=s.pictures,
-            seed=s.seed,
-        )
-        assert self.train.classes is not None
-        self.classes = len(self.train.classes)
+        self.data, self.folder, self.resume = data, folder, resume
+        if not s.knn and s.linear == "none":
+            raise InputError("neither knn nor linear is to be done; set one of them")
+        self.parts = open_parts(
+            data, folder_classes=s.folder_classes, window=s.window, holdout=s.holdout,
+            pictures=s.pictures, seed=s.seed,
+        )  # fmt: skip
+        assert self.parts.train.classes is not None
+        self.classes = len(self.parts.train.classes)
         self.encoder = load_encoder(model)
         self.feature = features_of(self.encoder, s.features)
         self.size = s.size or self.encoder.size or 224
         self.fabric = make_fabric(
             device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
         )
-        if self.fabric.world_size > 1:
-            raise InputError("a probe runs on one device; set devices to 1, without torchrun")
-        if s.linear == "moco" and len(self.train) < s.batch:
-            raise InputError(
-                f"{count(len(self.train), 'picture')} to train on are fewer than a batch of {s.batch}; lower batch"
-            )
-        self.extractor = Extractor(self.encoder, [self.feature], unit=False).to(self.fabric.device).eval()
-        self.reporter = Reporter(out / "log.txt")
-        self.bad = 0
-
-    def _check_out(self) -> None:
-        out = self.out
-        if out.exists() and not out.is_dir():
-            raise InputError(f"--out {out} is a file; name a folder")
-        held = {p.name.removesuffix(".part") for p in out.iterdir()} if out.is_dir() else set()
-        if held - set(OURS) or (held and not held & {"probe.json", "features", "log.txt"}):
-            raise InputError(f"--out {out} holds something that is no probe; name a new or empty folder")
-        if held - {"log.txt"} and not self.resume:
-            raise InputError(
-                f"--out {out} holds a probe; add --resume to use what it has computed, or name a new folder"
-            )
+        self.main = self.fabric.global_rank == 0
+        self.reporter = Reporter(folder.log, quiet=not self.main)
+        self.format = torch.channels_last if s.channels_last else torch.contiguous_format
+        self.extractor = (
+            Extractor(self.encoder, [self.feature], unit=False)
+            .to(self.fabric.device, memory_format=self.format)  # type: ignore[call-overload]
+            .eval()
+        )
+        self.dims = self.extractor.dims(self.feature)
+        self.central = Photometric(POLICIES["none"])
+        self.told: list[str] = []
 
     def go(self) -> dict[str, Any]:
         """Everything, in order."""
-        say = self.reporter.say
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(
-                f"cannot make the folder {self.out}: {e.strerror}; name another with --out"
-            ) from None
-        before = digest_of(self.extractor.encoder.pyramid.state_dict())
-        say(f"train on  {self.train.description}")
-        say(f"test on   {self.test.description}")
-        say(
-            f"model     {self.encoder.name}: {self.encoder.pyramid.arch} at {self.size} pixels, {self.feature}"
-        )
-        say(f"device    {device_name(self.fabric.device)}")
+        if self.main:
+            self._open_folder()
+        self.fabric.barrier()
+        self._introduce()
         try:
             with StopSignal() as signal:
-                train, test = (
-                    self._features(p, n, signal) for p, n in ((self.train, "train"), (self.test, "test"))
+                train, test = self._features(signal)
+                hits = self._knn(train, test, signal)
+                linear, ranks = (
+                    self._lbfgs(train, test, signal) if self.settings.linear == "lbfgs" else (None, None)
                 )
-            knn = self._knn(train, test)
-            linear = self._linear(train, test)
+            if self.settings.linear == "moco":
+                linear, ranks = self._moco(train, test)
+        except InputError as e:  # the work had begun
+            raise WorkFailed(str(e)) from e
         finally:
             self.reporter.stop()
-        if digest_of(self.extractor.encoder.pyramid.state_dict()) != before:
-            raise WorkFailed(
-                "the backbone has changed while it was probed; this is a fault of hetcl, please report it"
-            )
-        report = self._report(train, test, knn, linear)
-        write_atomic(self.out / "probe.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
-        say("")
-        for line in report["said"]:
-            say(line)
-        say(f"done in {duration(report['seconds'])}: {self.out / 'probe.json'}")
+        self._check_unchanged()
+        report: dict[str, Any] = {}
+        if self.main:
+            report = self._report(train, test, hits, linear, ranks)
+            self._say(report)
+        self.fabric.barrier()
         return report
+
+    def _open_folder(self) -> None:
+        """Make the folder and save what was asked."""
+        try:
+            self.folder.path.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise InputError(
+                f"cannot make the folder {self.folder.path}: {e.strerror}; name another with --out"
+            ) from None
+        self.folder.write_settings(
+            {
+                "kind": KIND,
+                "model": self.encoder.model,
+                "data": self.data,
+                "hetcl": machine()["hetcl"],
+                "settings": to_dict(self.settings),
+            }
+        )
+
+    def _introduce(self) -> None:
+        say, p, e = self.reporter.say, self.parts, self.encoder
+        say(f"train     {p.train.description}")
+        say(f"test      {p.test.description}" + (" (held out: there is no validation part)" * p.held_out))
+        unsure = (
+            ""
+            if self.settings.size or e.size
+            else " (its weights do not say at which size it was trained; see --size)"
+        )
+        shown = " + ".join(f"{part} {d}" for part, d in self.dims.items())
+        say(f"model     {e.name}: {e.pyramid.arch} at {self.size} pixels, {shown}{unsure}")
+        ranks = self.fabric.world_size
+        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
+        say(f"folder    {self.folder.path}")
 
     # ---- features ------------------------------------------------------------------------------------------------
 
-    def _features(self, part: Source, name: str, signal: StopSignal) -> LabelledFeatures:
-        """Features of central views, from disk where they are there."""
-        s = self.settings
+    @torch.no_grad()
+    def look(self, images: Tensor, colour: Tensor, photometric: Photometric | None = None) -> Tensor:
+        """uint8 ``[B, 3, H, W]`` -> features ``[B, D]``, fp32; levels as the backbone gives them."""
+        x = (photometric or self.central)(images.to(self.fabric.device), colour)
+        with self.fabric.autocast():
+            return self.extractor(x.contiguous(memory_format=self.format))[self.feature].float()
+
+    def _features(self, signal: StopSignal) -> tuple[Bank, Bank]:
+        """Features of central views of all pictures, from disk where they are there already."""
+        s, fabric = self.settings, self.fabric
         key = {
             "schema": SCHEMA,
             "weights": self.encoder.digest,
             "arch": self.encoder.pyramid.arch,
             "features": self.feature,
             "size": self.size,
-            "data": part.fingerprint,
-            "classes": self.train.classes,
-            "precision": precision_on(s.precision, self.fabric.device.type),
+            "precision": precision_on(s.precision, fabric.device.type),
         }
-        kept = LabelledFeatures(self.out / "features", name, key)
-        if kept.finished:
-            self.reporter.say(f"features  of {name} are here already")
-        else:
-            began, done, total = time.monotonic(), 0, len(part)
-            self.reporter.start(f"features of {name}", 0, total)
-
-            def advance(rows: int) -> None:
-                nonlocal done
-                done += rows
-                self.reporter.advance(done)
-                pace = done / (time.monotonic() - began)
-                left = duration((total - done) / pace)
-                self.reporter.row(
-                    f"features of {name}  {done:,} of {total:,}  {pace:.0f} a second, {left} left"
-                )
-                if signal.number:
-                    raise Stopped(
-                        signal.number, f"stopped after {done:,} of {total:,} pictures; go on with --resume"
-                    )
-
-            kept.write(self._batches(part), advance)
-            self.reporter.stop()
-        labels = kept.read()[1]
-        if len(np.unique(labels)) < 2:
+        banks = [self._bank(part, key) for part in (self.parts.train, self.parts.test)]
+        missing = sum(len(bank.rows_of(b)) for bank in banks for b in bank.todo())
+        have = sum(len(bank.part) for bank in banks) - missing
+        if have:
+            self.reporter.say(f"features  of {count(have, 'picture')} are here already")
+        needed, free = 4 * missing * banks[0].dim, shutil.disk_usage(self.folder.path).free
+        if needed > free:
             raise WorkFailed(
-                f"of {count(len(part), 'picture')} to {name} {len(labels)} can be used with a label, of "
-                f"{count(len(np.unique(labels)), 'class')}: nothing to tell apart; give more pictures"
+                f"the features of {count(missing, 'picture')} need {needed / 1e9:.1f} GB and {self.folder.path} has "
+                f"{free / 1e9:.1f} GB free; make room and go on with --resume, or set pictures to train on fewer"
             )
-        return kept
+        fill(
+            banks,
+            lambda batch: self.look(batch.images[0], batch.colour[0]),
+            size=self.size, batch=s.batch, workers=workers_of(s.workers), reporter=self.reporter, signal=signal,
+            max_bad=s.max_bad, rank=fabric.global_rank, ranks=fabric.world_size, pin=fabric.device.type == "cuda",
+        )  # fmt: skip
+        fabric.barrier()
+        if self.main:
+            list_bad(self.folder.bad_pictures, banks)
+        self._check_enough(*banks)
+        return banks[0], banks[1]
 
-    def _batches(self, part: Source) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """Features and labels of usable pictures."""
-        s = self.settings
-        plain = Photometric(POLICIES["none"])
-        seen = 0
-        for batch in ordered(
-            part,
-            range(len(part)),
-            size=self.size,
-            batch=s.batch,
-            workers=workers_of(s.workers),
-            pin=self.fabric.device.type == "cuda",
-        ):
-            seen += len(batch.index) + len(batch.bad)
-            self.bad += len(batch.bad)
-            for record in batch.bad[:1]:
-                self.reporter.note(f"{record.name} cannot be used ({record.reason}) and is left out")
-            if seen >= min(len(part), 1000) and self.bad > s.max_bad * seen:
-                raise WorkFailed(
-                    f"{self.bad} of the first {seen} pictures cannot be used, more than max_bad = {s.max_bad:.0%}, "
-                    f"e.g. {batch.bad[0].name if batch.bad else 'earlier ones'}; mend the data or raise max_bad"
-                )
-            images = plain(batch.images[0].to(self.fabric.device), batch.colour[0])
-            x = self._extract(images).cpu().numpy()
-            if not np.isfinite(x).all():
-                row = int(np.flatnonzero(~np.isfinite(x).all(axis=1))[0])
-                raise WorkFailed(
-                    f"{self.encoder.model} gives {self.feature} features that are not finite, e.g. for picture "
-                    f"{int(batch.index[row])}: its weights are broken, or precision bf16 is too coarse for it"
-                )
-            assert batch.label is not None
-            yield x, batch.label.numpy()
+    def _bank(self, part: Part, key: Mapping[str, Any]) -> Bank:
+        return Bank(self.folder.path / "features", part, key, dim=sum(self.dims.values()))
 
-    @torch.no_grad()
-    def _extract(self, images: torch.Tensor) -> torch.Tensor:
-        """``[B, D]`` fp32, not of unit length."""
-        memory = torch.channels_last if self.settings.channels_last else torch.contiguous_format
-        with self.fabric.autocast():
-            return self.extractor(images.contiguous(memory_format=memory))[self.feature].float()
+    def _check_enough(self, train: Bank, test: Bank) -> None:
+        """What is left when unusable pictures are gone. Raises ``WorkFailed``."""
+        left = len(np.unique(train.part.labels[train.rows()]))
+        if left < 2 or not len(test.rows()):
+            raise WorkFailed(
+                f"too few usable pictures: {len(train.rows())} to train on, of {left} of the {self.classes} classes, "
+                f"and {len(test.rows())} to test on; {self.folder.bad_pictures} lists the others: mend them"
+            )
 
-    # ---- probes --------------------------------------------------------------------------------------------------
+    # ---- classifiers -----------------------------------------------------------------------------------------------
 
-    def _knn(self, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, Any]:
-        """Accuracy for each k."""
-        s, device = self.settings, self.fabric.device
-        if not s.knn:
+    def _knn(self, train: Bank, test: Bank, signal: StopSignal) -> dict[int, np.ndarray]:
+        """For each k, whether each test picture is right."""
+        if not self.settings.knn:
             return {}
-        parts = [torch.from_numpy(np.array(a)).to(device) for f in (train, test) for a in f.read()]
-        found = knn_accuracies(*parts, ks=s.knn)
-        n, bank = len(parts[3]), len(parts[1])
-        for k in s.knn:
-            if k > bank:
-                self.reporter.warn(f"kNN of {k}: there are {bank} pictures to vote; all of them do")
-        return {str(k): {"top1": _estimate(proportion(round(v * n), n))} for k, v in found.items()}
 
-    def _linear(self, train: LabelledFeatures, test: LabelledFeatures) -> dict[str, Any] | None:
-        """The linear probe that was asked for."""
-        kind = self.settings.linear
-        if kind == "none":
-            return None
-        if kind == "moco":
-            return self._moco(test)
-        x, y = train.read()
-        if len(y) < 10:
-            raise WorkFailed(
-                f"{count(len(y), 'picture')} to train on are too few for a linear probe; set linear to none"
+        def watched() -> Iterator[tuple[np.ndarray, np.ndarray]]:
+            for block in train.blocks():
+                _stop_at(signal, "stopped while looking for neighbours")
+                yield block
+
+        hits = knn_hits(watched(), test.blocks(), ks=self.settings.knn, device=self.fabric.device)
+        n = len(train.rows())
+        self.told += [
+            f"kNN with k = {k}: there are only {n} training pictures, and all of them vote"
+            for k in self.settings.knn
+            if k > n
+        ]
+        return {k: v.numpy() for k, v in hits.items()}
+
+    def _lbfgs(self, train: Bank, test: Bank, signal: StopSignal) -> tuple[dict[str, Any], np.ndarray]:
+        """Logistic regression."""
+        found = logistic_regression(
+            train.blocks(), test.blocks(), classes=self.classes, seed=self.settings.seed,
+            device=self.fabric.device, say=self.reporter.say,
+            interrupt=lambda: _stop_at(signal, "stopped while fitting the linear probe"),
+        )  # fmt: skip
+        if not found.tried:
+            self.told.append(
+                f"linear: too few training pictures to choose a penalty; {found.penalty:g} was taken"
             )
-        device = self.fabric.device
-        model = choose_logistic(
-            x, y, classes=self.classes, seed=self.settings.seed, device=device, said=self.reporter.say
-        )
-        test_x, test_y = test.read()
-        right = accuracy(model, test_x, test_y, device=device)
-        n = len(test_y)
         return {
             "kind": "lbfgs",
-            "penalty": model.penalty,
-            **{f"top{k}": _estimate(proportion(v, n)) for k, v in right.items()},
-        }
+            "penalty": found.penalty,
+            "tried": {f"{k:g}": v for k, v in found.tried.items()},
+        }, found.ranks
 
-    def _moco(self, test: LabelledFeatures) -> dict[str, Any]:
-        """The MoCo recipe through the training loop, with checkpoints in ``out``."""
-        s, folder, device = self.settings, RunFolder(self.out), self.fabric.device
-        folder.checkpoints.mkdir(exist_ok=True)
-        plain = Photometric(POLICIES["none"])
-        workers = workers_of(s.workers)
-
-        def tested() -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-            for batch in ordered(
-                self.test, range(len(self.test)), size=self.size, batch=s.batch, workers=workers
-            ):
-                assert batch.label is not None
-                known = batch.label >= 0
-                x = self._extract(plain(batch.images[0].to(device), batch.colour[0]))
-                yield x[known.to(device)], batch.label[known].to(device)
-
-        def on_bad(batch: ViewBatch) -> None:
-            for record in batch.bad:
-                self.reporter.note(f"{record.name} cannot be used ({record.reason}); another takes its place")
-
-        policy, lr = POLICIES["supervised"], s.lr * s.batch / 256
-        task = LinearTask(
-            self.encoder.pyramid,
-            self._extract,
-            dim=sum(self.extractor.dims(self.feature).values()),
-            classes=self.classes,
-            loader=ViewLoader(
-                self.train,
-                policy=policy,
-                size=self.size,
-                batch=s.batch,
-                seed=s.seed,
-                stage="linear",
-                views=1,
-                workers=workers,
-                window=s.window,
-                pin=device.type == "cuda",
-            ),
-            photometric=Photometric(policy),
-            test=tested,
-            epochs=s.epochs,
-            batch=s.batch,
-            seed=s.seed,
-            lr=lr,
-            device=device,
-            on_bad=on_bad,
-        )
-        key = {
-            "weights": self.encoder.digest,
-            "data": self.train.fingerprint,
-            "size": self.size,
-            "features": self.feature,
-            "settings": {k: v for k, v in to_dict(s).items() if k in ("batch", "epochs", "lr", "seed")},
-        }
-        found = checkpoint.latest(folder.checkpoints) if self.resume else None
-        state = found[1] if found and found[1].get("probe") == json.dumps(key, sort_keys=True) else None
-        if found and state is None:
-            self.reporter.warn(
-                f"{found[0]} is of another model, data or setting; the linear probe begins anew"
+    def _moco(self, train: Bank, test: Bank) -> tuple[dict[str, Any], np.ndarray]:
+        """SGD on augmented views, by the training loop; checkpoints in the folder."""
+        s, fabric, folder = self.settings, self.fabric, self.folder
+        pictures, policy = train.part.only(train.rows()), POLICIES["supervised"]
+        batch = min(s.batch, len(pictures) // fabric.world_size * fabric.world_size)
+        if batch < s.batch:
+            self.told.append(
+                f"linear: batch {s.batch} -> {batch}, since there are only {len(pictures)} pictures"
             )
+        lr = s.lr * batch / 256
+        loader = ViewLoader(
+            pictures, policy=policy, size=self.size, batch=batch, seed=s.seed, stage="linear", views=1,
+            rank=fabric.global_rank, ranks=fabric.world_size, workers=workers_of(s.workers), window=s.window,
+            pin=fabric.device.type == "cuda",
+        )  # fmt: skip
+        photometric = Photometric(policy)
+        task = LinearTask(
+            lambda images, colour: self.look(images, colour, photometric),
+            dim=train.dim, classes=self.classes, loader=loader, test=test.blocks(), epochs=s.epochs, batch=batch,
+            seed=s.seed, lr=lr, device=fabric.device,
+        )  # fmt: skip
+        asked = json.loads(train.key) | {
+            "labels": pictures.fingerprint, "batch": batch, "epochs": s.epochs, "lr": lr, "seed": s.seed,
+            "window": s.window or pictures.prefers_window,
+        }  # fmt: skip
+        state = self._resumed(asked)
         metrics = Table(folder.metrics, COLUMNS)
-        metrics.cut(state["metrics_bytes"] if state else 0)
-        Table(folder.timing, TIMING_COLUMNS).cut(None if state else 0)
-        marks = tuple(max(1, round(s.epochs * share)) for share in (0.6, 0.8))
+        if self.main:
+            folder.checkpoints.mkdir(exist_ok=True)
+            metrics.cut(state["metrics_bytes"] if state else 0)
+            Table(folder.timing, TIMING_COLUMNS).cut(None if state else 0)
+        fabric.barrier()
         loop = Loop(
-            task,
-            fabric=self.fabric,
-            folder=folder,
-            metrics=metrics,
-            reporter=self.reporter,
-            log_every=50,
-            checkpoint_every=500,
-            extra={"probe": json.dumps(key, sort_keys=True)},
+            task, fabric=fabric, folder=folder, metrics=metrics, reporter=self.reporter, checkpoint_every=1000,
+            extra={"probe": json.dumps(asked, sort_keys=True)},
             learning_rate=schedule(
-                "step", lr=lr, epochs=s.epochs, steps_per_epoch=task.steps_per_epoch, milestones=marks
+                "step", lr=lr, epochs=s.epochs, steps_per_epoch=task.steps_per_epoch,
+                milestones=[-(-tenths * s.epochs // 10) for tenths in (6, 8)],
             ),
-        )
+        )  # fmt: skip
         try:
-            if state is None or state["epoch"] < s.epochs:
-                loop.fit(state)
+            loop.fit(state)
+        except WorkFailed as e:
+            if "not finite" not in str(e):
+                raise
+            raise WorkFailed(
+                f"the linear probe diverged at lr {lr:g} ({s.lr:g} scaled to the batch); set a lower lr"
+            ) from e
         finally:
             task.close()
-        last = folder.read_metrics()[-1]
-        n = len(test.read()[1])
-        tops = {k: _estimate(proportion(round(float(last[k]) * n), n)) for k in ("top1", "top5")}
-        return {"kind": "moco", "epochs": s.epochs, "lr": lr, **tops}
+        return {"kind": "moco", "epochs": s.epochs, "batch": batch, "lr": lr}, task.ranks()
 
-    # ---- for people ------------------------------------------------------------------------------------------------
+    def _resumed(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The state to go on from. Raises ``WorkFailed`` when it is of something else."""
+        found = checkpoint.latest(self.folder.checkpoints)
+        if not found:
+            return None
+        then = json.loads(found[1].get("probe", "{}"))
+        differ = [f"{k} was {then.get(k)}, now {v}" for k, v in asked.items() if then.get(k) != v]
+        if differ:
+            raise WorkFailed(
+                f"{found[0]} is of another linear probe ({', '.join(differ[:3])}); name a new --out, or set these back"
+            )
+        self.reporter.say(
+            f"going on with the linear probe at epoch {found[1]['epoch']}, step {found[1]['step']}"
+        )
+        return found[1]
+
+    def _check_unchanged(self) -> None:
+        """Raises ``WorkFailed`` when a weight or a statistic of the encoder has moved."""
+        e = self.encoder
+        now = digest_of((e.pyramid if e.embedding is None else e.embedding).state_dict())
+        if now != e.digest:
+            raise WorkFailed(
+                f"the weights of {e.model} changed while they were probed ({e.digest}, now {now}), so the figures "
+                "would mean nothing: this is a fault of hetcl, please report it"
+            )
+
+    # ---- what was found ------------------------------------------------------------------------------------------
 
     def _report(
         self,
-        train: LabelledFeatures,
-        test: LabelledFeatures,
-        knn: dict[str, Any],
+        train: Bank,
+        test: Bank,
+        hits: Mapping[int, np.ndarray],
         linear: dict[str, Any] | None,
+        ranks: np.ndarray | None,
     ) -> dict[str, Any]:
         """The content of probe.json."""
-        e = self.encoder
-        labels = {name: f.read()[1] for name, f in (("train", train), ("test", test))}
+        e, p = self.encoder, self.parts
+        n = len(test.rows())
+        truth = test.part.labels[test.rows()]
+        often = np.bincount(train.part.labels[train.rows()], minlength=self.classes)
         report: dict[str, Any] = {
             "schema": SCHEMA,
-            "kind": "hetcl-probe",
+            "kind": KIND,
             "model": {
                 "name": e.name,
                 "model": e.model,
                 "arch": e.pyramid.arch,
                 "features": self.feature,
                 "size": self.size,
-                "dims": self.extractor.dims(self.feature),
+                "dims": self.dims,
                 "weights": e.digest,
             },
             "data": {
                 "data": self.data,
-                "train": self.train.description,
-                "test": self.test.description,
-                "train_pictures": len(labels["train"]),
-                "test_pictures": len(labels["test"]),
+                "fingerprint": p.train.source.fingerprint,
+                "train": p.train.description,
+                "test": p.test.description,
+                "held_out": p.held_out,
+                "train_pictures": len(train.rows()),
+                "test_pictures": n,
                 "classes": self.classes,
                 "chance": 1 / self.classes,
-                "left_out": self.bad,
-                "unlabelled": train.unlabelled + test.unlabelled,
-                "missing": {name: self.classes - len(np.unique(y)) for name, y in labels.items()},
+                "commonest": float((truth == often.argmax()).mean()),
+                "missing": {"train": p.untrained, "test": p.untested},
+                "alone": int((often == 1).sum()),
+                "left_out": len(train.bad()) + len(test.bad()),
+                "unlabelled": p.unlabelled,
             },
-            "knn": knn,
-            "linear": linear,
+            "knn": {str(k): {"top1": _share(v)} for k, v in sorted(hits.items())},
+            "linear": None,
+            "difference": None,
             "backbone_unchanged": True,
         }
-        report["said"] = list(sentences(report))
-        report["machine"] = machine() | {"device": device_name(self.fabric.device)}
+        if linear is not None and ranks is not None:
+            report["linear"] = linear | {"top1": _share(ranks == 1), "top5": _share(ranks <= 5)}
+            if hits:
+                best = max(hits, key=lambda k: (int(hits[k].sum()), -k))
+                a, b = ranks == 1, hits[best]
+                gap = paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), n)
+                report["difference"] = {"k": best, "top1": asdict(gap)}
+        report["said"] = [*self.told, *sentences(report)]
+        report["machine"] = machine() | {
+            "device": device_name(self.fabric.device),
+            "ranks": self.fabric.world_size,
+        }
         report["seconds"] = round(time.monotonic() - self.began, 1)
+        write_atomic(
+            self.folder.path / "probe.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+        )
         return report
 
-
-def _estimate(e: Estimate) -> dict[str, float]:
-    return {"value": e.value, "low": e.low, "high": e.high}
-
-
-def sentences(report: Mapping[str, Any]) -> Iterator[str]:
-    """What was found, in words."""
-    data, name = report["data"], report["model"]["name"]
-    chance = data["chance"]
-    shown = f"of {data['classes']} classes, {data['test_pictures']:,} pictures never used to train the probe"
-    best = 0.0
-    for k, row in report["knn"].items():
-        e = row["top1"]
-        best = max(best, e["low"])
-        yield f"kNN of {k}: {name} is right for {_interval(e)} ({shown}; chance {chance:.1%})."
-    if report["linear"] is not None:
-        e, how = report["linear"]["top1"], report["linear"]
-        best = max(best, e["low"])
-        kind = (
-            f"L-BFGS, penalty {how['penalty']:g}"
-            if how["kind"] == "lbfgs"
-            else f"MoCo recipe, {how['epochs']} epochs"
-        )
-        yield f"linear ({kind}): {_interval(e)}, among the first five {_interval(how['top5'])}."
-    if best and best <= chance:
-        yield "no better than chance: these features know nothing of the labels, or the labels are of other pictures."
-    for part, missing in data["missing"].items():
-        if missing:
-            yield f"{missing} of {data['classes']} classes have no picture to {part} on."
-    if data["unlabelled"]:
-        yield f"{data['unlabelled']:,} pictures without a label were left out."
-    if data["left_out"]:
-        yield f"{data['left_out']:,} pictures could not be read and were left out."
+    def _say(self, report: Mapping[str, Any]) -> None:
+        """The table and the sentences."""
+        self.reporter.say("")
+        self.reporter.show(table(report))
+        for line in report["said"]:
+            self.reporter.say(line)
+        self.reporter.say(f"done in {duration(report['seconds'])}: {self.folder.path / 'probe.json'}")
 
 
-def _interval(e: Mapping[str, float]) -> str:
-    return f"{e['value']:.1%} (95% interval {100 * e['low']:.1f} to {100 * e['high']:.1f})"
+def _stop_at(signal: StopSignal, what: str) -> None:
+    if signal.number:
+        raise Stopped(signal.number, f"{what}; the features are kept: go on with --resume")
+
+
+def _share(right: np.ndarray) -> dict[str, float]:
+    return asdict(proportion(int(right.sum()), len(right)))

@@ -31,6 +31,7 @@ LEAST = 1 << 14
 RANGE = (1e-25, 1e25)
 """Sizes of similarities that screening below float64 is used for; beyond, its products may vanish or overflow."""
 INF = float("inf")
+_BITS = {torch.bfloat16: torch.int16, torch.float32: torch.int32, torch.float64: torch.int64}
 
 
 def dot(a: Tensor, b: Tensor) -> Tensor:
@@ -151,19 +152,36 @@ class Screen:
             error += dims * 2.0**-120 * (length + self.spread + 1)  # flushed to zero
         return error
 
-    def similarities(self, query: Tensor, dtype: torch.dtype) -> Tensor:
-        """``[padded, B]``: centred keys times queries; rows beyond the gallery are minus infinity."""
+    def similarities(
+        self, query: Tensor, dtype: torch.dtype, *, signed: bool = False
+    ) -> tuple[Tensor, Tensor]:
+        """Centred keys times queries, ``[padded, B]``, and the largest of each group, ``[padded / GROUP, B]``.
+
+        Rows beyond the gallery are minus infinity. Keys are taken in blocks that stay in the cache while their groups
+        are looked at: reading the products back from memory would cost as much as making them.
+
+        The largest are found among the bits read as integers, many times faster than as bfloat16: the order of positive
+        numbers is the same, and every negative number is below them. So where a group holds no positive number, what
+        stands for it is *some* negative number of it, unless ``signed``.
+        """
         out, count = self.buffer(dtype, len(query)), len(self.keys)
-        if dtype == torch.bfloat16:
-            assert self.low is not None
-            torch.mm(self.low, query.bfloat16().t(), out=out)
-        else:
-            right, centre = query.to(dtype).t(), self.centre.to(dtype)
-            for a in range(0, count, self.block):
-                keys = self.keys[a : a + self.block].to(dtype) - centre
-                torch.mm(keys, right, out=out[a : a + self.block][: len(keys)])
-        out[count:] = -INF
-        return out
+        top = torch.empty(self.padded // GROUP, len(query), dtype=dtype, device=out.device)
+        right, centre = query.to(dtype).t(), self.centre.to(dtype)
+        step = max(1, 2 * _block(out.device) // (GROUP * len(query) * dtype.itemsize)) * GROUP
+        if dtype != torch.bfloat16:
+            step = min(step, max(1, self.block // GROUP) * GROUP)
+        for a in range(0, self.padded, step):
+            block, b = out[a : a + step], min(a + step, count)
+            if dtype == torch.bfloat16:
+                assert self.low is not None
+                torch.mm(self.low[a : a + step], right, out=block)
+            else:
+                torch.mm(self.keys[a:b].to(dtype) - centre, right, out=block[: b - a])
+            block[b - a :] = -INF
+            kind = dtype if signed else _BITS[dtype]
+            bits, largest = (x.view(kind) for x in (block, top[a // GROUP : (a + step) // GROUP]))
+            torch.amax(bits.view(-1, GROUP, len(query)), dim=1, out=largest)
+        return out, top
 
 
 class Search:
@@ -224,11 +242,19 @@ class Search:
         """As :meth:`level`, for as many queries as are screened at once (r of them, padded to a multiple of 8)."""
         padding = -len(rows) % 8
         query = torch.nn.functional.pad(self.query[rows], (0, 0, 0, padding))
-        near_own, others = self.screen.similarities(query, dtype), self.similar_pictures(rows)
-        near_own[others[1], others[0]] = -INF
+        # A query less similar to its own key than to the average one has limits below zero.
+        signed = int((self.own[rows] <= self.screen.margin(self.query[rows], dtype)).sum()) * 16 > len(rows)
+        near_own, top = self.screen.similarities(query, dtype, signed=signed)  # [K, r] and [K / GROUP, r]
         groups = near_own.view(-1, GROUP, len(query))
-        top = groups.amax(dim=1)  # [K / GROUP, r]
-        limits = self.limits(rows, top.amax(dim=0)[: len(rows)].double(), dtype)
+        i, j = self.similar_pictures(rows)
+        near_own[j, i] = -INF
+        top[j // GROUP, i] = groups[j // GROUP, :, i].amax(dim=1)
+        best = top.amax(dim=0)[: len(rows)]
+        limits = self.limits(rows, best.double(), dtype)
+        below = ((best <= 0) | (torch.minimum(limits[0], limits[2]) <= 0)).nonzero()[:, 0]
+        if len(below) and not signed:  # negative similarities matter: the largest of each group as numbers
+            top[:, below] = groups[:, :, below].amax(dim=1)
+            limits = self.limits(rows, top.amax(dim=0)[: len(rows)].double(), dtype)
         low, high, near = (torch.nn.functional.pad(x, (0, padding), value=INF) for x in limits)
         open_groups = top >= torch.minimum(low, near)
         certain = torch.zeros(len(query), dtype=torch.int64, device=rows.device)

@@ -8,15 +8,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from hetcl.analysis.words import shortened
+
 Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
-CELL, GAP, LINE, HEAD = 108, 8, 14, 22
+CELL, GAP, LINE, HEAD = 112, 8, 16, 24
 """Pixels: side of a picture, space between, height of a line of text, height of a heading."""
+ROW = CELL + LINE + GAP
+"""Height of an example."""
+RIGHT = 3 * (CELL + GAP) + 4 * GAP
+"""Where the failures begin."""
+WIDTH = RIGHT + 5 * (CELL + GAP)
+INK, QUIET = "#333333", "#777777"
 QUERY, PARTNER, FOUND = "#E69F00", "#0072B2", "#D55E00"
 """Colours of the frames, told apart by people with any kind of colour vision."""
 
@@ -46,71 +55,85 @@ class Example:
 
 
 def examples(rows: Sequence[Example], title: str) -> Image.Image:
-    """A sheet of the examples, bin by bin."""
+    """A sheet of the examples, bin by bin, successes at the left. Missing ones are blank and say "none"."""
     bins = list(dict.fromkeys(r.bin for r in rows))
-    half = 3 * (CELL + GAP), 5 * (CELL + GAP)
-    width = GAP + half[0] + 2 * GAP + half[1]
-    height_of = {
-        b: max(1, *(sum(r.bin == b and r.success == s for r in rows) for s in (True, False))) for b in bins
-    }
-    row_height = CELL + LINE + GAP
-    height = HEAD + 3 * LINE + GAP + sum(HEAD + n * row_height for n in height_of.values()) + GAP
-    page = Image.new("RGB", (width, height), "white")
+    some = {(b, s): [r for r in rows if r.bin == b and r.success == s] for b in bins for s in (True, False)}
+    lines = {b: max(len(some[b, True]), len(some[b, False])) for b in bins}
+    head = 2 * GAP + 2 * HEAD + 3 * LINE
+    page = Image.new("RGB", (WIDTH, head + sum(HEAD + n * ROW for n in lines.values()) + GAP), "white")
     draw = ImageDraw.Draw(page)
-    font, bold = _font(11), _font(14)
-    right = GAP + half[0] + 2 * GAP
-    draw.text((GAP, GAP), title, "black", bold)
-    y = HEAD + GAP
-    for x, text, names in (
-        (GAP, "found", ("original", "query", "partner")),
-        (right, "not found", ("original", "query", "partner", "found instead", "its original")),
-    ):
-        draw.text((x, y), text, "black", bold)
-        for i, name in enumerate(names):
-            colour = {"query": QUERY, "partner": PARTNER, "found instead": FOUND}.get(name, "#555555")
-            draw.text((x + i * (CELL + GAP), y + LINE + 4), name, colour, font)
-    y += 2 * LINE + 8
+    _heading(draw, title)
+    y = head
     for b in bins:
-        draw.line((GAP, y + 4, width - GAP, y + 4), "#cccccc")
-        draw.text((GAP, y + 7), b, "black", font)
+        draw.line((GAP, y, WIDTH - GAP, y), "#cccccc")
+        draw.text((GAP, y + 4), b, "black", _font(12))
         y += HEAD
-        for success, x in ((True, GAP), (False, right)):
-            some = [r for r in rows if r.bin == b and r.success == success]
-            if not some:
-                draw.text((x, y + CELL // 2), "none", "#888888", font)
-            for i, row in enumerate(some):
-                _one(page, draw, font, row, x, y + i * row_height)
-        y += height_of[b] * row_height
+        for success, x in ((True, GAP), (False, RIGHT)):
+            if not some[b, success]:
+                draw.text((x, y + CELL // 2), "none", QUIET, _font(12))
+            for i, row in enumerate(some[b, success]):
+                _one(page, draw, row, x, y + i * ROW)
+        y += lines[b] * ROW
     return page
 
 
-def _one(page: Image.Image, draw: ImageDraw.ImageDraw, font: Font, row: Example, x: int, y: int) -> None:
+def _heading(draw: ImageDraw.ImageDraw, title: str) -> None:
+    """The title, how to read the sheet, and what stands in each column."""
+    draw.text((GAP, GAP), _fitted(title, _font(15), WIDTH - 2 * GAP), "black", _font(15))
+    how = (
+        "Each original shows where its views were cut. IoU: overlap of the two cuts. Similarity: inner product of the "
+        "vectors; the most similar view is found."
+    )
+    draw.text((GAP, GAP + HEAD), how, QUIET, _font(11))
+    y = GAP + HEAD + LINE + 6
+    for x, text, names in (
+        (GAP, "found: the partner is the most similar view", ("original", "query", "partner")),
+        (
+            RIGHT,
+            "not found: another picture is",
+            ("original", "query", "partner", "found instead", "its original"),
+        ),
+    ):
+        draw.text((x, y), text, "black", _font(13))
+        for i, name in enumerate(names):
+            colour = {"query": QUERY, "partner": PARTNER, "found instead": FOUND}.get(name)
+            place = x + i * (CELL + GAP)
+            if colour:
+                draw.rectangle((place, y + LINE + 9, place + 8, y + LINE + 17), fill=colour)
+            draw.text((place + (13 if colour else 0), y + LINE + 7), name, INK, _font(11))
+
+
+def _one(page: Image.Image, draw: ImageDraw.ImageDraw, row: Example, x: int, y: int) -> None:
     """One example: pictures side by side, and its figures below."""
     cells = [
         _drawn(row.original, [(row.boxes[0], QUERY), (row.boxes[1], PARTNER)]),
         _framed(row.query, QUERY),
         _framed(row.partner, PARTNER),
     ]
-    said = f"IoU {row.iou:.2f}   similarity: partner {row.right:.2f}, best other {row.wrong:.2f}"
+    other = "best other"
     if row.found is not None:
+        other = "found instead"
         cells.append(_framed(row.found, FOUND))
         if row.found_original is not None and row.found_box is not None:
             cells.append(_drawn(row.found_original, [(row.found_box, FOUND)]))
-        said = f"IoU {row.iou:.2f}   similarity: partner {row.right:.2f}, found instead {row.wrong:.2f}"
     for i, cell in enumerate(cells):
         page.paste(cell, (x + i * (CELL + GAP), y))
-    draw.text((x, y + CELL + 1), said, "#333333", font)
+    said = f"IoU {row.iou:.2f}    similarity: partner {row.right:.2f}, {other} {row.wrong:.2f}"
+    draw.text((x, y + CELL + 2), said, INK, _font(11))
 
 
 def _drawn(pixels: np.ndarray, boxes: Sequence[tuple[Box, str]]) -> Image.Image:
-    """The original fitted into a cell, with boxes on it."""
+    """The original fitted into a cell, with boxes on it, each with a thin dark rim to be seen on any picture."""
     scale = CELL / max(pixels.shape[:2])
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
     picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
     draw = ImageDraw.Draw(picture)
     for box, colour in boxes:
-        left, top, right, bottom = (round(v * scale) for v in box)
-        draw.rectangle((left, top, max(left, right - 1), max(top, bottom - 1)), outline=colour, width=2)
+        left, top = (min(max(0, round(v * scale)), m - 1) for v, m in zip(box[:2], size, strict=True))
+        right, bottom = (min(round(v * scale), m) - 1 for v, m in zip(box[2:], size, strict=True))
+        right, bottom = max(left, right), max(top, bottom)
+        draw.rectangle((left, top, right, bottom), outline="black", width=3)
+        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
     cell = Image.new("RGB", (CELL, CELL), "white")
     cell.paste(picture, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
     return cell
@@ -125,5 +148,14 @@ def _framed(pixels: np.ndarray, colour: str) -> Image.Image:
     return cell
 
 
+def _fitted(text: str, font: Font, width: int) -> str:
+    """The text, shortened in its middle until it is no wider than ``width`` pixels."""
+    longest = len(text)
+    while longest > 8 and font.getlength(shortened(text, longest)) > width:
+        longest -= 1
+    return shortened(text, longest)
+
+
+@lru_cache
 def _font(size: int) -> Font:
     return ImageFont.load_default(size)

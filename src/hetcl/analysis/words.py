@@ -2,67 +2,118 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import groupby
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
 NEAR_CHANCE = 3.0
-"""Below so many times chance (and 1%) an accuracy is called near chance."""
+"""Below so many times chance an accuracy is called near chance, where chance is small."""
 TIES = 0.01
 """Share of queries with ties from which they are mentioned."""
+COLLAPSED = -0.02
+"""Uniformity above which a part is called collapsed: 0 is one vector for all, -4 is spread out."""
 MOST = 4
 """Models that a sentence names."""
+PARTED = 3
+"""Models with parts that get a sentence of their own."""
 FEW = 1000
 """Queries below which intervals are called wide."""
+HELD = 20
+"""Pairs that a bin needs before a sentence relies on it."""
+LONGEST = 40
+"""Characters of a model's name in the table and in sentences."""
+
+
+def percent(share: float) -> str:
+    """``71.2%``; of very small shares two digits that say something, ``0.0015%``."""
+    if share == 0 or share >= 0.0005:
+        return f"{share:.1%}"
+    digits = min(12, 1 - math.floor(math.log10(100 * share)))
+    return f"{100 * share:.{digits}f}".rstrip("0") + "%"
+
+
+def shortened(text: str, longest: int) -> str:
+    """At most ``longest`` characters: the middle gives way."""
+    if len(text) <= longest:
+        return text
+    head = (longest - 1) // 2
+    return f"{text[:head]}…{text[len(text) - (longest - 1 - head) :]}"
+
+
+def short_names(names: Sequence[str], longest: int) -> list[str]:
+    """Names that fit and still tell models apart: what all share gives way first, then the middle; else numbered."""
+    if all(len(n) <= longest for n in names):
+        return list(names)
+    out = [shortened(n, longest) for n in _without_shared(names, longest)]
+    if len(set(out)) < len(set(names)):
+        out = [f"{i}: {shortened(n, longest - 4)}" for i, n in enumerate(names, 1)]
+    return out
+
+
+def _without_shared(names: Sequence[str], longest: int) -> list[str]:
+    """Names without so much of the beginning and the end that all share as is needed to fit."""
+    head = _shared(names)
+    tail = _shared([n[head:][::-1] for n in names])
+    spare = max(0, longest - 2 - max(len(n) - head - tail for n in names))
+    head_kept = min(head, max(spare - spare // 3, spare - tail))
+    tail_kept = min(tail, spare - head_kept)
+    head, tail = head - head_kept, tail - tail_kept
+    head, tail = (head if head > 1 else 0), (tail if tail > 1 else 0)
+    return ["…" * bool(head) + n[head : len(n) - tail] + "…" * bool(tail) for n in names]
+
+
+def _shared(names: Sequence[str]) -> int:
+    """Characters at the beginning that all names share."""
+    columns = enumerate(zip(*names, strict=False))
+    return next((i for i, column in columns if len(set(column)) > 1), min(map(len, names), default=0))
+
+
+# ---- the table -----------------------------------------------------------------------------------------------------
 
 
 def table(report: Report) -> Table:
-    """A row for each kind of views, model and vector."""
+    """A row for each kind of views, model and vector; other splits than equal ones stand in the JSON and a figure."""
     out = Table(box=None, pad_edge=False, header_style="bold")
     for title in ("views", "model", "vector", "dims"):
-        out.add_column(title, no_wrap=title != "model")
+        out.add_column(title, no_wrap=title in ("vector", "dims"))
     for title in ("top-1", "interval", "top-5", "MRR"):
         out.add_column(title, justify="right", no_wrap=True)
+    short = _short(report)
     last: tuple[str, str] | None = None
     for row in report["results"]:
+        if "@" in row["vector"]:
+            continue
         here = (row["views"], row["model"])
-        names = here if here != last else ("", "")
-        if last is not None and row["views"] != last[0]:
+        if last is not None and here != last:
             out.add_section()
+        names = (row["views"], short.get(row["model"], row["model"])) if here != last else ("", "")
         last = here
         low, high = row["top1"]["low"], row["top1"]["high"]
-        out.add_row(
+        cells = (
             *names,
             row["vector"],
-            _dims(row["dims"]),
+            " + ".join(map(str, row["dims"].values())),
             percent(row["top1"]["value"]),
             f"{100 * low:.1f} to {100 * high:.1f}",
             percent(row["top5"]["value"]),
             f"{row['mrr']['value']:.3f}",
         )
+        out.add_row(*map(Text, cells))  # as text: a name with brackets is no markup
     return out
 
 
-def _dims(dims: Mapping[str, int]) -> str:
-    return " + ".join(map(str, dims.values()))
-
-
-def percent(share: float) -> str:
-    """``71.2%``; very small shares keep a digit that says something."""
-    return f"{share:.1%}" if share >= 0.0005 or share == 0 else f"{share:.2g}"
-
-
-def points(e: Mapping[str, float]) -> str:
-    """``+2.2 points, 1.9 to 2.5``."""
-    return f"{100 * e['value']:+.1f} points, interval {100 * e['low']:+.1f} to {100 * e['high']:+.1f}"
+# ---- the sentences -------------------------------------------------------------------------------------------------
 
 
 def sentences(report: Report) -> list[str]:
-    """What was found, the most important first."""
+    """What was found, the most important first: about seven for two models and two kinds of views."""
     return [
         *_small(report),
         *_broken(report),
@@ -72,6 +123,234 @@ def sentences(report: Report) -> list[str]:
         *_contributions(report),
         *_compressed(report),
     ]
+
+
+def _small(report: Report) -> Iterator[str]:
+    """A test that can say little."""
+    test = report["test"]
+    others, queries = test["gallery"], test["queries"]
+    if others < 100:
+        yield (
+            f"Each picture was sought among {others} other{'s' * (others != 1)} only: by chance "
+            f"{percent(test['chance'])} are found, and differences say little. Give more pictures."
+        )
+    elif queries < FEW:
+        yield f"{queries:,} pictures make wide intervals; {10 * FEW:,} give about one point either way."
+
+
+def _broken(report: Report) -> Iterator[str]:
+    """Features no better than chance, duplicates, ties, collapse."""
+    short, chance = _short(report), report["test"]["chance"]
+    poor, twice, tied = [], [], []
+    for row in _results(report, vector="full"):
+        top, who = row["top1"], f"{short.get(row['model'], row['model'])} ({row['views']})"
+        if _same_views(report, row["views"]):
+            if top["value"] < 1:
+                twice.append(f"{percent(1 - top['value'])} by {who}")
+        elif row["ties"] >= TIES:
+            tied.append(f"{who} {percent(row['ties'])}")
+        if _near_chance(report, row):
+            poor.append(f"{who} {percent(top['value'])}")
+    if poor:
+        yield f"Found no more often than near chance ({percent(chance)}): {_list(poor)}."
+    if twice:
+        yield (
+            f"Both views are the same picture, and yet not all are found; missed are {_list(twice)}: another picture "
+            "is exactly as similar. Those come twice in the data, or look the same to the model."
+        )
+    if tied:
+        yield (
+            f"Ties, which count as failures: {_list(tied)} of the pictures have another exactly as similar as the "
+            "partner. Pictures come twice in the data, or different ones get the same vector."
+        )
+    flat = [p for p in report["parts"] if p["uniformity"] > COLLAPSED]
+    for (model, part), some in groupby(sorted(flat, key=_model_part), key=_model_part):
+        rows = list(some)
+        yield (
+            f"{short.get(model, model)}: the {part} part has collapsed, nearly the same vector for every picture "
+            f"(views {', '.join(r['views'] for r in rows)}; uniformity {rows[0]['uniformity']:.3f}, where 0 is "
+            "collapse and -4 spread out)."
+        )
+
+
+def _near_chance(report: Report, row: Row) -> bool:
+    chance = report["test"]["chance"]
+    return row["top1"]["low"] <= chance or (chance < 0.05 and row["top1"]["value"] < NEAR_CHANCE * chance)
+
+
+def _same_views(report: Report, views: str) -> bool:
+    """Whether both views of a picture are the same: nothing random in them."""
+    p = report["views"][views]["policy"]
+    chances = ("jitter_p", "grayscale_p", "blur_p", "flip_p")
+    return tuple(p["area"]) == (1.0, 1.0) and not any(p[k] for k in chances)
+
+
+def _headline(report: Report) -> Iterator[str]:
+    """How often the partner is found, for each kind of views, the best model first."""
+    test, short = report["test"], _short(report)
+    for views in report["views"]:
+        rows = sorted(_results(report, views=views, vector="full"), key=lambda r: -r["top1"]["value"])
+        if rows:
+            found = [f"{short.get(r['model'], r['model'])} {percent(r['top1']['value'])}" for r in rows]
+            yield (
+                f"{views}: the other view is found among {test['gallery']:,} other pictures by {_list(found)} "
+                f"(chance {percent(test['chance'])})."
+            )
+
+
+def _compared(report: Report) -> Iterator[str]:
+    """The best model against each other, at equal length where there is one, for each kind of views."""
+    for views in report["views"]:
+        rows = [r for r in report["differences"] if r["views"] == views]
+        models = [m["name"] for m in report["models"]]
+        vector = _common(report, views, models)
+        tops = {r["model"]: r["top1"]["value"] for r in _results(report, views=views, vector=vector)}
+        if len(tops) < 2:
+            continue
+        best, *others = sorted(tops, key=lambda m: -tops[m])
+        against = [
+            r for r in rows if r["vector"] == vector and best in r["models"] and set(r["models"]) <= set(tops)
+        ]
+        against.sort(key=lambda r: others.index(_other(r, best)))
+        if against:
+            where = (
+                "with full vectors" if vector == "full" else f"at {vector.removeprefix('pca-')} dimensions"
+            )
+            yield from _against(report, f"{views}, {where}", best, against, tops)
+
+
+def _against(
+    report: Report, where: str, best: str, rows: Sequence[Row], tops: Mapping[str, float]
+) -> Iterator[str]:
+    """Whom ``best`` beats by how much, and from whom it cannot be told."""
+    short, sure = _short(report), f"{100 * report['test']['confidence']:.4g}% interval"
+    ahead, level = [], []
+    for row in rows:
+        # Intervals are of first minus second; here best minus other.
+        sign = 1 if row["models"][0] == best else -1
+        value = 100 * sign * row["top1"]["value"]
+        low, high = sorted(100 * sign * row["top1"][k] for k in ("low", "high"))
+        other = _other(row, best)
+        what = f"{_signed(value)} points, {sure} {low:.1f} to {high:.1f}"
+        if low <= 0 <= high:
+            level.append(f"{short.get(other, other)} ({what})")
+        else:
+            ahead.append(
+                f"{short.get(other, other)}, {percent(tops[best])} against {percent(tops[other])} ({what})"
+            )
+    name = short.get(best, best)
+    if ahead:
+        yield f"{where}: {name} finds the partner more often than {_list(ahead, '; than ')}."
+    if level:
+        yield f"{where}: no difference can be told between {name} and {_list(level)}."
+
+
+def _common(report: Report, views: str, models: Sequence[str]) -> str:
+    """The shortest equal PCA that all models have, else ``full``."""
+    held: dict[str, set[str]] = {}
+    totals = {}
+    for row in _halves(report, views=views):
+        held.setdefault(row["vector"], set()).add(row["model"])
+        totals[row["vector"]] = row["total"]
+    shared = [v for v, who in held.items() if who >= set(models)]
+    return min(shared, key=lambda v: totals[v], default="full")
+
+
+def _other(row: Row, model: str) -> str:
+    return next(m for m in row["models"] if m != model)
+
+
+def _overlap(report: Report) -> Iterator[str]:
+    """Whether accuracy rises with overlap, for the first kind of views that varies it."""
+    views = next((v for v, facts in report["views"].items() if facts["mean_iou"] < 0.99), None)
+    if views is None:
+        return
+    short = _short(report)
+    said: dict[str, list[str]] = {"rises": [], "falls": [], "does not clearly rise": []}
+    for row in _results(report, views=views, vector="full"):
+        held = [b for b in row["bins"] if b["count"] >= HELD and b["top1"] is not None]
+        if len(held) < 2:
+            continue
+        (a, low), (b, high) = ((b["top1"], b) for b in (held[0], held[-1]))
+        verb = (
+            "rises" if b["low"] > a["high"] else "falls" if b["high"] < a["low"] else "does not clearly rise"
+        )
+        name = short.get(row["model"], row["model"])
+        said[verb].append(
+            f"{name} from {percent(a['value'])} {_bin(low)} to {percent(b['value'])} {_bin(high)}"
+        )
+    lines = [f"accuracy {verb} with overlap: {_list(who, '; ')}." for verb, who in said.items() if who]
+    none = f"{percent(report['views'][views]['no_overlap']['value'])} of the pairs do not overlap at all."
+    lines = [*lines[:-1], f"{lines[-1]} {none}"] if lines else [none]
+    yield from (f"{views}: {line}" for line in lines)
+
+
+def _bin(b: Row) -> str:
+    if b["high"] == 0:
+        return "without overlap"
+    if b["high"] == 1:
+        return f"above an IoU of {b['low']:.2g}"
+    if b["low"] == 0:
+        return f"below an IoU of {b['high']:.2g}"
+    return f"at an IoU of {b['low']:.2g} to {b['high']:.2g}"
+
+
+def _contributions(report: Report) -> Iterator[str]:
+    """What each part finds alone, and what the others add to the best."""
+    short = _short(report)
+    for model in [m for m in report["models"] if len(m["dims"]) > 1][:PARTED]:
+        parts = list(model["dims"])
+        said = []
+        for views in report["views"]:
+            rows = [_row(report, views=views, model=model["name"], vector=v) for v in ("full", *parts)]
+            if any(r is None for r in rows) or (rows[0] and _near_chance(report, rows[0])):
+                continue
+            full, *single = [r["top1"]["value"] for r in rows if r is not None]
+            gain, best = _signed(100 * (full - max(single))), parts[single.index(max(single))]
+            shown = ", ".join(f"{p} {percent(v)}" for p, v in zip(parts, single, strict=True))
+            said.append(f"{views}: {shown}, together {percent(full)}, {gain} points over {best} alone")
+        if said:
+            yield f"{short[model['name']]}, each part alone. {_list(said, '; ')}."
+
+
+def _compressed(report: Report) -> Iterator[str]:
+    """What is lost by the shortest PCA, for the first kind of views."""
+    views, short = next(iter(report["views"]), ""), _short(report)
+    said = []
+    for model in report["models"]:
+        full = _row(report, views=views, model=model["name"], vector="full")
+        least = min(_halves(report, views=views, model=model["name"]), key=lambda r: r["total"], default=None)
+        if full is not None and least is not None and not _near_chance(report, full):
+            change = _signed(100 * (least["top1"]["value"] - full["top1"]["value"]))
+            said.append(
+                f"{short[model['name']]} {change} points from {full['total']} to {least['total']} dimensions"
+            )
+    if said:
+        yield f"{views}, PCA: {_list(said, '; ')}."
+
+
+def _signed(points: float) -> str:
+    """``+2.2``; never a negative zero."""
+    return f"{round(points, 1) + 0.0:+.1f}"
+
+
+# ---- reading the report --------------------------------------------------------------------------------------------
+
+
+def _list(items: Sequence[str], between: str = ", ") -> str:
+    """The first few, and how many more there are."""
+    more = [f"and {len(items) - MOST} more"] if len(items) > MOST else []
+    return between.join(items[:MOST]) + "".join(f", {m}" for m in more)
+
+
+def _short(report: Report) -> dict[str, str]:
+    """Model -> what to call it where there is little room."""
+    names = [m["name"] for m in report["models"]]
+    return dict(zip(names, short_names(names, LONGEST), strict=True))
+
+
+def _model_part(row: Row) -> tuple[str, str]:
+    return row["model"], row["part"]
 
 
 def _results(report: Report, **wanted: str) -> Iterator[Row]:
@@ -84,156 +363,8 @@ def _row(report: Report, **wanted: str) -> Row | None:
     return next(_results(report, **wanted), None)
 
 
-def _small(report: Report) -> Iterator[str]:
-    test = report["test"]
-    others = test["gallery"]
-    if others < 100:
-        yield (
-            f"Each picture was sought among {others} other{'s' * (others != 1)} only: by chance "
-            f"{percent(test['chance'])} are found, and differences say little. Give more pictures."
-        )
-    elif test["queries"] < FEW:
-        yield f"{test['queries']:,} pictures make wide intervals; {10 * FEW:,} give about one point either way."
-
-
-def _broken(report: Report) -> Iterator[str]:
-    """Ties, duplicates, collapse, features no better than chance."""
-    for row in _results(report, vector="full"):
-        who, ties = f"{row['model']} ({row['views']})", row["ties"]
-        same = _same_views(report, row["views"])
-        if same and row["top1"]["value"] < 1:
-            what = percent(1 - row["top1"]["value"])
-            yield (
-                f"{who}: both views are the same picture, and yet {what} are not found: another picture is exactly as "
-                "similar. Those pictures come twice in the data, or look the same to this model."
-            )
-        elif ties >= TIES:
-            yield (
-                f"{who}: for {percent(ties)} of the pictures another one is exactly as similar as the partner (ties "
-                "count as failures): a picture comes twice in the data, or different pictures get the same vector."
-            )
-        elif row["top1"]["value"] < max(NEAR_CHANCE * report["test"]["chance"], 0.0) and not same:
-            yield f"{who}: {percent(row['top1']['value'])} found is near chance ({percent(report['test']['chance'])})."
-    for part in report["parts"]:
-        if part["uniformity"] > -0.02:
-            yield (
-                f"{part['model']} ({part['views']}): the {part['part']} part has collapsed, nearly the same vector for "
-                f"every picture (uniformity {part['uniformity']:.3f}; 0 is collapse, -4 is spread out)."
-            )
-
-
-def _same_views(report: Report, views: str) -> bool:
-    """Whether both views of a picture are the same: nothing random in them."""
-    p = report["views"][views]["policy"]
-    chances = ("jitter_p", "grayscale_p", "blur_p", "flip_p")
-    return tuple(p["area"]) == (1.0, 1.0) and not any(p[k] for k in chances)
-
-
-def _headline(report: Report) -> Iterator[str]:
-    """How often the partner is found, for each kind of views."""
-    test = report["test"]
-    for views in report["views"]:
-        rows = sorted(_results(report, views=views, vector="full"), key=lambda r: -r["top1"]["value"])
-        if not rows:
-            continue
-        found = ", ".join(f"{r['model']} {percent(r['top1']['value'])}" for r in rows[:MOST])
-        found += f", {len(rows) - MOST} more below" if len(rows) > MOST else ""
-        yield (
-            f"{views}: the other view is found among {test['gallery']:,} other pictures by {found} "
-            f"(chance {percent(test['chance'])})."
-        )
-
-
-def _compared(report: Report) -> Iterator[str]:
-    """Of each two models: who finds more, at equal length where there is one."""
-    seen: dict[tuple[str, str, str], list[Row]] = {}
-    for row in report["differences"]:
-        seen.setdefault((row["views"], *row["models"]), []).append(row)
-    if len(seen) > 6:
-        seen = {key: rows for key, rows in seen.items() if key[1] == report["models"][0]["name"]}
-    for (views, a, b), rows in seen.items():
-        row = next((r for r in rows if r["vector"].startswith("pca-") and "@" not in r["vector"]), rows[0])
-        values = [_row(report, views=views, model=m, vector=row["vector"]) for m in (a, b)]
-        if values[0] is None or values[1] is None:
-            continue
-        where = (
-            f"at {values[0]['total']} dimensions" if row["vector"].startswith("pca-") else "with full vectors"
-        )
-        e = row["top1"]
-        if e["low"] <= 0 <= e["high"]:
-            yield f"{views}, {where}: no difference can be told between {a} and {b} ({points(e)})."
-        else:
-            better, worse = (a, b) if e["value"] > 0 else (b, a)
-            shown = [percent(v) for v in sorted((v["top1"]["value"] for v in values if v), reverse=True)]
-            yield (
-                f"{views}, {where}: {better} finds the partner more often than {worse}, {shown[0]} against {shown[1]} "
-                f"({a} minus {b}: {points(e)})."
-            )
-
-
-def _overlap(report: Report) -> Iterator[str]:
-    """Whether accuracy rises with overlap, for the first kind of views that varies it."""
-    views = next((v for v, facts in report["views"].items() if facts["mean_iou"] < 0.99), None)
-    if views is None:
-        return
-    none = report["views"][views]["no_overlap"]["value"]
-    for row in _results(report, views=views, vector="full"):
-        held = [b for b in row["bins"] if b["count"] >= 20]
-        if len(held) < 2:
-            continue
-        low, high = held[0], held[-1]
-        a, b = low["top1"]["value"], high["top1"]["value"]
-        verb = "rises" if b > a else "does not rise"
-        yield (
-            f"{views}, {row['model']}: accuracy {verb} with overlap, {percent(a)} {_bin(low)}, "
-            f"{percent(b)} {_bin(high)}."
-        )
-    yield f"{views}: {percent(none)} of the pairs do not overlap at all."
-
-
-def _bin(b: Row) -> str:
-    return "without overlap" if b["high"] == 0 else f"at an IoU of {b['low']:.2g} to {b['high']:.2g}"
-
-
-def _contributions(report: Report) -> Iterator[str]:
-    """What each part adds."""
-    for model in report["models"]:
-        parts = list(model["dims"])
-        if len(parts) < 2:
-            continue
-        for views in report["views"]:
-            rows = [_row(report, views=views, model=model["name"], vector=v) for v in ("full", *parts)]
-            if any(r is None for r in rows):
-                continue
-            full, *single = [r["top1"]["value"] for r in rows if r is not None]
-            shown = ", ".join(f"the {p} part alone {percent(v)}" for p, v in zip(parts, single, strict=True))
-            gain = full - max(single)
-            best = parts[single.index(max(single))]
-            yield (
-                f"{views}, {model['name']}: together {percent(full)}, {shown}: the two are worth "
-                f"{100 * gain:+.1f} points over the {best} part."
-            )
-
-
-def _compressed(report: Report) -> Iterator[str]:
-    """What is lost by the shortest PCA."""
-    views = next(iter(report["views"]), None)
-    if views is None:
-        return
-    said = []
-    for model in report["models"]:
-        full = _row(report, views=views, model=model["name"], vector="full")
-        short = [
-            r
-            for r in _results(report, views=views, model=model["name"])
-            if r["vector"].startswith("pca-") and "@" not in r["vector"]
-        ]
-        if full is None or not short:
-            continue
-        least = min(short, key=lambda r: r["total"])
-        change = 100 * (least["top1"]["value"] - full["top1"]["value"])
-        said.append(
-            f"{model['name']} {change:+.1f} points at {least['total']} dimensions (full: {full['total']})"
-        )
-    if said:
-        yield f"{views}, PCA: {'; '.join(said[:MOST])}."
+def _halves(report: Report, **wanted: str) -> Iterator[Row]:
+    """Rows after PCA with the dimensions shared equally."""
+    return (
+        r for r in _results(report, **wanted) if r["vector"].startswith("pca-") and "@" not in r["vector"]
+    )
