@@ -70,7 +70,9 @@ def open_file(path: Path) -> tuple[Any, dict[str, Any]]:
         with open(path, "rb") as f:
             head = f.read(1024)
     except OSError as e:
-        raise _unreadable(path, checkpoint.why_unreadable(path, e) if path.exists() else "no such file") from None
+        raise _unreadable(
+            path, checkpoint.why_unreadable(path, e) if path.exists() else "no such file"
+        ) from None
     if path.suffix == ".safetensors" or _is_safetensors(head):
         return _open_safetensors(path)
     if not head:
