@@ -139,7 +139,10 @@ def test_what_is_no_lack_of_memory_is_not_called_so() -> None:
     ("words", "said"),
     [
         (["pretrian"], "no verb 'pretrian' (did you mean 'pretrain'?); see `hetcl --help`"),
-        (["frobnicate"], "no verb 'frobnicate'; there are demo, pretrain, contrast, probe, recipes, doctor"),
+        (
+            ["frobnicate"],
+            "no verb 'frobnicate'; there are demo, pretrain, contrast, probe, export, recipes, doctor",
+        ),
         (["help"], "see `hetcl --help`"),
         (["-x"], "unexpected argument '-x'; see `hetcl --help`"),
         (["pretrain"], "--out is missing; see `hetcl pretrain --help`"),
@@ -187,7 +190,7 @@ def test_recipes_are_listed_and_shown(capsys: Say) -> None:
 
 
 def test_pretrain_hands_over_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    import hetcl.pretrain.run as room
+    from hetcl.pretrain import run as room
 
     got: dict[str, Any] = {}
     monkeypatch.setattr(room, "pretrain", lambda **kw: got.update(kw))

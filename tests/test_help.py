@@ -11,7 +11,7 @@ import pytest
 
 from hetcl.settings import ContrastSettings, ProbeSettings, Settings, keys_of
 
-VERBS = ["demo", "pretrain", "contrast", "probe", "recipes", "doctor"]
+VERBS = ["demo", "pretrain", "contrast", "probe", "export", "recipes", "doctor"]
 HEAVY = (
     *(
         "torch",

@@ -16,6 +16,7 @@ _HOME = {
     "pretrain": "hetcl.pretrain.run",
     "contrast": "hetcl.analysis.contrastive_test",
     "probe": "hetcl.analysis.probe",
+    "export": "hetcl.weights.exporters",
     "load_backbone": "hetcl.weights.sources",
     "Embedding": "hetcl.model.embedding",
     "SemanticBranch": "hetcl.model.branches",
@@ -38,6 +39,7 @@ if TYPE_CHECKING:
     from hetcl.model.momentum import MomentumPair as MomentumPair
     from hetcl.model.pyramid import build_pyramid as build_pyramid
     from hetcl.pretrain.run import pretrain as pretrain
+    from hetcl.weights.exporters import export as export
     from hetcl.weights.sources import load_backbone as load_backbone
 
 

@@ -18,7 +18,10 @@ from typing import Any, Literal, get_args, get_origin
 from hetcl import __version__
 from hetcl.errors import InputError, Stopped, WorkFailed, out_of_memory
 
-MODEL_HELP = "RUN, RUN/checkpoints/FILE, FILE.safetensors or torchvision:ARCH[:random|FILE|WEIGHTS_NAME]"
+MODEL_HELP = (
+    "RUN, RUN/checkpoints/FILE, FILE.safetensors, torchvision:ARCH[:random|FILE|WEIGHTS_NAME] or "
+    "timm:ARCH[:random|FILE]"
+)
 DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
 
 
@@ -71,6 +74,13 @@ def probe(args: argparse.Namespace, overrides: list[str]) -> None:
     probe(args.model, data=args.data, out=args.out, resume=args.resume, overrides=overrides)
 
 
+def export(args: argparse.Namespace, _: list[str]) -> None:
+    from hetcl.weights.exporters import export
+
+    for path in export(args.model, format=args.format, out=args.out, overwrite=args.overwrite):
+        print(path)
+
+
 VERBS = {
     "demo": (demo, "the whole story on the built-in scenes, a few minutes on two cores"),
     "pretrain": (pretrain, "pre-train a backbone on pictures without labels: RUN/backbone.safetensors"),
@@ -79,6 +89,7 @@ VERBS = {
         "how well features tell pictures apart, against overlap and dimensions: contrast.json",
     ),
     "probe": (probe, "what frozen features know of the labels, by kNN and a linear probe: probe.json"),
+    "export": (export, "weights for torchvision, timm, detectron2 and others, each proven equal"),
     "recipes": (recipes, "list the recipes, or show one"),
     "doctor": (doctor, "this machine, this data, this recipe: what would go wrong, how long it would take"),
 }
@@ -148,6 +159,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         help=f"start from these weights: {MODEL_HELP}; before an HCL stage 2 they take the place of stage 1",
     )
     _add_analysis(made["contrast"], made["probe"])
+    _add_export(made["export"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
     made["doctor"].add_argument("--data", help=DATA_HELP)
     made["doctor"].add_argument("--recipe", help="recipe to judge (default: hcl-r50)")
@@ -175,6 +187,24 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
         p.add_argument(
             "--resume", action="store_true", help="use what is in --out already, whatever ended it"
         )
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    from hetcl.weights.cards import PURPOSES
+
+    export.usage = "hetcl export MODEL --format FORMAT --out FILE [--overwrite]"
+    width = max(map(len, PURPOSES))
+    formats = "\n".join(f"  {name:{width}}  {text}" for name, text in PURPOSES.items())
+    export.epilog = (
+        f"formats:\n{formats}\n\n"
+        "The file is loaded back and its features compared at every stage; a difference leaves nothing behind.\n"
+        "FILE.md beside it says what it is and how to load it.\n\n"
+        "example:\n  hetcl export run --format torchvision --out backbone.pth"
+    )
+    export.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    export.add_argument("--format", required=True, metavar="FORMAT", help="|".join(PURPOSES))
+    export.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
 
 
 def _pretrain_settings(parser: argparse.ArgumentParser) -> None:

@@ -267,6 +267,9 @@ def test_unusable_pictures_are_left_out_and_listed(hcl: Path, tmp_path: Path) ->
     assert report["data"]["left_out"] == 2
     assert report["test"]["queries"] == 28
     assert (tmp_path / "out" / "bad_pictures.csv").read_text().count("\n") == 3
+    run(hcl, data, tmp_path / "out", resume=True, views=["crop:flip_p=1"])
+    assert (tmp_path / "out" / "bad_pictures.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out" / "figures" / "overlap-crop-flip_p-1.svg").is_file()
     with pytest.raises(WorkFailed, match="max_bad"):
         run(hcl, data, tmp_path / "out2", max_bad=0.01)
 
@@ -295,6 +298,7 @@ def test_settings_that_cannot_be(
 def test_models_that_cannot_be(hcl: Path, pictures: Path, tmp_path: Path) -> None:
     for models, more, said in (
         ([hcl, hcl], {}, "named twice"),
+        (["torchvision:resnet18:random", "torchvision:resnet18"], {}, "hold the same weights"),
         (["torchvision:resnet18:random"], {"features": ["embedding"]}, "has no embedding"),
         ([tmp_path / "nothing.ckpt"], {}, "no weights"),
     ):

@@ -187,7 +187,7 @@ def test_names_that_name_nothing() -> None:
     assert "did you mean resnet18" in refused("torchvision:resnet81")
     assert "neither a file nor a weights name of torchvision's resnet18" in refused("torchvision:resnet18:V9")
     assert "does not read moco weights yet" in refused("moco:x.pth")
-    assert "does not read timm weights yet" in refused("timm:resnet18")
+    assert "published weights of timm by tag are not read yet" in refused("timm:resnet18:a1_in1k")
     save_file({}, "none.safetensors")
     assert "none.safetensors holds no weights" in refused("none.safetensors")
     torch.save({"hetcl": 1, "task": {}}, "a.ckpt")

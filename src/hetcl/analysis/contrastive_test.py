@@ -20,7 +20,7 @@ from hetcl.analysis.extract import Extractor, features_of
 from hetcl.analysis.outcomes import FIFO_BATCH, Outcomes
 from hetcl.analysis.report import SCHEMA, Tested, compare, overview, parts_of, results_of
 from hetcl.analysis.retrieval import gallery_length
-from hetcl.analysis.store import Folder
+from hetcl.analysis.store import Folder, plain
 from hetcl.analysis.vectors import vectors_of
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
@@ -391,11 +391,11 @@ class Test:
         place = self.out / "figures"
         place.mkdir(exist_ok=True)
         for views in report["views"]:
-            figures.save(figures.overlap(report, views), place / f"overlap-{views}")
+            figures.save(figures.overlap(report, views), place / f"overlap-{plain(views)}")
             if any(r["views"] == views and r["vector"].startswith("pca-") for r in report["results"]):
-                figures.save(figures.dimensions(report, views), place / f"dimensions-{views}")
+                figures.save(figures.dimensions(report, views), place / f"dimensions-{plain(views)}")
             if any(r["views"] == views and "@" in r["vector"] for r in report["results"]):
-                figures.save(figures.splits(report, views), place / f"splits-{views}")
+                figures.save(figures.splits(report, views), place / f"splits-{plain(views)}")
         if not self.settings.examples:
             return
         for subject, t in zip(self.subjects, tested, strict=True):
@@ -428,5 +428,9 @@ def _distinct(models: Sequence[str]) -> list[Encoder]:
     if twice is not None:
         raise InputError(f"{twice} is named twice")
     encoders = [load_encoder(model) for model in models]
+    for i, e in enumerate(encoders):
+        same = next((o for o in encoders[:i] if o.digest == e.digest), None)
+        if same is not None:
+            raise InputError(f"{same.model} and {e.model} hold the same weights; leave one out")
     names = [e.name for e in encoders]
     return [replace(e, name=e.model) if names.count(e.name) > 1 else e for e in encoders]

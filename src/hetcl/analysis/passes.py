@@ -171,6 +171,15 @@ class _LeftOut:
         self.path, self.max_bad, self.pictures, self.reporter = path, max_bad, pictures, reporter
         self.known: set[int] = set()
         self.seen = 0
+        self._listed = self._read()
+
+    def _read(self) -> set[int]:
+        """Pictures that an earlier pass has listed."""
+        try:
+            with open(self.path, newline="", encoding="utf-8") as f:
+                return {int(row["index"]) for row in csv.DictReader(f) if (row.get("index") or "").isdigit()}
+        except OSError:
+            return set()
 
     def see(self, batch: ViewBatch) -> None:
         """Count a batch. Raises ``WorkFailed``."""
@@ -183,7 +192,7 @@ class _LeftOut:
                 f"{new[0].name} cannot be used ({new[0].reason}) and is left out; {self.path} lists all such pictures"
             )
         self.known |= {r.index for r in new}
-        self._list(new)
+        self._list([r for r in new if r.index not in self._listed])
         if self.seen >= min(self.pictures, 1000) and len(self.known) > self.max_bad * self.seen:
             raise WorkFailed(
                 f"{len(self.known)} of the first {self.seen} pictures cannot be used, more than max_bad = "

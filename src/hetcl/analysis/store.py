@@ -45,6 +45,11 @@ class Features:
         return len(self.index)
 
 
+def plain(name: str) -> str:
+    """``name`` as part of a file's name on any system."""
+    return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[:80]
+
+
 class Folder:
     """Where the features of one model under one kind of views are kept.
 
@@ -69,8 +74,7 @@ class Folder:
     ) -> None:
         text = json.dumps(dict(key), sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
-        plain = "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[:80]
-        self.path = root / f"{plain}-{digest}"
+        self.path = root / f"{plain(name)}-{digest}"
         self.key, self.dims, self.pictures, self.batch = json.loads(text), dict(dims), pictures, batch
         width = sum(self.dims.values())
         self._shapes: dict[str, tuple[tuple[int, ...], Any]] = {

@@ -43,7 +43,9 @@ def read_weights(model: str) -> Weights:
     """Weights named by ``model``. Raises ``InputError`` naming the file and what is wrong with it."""
     if model.startswith("torchvision:"):
         return _torchvision(model)
-    if model.startswith(("moco:", "timm:")):
+    if model.startswith("timm:"):
+        return _timm(model)
+    if model.startswith("moco:"):
         raise InputError(
             f"{model}: this hetcl does not read {model.split(':')[0]} weights yet; give a run folder, "
             "a .safetensors file or torchvision:ARCH:FILE"
@@ -95,7 +97,16 @@ def _safetensors(path: Path) -> Weights:
         raise InputError(f"cannot read {path} as weights: it is damaged or cut short ({e})") from None
     if not state:
         raise InputError(f"{path} holds no weights")
-    return Weights(str(path), facts.get("arch"), _pyramid_names(state), None, facts)
+    arch = facts.get("arch")
+    if any(name.startswith("pyramid.") for name in state):  # a whole encoder, and its key
+        query = {n: v for n, v in state.items() if not n.startswith("key.")}
+        key = {n.removeprefix("key."): v for n, v in state.items() if n.startswith("key.")}
+        return Weights(str(path), arch, query, key or None, facts)
+    named = _pyramid_names(state)
+    if arch is not None:
+        bare = {n.removeprefix("pyramid."): v for n, v in named.items()}
+        named = {f"pyramid.{n}": v for n, v in _of_library(str(arch), bare).items()}
+    return Weights(str(path), arch, named, None, facts)
 
 
 def _torchvision(model: str) -> Weights:
@@ -121,6 +132,36 @@ def _torchvision(model: str) -> Weights:
         )
     except OSError as e:
         raise InputError(f"{model}: cannot download {rest[0]}: {e}") from None
+
+
+def _timm(model: str) -> Weights:
+    """``timm:ARCH[:random|FILE]``: files carry timm's own names, with or without the classifier."""
+    from hetcl.model.pyramid import build_pyramid
+
+    _, arch, *rest = model.split(":", 2)
+    if not rest or rest[0] == "random":
+        state: Mapping[str, Tensor] = build_pyramid(f"timm:{arch}", seed=0).state_dict()
+    elif Path(rest[0]).is_file():
+        path = Path(rest[0])
+        found = _safetensors_state(path) if path.suffix == ".safetensors" else _state_dict(path)
+        state = _of_library(f"timm:{arch}", found)
+    else:
+        raise InputError(f"{model}: no file {rest[0]!r}; published weights of timm by tag are not read yet")
+    return Weights(model, f"timm:{arch}", {f"pyramid.{n}": v for n, v in state.items()}, None)
+
+
+def _of_library(arch: str, state: Mapping[str, Tensor]) -> State:
+    """A library's names to the pyramid's, without what lies beyond C5 (the classifier)."""
+    from hetcl.weights.names import names_of, pyramid_names
+
+    beyond = names_of(arch).beyond
+    return {n: v for n, v in pyramid_names(arch, state).items() if n not in beyond}
+
+
+def _safetensors_state(path: Path) -> State:
+    """The tensors of a safetensors file by their own names."""
+    read = _safetensors(path)
+    return {n.removeprefix("pyramid."): v for n, v in read.query.items()}
 
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:

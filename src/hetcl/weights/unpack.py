@@ -37,7 +37,7 @@ HARMLESS = re.compile(
 DICTIONARIES = re.compile(r"collections\.defaultdict|(.*\.)?(AttributeDict|EasyDict|Dict|ConfigDict)")
 
 
-class Stand_in:  # noqa: N801 (shown in messages)
+class Stand_in:
     """Takes the place of a class of a file and does nothing."""
 
     def __new__(cls, *args: Any, **kwargs: Any) -> Stand_in:

@@ -1,0 +1,411 @@
+"""The card beside an exported file: what it is, how to load it, what the check saw. Free of torch.
+
+The code on a card is the code that the check has run; only configurations of libraries that are not installed are
+there to copy without having been run, and the card says so.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from hetcl import __version__
+
+if TYPE_CHECKING:
+    from hetcl.weights.verify import PlainResNet, Proof
+
+PURPOSES = {
+    "torchvision": "state dict of a torchvision model, without its classifier (.pth)",
+    "timm": "state dict that timm.create_model(NAME, checkpoint_path=FILE, num_classes=0) takes (.pth, .safetensors)",
+    "detectron2": "pickle for MODEL.WEIGHTS of detectron2, in C4 or FPN form; ResNets only (.pkl)",
+    "mmdet": "checkpoint for init_cfg of mmdetection, mmpretrain, mmsegmentation; ResNets only (.pth)",
+    "onnx": "images to C2..C5 as an ONNX graph, any batch and picture size (.onnx)",
+    "safetensors": "the backbone's weights under its library's names, with facts in the header (.safetensors)",
+    "full": "query and key encoder with their branches, for research; hetcl reads it as a MODEL (.safetensors)",
+}
+"""What each format is for, a line each (``hetcl export --help``)."""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a user of the weights must know to feed them."""
+
+    arch: str
+    """Library and name of the source's architecture."""
+    method: tuple[str, ...]
+    """How they were trained, stage by stage; empty where the source does not say."""
+    size: int | None
+    """Side of the pictures they were trained with, in pixels."""
+    mean: tuple[float, ...]
+    """Per channel, of pixels in 0..1."""
+    std: tuple[float, ...]
+    channels: str
+    assumed: bool
+    """Whether mean and std are ImageNet's for want of a word about them in the source."""
+
+    def metadata(self) -> dict[str, Any]:
+        """The facts that files carry: numbers, strings and lists of them."""
+        return {
+            "arch": self.arch,
+            "method": list(self.method),
+            "size": self.size,
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "channels": self.channels,
+        }
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the file looks like to its library."""
+
+    format: str
+    library: str
+    """torchvision or timm, whose model the weights fit."""
+    name: str
+    """The model's name there."""
+    missing: tuple[str, ...] = ()
+    """Names of the library's model that the file does not hold: the classifier."""
+    untrained: tuple[str, ...] = ()
+    """Names in the file that the source does not have: they hold initial values."""
+    stages: tuple[str, ...] = ()
+    """torchvision: the modules that give C2..C5."""
+    last: tuple[bool, ...] = (False,) * 4
+    """Which of the library's maps have their channels last."""
+    indices: tuple[int, ...] = ()
+    """timm: ``out_indices`` of C2..C5."""
+    resnet: PlainResNet | None = None
+
+
+# ---- code ------------------------------------------------------------------------------------------------------------
+
+
+def code(target: Target) -> str:
+    """How to load ``FILE``, as the card shows and the check runs it; it leaves ``backbone``, and mostly ``model``."""
+    return _CODE[target.format](target)
+
+
+def _torchvision(t: Target, load: str = 'torch.load(FILE, map_location="cpu", weights_only=True)') -> str:
+    stages = "{" + ", ".join(f'"{n}": "c{i}"' for i, n in enumerate(t.stages, start=2)) + "}"
+    missing = "{" + ", ".join(f'"{n}"' for n in t.missing) + "}" if t.missing else "set()"
+    return f"""\
+import torch
+import torchvision
+from torchvision.models.feature_extraction import create_feature_extractor
+
+model = torchvision.models.get_model("{t.name}", weights=None)
+missing, unexpected = model.load_state_dict({load}, strict=False)
+assert not unexpected and set(missing) == {missing}
+backbone = create_feature_extractor(model.eval(), {stages})
+# maps = backbone(images)  # {{"c2": ..., "c5": ...}} from normalised float32 [B, 3, H, W]{_order(t)}
+"""
+
+
+def _timm_backbone(t: Target) -> str:
+    return f"""\
+backbone = timm.create_model(
+    "{t.name}",
+    features_only=True,
+    out_indices={t.indices},
+    pretrained=True,
+    pretrained_cfg_overlay={{"file": FILE}},
+).eval()
+# c2, c3, c4, c5 = backbone(images)  # from normalised float32 [B, 3, H, W]{_order(t)}
+"""
+
+
+def _timm(t: Target) -> str:
+    return f"""\
+import timm
+
+model = timm.create_model("{t.name}", checkpoint_path=FILE, num_classes=0).eval()  # every key has its place
+{_timm_backbone(t)}"""
+
+
+def _safetensors(t: Target) -> str:
+    if t.library == "torchvision":
+        text = _torchvision(t, "load_file(FILE)").replace(
+            "import torch\nimport torchvision\n",
+            "import hetcl\nimport torchvision\nfrom safetensors.torch import load_file\n",
+        )
+    else:
+        missing = "{" + ", ".join(f'"{n}"' for n in t.missing) + "}" if t.missing else "set()"
+        text = f"""\
+import hetcl
+import timm
+from safetensors.torch import load_file
+
+model = timm.create_model("{t.name}", num_classes=0).eval()
+missing, unexpected = model.load_state_dict(load_file(FILE), strict=False)
+assert not unexpected and set(missing) == {missing}
+{_timm_backbone(t)}"""
+    return text + "same = hetcl.load_backbone(FILE)  # the same four maps, channels first\n"
+
+
+def _detectron2(t: Target) -> str:
+    assert t.resnet is not None
+    return f"""\
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import get_cfg
+from detectron2.layers import ShapeSpec
+from detectron2.modeling.backbone.resnet import build_resnet_backbone
+
+cfg = get_cfg()
+cfg.MODEL.BACKBONE.FREEZE_AT = 0
+cfg.MODEL.RESNETS.DEPTH = {t.resnet.depth}
+cfg.MODEL.RESNETS.NUM_GROUPS = {t.resnet.groups}
+cfg.MODEL.RESNETS.WIDTH_PER_GROUP = {t.resnet.width_per_group}
+cfg.MODEL.RESNETS.RES2_OUT_CHANNELS = {256 if t.resnet.bottleneck else 64}
+cfg.MODEL.RESNETS.STRIDE_IN_1X1 = False
+cfg.MODEL.RESNETS.NORM = "BN"
+cfg.MODEL.RESNETS.OUT_FEATURES = ["res2", "res3", "res4", "res5"]
+backbone = build_resnet_backbone(cfg, ShapeSpec(channels=3)).eval()
+DetectionCheckpointer(backbone).load(FILE)
+# maps = backbone(images)  # {{"res2": ..., "res5": ...}} from normalised float32 [B, 3, H, W]
+"""
+
+
+def _mmdet(t: Target) -> str:
+    return f"""\
+import torch
+import torchvision
+
+checkpoint = torch.load(FILE, map_location="cpu", weights_only=True)
+state = {{name.removeprefix("backbone."): value for name, value in checkpoint["state_dict"].items()}}
+model = torchvision.models.get_model("{t.name}", weights=None)  # mm's ResNets have torchvision's names
+missing, unexpected = model.load_state_dict(state, strict=False)
+assert not unexpected and set(missing) == {{"fc.weight", "fc.bias"}}
+"""
+
+
+def _onnx(t: Target, runtime: str = "onnxruntime") -> str:
+    if runtime == "onnxruntime":
+        load = 'session = onnxruntime.InferenceSession(FILE, providers=["CPUExecutionProvider"])'
+        head = "import onnxruntime"
+    else:
+        load, head = "session = ReferenceEvaluator(FILE)", "from onnx.reference import ReferenceEvaluator"
+    return f"""\
+{head}
+
+{load}
+
+
+def backbone(images):
+    return session.run(None, {{"images": images.numpy()}})  # c2, c3, c4, c5 from normalised float32 [B, 3, H, W]
+"""
+
+
+def onnx_by_reference(target: Target) -> str:
+    """The code for ONNX where onnxruntime is not installed."""
+    return _onnx(target, "onnx")
+
+
+def _full(t: Target) -> str:
+    return """\
+from hetcl.weights.encoder import load_encoder
+
+encoder = load_encoder(FILE)  # the query encoder; hetcl pretrain --init FILE takes the key encoder too
+backbone = encoder.pyramid  # c2, c3, c4, c5 from normalised float32 [B, 3, H, W]
+embedding = encoder.embedding  # {"semantic": [B, 128], ...}; None where there are no contrastive branches
+"""
+
+
+def _order(t: Target) -> str:
+    return ",\n# each map [B, H, W, C] as this model has them" if any(t.last) else ""
+
+
+_CODE = {
+    "torchvision": _torchvision,
+    "timm": _timm,
+    "detectron2": _detectron2,
+    "mmdet": _mmdet,
+    "onnx": _onnx,
+    "safetensors": _safetensors,
+    "full": _full,
+}
+
+
+# ---- configurations to copy ------------------------------------------------------------------------------------------
+
+
+def configurations(target: Target, facts: Facts, file: str) -> list[tuple[str, str, str]]:
+    """``(heading, language, text)`` of what a user of detectron2 or mmdetection copies; empty for other formats."""
+    if target.format == "detectron2":
+        return _detectron2_configs(target, facts, file)
+    if target.format == "mmdet":
+        return [("mmdetection: a part of the model's config", "python", _mmdet_config(target, facts, file))]
+    return []
+
+
+def _pixels(values: Sequence[float]) -> str:
+    return "[" + ", ".join(f"{255 * v:.3f}" for v in values) + "]"
+
+
+def _detectron2_configs(t: Target, facts: Facts, file: str) -> list[tuple[str, str, str]]:
+    net = t.resnet
+    assert net is not None
+    resnets = [
+        f"    DEPTH: {net.depth}",
+        *([f"    NUM_GROUPS: {net.groups}"] if net.groups != 1 else []),
+        *([f"    WIDTH_PER_GROUP: {net.width_per_group}"] if net.width_per_group != 64 else []),
+        *([] if net.bottleneck else ["    RES2_OUT_CHANNELS: 64"]),
+        "    STRIDE_IN_1X1: False  # these weights have the stride in the 3x3 convolution",
+        '    NORM: "SyncBN"  # batch norm is trained; "BN" on one GPU',
+    ]
+    shared = [
+        "MODEL:",
+        f'  WEIGHTS: "{file}"',
+        f"  PIXEL_MEAN: {_pixels(facts.mean)}  # RGB, pixels in 0..255",
+        f"  PIXEL_STD: {_pixels(facts.std)}",
+        "  MASK_ON: True",
+        "  BACKBONE:",
+        "    FREEZE_AT: 0  # all layers are fine-tuned",
+        "  RESNETS:",
+        *resnets,
+    ]
+    tail = ["INPUT:", '  FORMAT: "RGB"', "TEST:", "  PRECISE_BN:", "    ENABLED: True", "VERSION: 2"]
+    fpn = ['_BASE_: "Base-RCNN-FPN.yaml"', *shared, "  FPN:", '    NORM: "SyncBN"', *tail]
+    out = [
+        (
+            "detectron2, FPN form (save it in detectron2's configs/ folder)",
+            "yaml",
+            "\n".join(fpn) + "\n",
+        )
+    ]
+    if net.bottleneck:  # detectron2 builds res5 as a head of bottlenecks only
+        c4 = ['_BASE_: "Base-RCNN-C4.yaml"', *shared, *tail]
+        note = "detectron2, C4 form (res5 becomes the box head; papers on MoCo add one batch norm after it)"
+        out.append((note, "yaml", "\n".join(c4) + "\n"))
+    return out
+
+
+def _mmdet_config(t: Target, facts: Facts, file: str) -> str:
+    net = t.resnet
+    assert net is not None
+    plain = net.groups == 1
+    kind = "ResNet" if plain else "ResNeXt"
+    more = (
+        ""
+        if plain
+        else f"\n        groups={net.groups},\n        base_width={net.width_per_group},  # width_per_group in mmpretrain"
+    )
+    return f"""\
+model = dict(
+    data_preprocessor=dict(
+        mean={_pixels(facts.mean)},  # RGB, pixels in 0..255
+        std={_pixels(facts.std)},
+        bgr_to_rgb=True,  # mm reads pictures as BGR
+    ),
+    backbone=dict(
+        type="{kind}",
+        depth={net.depth},{more}
+        style="pytorch",  # the stride is in the 3x3 convolution
+        frozen_stages=-1,  # all layers are fine-tuned
+        norm_cfg=dict(type="SyncBN", requires_grad=True),  # "BN" on one GPU
+        norm_eval=False,
+        init_cfg=dict(type="Pretrained", checkpoint="{file}", prefix="backbone."),
+    ),
+)
+"""
+
+
+# ---- the card --------------------------------------------------------------------------------------------------------
+
+
+def card(
+    *,
+    file: Path,
+    source: str,
+    target: Target,
+    facts: Facts,
+    proof: Proof,
+    ran: str,
+    sha256: str,
+    run: Mapping[str, Any] | None,
+    commit: str | None,
+) -> str:
+    """The text of the card, Markdown.
+
+    Args:
+        file: what was written; its name is what the card speaks of.
+        source: what the weights were exported from, in short.
+        ran: the code that the check has run; empty where it ran none.
+        run: settings and summary of the run that made the weights, where there is one.
+        commit: of the hetcl that exports, where it runs from a checkout.
+    """
+    made = f"hetcl {__version__}" + (f", commit {commit}" if commit else "")
+    rows = [
+        ("format", f"{target.format}: {PURPOSES[target.format]}"),
+        ("source", f"{source}, {facts.arch}"),
+        ("training", " then ".join(facts.method) if facts.method else "the source does not say"),
+        (
+            "input size in training",
+            f"{facts.size} x {facts.size} pixels" if facts.size else "the source does not say",
+        ),
+        ("channel order", facts.channels),
+        ("pixel scale", "0..1 before mean and std are applied: (pixel / 255 - mean) / std"),
+        ("mean", _numbers(facts.mean) + (" (ImageNet's: the source does not say)" if facts.assumed else "")),
+        ("std", _numbers(facts.std) + (" (ImageNet's: the source does not say)" if facts.assumed else "")),
+        ("sha256", f"`{sha256}`"),
+        ("exported by", made),
+        (
+            "licence",
+            "the code is Apache-2.0; the weights are yours, on the terms of the data and weights they are made from",
+        ),
+    ]
+    parts = [f"# {file.name}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
+    if target.untrained:
+        names = ", ".join(f"`{n}`" for n in target.untrained)
+        parts += [
+            f"Not trained, at their initial values, since the library's model asks for them: {names}.",
+            "",
+        ]
+    parts += ["## Load it", ""]
+    parts += _code_block(target, file, ran)
+    for heading, language, text in configurations(target, facts, file.name):
+        parts += [f"### {heading}", "", f"```{language}", text.rstrip(), "```", ""]
+    parts += ["## Check", "", *_check_lines(proof)]
+    parts += _made_by(run)
+    return "\n".join(parts).rstrip() + "\n"
+
+
+def _numbers(values: Sequence[float]) -> str:
+    return ", ".join(f"{v:g}" for v in values)
+
+
+def _code_block(target: Target, file: Path, ran: str) -> list[str]:
+    text = ran or code(target)
+    said = (
+        "The check ran this code as it stands."
+        if ran
+        else f"{target.format} is not installed here, so this code was not run; what was checked, and how, is below."
+    )
+    return [said, "", "```python", f'FILE = "{file.name}"', "", text.rstrip(), "```", ""]
+
+
+def _check_lines(proof: Proof) -> list[str]:
+    sizes = ", ".join(f"{h} x {w}" for h, w in proof.pictures)
+    keys = f"{proof.keys} weights and statistics are equal to the bit. " if proof.keys else ""
+    head = (
+        f"Loaded back by {proof.by}. {keys}Maps of random pictures ({sizes} pixels, two of each) against the "
+        "source's; largest difference over the largest absolute value of the stage:"
+    )
+    table = ["| stage | difference |", "|---|---|"]
+    rows = [f"| C{i} | {gap:.1e} |" for i, gap in enumerate(proof.differences, start=2)]
+    return [head, "", *table, *rows, ""]
+
+
+def _made_by(run: Mapping[str, Any] | None) -> list[str]:
+    if run is None:
+        return []
+    import yaml
+
+    lines = ["## Made by", "", f"Trained by hetcl {run.get('hetcl') or ''}".rstrip()]
+    lines[-1] += f", commit {run['commit']}" if run.get("commit") else ""
+    lines[-1] += f", recipe {run['recipe']}" if run.get("recipe") else ""
+    lines[-1] += f", on {run['pictures']} pictures" if run.get("pictures") else ""
+    lines[-1] += ", with these settings:"
+    text = yaml.safe_dump(run["settings"], sort_keys=False, allow_unicode=True).rstrip()
+    return [*lines, "", "```yaml", text, "```", ""]

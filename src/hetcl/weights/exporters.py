@@ -1,0 +1,328 @@
+"""``hetcl export``: a MODEL's weights as a file of another library, checked before it is there.
+
+    export("run", format="detectron2", out="backbone.pkl")
+
+The order: read the weights, write them under a hidden name, load that back and compare (``verify.py``), and only then
+give the file its name and put the card beside it (``cards.py``). A check that fails leaves nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import errno
+import hashlib
+import importlib.util
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetcl.errors import InputError, WorkFailed
+from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid
+from hetcl.runs.folder import machine
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+from hetcl.weights import cards, verify, writers
+from hetcl.weights.cards import PURPOSES, Facts, Target
+from hetcl.weights.encoder import load_encoder, name_of
+from hetcl.weights.sources import install, read_weights
+from hetcl.weights.verify import Proof
+from hetcl.weights.writers import Material, Payload
+
+
+@dataclass(frozen=True)
+class Format:
+    """One way out."""
+
+    purpose: str
+    """What it is for, in a line."""
+    suffixes: tuple[str, ...]
+    """Endings the file may have."""
+    why: str
+    """Why those."""
+    write: Callable[[Material, Path], Payload]
+    """Raises ``InputError`` when the weights do not fit the format."""
+    check: Callable[[Material, Payload, Path], tuple[Proof, str]]
+    """The proof and the code it ran. Raises ``WorkFailed`` when the file is not equal to its source."""
+
+
+def export(model: str, *, format: str, out: str | Path, overwrite: bool = False) -> list[Path]:
+    """Write ``model``'s weights for another library, with a card beside them, and prove them equal.
+
+    Args:
+        model: a MODEL: a run, a checkpoint, a file of weights, ``torchvision:ARCH...``.
+        format: a key of :data:`FORMATS`.
+        out: the file; its ending must be one of the format's.
+        overwrite: replace what is there.
+
+    Returns:
+        the file and its card, ``out`` with ``.md`` behind.
+
+    Raises:
+        InputError: no such weights or format, weights that the format cannot hold, or an ``out`` that cannot be.
+        WorkFailed: the file could not be written, or is not equal to its source; nothing is left of it.
+    """
+    kind = _format(format)
+    file = Path(out)
+    _check_out(file, format, kind, overwrite)
+    material = _material(model)
+    with _workspace(file.parent) as folder:
+        hidden = folder / file.name
+        payload = kind.write(material, hidden)
+        _write(hidden, payload.data, file)
+        try:
+            proof, ran = kind.check(material, payload, hidden)
+        except WorkFailed as e:
+            why = str(e).replace(f"{folder}{os.sep}", "")
+            raise WorkFailed(f"the exported file is not equal to {model}, and was removed: {why}") from None
+        run = writers.run_of(model)
+        text = cards.card(
+            file=file,
+            source=name_of(model),
+            target=payload.target,
+            facts=material.facts,
+            proof=proof,
+            ran=ran,
+            sha256=hashlib.sha256(payload.data).hexdigest(),
+            run=run,
+            commit=machine()["commit"],
+        )
+        _write(folder / card_of(file).name, text.encode(), file)
+        return _put_in_place(folder, file)
+
+
+def card_of(file: Path) -> Path:
+    """Where the card of ``file`` is."""
+    return file.with_name(file.name + ".md")
+
+
+# ---- arguments -------------------------------------------------------------------------------------------------------
+
+
+def _format(name: str) -> Format:
+    if name in FORMATS:
+        return FORMATS[name]
+    near = difflib.get_close_matches(name, FORMATS, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FORMATS)}"
+    raise InputError(f"--format {name}: no such format; {hint}")
+
+
+def _check_out(file: Path, name: str, kind: Format, overwrite: bool) -> None:
+    """Raises ``InputError`` when ``file`` cannot be written."""
+    endings = " or ".join(kind.suffixes)
+    if not file.name or file.is_dir():
+        raise InputError(
+            f"--out {file} is a folder; name a file in it, such as {file / ('backbone' + kind.suffixes[0])}"
+        )
+    if file.suffix not in kind.suffixes:
+        raise InputError(f"--out {file}: --format {name} writes {endings} ({kind.why}); change the ending")
+    if not file.parent.is_dir():
+        raise InputError(f"--out {file}: there is no folder {file.parent}; make it first")
+    for path in (file, card_of(file)):
+        if path.is_dir():
+            raise InputError(f"--out {file}: {path} is a folder, and the card goes there; name another file")
+        if (path.exists() or path.is_symlink()) and not overwrite:
+            raise InputError(f"--out {path} exists; add --overwrite to replace it, or name another file")
+
+
+def _material(model: str) -> Material:
+    """Raises ``InputError``: no weights, no architecture, or weights that do not fit it or are not finite."""
+    weights = read_weights(model)
+    if weights.arch is None:
+        raise InputError(f"{model} does not say its architecture: write torchvision:ARCH:{model}")
+    holder = nn.Module()
+    holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
+    own = {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}
+    install(holder, own, weights.origin, arch=weights.arch)
+    assert isinstance(pyramid, ResNetPyramid | WrappedPyramid)
+    return Material(model, weights, pyramid.eval().float(), _facts(pyramid.arch, weights.facts))
+
+
+def _facts(arch: str, said: Mapping[str, Any]) -> Facts:
+    method = said.get("method")
+    known = "mean" in said and "std" in said
+    return Facts(
+        arch=arch,
+        method=(str(method),) if isinstance(method, str) else tuple(str(m) for m in method or ()),
+        size=said.get("size"),
+        mean=tuple(said["mean"]) if known else IMAGENET_MEAN,
+        std=tuple(said["std"]) if known else IMAGENET_STD,
+        channels=str(said.get("channels", "RGB")),
+        assumed=not known and method is None,  # hetcl's checkpoints are all trained with ImageNet's
+    )
+
+
+# ---- files -----------------------------------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _workspace(parent: Path) -> Iterator[Path]:
+    """A hidden folder on the same disk, gone at the end."""
+    try:
+        folder = Path(tempfile.mkdtemp(prefix=".hetcl-export-", dir=parent))
+    except OSError as e:
+        raise InputError(f"cannot write in {parent}: {e.strerror}; name another --out") from None
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def _write(path: Path, data: bytes, out: Path) -> None:
+    try:
+        with open(path, "wb") as f:
+            f.write(data)
+            f.flush()
+            os.fsync(f.fileno())
+    except OSError as e:
+        raise _disk(out, e) from None
+
+
+def _put_in_place(folder: Path, file: Path) -> list[Path]:
+    """The file, then its card, under their own names."""
+    card = card_of(file)
+    try:
+        card.unlink(missing_ok=True)  # of an older file: no card is better than a false one
+        os.replace(folder / file.name, file)
+        os.replace(folder / card.name, card)
+    except OSError as e:
+        raise _disk(file, e) from None
+    return [file, card]
+
+
+def _disk(file: Path, error: OSError) -> WorkFailed:
+    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+    why, mend = ("the disk is full", "make room") if full else (error.strerror or str(error), "mend that")
+    return WorkFailed(f"cannot write {file}: {why}; {mend} and export again")
+
+
+# ---- checks ----------------------------------------------------------------------------------------------------------
+
+
+def _images(m: Material, target: Target) -> list[Tensor]:
+    """Random pictures that the library's model takes."""
+    size = getattr(m.pyramid, "size", None)
+    if size is None and target.library == "timm":
+        import timm
+
+        config: Any = timm.get_pretrained_cfg(target.name)
+        if (
+            config is not None and config.fixed_input_size
+        ):  # a pyramid can let go of it, the plain model cannot
+            size = tuple(config.input_size[-2:])
+    return verify.pictures(size=size)
+
+
+def _proof(by: str, keys: int, gaps: tuple[float, ...], images: list[Tensor]) -> Proof:
+    return Proof(by, keys, gaps, tuple((int(x.shape[2]), int(x.shape[3])) for x in images))
+
+
+def _check_code(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
+    """Runs the card's code; its ``model`` has the file's weights, its ``backbone`` the source's maps."""
+    code = cards.code(p.target)
+    names = verify.run_code(code, file)
+    held = {n: v for n, v in names["model"].state_dict().items() if n not in p.target.missing}
+    keys = verify.same_weights(held, p.state)
+    images = _images(m, p.target)
+    gaps = verify.differences(m.pyramid, verify.maps_of(names["backbone"], p.target.last), images)
+    if "same" in names:
+        verify.differences(m.pyramid, names["same"], images)
+    return _proof(_version(p.target.library), keys, gaps, images), code
+
+
+def _check_full(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
+    code = cards.code(p.target)
+    names = verify.run_code(code, file)
+    again = read_weights(str(file))
+    keys = verify.same_weights(again.query | {f"key.{n}": v for n, v in (again.key or {}).items()}, p.state)
+    if names["encoder"].digest != load_encoder(m.model).digest:
+        raise WorkFailed("the encoder that is read back is another one")
+    images = _images(m, p.target)
+    gaps = verify.differences(m.pyramid, names["backbone"], images)
+    return _proof(_version("hetcl"), keys, gaps, images), code
+
+
+def _check_detectron2(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
+    with open(file, "rb") as f:
+        content = verify.ArraysOnly(f).load()
+    if (content.keys() - {"model"}) != {"__author__", "matching_heuristics"} or content[
+        "matching_heuristics"
+    ] is not True:
+        raise WorkFailed("the pickle has other entries than model, __author__ and matching_heuristics")
+    keys = verify.same_weights(content["model"], p.state)
+    images = verify.pictures()
+    gaps = verify.check_resnet(m.pyramid, content["model"], images, detectron2=True)
+    by = "hetcl's own ResNet in detectron2's names (a ResNet written apart from the one that was trained)"
+    if importlib.util.find_spec("detectron2") is None:
+        return _proof(by, keys, gaps, images), ""
+    code = cards.code(p.target)
+    try:
+        names = verify.run_code(code, file)
+    except ImportError:
+        return _proof(f"{by}; the detectron2 that is installed does not import", keys, gaps, images), ""
+    held = {n: v for n, v in names["backbone"].state_dict().items() if not n.endswith("num_batches_tracked")}
+    keys = verify.same_weights(held, p.state)
+    gaps = verify.differences(m.pyramid, verify.maps_of(names["backbone"]), images)
+    return _proof(_version("detectron2"), keys, gaps, images), code
+
+
+def _check_mmdet(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
+    code = cards.code(p.target)
+    names = verify.run_code(code, file)
+    keys = verify.same_weights(names["checkpoint"]["state_dict"], p.state)
+    held = {n: v for n, v in names["model"].state_dict().items() if not n.startswith("fc.")}
+    verify.same_weights({f"backbone.{n}": v for n, v in held.items()}, p.state)
+    images = verify.pictures()
+    gaps = verify.check_resnet(m.pyramid, names["state"], images, detectron2=False)
+    by = f"{_version('torchvision')}, whose names mm's ResNets have, and hetcl's own ResNet in those names"
+    return _proof(by, keys, gaps, images), code
+
+
+def _check_onnx(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(file), full_check=True)
+    except Exception as e:  # of several kinds
+        raise WorkFailed(f"onnx's own checker refuses it ({type(e).__name__})") from e
+    runtime = importlib.util.find_spec("onnxruntime") is not None
+    code = cards.code(p.target) if runtime else cards.onnx_by_reference(p.target)
+    names = verify.run_code(code, file)
+    images = _images(m, p.target)
+    gaps = verify.differences(m.pyramid, verify.maps_of(names["backbone"]), images)
+    return _proof(_version("onnxruntime" if runtime else "onnx"), 0, gaps, images), code
+
+
+def _version(package: str) -> str:
+    from importlib.metadata import PackageNotFoundError, version
+
+    try:
+        return f"{package} {version(package)}"
+    except PackageNotFoundError:
+        return package
+
+
+FORMATS: dict[str, Format] = {
+    name: Format(PURPOSES[name], suffixes, why, write, check)
+    for name, suffixes, why, write, check in (
+        ("torchvision", (".pth", ".pt"), "a file of torch.save", writers.to_torchvision, _check_code),
+        ("timm", (".pth", ".pt", ".safetensors"), "timm goes by them", writers.to_timm, _check_code),
+        (
+            "detectron2",
+            (".pkl",),
+            "detectron2 knows its pickles by it",
+            writers.to_detectron2,
+            _check_detectron2,
+        ),
+        ("mmdet", (".pth", ".pt"), "a file of torch.save", writers.to_mmdet, _check_mmdet),
+        ("onnx", (".onnx",), "as all readers expect", writers.to_onnx, _check_onnx),
+        ("safetensors", (".safetensors",), "readers go by it", writers.to_safetensors, _check_code),
+        ("full", (".safetensors",), "readers go by it", writers.to_full, _check_full),
+    )
+}
+"""By name: what it is for, how it is written, how it is checked."""

@@ -1,0 +1,273 @@
+"""What each format's file holds: an encoder's weights to bytes, and what those look like to their library.
+
+Nothing is written here. ``exporters.py`` writes, has the file checked, and puts the card beside it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.util
+import io
+import json
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from hetcl.errors import InputError
+from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid, seeded
+from hetcl.runs.folder import RunFolder, machine
+from hetcl.weights import verify
+from hetcl.weights.cards import Facts, Target
+from hetcl.weights.names import library_model, library_names, names_of
+from hetcl.weights.sources import Weights
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Material:
+    """What is exported."""
+
+    model: str
+    """The MODEL, as it was given."""
+    weights: Weights
+    pyramid: ResNetPyramid | WrappedPyramid
+    """With the weights in it, fp32, in eval mode, on the host."""
+    facts: Facts
+
+    @property
+    def state(self) -> State:
+        """The pyramid's weights under its library's names."""
+        return library_names(self.facts.arch, _plain(self.pyramid.state_dict()))
+
+
+@dataclass(frozen=True)
+class Payload:
+    """A file, before it is written."""
+
+    data: bytes
+    state: State
+    """What the file must hold once loaded, under the names it has there; empty for ONNX."""
+    target: Target
+
+
+def _plain(state: Mapping[str, Tensor]) -> State:
+    """Tensors of their own memory, dense and on the host."""
+    return {n: v.detach().cpu().clone(memory_format=torch.contiguous_format) for n, v in state.items()}
+
+
+def run_of(model: str) -> dict[str, Any] | None:
+    """Settings and origin of the run that made ``model``; None where it is not part of a run."""
+    path = Path(model)
+    if not path.exists():
+        return None
+    for folder in (path, path.parent, path.parent.parent):
+        run = RunFolder(folder)
+        inside = path in (folder, run.backbone) or path.parent == run.checkpoints
+        if not inside or not run.settings.is_file():
+            continue
+        with contextlib.suppress(InputError):
+            tree = run.read_settings()
+            made: Any = {}
+            with contextlib.suppress(OSError, ValueError):
+                made = json.loads(run.summary.read_text("utf-8"))
+            by = made.get("machine") or {} if isinstance(made, dict) else {}
+            data = made.get("data") or {} if isinstance(made, dict) else {}
+            return {
+                "hetcl": tree.get("hetcl"),
+                "recipe": tree.get("recipe"),
+                "settings": tree["settings"],
+                "commit": by.get("commit"),
+                "pictures": data.get("pictures"),
+            }
+    return None
+
+
+def _saved(content: Any) -> bytes:
+    """What ``torch.save`` writes."""
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    return buffer.getvalue()
+
+
+# ---- targets ---------------------------------------------------------------------------------------------------------
+
+
+def _in_library(m: Material, library: str, format: str) -> Target:
+    """``m`` as a model of ``library``: its own one, or the one of the same name with the same weights there.
+
+    Raises:
+        InputError: the library has no such model.
+    """
+    own, _, name = m.facts.arch.partition(":")
+    if own != library:
+        name = name.split(".")[0]
+        try:
+            other = names_of(f"{library}:{name}")
+            theirs = {n: other.shapes[p] for n, p in other.to_pyramid.items()}
+        except InputError:
+            theirs = {}
+        if {n: tuple(v.shape) for n, v in m.state.items()} != theirs:
+            raise InputError(
+                f"{m.model} is {m.facts.arch}, and {library} has no model of that name with the same weights; "
+                f"export it as {own}, onnx or safetensors"
+            )
+    return Target(format, library, name)
+
+
+def _with_maps(m: Material, target: Target) -> Target:
+    """The target with where its library's model has the four maps."""
+    if target.library == "timm":
+        pyramid = m.pyramid
+        if m.facts.arch.partition(":")[0] != "timm":
+            pyramid = build_pyramid(f"timm:{target.name}", seed=0)  # type: ignore[assignment]
+        assert isinstance(pyramid, WrappedPyramid)
+        return replace(target, indices=tuple(int(i) for i in pyramid.pick), last=pyramid.last)
+    size = getattr(m.pyramid, "size", None) or (64, 96)
+    found = verify.stage_modules(library_model(f"torchvision:{target.name}", device="cpu"), size)
+    return replace(target, stages=tuple(n for n, _ in found), last=tuple(last for _, last in found))
+
+
+def to_torchvision(m: Material, file: Path) -> Payload:
+    target = _with_maps(m, _in_library(m, "torchvision", "torchvision"))
+    beyond = names_of(f"torchvision:{target.name}").beyond
+    target = replace(target, missing=tuple(sorted(beyond)))
+    return Payload(_saved(m.state), m.state, target)
+
+
+def to_timm(m: Material, file: Path) -> Payload:
+    from safetensors.torch import save
+
+    target = _with_maps(m, _in_library(m, "timm", "timm"))
+    with seeded(0, "export"):
+        whole = _timm_without_classifier(target.name).state_dict()
+    ours = m.state
+    if lost := sorted(ours.keys() - whole.keys()):
+        raise InputError(
+            f"timm's {target.name} without its classifier has no {lost[0]}; export it as safetensors"
+        )
+    state = {n: ours.get(n, v) for n, v in _plain(whole).items()}
+    target = replace(target, untrained=tuple(n for n in state if n not in ours))
+    data = save(state, {"hetcl": _header(m, "timm")}) if file.suffix == ".safetensors" else _saved(state)
+    return Payload(data, state, target)
+
+
+def _timm_without_classifier(name: str) -> nn.Module:
+    import timm
+
+    return timm.create_model(name, pretrained=False, num_classes=0)
+
+
+def _header(m: Material, contents: str, **more: Any) -> str:
+    """The one entry of a safetensors header: several are written in an order that changes from run to run."""
+    facts = m.facts.metadata() | {"contents": contents, "licence": "code Apache-2.0; weights: their owner's"}
+    facts["commit"] = (run_of(m.model) or {}).get("commit")
+    return json.dumps(facts | more, sort_keys=True)
+
+
+def to_safetensors(m: Material, file: Path) -> Payload:
+    from safetensors.torch import save
+
+    library, _, _ = m.facts.arch.partition(":")
+    target = _with_maps(m, _in_library(m, library, "safetensors"))
+    if library == "torchvision":
+        missing = list(names_of(m.facts.arch).beyond)
+    else:
+        missing = [n for n in _timm_without_classifier(target.name).state_dict() if n not in m.state]
+    target = replace(target, missing=tuple(sorted(missing)))
+    return Payload(save(m.state, {"hetcl": _header(m, "backbone")}), m.state, target)
+
+
+def to_full(m: Material, file: Path) -> Payload:
+    from safetensors.torch import save
+
+    state = _plain(m.weights.query)
+    state |= {f"key.{n}": v for n, v in _plain(m.weights.key or {}).items()}
+    broken = [n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if broken:
+        raise InputError(f"{m.model} holds values that are not finite, e.g. in {broken[0]}")
+    kept = ("semantic_dim", "spatial")
+    more = {name: m.weights.facts[name] for name in kept if name in m.weights.facts}
+    library, _, name = m.facts.arch.partition(":")
+    return Payload(
+        save(state, {"hetcl": _header(m, "encoder", **more)}), state, Target("full", library, name)
+    )
+
+
+def to_detectron2(m: Material, file: Path) -> Payload:
+    net = verify.plain_resnet(m.state, m.facts.arch)
+    state = {
+        verify.detectron2_name(n): v.float()
+        for n, v in m.state.items()
+        if not n.endswith("num_batches_tracked")
+    }
+    content = {
+        "model": {n: v.numpy() for n, v in state.items()},
+        "__author__": "hetcl",
+        "matching_heuristics": True,
+    }
+    buffer = io.BytesIO()
+    _ArrayPickler(buffer, protocol=4).dump(content)
+    library, _, name = m.facts.arch.partition(":")
+    return Payload(buffer.getvalue(), state, Target("detectron2", library, name, resnet=net))
+
+
+class _ArrayPickler(pickle.Pickler):
+    """Names ``numpy.ndarray`` and ``numpy.dtype`` only: numpy 1 does not know the private names that numpy 2 writes."""
+
+    def reducer_override(self, obj: Any) -> Any:
+        if type(obj) is np.ndarray:
+            return np.ndarray, ((0,), "b"), obj.__reduce__()[2]
+        return NotImplemented
+
+
+def to_mmdet(m: Material, file: Path) -> Payload:
+    net = verify.plain_resnet(m.state, m.facts.arch)
+    if net.groups == 1 and net.width_per_group != 64:
+        raise InputError(
+            f"{m.facts.arch} is a wide ResNet, which mmdetection does not have; export it as onnx"
+        )
+    target = _in_library(m, "torchvision", "mmdet")
+    state = {f"backbone.{n}": v for n, v in m.state.items()}
+    meta = {"hetcl": machine()["hetcl"], **m.facts.metadata()}
+    return Payload(_saved({"meta": meta, "state_dict": state}), state, replace(target, resnet=net))
+
+
+def to_onnx(m: Material, file: Path) -> Payload:
+    lacking = [p for p in ("onnx", "onnxscript") if importlib.util.find_spec(p) is None]
+    if lacking:
+        raise InputError(
+            f"--format onnx needs {' and '.join(lacking)}: pip install onnx onnxscript onnxruntime"
+        )
+    size = getattr(m.pyramid, "size", None)
+    shapes = None if size else ({0: "batch", 2: "height", 3: "width"},)
+    example = torch.zeros(2, 3, *(size or (96, 128)))
+    try:
+        with verify.quiet(), torch.no_grad():
+            program = torch.onnx.export(
+                m.pyramid,
+                (example,),
+                dynamo=True,
+                input_names=["images"],
+                output_names=["c2", "c3", "c4", "c5"],
+                dynamic_shapes=shapes,
+                verbose=False,
+            )
+    except Exception as e:  # the exporter's own errors, of many kinds
+        raise InputError(
+            f"torch cannot export {m.facts.arch} to ONNX ({type(e).__name__}); choose another format"
+        ) from e
+    assert program is not None
+    graph = program.model_proto
+    for part in (*graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info):
+        del part.metadata_props[:]  # source lines and paths of this machine
+    entry = graph.metadata_props.add()
+    entry.key, entry.value = "hetcl", _header(m, "graph")
+    library, _, name = m.facts.arch.partition(":")
+    return Payload(graph.SerializeToString(), {}, Target("onnx", library, name))
