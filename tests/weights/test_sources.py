@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import pickle
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -132,8 +133,20 @@ def test_no_code_is_run_and_the_fix_is_named() -> None:
     torch.save(torchvision.models.resnet18(), "module.pth")
     for name in ("evil.pth", "module.pth"):
         assert "hetcl runs no code from files; save its state_dict alone" in refused(name)
-    assert "damaged, cut short or of another kind" in refused("evil.pkl")
+    assert "it is a bare pickle (detectron2's .pkl are), which can run code" in refused("evil.pkl")
     assert not Path("evil").exists()
+
+
+def test_files_that_are_something_else() -> None:
+    Path("notes.pth").write_text("these are no weights " * 60)
+    assert "it is a text file, not weights" in refused("notes.pth")
+    Path("empty.pth").write_bytes(b"")
+    assert "the file is empty" in refused("empty.pth")
+    with zipfile.ZipFile("bomb.pth", "w", zipfile.ZIP_DEFLATED) as z:
+        z.writestr("bomb/data.pkl", b"0" * (1 << 28))
+    assert "weights do not pack like that" in refused("bomb.pth")
+    torch.save({"a": torch.zeros(1).expand(1 << 34)}, "strides.pth")
+    assert "claims more bytes than the file has" in refused("strides.pth")
 
 
 @pytest.mark.parametrize("kind", ["pth", "ckpt", "safetensors"])

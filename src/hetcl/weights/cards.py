@@ -286,11 +286,8 @@ def _mmdet_config(t: Target, facts: Facts, file: str) -> str:
     assert net is not None
     plain = net.groups == 1
     kind = "ResNet" if plain else "ResNeXt"
-    more = (
-        ""
-        if plain
-        else f"\n        groups={net.groups},\n        base_width={net.width_per_group},  # width_per_group in mmpretrain"
-    )
+    width = f"base_width={net.width_per_group},  # width_per_group in mmpretrain"
+    more = "" if plain else f"\n        groups={net.groups},\n        {width}"
     return f"""\
 model = dict(
     data_preprocessor=dict(

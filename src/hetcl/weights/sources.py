@@ -6,7 +6,6 @@ a plain state-dict file of a torchvision backbone. Only a WEIGHTS_NAME may downl
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ from torch import Tensor, nn
 from hetcl.errors import InputError
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
+from hetcl.weights import unpack
 
 State = dict[str, Tensor]
 _HEADS = ("fc.", "classifier.", "head.", "heads.")
@@ -87,16 +87,7 @@ def _checkpoint(path: Path) -> Weights:
 
 
 def _safetensors(path: Path) -> Weights:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, "pt") as f:
-            facts = json.loads((f.metadata() or {}).get("hetcl", "{}"))
-            state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, json.JSONDecodeError) as e:
-        raise InputError(f"cannot read {path} as weights: it is damaged or cut short ({e})") from None
-    if not state:
-        raise InputError(f"{path} holds no weights")
+    state, facts = unpack.open_file(path)
     arch = facts.get("arch")
     if any(name.startswith("pyramid.") for name in state):  # a whole encoder, and its key
         query = {n: v for n, v in state.items() if not n.startswith("key.")}
@@ -165,11 +156,8 @@ def _safetensors_state(path: Path) -> State:
 
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
-    """A state dict from a PyTorch file, unwrapped from ``state_dict`` or ``model``."""
-    try:
-        state = checkpoint.load_tensors(path)
-    except checkpoint.UNREADABLE as e:
-        raise InputError(f"cannot read {path} as weights: {checkpoint.why_unreadable(path, e)}") from None
+    """A state dict from a file of weights, unwrapped from ``state_dict`` or ``model``."""
+    state, _ = unpack.open_file(path)
     for name in ("state_dict", "model"):
         if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
             state = state[name]
