@@ -470,12 +470,11 @@ class Run:
                 f"{count(self.bad.known, 'picture')} could not be used: {self.folder.bad_pictures} lists them"
             )
         self.reporter.say(f"the backbone is {self.folder.backbone}")
-        if s.backbone.startswith(("torchvision:resn", "torchvision:wide", "resnet")):
-            arch = s.backbone.split(":")[-1]
-            self.reporter.say(
-                f"use it:   torchvision.models.{arch}().load_state_dict("
-                f"safetensors.torch.load_file('{self.folder.backbone}'), strict=False)  # all but fc"
-            )
+        library = "timm" if s.backbone.startswith("timm:") else "torchvision"
+        self.reporter.say(
+            f"use it:   hetcl export {self.folder.path} --format {library} --out backbone.pth   "
+            "(`hetcl export --help` lists others)"
+        )
 
     @staticmethod
     def conclusion(last: Mapping[str, Mapping[str, Any]], knn: Sequence[Any]) -> str:
