@@ -110,9 +110,9 @@ def test_safetensors_with_and_without_hetcls_facts() -> None:
     state = {n: v for n, v in resnet18().items() if not n.startswith("fc.")}
     save_file(state, "plain.safetensors")
     save_file(state, "ours.safetensors", {"hetcl": '{"arch": "torchvision:resnet18"}'})
-    for name, arch in (("plain", None), ("ours", "torchvision:resnet18")):
+    for name in ("plain", "ours"):
         weights = read_weights(f"{name}.safetensors")
-        assert weights.arch == arch
+        assert weights.arch == "torchvision:resnet18"
         assert same(weights.query, {f"pyramid.{n}": v for n, v in state.items()})
 
 
@@ -199,8 +199,11 @@ def test_names_that_name_nothing() -> None:
     assert "an empty name of weights" in refused("")
     assert "did you mean resnet18" in refused("torchvision:resnet81")
     assert "neither a file nor a weights name of torchvision's resnet18" in refused("torchvision:resnet18:V9")
-    assert "does not read moco weights yet" in refused("moco:x.pth")
-    assert "published weights of timm by tag are not read yet" in refused("timm:resnet18:a1_in1k")
+    assert "there is no file 'x.pth'" in refused("moco:x.pth")
+    assert "there is no file x.pth" in refused("torchvision:resnet18:x.pth")
+    assert "there are tv_in1k" in refused("timm:resnet18:tv_in2k")
+    assert "there are IMAGENET1K_V1" in refused("torchvision:resnet18:IMAGENET1K_V2")
+    assert "write timm:resnet18:a1_in1k for those weights" in refused("timm:resnet18.a1_in1k")
     save_file({}, "none.safetensors")
     assert "none.safetensors holds no weights" in refused("none.safetensors")
     torch.save({"hetcl": 1, "task": {}}, "a.ckpt")
@@ -288,6 +291,15 @@ def test_a_backbone_of_torchvision_is_torchvisions() -> None:
 
 
 def test_a_file_that_does_not_say_its_architecture() -> None:
+    """A ResNet of torchvision's is known by its shapes; anything else has to be named."""
     torch.save(resnet18(), "weights.pth")
-    with pytest.raises(InputError, match=r"write torchvision:ARCH:weights\.pth"):
+    assert load_backbone("weights.pth").arch == "torchvision:resnet18"
+    state = build_pyramid(ARCH, seed=3).state_dict()
+    torch.save({f"module.{n}": v for n, v in state.items()}, "weights.pth")
+    with pytest.raises(InputError, match=r"write torchvision:ARCH:weights\.pth or timm:ARCH:weights\.pth"):
         load_backbone("weights.pth")
+    assert same(dict(load_backbone(f"{ARCH}:weights.pth").state_dict()), dict(state))
+    assert read_weights("weights.pth", arch=ARCH).arch == ARCH
+    target = embedding()
+    install(target, read_weights("weights.pth").query, "a file")
+    assert same(dict(target.pyramid.state_dict()), dict(state))

@@ -18,7 +18,7 @@ from hetcl.model.build import build_embedding
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid, build_pyramid
 from hetcl.runs.folder import RunFolder
-from hetcl.weights.sources import Weights, install, read_weights
+from hetcl.weights.sources import Weights, install, no_arch, read_weights
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def load_encoder(model: str) -> Encoder:
     """
     weights = read_weights(model)
     if weights.arch is None:
-        raise InputError(f"{model} does not say its architecture: write torchvision:ARCH:{model}")
+        raise InputError(no_arch(model))
     branches = {n.split(".")[1] for n in weights.query if n.startswith("branches.")}
     size = weights.facts.get("size")
     if branches and "class" not in branches:

@@ -39,6 +39,10 @@ class Names:
     """Library's names, with shapes, of what its whole model has and the pyramid has not: classifier, last norm."""
     indexed: Mapping[str, str]
     """Name in ``nn.Sequential(*model.children())`` (``4.0.conv1.weight``) -> pyramid's name."""
+    channels: tuple[int, ...]
+    """Of C2..C5."""
+    integers: frozenset[str]
+    """Pyramid's names of what holds no floating numbers: batch norm's counters, index tables."""
 
 
 def is_constant(name: str) -> bool:
@@ -66,9 +70,10 @@ def names_of(arch: str) -> Names:
         InputError: no such architecture, or one whose names cannot be paired one to one.
     """
     pyramid = build_pyramid(arch, seed=0)
+    state = pyramid.state_dict()
     model = library_model(pyramid.arch)
     theirs = _shapes(model.state_dict())
-    ours = {n: shape for n, shape in _shapes(pyramid.state_dict()).items() if not is_constant(n)}
+    ours = {n: shape for n, shape in _shapes(state).items() if not is_constant(n)}
     to_library = _paired(ours, theirs)
     lost = [n for n in ours if n not in to_library or theirs[to_library[n]] != ours[n]]
     if lost or len(set(to_library.values())) != len(to_library):
@@ -85,7 +90,8 @@ def names_of(arch: str) -> Names:
         for first, _, rest in [library.partition(".")]
         if first in place
     }
-    return Names(pyramid.arch, to_pyramid, to_library, ours, beyond, indexed)
+    integers = frozenset(n for n in ours if not state[n].is_floating_point())
+    return Names(pyramid.arch, to_pyramid, to_library, ours, beyond, indexed, pyramid.spec.channels, integers)
 
 
 def library_model(arch: str, *, device: str = "meta") -> nn.Module:

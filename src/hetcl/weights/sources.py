@@ -1,12 +1,14 @@
 """The ``MODEL`` argument: weights by name, read without running anybody's code.
 
-``RUN`` | ``RUN/checkpoints/FILE.ckpt`` | ``FILE.safetensors`` | ``torchvision:ARCH[:random|FILE|WEIGHTS_NAME]`` |
-a plain state-dict file of a torchvision backbone. Only a WEIGHTS_NAME may download.
+``RUN`` | ``RUN/checkpoints/FILE`` | ``FILE.safetensors`` | any other FILE of a state dict | ``moco:FILE`` |
+``torchvision:ARCH[:FILE|random|WEIGHTS_NAME]`` | ``timm:ARCH[:FILE|random|TAG]``. Only a WEIGHTS_NAME or a TAG may
+download. Every reading of a file that hetcl's own training did not write leaves a report (``matched.py``) in the log.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,12 +18,18 @@ from torch import Tensor, nn
 from hetcl.errors import InputError
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
-from hetcl.weights import unpack
+from hetcl.weights import published, unpack
+from hetcl.weights.facts import input_facts
+from hetcl.weights.importers import Imported, import_state, state_of
+from hetcl.weights.matched import Matched, allowed, some
+from hetcl.weights.names import is_constant, names_of
 
 State = dict[str, Tensor]
-_HEADS = ("fc.", "classifier.", "head.", "heads.")
-"""What published classifiers call the part that a pyramid does not have."""
-_PREFIXES = ("module.", "model.", "backbone.", "encoder.", "encoder_q.", "pyramid.")
+log = logging.getLogger("hetcl.weights")
+GRAMMAR = (
+    "give a run folder, RUN/checkpoints/FILE, a FILE of weights (.safetensors, .pth), moco:FILE, "
+    "torchvision:ARCH[:FILE|random|WEIGHTS_NAME] or timm:ARCH[:FILE|random|TAG]"
+)
 
 
 @dataclass(frozen=True)
@@ -31,160 +39,172 @@ class Weights:
     origin: str
     """What to call them in a message."""
     arch: str | None
-    """Architecture of the pyramid where the file says so."""
+    """Architecture of the pyramid where the user, the file or its shapes say so."""
     query: State
     key: State | None
     """The key encoder where there is one."""
     facts: Mapping[str, Any] = field(default_factory=dict)
-    """What a checkpoint says of its encoder: method, size, semantic_dim, spatial; empty where the file does not say."""
+    """What is known of the encoder: method, size, semantic_dim, spatial, mean, std, channels; only what is known."""
+    matched: Matched | None = None
+    """What became of the file's keys; None for weights that are in no file."""
 
 
-def read_weights(model: str) -> Weights:
-    """Weights named by ``model``. Raises ``InputError`` naming the file and what is wrong with it."""
-    if model.startswith("torchvision:"):
-        return _torchvision(model)
-    if model.startswith("timm:"):
-        return _timm(model)
-    if model.startswith("moco:"):
-        raise InputError(
-            f"{model}: this hetcl does not read {model.split(':')[0]} weights yet; give a run folder, "
-            "a .safetensors file or torchvision:ARCH:FILE"
-        )
+def read_weights(model: str, *, arch: str | None = None, allow_partial: Sequence[str] = ()) -> Weights:
+    """Weights named by ``model``.
+
+    Args:
+        arch: the architecture to take a file for that neither says its own nor has a ResNet's shapes.
+        allow_partial: globs of keys (the file's, the library's or the pyramid's names) that may be missing, unknown or
+            of another shape. Missing weights are then random, a function of nothing but the architecture.
+
+    Raises:
+        InputError: naming the file and what is wrong with it.
+    """
+    library, colon, rest = model.partition(":")
     if not model.strip():
-        raise InputError("an empty name of weights")
-    path = Path(model)
+        raise InputError(f"an empty name of weights: {GRAMMAR}")
+    if colon and library in ("torchvision", "timm"):
+        weights = _library(model, library, rest, allow_partial)
+    elif colon and library == "moco":
+        weights = _file(Path(rest), model, hint=arch, moco=True, allow=allow_partial)
+    else:
+        weights = _path(Path(model), model, arch, allow_partial)
+    for line in weights.matched.lines() if weights.matched else ():
+        log.info(line)
+    return weights
+
+
+def _path(path: Path, model: str, hint: str | None, allow: Sequence[str]) -> Weights:
     if path.is_dir():
         run = RunFolder(path)
         run.read_settings()
         for name in ("stage2.ckpt", "stage1.ckpt", "last.ckpt"):
             if (run.checkpoints / name).is_file():
-                return _checkpoint(run.checkpoints / name)
+                return _file(run.checkpoints / name, str(run.checkpoints / name), allow=allow)
         raise InputError(
             f"{path} is a run without a checkpoint yet; let it finish a stage, or name other weights"
         )
     if not path.is_file():
-        raise InputError(
-            f"no weights {model!r}: give a run folder, RUN/checkpoints/FILE, FILE.safetensors "
-            "or torchvision:ARCH[:FILE|random|WEIGHTS_NAME]"
-        )
-    if path.suffix == ".ckpt":
-        return _checkpoint(path)
-    if path.suffix == ".safetensors":
-        return _safetensors(path)
-    return Weights(str(path), None, _pyramid_names(_state_dict(path)), None)
+        raise InputError(f"no weights {model!r}: {GRAMMAR}")
+    return _file(path, model, hint=hint, allow=allow)
 
 
-def _checkpoint(path: Path) -> Weights:
-    state = checkpoint.load(path)
-    task = state.get("task", {})
-    if "query" not in task:
+def _library(model: str, library: str, rest: str, allow: Sequence[str]) -> Weights:
+    """``ARCH[:FILE|random|NAME]`` of torchvision or timm."""
+    name, colon, which = rest.partition(":")
+    arch = f"{library}:{name}"
+    if colon and Path(which).is_file():
+        return _file(Path(which), model, arch=arch, allow=allow)
+    if not which or which == "random":
+        if library == "timm" and "." in name and not colon:
+            bare, tag = name.split(".", 1)
+            raise InputError(
+                f"{model}: write timm:{bare}:{tag} for those weights, or timm:{bare} for random ones"
+            )
+        return Weights(model, arch, {f"pyramid.{n}": v for n, v in _random(arch).items()}, None)
+    names = names_of(arch)  # an unknown architecture is the first fault to speak of
+    if "/" in which or Path(which).suffix in (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar"):
+        raise InputError(f"{model}: there is no file {which}")
+    state, facts = published.fetch(model, names.arch, which)
+    return _weights(model, import_state(state, model, arch=arch, allow_partial=allow), allow, facts)
+
+
+def _file(
+    path: Path,
+    origin: str,
+    *,
+    arch: str | None = None,
+    hint: str | None = None,
+    moco: bool = False,
+    allow: Sequence[str] = (),
+) -> Weights:
+    """A checkpoint of hetcl's, or a stranger's file; ``arch`` is what the user says, ``hint`` what he would take."""
+    if not path.is_file():
+        raise InputError(f"{origin}: there is no file {str(path)!r}")
+    content, facts = unpack.open_file(path)
+    said = content.get("arch") if isinstance(content, dict) and "hetcl" in content else facts.get("arch")
+    if arch is not None and isinstance(said, str) and _bare(said) != _bare(arch):
+        raise InputError(f"{origin}: the file says that it is of {said}; write {path} alone")
+    if isinstance(content, dict) and "hetcl" in content:
+        return _checkpoint(path, content)
+    if facts and any(
+        n.startswith("pyramid.") for n in content
+    ):  # a whole encoder of `hetcl export --format full`
+        query = {n: v for n, v in content.items() if not n.startswith("key.")}
+        key = {n.removeprefix("key."): v for n, v in content.items() if n.startswith("key.")}
+        return Weights(origin, said, query, key or None, facts, Matched(origin, said, tuple(content)))
+    state, told = state_of(content, origin)
+    if arch is None and said:
+        try:
+            names_of(said)
+        except InputError as e:
+            raise InputError(f"{origin} says that it is of {said}: {e}") from None
+    found = import_state(
+        state, origin, arch=arch or said, said=told, hint=hint, moco=moco, allow_partial=allow
+    )
+    if moco and found.arch is None:
+        raise InputError(no_arch(origin, str(path)))
+    return _weights(origin, found, allow, facts)
+
+
+def _bare(arch: str) -> str:
+    """An architecture without its library and tag."""
+    return arch.rpartition(":")[2].split(".")[0]
+
+
+def no_arch(origin: str, file: str | None = None) -> str:
+    """What to say of weights that do not tell their architecture."""
+    file = file or origin
+    return (
+        f"{origin} does not say its architecture, and its shapes are those of no ResNet of torchvision's: "
+        f"write torchvision:ARCH:{file} or timm:ARCH:{file}"
+    )
+
+
+def _checkpoint(path: Path, content: Mapping[str, Any]) -> Weights:
+    layout = content["hetcl"]
+    if not isinstance(layout, int) or layout > checkpoint.FORMAT:
+        raise InputError(f"{path} was written by a newer hetcl (layout {layout}); upgrade hetcl")
+    task = content.get("task", {})
+    if not isinstance(task, Mapping) or not isinstance(task.get("query"), Mapping):
         raise InputError(f"{path} holds no encoder")
     facts: dict[str, Any] = {
-        name: state[name] for name in ("method", "size", "semantic_dim", "spatial") if name in state
+        name: content[name] for name in ("method", "size", "semantic_dim", "spatial") if name in content
     }
     key = dict(task["key"]) if "key" in task else None
-    return Weights(str(path), state.get("arch"), dict(task["query"]), key, facts)
+    return Weights(str(path), content.get("arch"), dict(task["query"]), key, facts)
 
 
-def _safetensors(path: Path) -> Weights:
-    state, facts = unpack.open_file(path)
-    arch = facts.get("arch")
-    if any(name.startswith("pyramid.") for name in state):  # a whole encoder, and its key
-        query = {n: v for n, v in state.items() if not n.startswith("key.")}
-        key = {n.removeprefix("key."): v for n, v in state.items() if n.startswith("key.")}
-        return Weights(str(path), arch, query, key or None, facts)
-    named = _pyramid_names(state)
-    if arch is not None:
-        bare = {n.removeprefix("pyramid."): v for n, v in named.items()}
-        named = {f"pyramid.{n}": v for n, v in _of_library(str(arch), bare).items()}
-    return Weights(str(path), arch, named, None, facts)
+def _weights(origin: str, found: Imported, allow: Sequence[str], facts: Mapping[str, Any]) -> Weights:
+    """Weights of what was imported; what was allowed to be missing is filled with random weights."""
+    query, key = found.query, found.key
+    if found.arch is not None and found.matched.missing:
+        fresh = {f"pyramid.{n}": v for n, v in _random(found.arch).items()}
+        query = fresh | query
+        key = None if key is None else fresh | key
+    return Weights(origin, found.arch, query, key, dict(found.facts) | dict(facts), found.matched)
 
 
-def _torchvision(model: str) -> Weights:
-    import torchvision
-
+def _random(arch: str) -> State:
     from hetcl.model.pyramid import build_pyramid
 
-    _, arch, *rest = model.split(":", 2)
-    if not rest or rest[0] == "random":
-        state = build_pyramid(f"torchvision:{arch}", seed=0).state_dict()
-        return Weights(model, f"torchvision:{arch}", {f"pyramid.{k}": v for k, v in state.items()}, None)
-    if Path(rest[0]).is_file():
-        return Weights(model, f"torchvision:{arch}", _pyramid_names(_state_dict(Path(rest[0]))), None)
-    try:
-        weights = torchvision.models.get_model_weights(arch)[rest[0]]
-    except (KeyError, ValueError):
-        raise InputError(
-            f"{model}: {rest[0]!r} is neither a file nor a weights name of torchvision's {arch}"
-        ) from None
-    try:
-        return Weights(
-            model, f"torchvision:{arch}", _pyramid_names(weights.get_state_dict(progress=False)), None
-        )
-    except OSError as e:
-        raise InputError(f"{model}: cannot download {rest[0]}: {e}") from None
-
-
-def _timm(model: str) -> Weights:
-    """``timm:ARCH[:random|FILE]``: files carry timm's own names, with or without the classifier."""
-    from hetcl.model.pyramid import build_pyramid
-
-    _, arch, *rest = model.split(":", 2)
-    if not rest or rest[0] == "random":
-        state: Mapping[str, Tensor] = build_pyramid(f"timm:{arch}", seed=0).state_dict()
-    elif Path(rest[0]).is_file():
-        path = Path(rest[0])
-        found = _safetensors_state(path) if path.suffix == ".safetensors" else _state_dict(path)
-        state = _of_library(f"timm:{arch}", found)
-    else:
-        raise InputError(f"{model}: no file {rest[0]!r}; published weights of timm by tag are not read yet")
-    return Weights(model, f"timm:{arch}", {f"pyramid.{n}": v for n, v in state.items()}, None)
-
-
-def _of_library(arch: str, state: Mapping[str, Tensor]) -> State:
-    """A library's names to the pyramid's, without what lies beyond C5 (the classifier)."""
-    from hetcl.weights.names import names_of, pyramid_names
-
-    beyond = names_of(arch).beyond
-    return {n: v for n, v in pyramid_names(arch, state).items() if n not in beyond}
-
-
-def _safetensors_state(path: Path) -> State:
-    """The tensors of a safetensors file by their own names."""
-    read = _safetensors(path)
-    return {n.removeprefix("pyramid."): v for n, v in read.query.items()}
-
-
-def _state_dict(path: Path) -> Mapping[str, Tensor]:
-    """A state dict from a file of weights, unwrapped from ``state_dict`` or ``model``."""
-    state, _ = unpack.open_file(path)
-    for name in ("state_dict", "model"):
-        if isinstance(state, Mapping) and isinstance(state.get(name), Mapping):
-            state = state[name]
-    if not isinstance(state, Mapping) or not state or not all(isinstance(v, Tensor) for v in state.values()):
-        raise InputError(f"{path} holds no state dict (names with tensors)")
-    return state
-
-
-def _pyramid_names(state: Mapping[str, Tensor]) -> State:
-    """Strip wrappers' prefixes and the classifier, and name the rest as the pyramid's."""
-    out = dict(state)
-    stripped = True
-    while stripped:
-        stripped = False
-        for prefix in _PREFIXES:
-            if out and all(name.startswith(prefix) for name in out):
-                out, stripped = {name[len(prefix) :]: v for name, v in out.items()}, True
-    return {f"pyramid.{name}": v for name, v in out.items() if not name.startswith(_HEADS)}
+    return build_pyramid(arch, seed=0).state_dict()
 
 
 def install(
-    module: nn.Module, state: Mapping[str, Tensor], origin: str, *, arch: str | None = None
+    module: nn.Module,
+    state: Mapping[str, Tensor],
+    origin: str,
+    *,
+    arch: str | None = None,
+    allow_partial: Sequence[str] = (),
 ) -> list[str]:
     """Load ``state`` into an embedding: the pyramid wholly, each branch wholly or not at all.
 
     Args:
         arch: the architecture that the weights say they are of, for the message when they do not fit.
+        allow_partial: globs of the pyramid's names that may be missing, unknown or of another shape; they stay as
+            they are.
 
     Returns:
         lines that say which branches came along, which start afresh, and what was left unused.
@@ -193,22 +213,25 @@ def install(
         InputError: a weight of the pyramid is missing, has another shape, or is not finite; nothing is changed then.
     """
     own = module.state_dict()
-    pyramid = [name for name in own if name.startswith("pyramid.")]
-    missing = [n for n in pyramid if n not in state]
-    strange = [n for n in state if n.startswith("pyramid.") and n not in own]
-    shapes = [n for n in pyramid if n in state and state[n].shape != own[n].shape]
+    pyramid = [name for name in own if name.startswith("pyramid.") and not is_constant(name)]
+    if any(n.startswith("pyramid.") and n not in own for n in state):
+        state = _renamed(module, state)
+
+    def refused(names: Iterable[str]) -> list[str]:
+        return [n for n in names if not allowed(n.removeprefix("pyramid."), allow_partial)]
+
+    missing = refused(n for n in pyramid if n not in state)
+    strange = refused(n for n in state if n.startswith("pyramid.") and n not in own)
+    shapes = refused(n for n in pyramid if n in state and not _alike(state[n], own[n]))
     if missing or strange or shapes:
         ours = getattr(getattr(module, "pyramid", None), "arch", "this backbone")
-        example = (missing + strange + shapes)[0].removeprefix("pyramid.")
+        examples = some([n.removeprefix("pyramid.") for n in missing + shapes + strange])
         raise InputError(
             f"{origin} does not fit {ours}: {len(missing)} weights missing, {len(strange)} unknown, "
-            f"{len(shapes)} of another shape (e.g. {example}); set backbone to {arch or 'the architecture of the file'}"
+            f"{len(shapes)} of another shape (e.g. {examples}); "
+            f"set backbone to {arch or 'the architecture of the file'}"
         )
-    broken = [n for n in pyramid if state[n].is_floating_point() and not bool(state[n].isfinite().all())]
-    if broken:
-        raise InputError(
-            f"{origin} holds values that are not finite, e.g. in {broken[0].removeprefix('pyramid.')}"
-        )
+    pyramid = [n for n in pyramid if n in state and _alike(state[n], own[n])]
     take = {n: state[n] for n in pyramid}
     said = []
     branches = sorted({n.split(".")[1] for n in [*own, *state] if n.startswith("branches.")})
@@ -216,7 +239,7 @@ def install(
         prefix = f"branches.{branch}."
         ours = {n for n in own if n.startswith(prefix)}
         theirs = {n for n in state if n.startswith(prefix)}
-        if ours and ours == theirs and all(state[n].shape == own[n].shape for n in ours):
+        if ours and ours == theirs and all(_alike(state[n], own[n]) for n in ours):
             take |= {n: state[n] for n in ours}
         elif ours:
             said.append(
@@ -224,22 +247,59 @@ def install(
             )
         else:
             said.append(f"{branch} branch of {origin}: not used")
+    broken = [n for n in take if take[n].is_floating_point() and not bool(take[n].isfinite().all())]
+    if broken:
+        raise InputError(
+            f"{origin} holds values that are not finite, e.g. in {broken[0].removeprefix('pyramid.')}"
+        )
     module.load_state_dict(take, strict=False)
     return said
 
 
-def load_backbone(model: str) -> nn.Module:
+def _alike(theirs: Tensor, ours: Tensor) -> bool:
+    return theirs.shape == ours.shape and theirs.is_floating_point() == ours.is_floating_point()
+
+
+def _renamed(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Tensor]:
+    """A state in its library's names as the module's pyramid calls them, without what lies beyond C5."""
+    arch = getattr(getattr(module, "pyramid", None), "arch", None)
+    if arch is None:
+        return state
+    names = names_of(arch)
+    out = {}
+    for name, value in state.items():
+        bare = name.removeprefix("pyramid.")
+        if name.startswith("pyramid.") and bare not in names.beyond:
+            out[f"pyramid.{names.to_pyramid.get(bare, bare)}"] = value
+        elif not name.startswith("pyramid."):
+            out[name] = value
+    return out
+
+
+def load_backbone(model: str, *, allow_partial: Sequence[str] = ()) -> nn.Module:
     """The backbone that ``model`` names, as a module that gives C2..C5 (``hetcl.model.pyramid.Pyramid``), in eval mode.
 
+    Its attribute ``facts`` (:class:`hetcl.weights.facts.InputFacts`) says how pictures are given to it:
+    mean, std, size, channel order.
+
+    Args:
+        allow_partial: as :func:`read_weights`.
+
     Raises:
-        InputError: no such weights, or the file does not say its architecture (a plain state dict).
+        InputError: no such weights, broken ones, or a file that does not say its architecture.
     """
     from hetcl.model.pyramid import build_pyramid
 
-    weights = read_weights(model)
+    weights = read_weights(model, allow_partial=allow_partial)
     if weights.arch is None:
-        raise InputError(f"{model} does not say its architecture: write torchvision:ARCH:{model}")
+        raise InputError(no_arch(model))
     holder = nn.Module()
-    holder.pyramid = build_pyramid(weights.arch)
+    holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
     install(holder, {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}, weights.origin)
-    return holder.pyramid.eval()
+    backbone: Any = pyramid.eval()
+    backbone.facts = input_facts(weights.facts, pyramid.arch, weights.origin)
+    if backbone.facts.source == "assumed":
+        log.info(
+            f"{model}: nothing says how its pictures are normalised; ImageNet's mean and std, RGB, are assumed"
+        )
+    return backbone

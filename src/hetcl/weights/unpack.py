@@ -164,11 +164,7 @@ def _load(path: Path) -> Any:
     strange = _classes_in(path)
     refused = [name for name in strange if not HARMLESS.fullmatch(name)]
     if refused:
-        raise _unreadable(
-            path,
-            f"it holds more than tensors ({', '.join(refused[:2])}), and hetcl runs no code from files; "
-            "save its state_dict alone",
-        )
+        raise _more_than_tensors(path, refused)
     stand_ins: list[Any] = [
         (type(n, (DictStandIn if DICTIONARIES.fullmatch(n) else Stand_in,), {}), n) for n in strange
     ]
@@ -176,10 +172,21 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins):
             return checkpoint.load_tensors(path)
     except (*checkpoint.UNREADABLE, RecursionError, MemoryError, AssertionError) as e:
+        named = re.search(r"GLOBAL ([\w.]+)", str(e))
+        if named:
+            raise _more_than_tensors(path, [named[1]]) from None
         why = checkpoint.why_unreadable(path, e)
         if isinstance(e, RecursionError | MemoryError):
             why = "reading it takes more memory than there is"
         raise _unreadable(path, why) from None
+
+
+def _more_than_tensors(path: Path, classes: list[str]) -> InputError:
+    return _unreadable(
+        path,
+        f"it holds more than tensors ({', '.join(classes[:2])}), and hetcl runs no code from files; "
+        "save its state_dict alone",
+    )
 
 
 def _classes_in(path: Path) -> list[str]:

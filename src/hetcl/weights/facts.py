@@ -1,0 +1,66 @@
+"""What an encoder expects of its pictures: the facts that are lost most often when weights change hands."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from hetcl.errors import InputError
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+from hetcl.weights.published import timm_facts
+
+Triple = tuple[float, float, float]
+
+
+@dataclass(frozen=True)
+class InputFacts:
+    """How pictures are given to a backbone: pixels / 255, then ``(pixel - mean) / std``."""
+
+    mean: Triple
+    """Per channel, of pixels in 0..1."""
+    std: Triple
+    """Likewise."""
+    size: int | None
+    """Side of the pictures it was trained with, in pixels; None where nobody says. Other sizes work mostly."""
+    channel_order: str
+    """``RGB`` or ``BGR``."""
+    source: str
+    """Who says so: ``the file``, ``timm's configuration``, ``hetcl``, or ``assumed``."""
+
+
+def input_facts(said: Mapping[str, Any], arch: str, origin: str) -> InputFacts:
+    """The facts of weights.
+
+    Args:
+        said: what the file or the library publishes (``Weights.facts``).
+        arch: ``timm:NAME`` has a configuration to ask when ``said`` is silent.
+        origin: for messages.
+
+    Raises:
+        InputError: the file says something that cannot be.
+    """
+    source = "the file"
+    if "mean" not in said or "std" not in said:
+        known = timm_facts(arch.partition(":")[2]) if arch.startswith("timm:") else {}
+        if "method" in said:  # hetcl and MoCo train with ImageNet's
+            source, known = "its training", {}
+        else:
+            source = "timm's configuration" if known else "assumed"
+        said = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **known, **said}
+    mean, std = _triple(said["mean"]), _triple(said["std"])
+    size, order = said.get("size"), said.get("channels", "RGB")
+    if mean is None or std is None or min(std) <= 0 or order not in ("RGB", "BGR"):
+        raise InputError(
+            f"{origin}: the mean, std or channel order that it states cannot be; state them anew"
+        )
+    return InputFacts(mean, std, size if isinstance(size, int) and size > 0 else None, order, source)
+
+
+def _triple(values: Any) -> Triple | None:
+    """Three finite numbers, or None."""
+    try:
+        a, b, c = (float(v) for v in values)
+    except (TypeError, ValueError):
+        return None
+    return (a, b, c) if all(abs(v) < 1e4 for v in (a, b, c)) else None

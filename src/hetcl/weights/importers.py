@@ -1,0 +1,467 @@
+"""What strangers' files look like: from a file's content to the names of an embedding, every key accounted for.
+
+Nothing here is told the layout of a file. The names that an architecture's weights have (``names.py``) are looked for
+under every prefix; where they are found is an encoder, and the words of its prefix say whether it is the query's
+(``encoder_q``, ``student``) or the momentum copy (``encoder_k``, ``momentum_backbone``, ``teacher``). So these read
+alike: the official MoCo releases (v1 and v2; ``module.encoder_q.``, ``encoder_q.`` or no prefix), lightly
+(``backbone``, ``backbone_momentum``, ``projection_head``; also as ``nn.Sequential(*children)``), solo-learn
+(``momentum_backbone``, ``projector``), mmpretrain, mmselfsup and DenseCL (``backbone``, ``neck``, ``encoder_k.0``),
+DINO (``student``, ``teacher``), and what wrappers leave (``module.``, ``model.``, ``net.``, ``_orig_mod.``).
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from hetcl.errors import InputError
+from hetcl.weights.heads import Head, find_head
+from hetcl.weights.matched import Matched, allowed, some
+from hetcl.weights.names import Names, names_of
+
+State = dict[str, Tensor]
+
+WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
+"""Entries of a saved dictionary that hold the state dict."""
+QUERY = {"encoder_q", "query_encoder", "query_backbone", "student", "online_encoder", "base_encoder"}
+KEY = {
+    *(
+        "encoder_k",
+        "key_encoder",
+        "momentum_encoder",
+        "momentum_backbone",
+        "backbone_momentum",
+        "encoder_momentum",
+    ),
+    *("key_backbone", "teacher", "target_encoder", "momentum_model", "model_ema", "ema", "ema_model"),
+}
+"""Words in a prefix that say whose encoder it is; without one it is the only encoder, the query's."""
+TRANSPARENT = {"module", "_orig_mod", "model", "net", "pyramid"}
+"""Prefixes that name nothing: what lies beside an encoder under them may still be its own."""
+
+REASONS = (
+    (r"(^|\.)(queue\w*|memory_bank|bank|bank_ptr)(\.|$)", "queue of keys"),
+    (r"(^|\.)(\w+_)?(classifier|linear_probe|linear_head)\.", "classifier"),
+    (
+        r"(^|\.)(\w+_)?(projector|projection_head|predictor|prediction_head|neck|head|last_layer|prototypes)(_\w+)?\.",
+        "heads of its training",
+    ),
+    (r"(^|\.)(\w+_)?(loss|criterion)(\.|$)", "parts of its loss"),
+    (r"(^|\.)(data_preprocessor|normalizer)\.", "normalisation"),
+    (
+        r"(^|\.)(relative_position_index|relative_coords_table|attn_mask)$",
+        "tables that the model makes itself",
+    ),
+    (r"(^|\.)(encoder_k|ema\w*|model_ema)\.(steps|n_averaged)$", "counters"),
+)
+"""Keys that an encoder's C2..C5 do not need, by pattern; asked only of keys that were not taken."""
+BLOCKS = {
+    ((2, 2, 2, 2), False, 64, 64): "resnet18",
+    ((3, 4, 6, 3), False, 64, 64): "resnet34",
+    ((3, 4, 6, 3), True, 64, 64): "resnet50",
+    ((3, 4, 23, 3), True, 64, 64): "resnet101",
+    ((3, 8, 36, 3), True, 64, 64): "resnet152",
+    ((3, 4, 6, 3), True, 128, 128): "wide_resnet50_2",
+    ((3, 4, 23, 3), True, 128, 128): "wide_resnet101_2",
+    ((3, 4, 6, 3), True, 128, 4): "resnext50_32x4d",
+    ((3, 4, 23, 3), True, 256, 8): "resnext101_32x8d",
+    ((3, 4, 23, 3), True, 256, 4): "resnext101_64x4d",
+}
+"""Blocks of each stage, whether bottlenecks, and the first two sizes of layer1.0.conv2 -> torchvision's name."""
+
+
+@dataclass(frozen=True)
+class Tower:
+    """One encoder in a file."""
+
+    prefix: str
+    """What its names have in front, with the dot."""
+    keys: Mapping[str, str]
+    """Pyramid's name -> key of the file."""
+
+    @property
+    def words(self) -> set[str]:
+        """Parts of the prefix."""
+        return set(self.prefix.split("."))
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What was found in a file, in an embedding's names (``pyramid.*``, ``branches.semantic.*``)."""
+
+    arch: str | None
+    query: State
+    key: State | None
+    facts: Mapping[str, Any]
+    """``method`` and ``semantic_dim`` where the file has MoCo's head; else empty."""
+    matched: Matched
+
+
+@dataclass
+class _Account:
+    """Where each key goes, filled while a file is read."""
+
+    taken: set[str] = field(default_factory=set)
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def ignore(self, reason: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            if key not in self.taken:
+                self.ignored.setdefault(reason, []).append(key)
+
+
+def state_of(content: Any, origin: str) -> tuple[dict[str, Tensor], str | None]:
+    """The state dict in what a file held, and the architecture it says it is of.
+
+    DINO's two state dicts become one with ``student.`` and ``teacher.`` in front.
+
+    Raises:
+        InputError: there is none, or it holds something else than tensors.
+    """
+    said = content.get("arch") if isinstance(content, Mapping) else None
+    for _ in range(3):
+        if not isinstance(content, Mapping) or any(isinstance(v, Tensor) for v in content.values()):
+            break
+        both = [n for n in ("student", "teacher") if isinstance(content.get(n), Mapping)]
+        if both:
+            content = {f"{n}.{key}": value for n in both for key, value in content[n].items()}
+        inner = next((content[n] for n in WRAPPERS if isinstance(content.get(n), Mapping)), None)
+        content = content if inner is None else inner
+    if not isinstance(content, Mapping) or not content:
+        raise InputError(f"{origin} holds no state dict (names with tensors), or an empty one")
+    strange = next(
+        (n for n, v in content.items() if not isinstance(v, Tensor) or not isinstance(n, str)), None
+    )
+    if strange is not None:
+        kind = type(content[strange]).__name__
+        raise InputError(
+            f"{origin} holds no state dict (names with tensors): {strange!r} is of type {kind}; save only that"
+        )
+    return dict(content), said if isinstance(said, str) else None
+
+
+def import_state(
+    state: Mapping[str, Tensor],
+    origin: str,
+    *,
+    arch: str | None = None,
+    said: str | None = None,
+    hint: str | None = None,
+    moco: bool = False,
+    allow_partial: Sequence[str] = (),
+) -> Imported:
+    """An embedding's weights from a stranger's state dict.
+
+    Args:
+        state: names and tensors as in the file.
+        origin: what to call it in a message.
+        arch: the architecture that the user named, if so; else it is found from the shapes.
+        said: the architecture that the file names (without a library, mostly).
+        hint: the architecture to take when nothing else tells.
+        moco: the user said that it is of MoCo, so that a plain ``fc`` is its head.
+        allow_partial: globs of keys that may be missing, unknown or of another shape.
+
+    Raises:
+        InputError: keys that nothing explains, several encoders, or values that are not finite.
+    """
+    account = _Account()
+    if arch is None:
+        arch = arch_of(state) or _named(said, state) or hint
+        if arch is None:
+            return _of_unknown(state, origin)
+        account.notes.append(f"taken for {arch}")
+    names = names_of(arch)
+    towers = find_towers(state, names)
+    if not towers:
+        raise InputError(
+            f"{origin} does not fit {names.arch}: all of its {len(names.shapes)} weights missing, "
+            f"{len(state)} unknown (e.g. {some(list(state))}){_hint(state, names)}"
+        )
+    query, key = _choose(towers, state, origin, account)
+    heads = {
+        t.prefix: find_head(state, t.prefix, names.channels[-1], moco=_is_moco(t, state, moco))
+        for t in (query, key)
+        if t
+    }
+    return _assemble(state, origin, names, query, key, heads, account, allow_partial)
+
+
+def find_towers(state: Iterable[str], names: Names) -> list[Tower]:
+    """The encoders in a file, the fullest first: prefixes under which at least half as many names are found."""
+    tables: tuple[Mapping[str, str], ...] = ({n: n for n in names.shapes}, names.to_pyramid, names.indexed)
+    best: dict[str, dict[str, str]] = {}
+    for table in tables:
+        found: dict[str, dict[str, str]] = {}
+        for key in state:
+            for prefix, rest in _splits(key):
+                if rest in table:
+                    found.setdefault(prefix, {})[table[rest]] = key
+        for prefix, keys in found.items():
+            if len(keys) > len(best.get(prefix, {})):
+                best[prefix] = keys
+    most = max(map(len, best.values()), default=0)
+    out: list[Tower] = []
+    for prefix, keys in sorted(best.items(), key=lambda item: (-len(item[1]), len(item[0]))):
+        fresh = not any(set(keys.values()) & set(t.keys.values()) for t in out)
+        if 2 * len(keys) >= most and fresh:
+            out.append(Tower(prefix, keys))
+    return out
+
+
+def arch_of(state: Mapping[str, Tensor]) -> str | None:
+    """The ResNet of torchvision's whose blocks and widths a file has, or None; of several encoders all must agree."""
+    found = set()
+    for key in state:
+        for first, layers in (("layer1.0.conv1.weight", ("layer1", "layer2", "layer3", "layer4")),
+                              ("4.0.conv1.weight", ("4", "5", "6", "7"))):  # fmt: skip
+            prefix = key.removesuffix(first)
+            stem = state.get(prefix + ("conv1.weight" if layers[0] == "layer1" else "0.weight"))
+            if prefix == key or (prefix and not prefix.endswith(".")) or stem is None or stem.ndim != 4:
+                continue
+            counts = tuple(_count(state, f"{prefix}{layer}.") for layer in layers)
+            conv2 = state.get(f"{prefix}{layers[0]}.0.conv2.weight")
+            if conv2 is None or conv2.ndim != 4:
+                continue
+            deep = f"{prefix}{layers[0]}.0.conv3.weight" in state
+            found.add(BLOCKS.get((counts, deep, *conv2.shape[:2])))
+    name = found.pop() if len(found) == 1 else None
+    return f"torchvision:{name}" if name else None
+
+
+# ---- the parts -------------------------------------------------------------------------------------------------------
+
+
+def _count(state: Mapping[str, Tensor], prefix: str) -> int:
+    """How many blocks a stage has."""
+    n = 0
+    while f"{prefix}{n}.conv1.weight" in state:
+        n += 1
+    return n
+
+
+def _splits(key: str) -> Iterable[tuple[str, str]]:
+    """``a.b.c`` -> ``("", "a.b.c"), ("a.", "b.c"), ("a.b.", "c")``."""
+    yield "", key
+    for match in re.finditer(r"\.", key):
+        yield key[: match.end()], key[match.end() :]
+
+
+def _named(said: str | None, state: Mapping[str, Tensor]) -> str | None:
+    """The architecture that a file names, of the library whose names fit better."""
+    best: tuple[int, str] | None = None
+    for arch in (said,) if said and ":" in said else (f"torchvision:{said}", f"timm:{said}"):
+        try:
+            towers = find_towers(state, names_of(arch)) if said and arch else []
+        except InputError:
+            continue
+        if towers and (best is None or len(towers[0].keys) > best[0]):
+            best = len(towers[0].keys), str(arch)
+    return best[1] if best else None
+
+
+def _of_unknown(state: Mapping[str, Tensor], origin: str) -> Imported:
+    """A state dict of no known architecture: wrappers' prefixes are taken off, the rest is for the model to judge."""
+    out = dict(state)
+    words = (*TRANSPARENT, *QUERY, *KEY, "backbone", "encoder")
+    while True:
+        firsts = {name.partition(".")[0] for name in out}
+        first = firsts.pop()
+        if firsts or first not in words or any("." not in name for name in out):
+            break
+        out = {name.partition(".")[2]: value for name, value in out.items()}
+    query = {f"pyramid.{name}": value for name, value in out.items()}
+    return Imported(None, query, None, {}, Matched(origin, None, tuple(state)))
+
+
+def _choose(
+    towers: list[Tower], state: Mapping[str, Tensor], origin: str, account: _Account
+) -> tuple[Tower, Tower | None]:
+    """Query and key encoder among the encoders of a file."""
+    queries = [t for t in towers if t.words & QUERY and not t.words & KEY]
+    keys = [t for t in towers if t.words & KEY]
+    plain = [t for t in towers if t not in queries and t not in keys]
+    if queries and plain and not keys and any("query_backbone" in t.words for t in queries):
+        plain, keys = [], plain  # lightly's benchmarks: `backbone` is the momentum copy of `query_backbone`
+    again = [t for t in plain if queries and _equal(state, t, queries[0])]
+    account.ignore("the same encoder under another name", (k for t in again for k in t.keys.values()))
+    candidates = queries + [t for t in plain if t not in again]
+    if len(candidates) > 1:
+        raise InputError(
+            f"{origin} holds several encoders ({', '.join(repr(t.prefix) for t in candidates)}); "
+            "save the state dict of the one you mean alone"
+        )
+    if not candidates:
+        if len(keys) > 1:
+            raise InputError(
+                f"{origin} holds several encoders ({', '.join(repr(t.prefix) for t in keys)}); "
+                "save the state dict of the one you mean alone"
+            )
+        account.notes.append(f"the only encoder is under {keys[0].prefix!r}")
+        return keys[0], None
+    query = candidates[0]
+    key = keys[0] if len(keys) == 1 else None
+    if key is not None:
+        account.notes.append(f"encoder from {query.prefix!r}, its momentum copy from {key.prefix!r}")
+    elif keys:
+        account.notes.append(f"encoder from {query.prefix!r}; several momentum copies, none taken")
+        account.ignore("other copies of the encoder", (k for t in keys for k in t.keys.values()))
+    return query, key
+
+
+def _equal(state: Mapping[str, Tensor], a: Tower, b: Tower) -> bool:
+    return a.keys.keys() == b.keys.keys() and all(state[a.keys[n]].equal(state[b.keys[n]]) for n in a.keys)
+
+
+def _is_moco(tower: Tower, state: Mapping[str, Tensor], moco: bool) -> bool:
+    """Whether a linear ``fc`` of an encoder is MoCo-v1's head and no classifier."""
+    return (
+        moco or bool(tower.words & {"encoder_q", "encoder_k"}) or any(n.endswith("queue_ptr") for n in state)
+    )
+
+
+def _assemble(
+    state: Mapping[str, Tensor],
+    origin: str,
+    names: Names,
+    query: Tower,
+    key: Tower | None,
+    heads: Mapping[str, Head],
+    account: _Account,
+    allow: Sequence[str],
+) -> Imported:
+    """Takes what fits, explains the rest, refuses what is left."""
+    faults = _Faults()
+    parts = []
+    for tower in (query, key) if key else (query,):
+        part = {f"pyramid.{n}": state[k] for n, k in _fitting(state, tower, names, faults, allow).items()}
+        account.taken |= {tower.keys[n] for n in tower.keys if f"pyramid.{n}" in part}
+        head = heads[tower.prefix]
+        part |= {f"branches.semantic.{n}": state[k] for n, k in head.keys.items()}
+        account.taken |= set(head.keys.values())
+        account.ignore(head.why, head.unfit)
+        if not any(n.endswith("num_batches_tracked") for n in tower.keys):
+            _add_counters(part, names, account, tower)
+        parts.append(part)
+    faults.unknown = _explain(state, names, query, key, account)
+    unexpected = [
+        k for k in faults.unknown if allowed(k, allow) or allowed(k.removeprefix(query.prefix), allow)
+    ]
+    faults.unknown = [k for k in faults.unknown if k not in unexpected]
+    faults.refuse(origin, names, _hint(state, names))
+    broken = [
+        k for k in account.taken if state[k].is_floating_point() and not bool(state[k].isfinite().all())
+    ]
+    if broken:
+        raise InputError(f"{origin} holds values that are not finite, e.g. in {min(broken)}")
+    facts = _facts(heads[query.prefix])
+    matched = Matched(
+        origin,
+        names.arch,
+        tuple(k for k in state if k in account.taken),
+        tuple(dict.fromkeys(faults.left_out)),
+        tuple(unexpected),
+        {reason: tuple(keys) for reason, keys in account.ignored.items()},
+        tuple(account.notes),
+    )
+    return Imported(names.arch, parts[0], parts[1] if key else None, facts, matched)
+
+
+@dataclass
+class _Faults:
+    """What does not fit."""
+
+    missing: list[str] = field(default_factory=list)
+    unknown: list[str] = field(default_factory=list)
+    shapes: list[str] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    """Missing or of another shape, and allowed."""
+
+    def refuse(self, origin: str, names: Names, hint: str) -> None:
+        """Raises ``InputError`` when anything is left that was not allowed."""
+        wrong = self.missing + self.shapes + self.unknown
+        if wrong:
+            raise InputError(
+                f"{origin} does not fit {names.arch}: {len(self.missing)} weights missing, "
+                f"{len(self.unknown)} unknown, {len(self.shapes)} of another shape (e.g. {some(wrong)}){hint}"
+            )
+
+
+def _fitting(
+    state: Mapping[str, Tensor], tower: Tower, names: Names, faults: _Faults, allow: Sequence[str]
+) -> dict[str, str]:
+    """Pyramid's name -> key, of what has its shape; the rest is noted in ``faults``."""
+    out = {}
+    tracked = any(n.endswith("num_batches_tracked") for n in tower.keys)
+    for name, shape in names.shapes.items():
+        key = tower.keys.get(name)
+        counter = name.endswith("num_batches_tracked")
+        if key is None:
+            if not counter or tracked:
+                may = any(allowed(n, allow) for n in (name, names.to_library[name], tower.prefix + name))
+                full = tower.prefix + names.to_library[name]
+                (faults.left_out if may else faults.missing).append(name if may else full)
+        elif tuple(state[key].shape) != shape or state[key].is_floating_point() == (name in names.integers):
+            may = any(allowed(n, allow) for n in (name, names.to_library[name], key))
+            (faults.left_out if may else faults.shapes).append(name if may else key)
+        else:
+            out[name] = key
+    return out
+
+
+def _add_counters(part: State, names: Names, account: _Account, tower: Tower) -> None:
+    """Batch norm's counters, which old files and frozen batch norms lack; zero, as nothing here reads them."""
+    import torch
+
+    lacking = [n for n in names.shapes if n.endswith("num_batches_tracked")]
+    if lacking:
+        part |= {f"pyramid.{n}": torch.tensor(0) for n in lacking}
+        note = "no num_batches_tracked (old files and frozen batch norms have none): counted from 0"
+        if note not in account.notes:
+            account.notes.append(note)
+
+
+def _explain(
+    state: Mapping[str, Tensor], names: Names, query: Tower, key: Tower | None, account: _Account
+) -> list[str]:
+    """Notes why keys are not needed; returns those that nothing explains."""
+    explained = account.taken.union(*account.ignored.values()) if account.ignored else set(account.taken)
+    own = {n.partition(".")[0] for n in names.to_pyramid}
+    beyond = {n.partition(".")[0] for n in names.beyond} - own
+    fitted = set(query.keys.values()) | (set(key.keys.values()) if key else set())
+    out = []
+    for name in state:
+        if name in explained or name in fitted:
+            continue
+        tower = next((t for t in (query, key) if t and name.startswith(t.prefix)), None)
+        rest = name.removeprefix(tower.prefix) if tower else name
+        reason = next((why for pattern, why in REASONS if re.search(pattern, name)), None)
+        if tower and (rest in names.beyond or rest.partition(".")[0] in beyond):
+            reason = "classifier and what else lies beyond C5"
+        elif tower is None and reason is None and query.words - TRANSPARENT - {""}:
+            reason = "other parts of the file"
+        if reason is None:
+            out.append(name)
+        else:
+            account.ignore(reason, [name])
+    return out
+
+
+def _facts(head: Head) -> dict[str, Any]:
+    if not head.keys:
+        return {}
+    return {"method": "moco-v2" if head.layers == 2 else "moco-v1", "semantic_dim": head.dim}
+
+
+def _hint(state: Mapping[str, Tensor], names: Names) -> str:
+    """What to do, for the end of a refusal."""
+    found = arch_of(state)
+    if found and found != names.arch and found.split(":")[1] != names.arch.split(":")[1]:
+        return f"; its shapes are those of {found}"
+    return (
+        "; name the architecture it is of (torchvision:ARCH:FILE or timm:ARCH:FILE), or allow what may differ"
+    )
