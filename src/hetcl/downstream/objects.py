@@ -1,0 +1,162 @@
+"""What passes between the files of this room. Read this file first.
+
+Boxes are ``left, top, right, bottom`` in pixels of the upright picture, with continuous edges: a box from 0 to W covers
+the whole width (VOC's inclusive pixel indices 1..W become 0..W when read). Labels are indices into the data
+set's ``classes``, 0..K-1; which number a model gives to the background is the model's own affair.
+
+    n  objects of a picture     K  classes     H W  height and width in pixels
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Protocol
+
+import numpy as np
+
+Polygons = tuple[np.ndarray, ...]
+"""Each float64 ``[m, 2]``: x and y of m >= 3 corners, in pixels."""
+Rle = dict[str, Any]
+"""COCO's compressed run lengths: ``{"size": [H, W], "counts": bytes}``."""
+Segment = Polygons | Rle
+"""What one object covers: polygons (their union), or run lengths."""
+
+
+@dataclass(frozen=True)
+class Category:
+    """A class of things."""
+
+    id: int
+    """As the data set's own files say; predictions are written with it."""
+    name: str
+    frequency: str = ""
+    """LVIS only: ``r``, ``c`` or ``f``."""
+
+
+@dataclass(frozen=True)
+class Truth:
+    """What is in one picture, after bad annotations were left out."""
+
+    image_id: int | str
+    """As the data set's own files say."""
+    name: str
+    """The picture's file, for messages."""
+    size: tuple[int, int]
+    """Height and width in pixels."""
+    boxes: np.ndarray
+    """float64 ``[n, 4]``, as in the file: not clipped to the picture."""
+    labels: np.ndarray
+    """int64 ``[n]``."""
+    crowd: np.ndarray
+    """bool ``[n]``: a region of many objects (COCO's iscrowd, Cityscapes' groups); not trained on, ignored when scored."""
+    difficult: np.ndarray
+    """bool ``[n]``: VOC's flag; trained on, ignored when scored."""
+    areas: np.ndarray
+    """float64 ``[n]``: area in square pixels as the file says (COCO's small, medium and large go by it), else the box's."""
+    ids: tuple[int | str, ...]
+    """Of the annotations, for messages and for the evaluators."""
+    segments: tuple[Segment | None, ...] | None = None
+    """Of each object; None where the data set has boxes alone."""
+    negative: tuple[int, ...] = ()
+    """LVIS: labels known to be absent from this picture."""
+    not_exhaustive: tuple[int, ...] = ()
+    """LVIS: labels of which some objects may not be annotated in this picture."""
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """What a detector says of one picture, in the original picture's pixels, best first."""
+
+    image_id: int | str
+    boxes: np.ndarray
+    """float64 ``[n, 4]``."""
+    scores: np.ndarray
+    """float64 ``[n]``."""
+    labels: np.ndarray
+    """int64 ``[n]``: indices into ``classes``."""
+    masks: tuple[Rle, ...] | None = None
+    """Of the original picture's size; None from a detector of boxes alone."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """Figures of an evaluation, in percent (0..100); NaN where nothing could be measured."""
+
+    figures: dict[str, float]
+    """By name, e.g. ``box_ap``, ``box_ap50``, ``mask_ap``, ``miou``."""
+    per_class: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Class name -> figures."""
+
+
+@dataclass
+class Skipped:
+    """Annotations and pictures that were left out, counted, with the first few named."""
+
+    counts: dict[str, int] = field(default_factory=dict)
+    """Reason -> how many."""
+    examples: dict[str, list[str]] = field(default_factory=dict)
+    """Reason -> the first three: file and id."""
+
+    def add(self, reason: str, what: str) -> None:
+        """One more; ``what`` names file and id."""
+        self.counts[reason] = self.counts.get(reason, 0) + 1
+        names = self.examples.setdefault(reason, [])
+        if len(names) < 3:
+            names.append(what)
+
+    def lines(self) -> list[str]:
+        """For the console and the log: one line a reason."""
+        return [f"left out {n}: {reason} (e.g. {', '.join(self.examples[reason])})" for reason, n in self.counts.items()]
+
+
+class DetectionSet(Protocol):
+    """Pictures with objects. Opened once, cheap to send to worker processes."""
+
+    kind: str
+    """``coco``, ``lvis``, ``voc``, ``cityscapes`` or ``scenes``: which rules of evaluation are the set's own."""
+    classes: tuple[Category, ...]
+    has_masks: bool
+    fingerprint: str
+    """Short hash of pictures and annotations; a resumed run compares it."""
+    description: str
+    """A line for the console."""
+    skipped: Skipped
+
+    def __len__(self) -> int: ...
+
+    def truth(self, index: int) -> Truth:
+        """What is in a picture, without reading it."""
+        ...
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 ``[H, W, 3]``, RGB, as stored (no EXIF turn: annotations are of the stored pixels).
+
+        Raises:
+            hetcl.types.BadPicture: it cannot be read, or has another size than the annotations say.
+        """
+        ...
+
+
+class SegmentationSet(Protocol):
+    """Pictures with a class for each pixel."""
+
+    kind: str
+    """``voc``, ``cityscapes`` or ``scenes``."""
+    classes: tuple[str, ...]
+    fingerprint: str
+    description: str
+    skipped: Skipped
+
+    def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The picture's file, for messages."""
+        ...
+
+    def picture(self, index: int) -> np.ndarray:
+        """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadPicture``."""
+        ...
+
+    def label_map(self, index: int) -> np.ndarray:
+        """uint8 ``[H, W]``: class of each pixel, 255 where it does not count. Raises ``BadPicture``."""
+        ...
