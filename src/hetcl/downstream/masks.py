@@ -1,0 +1,54 @@
+"""Masks as bitmaps, run lengths and polygons, and from one to another. COCO's own C code does the counting.
+
+    H W  height and width in pixels     Rle, Polygons, Segment: see ``objects.py``
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from faster_coco_eval.core import mask as coco_mask
+
+from hetcl.downstream.objects import Rle, Segment
+
+
+def encode(bitmap: np.ndarray) -> Rle:
+    """Bool or uint8 ``[H, W]`` -> run lengths."""
+    rle = coco_mask.encode(np.asfortranarray(bitmap, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": _bytes(rle["counts"])}
+
+
+def decode(rle: Rle) -> np.ndarray:
+    """Run lengths -> uint8 ``[H, W]`` of 0 and 1."""
+    return np.ascontiguousarray(coco_mask.decode(rle))
+
+
+def rle_of(segment: Segment, size: tuple[int, int]) -> Rle:
+    """A segment as run lengths in a picture of ``size`` (H, W), by COCO's rules for polygons."""
+    if isinstance(segment, dict):
+        return segment
+    height, width = size
+    rings = [np.asarray(ring, dtype=np.float64).reshape(-1) for ring in segment]
+    whole: Any = coco_mask.merge(coco_mask.frPyObjects([ring.tolist() for ring in rings], height, width))
+    return {"size": [int(side) for side in whole["size"]], "counts": _bytes(whole["counts"])}
+
+
+def bitmap(segment: Segment, size: tuple[int, int]) -> np.ndarray:
+    """A segment as uint8 ``[H, W]`` of 0 and 1."""
+    return decode(rle_of(segment, size))
+
+
+def area(segment: Segment, size: tuple[int, int]) -> float:
+    """Pixels covered."""
+    return float(coco_mask.area(rle_of(segment, size)))
+
+
+def from_uncompressed(counts: list[int], size: tuple[int, int]) -> Rle:
+    """COCO's uncompressed run lengths (a list of numbers, zeros first, column by column) -> compressed ones."""
+    rle: Any = coco_mask.frPyObjects({"counts": counts, "size": list(size)}, *size)
+    return {"size": [int(side) for side in rle["size"]], "counts": _bytes(rle["counts"])}
+
+
+def _bytes(counts: str | bytes) -> bytes:
+    return counts.encode() if isinstance(counts, str) else counts
