@@ -201,6 +201,7 @@ def test_pretrain_hands_over_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> 
         "out": "o",
         "recipe": "small",
         "init": "m",
+        "allow_partial": [],
         "resume": True,
         "overrides": ["--stage1.lr=-1", "--batch=8", "--new-thing", "3"],
     }

@@ -19,8 +19,12 @@ from hetcl import __version__
 from hetcl.errors import InputError, Stopped, WorkFailed, out_of_memory
 
 MODEL_HELP = (
-    "RUN, RUN/checkpoints/FILE, FILE.safetensors, torchvision:ARCH[:random|FILE|WEIGHTS_NAME] or "
-    "timm:ARCH[:random|FILE]"
+    "RUN, RUN/checkpoints/FILE, a FILE of weights (.safetensors, .pth), moco:FILE, "
+    "torchvision:ARCH[:FILE|random|WEIGHTS_NAME] or timm:ARCH[:FILE|random|TAG]"
+)
+PARTIAL_HELP = (
+    "keys that may be missing, unknown or of another shape, as a pattern ('fc.*'); may be given several times. "
+    "What is missing stays random, and what else does not fit is refused"
 )
 DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
 
@@ -40,6 +44,7 @@ def pretrain(args: argparse.Namespace, overrides: list[str]) -> None:
         recipe=args.recipe,
         resume=args.resume,
         init=args.init,
+        allow_partial=args.allow_partial,
         overrides=overrides,
     )
 
@@ -65,19 +70,39 @@ def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
 def contrast(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.analysis.contrastive_test import contrast
 
-    contrast(args.models, data=args.data, out=args.out, resume=args.resume, overrides=overrides)
+    contrast(
+        args.models,
+        data=args.data,
+        out=args.out,
+        resume=args.resume,
+        allow_partial=args.allow_partial,
+        overrides=overrides,
+    )
 
 
 def probe(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.analysis.probe import probe
 
-    probe(args.model, data=args.data, out=args.out, resume=args.resume, overrides=overrides)
+    probe(
+        args.model,
+        data=args.data,
+        out=args.out,
+        resume=args.resume,
+        allow_partial=args.allow_partial,
+        overrides=overrides,
+    )
 
 
 def export(args: argparse.Namespace, _: list[str]) -> None:
     from hetcl.weights.exporters import export
 
-    for path in export(args.model, format=args.format, out=args.out, overwrite=args.overwrite):
+    for path in export(
+        args.model,
+        format=args.format,
+        out=args.out,
+        overwrite=args.overwrite,
+        allow_partial=args.allow_partial,
+    ):
         print(path)
 
 
@@ -158,6 +183,7 @@ def build_parser(verb: str | None = None) -> argparse.ArgumentParser:
         metavar="MODEL",
         help=f"start from these weights: {MODEL_HELP}; before an HCL stage 2 they take the place of stage 1",
     )
+    _add_partial(p)
     _add_analysis(made["contrast"], made["probe"])
     _add_export(made["export"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
@@ -187,6 +213,11 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
         p.add_argument(
             "--resume", action="store_true", help="use what is in --out already, whatever ended it"
         )
+        _add_partial(p)
+
+
+def _add_partial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-partial", metavar="PATTERN", action="append", default=[], help=PARTIAL_HELP)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -205,6 +236,14 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--format", required=True, metavar="FORMAT", help="|".join(PURPOSES))
     export.add_argument("--out", required=True, metavar="FILE", help="file to write")
     export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    export.add_argument(
+        "--allow-partial",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="keys of MODEL that are too many, as a pattern ('rpn.*'); may be given several times. "
+        "Nothing may be missing",
+    )
 
 
 def _pretrain_settings(parser: argparse.ArgumentParser) -> None:

@@ -205,7 +205,7 @@ def test_a_checkpoint_of_another_backbone(run: Path, says: Says) -> None:
             "neither a file nor a weights name of torchvision's resnet18",
         ),
         ("--init torchvision:resnet81", "did you mean resnet18"),
-        ("--init moco:x.pth", "does not read moco weights yet"),
+        ("--init moco:x.pth", "moco:x.pth: there is no file 'x.pth'"),
     ],
 )
 def test_models_that_cannot_be(more: str, said: str, says: Says) -> None:

@@ -21,6 +21,7 @@ from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights import exporters
 from hetcl.weights.cards import Facts, Target, code, configurations
 from hetcl.weights.exporters import export
+from hetcl.weights.sources import Weights
 from hetcl.weights.verify import PlainResNet
 
 FACTS = Facts(
@@ -97,10 +98,13 @@ def test_a_broken_summary_does_not_stop_the_export() -> None:
 
 
 def test_means_that_nobody_gave_are_called_assumed(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert exporters._facts("timm:x", {}).assumed
-    said = exporters._facts("timm:x", {"mean": [0.5] * 3, "std": [0.2] * 3})
+    def facts(said: dict[str, Any]) -> Facts:
+        return exporters._facts("torchvision:x", Weights("x", None, {}, None, said))
+
+    assert facts({}).assumed
+    said = facts({"mean": [0.5] * 3, "std": [0.2] * 3})
     assert (said.assumed, said.mean) == (False, (0.5,) * 3)
-    assert not exporters._facts("timm:x", {"method": "hcl"}).assumed
+    assert not facts({"method": "hcl"}).assumed
 
 
 def test_detectron2_is_told_all_it_must_set() -> None:

@@ -44,6 +44,7 @@ def contrast(
     data: str,
     out: str | Path,
     resume: bool = False,
+    allow_partial: Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
     """Test how well the features of models tell pictures apart; results in ``out/contrast.json`` and ``out/figures``.
@@ -53,6 +54,8 @@ def contrast(
         data: a folder of pictures, tar shards or ``scenes:N``. Labels are not used.
         out: the folder to write.
         resume: use the features that are in ``out`` already.
+        allow_partial: globs of keys, of any of the models, that may be missing, unknown or of another shape (missing
+            weights stay random); anything else that does not fit is refused.
         overrides: settings by name, as a mapping or as command-line words.
 
     Returns:
@@ -66,9 +69,8 @@ def contrast(
     out = Path(out)
     if first_process():
         _check_out(out, resume)
-    return Test(
-        [models] if isinstance(models, str) else list(models), data, out, resolve_contrast(overrides)
-    ).go()
+    models = [models] if isinstance(models, str) else list(models)
+    return Test(models, data, out, resolve_contrast(overrides), allow_partial).go()
 
 
 def _check_out(out: Path, resume: bool) -> None:
@@ -104,7 +106,9 @@ class Test:
 
     __test__ = False  # (not a test of pytest's)
 
-    def __init__(self, models: Sequence[str], data: str, out: Path, settings: Any) -> None:
+    def __init__(
+        self, models: Sequence[str], data: str, out: Path, settings: Any, allow_partial: Sequence[str] = ()
+    ) -> None:
         self.began = time.monotonic()
         self.settings = s = settings
         self.data, self.out = data, out
@@ -118,7 +122,7 @@ class Test:
                 f"{self.source.description}: one picture cannot be told from others; give at least two, "
                 "and many more for figures that mean something"
             )
-        self.encoders = _distinct(models)
+        self.encoders = _distinct(models, allow_partial)
         self.fabric = make_fabric(
             device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
         )
@@ -206,6 +210,8 @@ class Test:
                 + (f" ({shown})" if shown else "")
                 + said
             )
+            if not encoder.facts.ours:
+                say(f"          its pictures with {encoder.facts}")
         ranks = self.fabric.world_size
         say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
         say(f"folder    {self.out}")
@@ -420,14 +426,14 @@ class Test:
         )
 
 
-def _distinct(models: Sequence[str]) -> list[Encoder]:
+def _distinct(models: Sequence[str], allow_partial: Sequence[str]) -> list[Encoder]:
     """The encoders, with names that tell them apart. Raises ``InputError``."""
     if not models:
         raise InputError("no MODEL to test")
     twice = next((m for i, m in enumerate(models) if m in models[:i]), None)
     if twice is not None:
         raise InputError(f"{twice} is named twice")
-    encoders = [load_encoder(model) for model in models]
+    encoders = [load_encoder(model, allow_partial=allow_partial) for model in models]
     for i, e in enumerate(encoders):
         same = next((o for o in encoders[:i] if o.digest == e.digest), None)
         if same is not None:

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from hetcl.errors import InputError
 from hetcl.model.branches import resize_to
 from hetcl.model.embedding import normalise
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.encoder import Encoder
+from hetcl.weights.facts import InputFacts
 
 LEVELS = ("c2", "c3", "c4", "c5")
 """Levels of the pyramid, finest first."""
@@ -49,6 +51,32 @@ def _level(name: str) -> tuple[int, int]:
     return LEVELS.index(found[1]), int(found[2] or 1)
 
 
+class Renormalise(nn.Module):
+    """Pictures normalised with ImageNet's mean and std, RGB, as an encoder of other facts wants them.
+
+    One affine map a channel, so that all encoders of a pass can share their views.
+    """
+
+    scale: Tensor
+    shift: Tensor
+
+    def __init__(self, facts: InputFacts) -> None:
+        super().__init__()
+        theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=torch.float64)
+        if facts.channel_order == "BGR":
+            theirs = theirs.flip(1)
+        mean, std = torch.tensor([facts.mean, facts.std], dtype=torch.float64)
+        self.needed, self.bgr = not facts.ours, facts.channel_order == "BGR"
+        self.register_buffer("scale", (theirs[1] / std).float().view(1, 3, 1, 1))
+        self.register_buffer("shift", ((theirs[0] - mean) / std).float().view(1, 3, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` -> the same shape."""
+        if not self.needed:
+            return images
+        return (images.flip(1) if self.bgr else images) * self.scale + self.shift
+
+
 class Extractor(nn.Module):
     """Images to the features that were asked for, from one pass through the pyramid.
 
@@ -61,7 +89,7 @@ class Extractor(nn.Module):
     def __init__(self, encoder: Encoder, features: Sequence[str], *, unit: bool = True) -> None:
         super().__init__()
         self.encoder, self.features, self.unit = encoder, tuple(features), unit
-        self.pyramid = encoder.pyramid
+        self.given, self.pyramid = Renormalise(encoder.facts), encoder.pyramid
         self.branches = None if encoder.embedding is None else encoder.embedding.branches
 
     def dims(self, feature: str) -> dict[str, int]:
@@ -73,8 +101,9 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """Normalised ``[B, 3, H, W]`` -> ``{feature: [B, D]}``, fp32; parts side by side, of unit length."""
-        maps = self.pyramid(images)
+        """``[B, 3, H, W]``, normalised with ImageNet's mean and std, RGB, whatever the encoder's own facts ->
+        ``{feature: [B, D]}``, fp32; parts side by side, of unit length."""
+        maps = self.pyramid(self.given(images))
         return {feature: self._one(feature, maps) for feature in self.features}
 
     def _one(self, feature: str, maps: Sequence[Tensor]) -> Tensor:

@@ -49,6 +49,7 @@ def probe(
     data: str,
     out: str | Path,
     resume: bool = False,
+    allow_partial: Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
     """kNN and linear accuracy of a model's frozen features on labelled pictures; results in ``out/probe.json``.
@@ -58,6 +59,8 @@ def probe(
         data: labelled pictures: shards with ``KEY.cls``, a folder whose sub-folders are classes, or ``scenes:N``.
         out: the folder to write.
         resume: use the features that are in ``out`` already, and go on with a linear probe by SGD.
+        allow_partial: globs of keys that may be missing, unknown or of another shape (missing weights stay random);
+            anything else that does not fit is refused.
         overrides: settings by name, as a mapping or as command-line words.
 
     Returns:
@@ -71,7 +74,7 @@ def probe(
     folder = RunFolder(out)
     if first_process():
         _check_out(folder, resume)
-    return Probe(model, data, folder, resume, resolve_probe(overrides)).go()
+    return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
 
 
 def _check_out(folder: RunFolder, resume: bool) -> None:
@@ -92,7 +95,15 @@ def _check_out(folder: RunFolder, resume: bool) -> None:
 class Probe:
     """One probe of one model: reads, extracts, classifies, checks, says."""
 
-    def __init__(self, model: str, data: str, folder: RunFolder, resume: bool, settings: Any) -> None:
+    def __init__(
+        self,
+        model: str,
+        data: str,
+        folder: RunFolder,
+        resume: bool,
+        settings: Any,
+        allow_partial: Sequence[str] = (),
+    ) -> None:
         self.began = time.monotonic()
         self.settings = s = settings
         self.data, self.folder, self.resume = data, folder, resume
@@ -104,7 +115,7 @@ class Probe:
         )  # fmt: skip
         assert self.parts.train.classes is not None
         self.classes = len(self.parts.train.classes)
-        self.encoder = load_encoder(model)
+        self.encoder = load_encoder(model, allow_partial=allow_partial)
         self.feature = features_of(self.encoder, s.features)
         self.size = s.size or self.encoder.size or 224
         self.fabric = make_fabric(
@@ -178,6 +189,8 @@ class Probe:
         )
         shown = " + ".join(f"{part} {d}" for part, d in self.dims.items())
         say(f"model     {e.name}: {e.pyramid.arch} at {self.size} pixels, {shown}{unsure}")
+        if not e.facts.ours:
+            say(f"          its pictures with {e.facts}")
         ranks = self.fabric.world_size
         say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
         say(f"folder    {self.folder.path}")
@@ -346,7 +359,7 @@ class Probe:
     def _check_unchanged(self) -> None:
         """Raises ``WorkFailed`` when a weight or a statistic of the encoder has moved."""
         e = self.encoder
-        now = digest_of((e.pyramid if e.embedding is None else e.embedding).state_dict())
+        now = digest_of((e.pyramid if e.embedding is None else e.embedding).state_dict(), e.facts)
         if now != e.digest:
             raise WorkFailed(
                 f"the weights of {e.model} changed while they were probed ({e.digest}, now {now}), so the figures "

@@ -1,6 +1,6 @@
 """Masks as bitmaps, run lengths and polygons, and from one to another. COCO's own C code does the counting.
 
-    H W  height and width in pixels     Rle, Polygons, Segment: see ``objects.py``
+H W  height and width in pixels     Rle, Polygons, Segment: see ``objects.py``
 """
 
 from __future__ import annotations

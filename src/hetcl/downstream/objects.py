@@ -48,11 +48,11 @@ class Truth:
     labels: np.ndarray
     """int64 ``[n]``."""
     crowd: np.ndarray
-    """bool ``[n]``: a region of many objects (COCO's iscrowd, Cityscapes' groups); not trained on, ignored when scored."""
+    """bool ``[n]``: regions of many objects (iscrowd of COCO, groups of Cityscapes); not trained on, not scored."""
     difficult: np.ndarray
     """bool ``[n]``: VOC's flag; trained on, ignored when scored."""
     areas: np.ndarray
-    """float64 ``[n]``: area in square pixels as the file says (COCO's small, medium and large go by it), else the box's."""
+    """float64 ``[n]``: square pixels as the file says (COCO's small, medium and large go by it), else the box's."""
     ids: tuple[int | str, ...]
     """Of the annotations, for messages and for the evaluators."""
     segments: tuple[Segment | None, ...] | None = None
@@ -106,7 +106,10 @@ class Skipped:
 
     def lines(self) -> list[str]:
         """For the console and the log: one line a reason."""
-        return [f"left out {n}: {reason} (e.g. {', '.join(self.examples[reason])})" for reason, n in self.counts.items()]
+        return [
+            f"left out {n}: {reason} (e.g. {', '.join(self.examples[reason])})"
+            for reason, n in self.counts.items()
+        ]
 
 
 class DetectionSet(Protocol):

@@ -30,20 +30,28 @@ class Plan:
     settings: Settings
     fingerprint: str | None
     """Of the data that the run began with; None for a new run."""
+    allow_partial: tuple[str, ...] = ()
+    """Globs of the keys of ``init`` that need not fit."""
     window: int = 0
     """Within how many pictures the data is mixed, 0: anywhere; of a new run, as the settings say."""
 
 
 def new_plan(
-    data: str | None, recipe: str | None, init: str | None, overrides: Mapping[str, Any] | Sequence[str]
+    data: str | None,
+    recipe: str | None,
+    init: str | None,
+    allow_partial: Sequence[str],
+    overrides: Mapping[str, Any] | Sequence[str],
 ) -> Plan:
     """The plan of a new run. Raises ``InputError`` with every fault of the settings."""
     if data is None:
         raise InputError("--data is missing: name a folder of pictures, tar shards or scenes:N")
     if init is not None and not init.strip():
         raise InputError("--init is empty: name weights, or leave it out")
+    if allow_partial and init is None:
+        raise InputError("--allow-partial is about the weights of --init, and there are none; leave it out")
     settings = resolve(recipe, overrides)
-    return Plan(data, recipe or "hcl-r50", init, settings, None, settings.window)
+    return Plan(data, recipe or "hcl-r50", init, settings, None, tuple(allow_partial), settings.window)
 
 
 def resumed_plan(
@@ -51,6 +59,7 @@ def resumed_plan(
     data: str | None,
     recipe: str | None,
     init: str | None,
+    allow_partial: Sequence[str],
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
@@ -63,13 +72,19 @@ def resumed_plan(
             init=saved.get("init"),
             settings=then,
             fingerprint=saved.get("fingerprint"),
+            allow_partial=tuple(saved.get("allow_partial", ())),
             window=int(saved.get("window", then.window)),
         )
     except KeyError as e:
         raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
-    if init is not None and plan.init not in (init, absolute(init)):
+    if init is not None and plan.init not in (init, absolute_model(init)):
         raise InputError(
             f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
+        )
+    if allow_partial and tuple(allow_partial) != plan.allow_partial:
+        raise InputError(
+            f"--allow-partial: the run in {folder.path} began with {', '.join(plan.allow_partial) or 'none'}; "
+            "leave it out"
         )
     named = given_keys(overrides)
     if recipe is not None:
@@ -101,6 +116,14 @@ def absolute(data: str) -> str:
     if ":" in data:
         return data
     return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
+
+
+def absolute_model(model: str) -> str:
+    """MODEL as a run in another folder would have to name it: a file or a folder in it is written in full."""
+    head, colon, path = model.rpartition(":")
+    if colon and not os.path.exists(model):
+        return head + colon + os.path.abspath(path) if os.path.exists(path) else model
+    return os.path.abspath(model)
 
 
 def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:

@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -23,7 +22,8 @@ from hetcl.model.momentum import MomentumPair
 from hetcl.pretrain import monitors, stages
 from hetcl.pretrain.bad_pictures import BadPictures
 from hetcl.pretrain.doctor import expected_seconds
-from hetcl.pretrain.plan import Plan, absolute, common_window, fit, new_plan, resumed_plan
+from hetcl.pretrain.knn_check import KnnCheck
+from hetcl.pretrain.plan import Plan, absolute, absolute_model, common_window, fit, new_plan, resumed_plan
 from hetcl.pretrain.rehearse import rehearse
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
@@ -36,9 +36,9 @@ from hetcl.training.devices import device_name, make_fabric, precision_on, worke
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
-from hetcl.types import Source
-from hetcl.views.loader import ViewLoader, ordered
+from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
+from hetcl.weights.facts import input_facts
 from hetcl.weights.sources import Weights, install, read_weights
 
 DTYPES = {"fp64": torch.float64}
@@ -51,6 +51,7 @@ def pretrain(
     recipe: str | None = None,
     resume: bool = False,
     init: str | None = None,
+    allow_partial: Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> RunFolder:
     """Pre-train a backbone on pictures without labels, and leave it in ``out/backbone.safetensors``.
@@ -61,6 +62,8 @@ def pretrain(
         recipe: name or file of a recipe; default ``hcl-r50``.
         resume: go on with the run in ``out`` if there is one.
         init: weights to start from (a MODEL); with an HCL stage after another they take the first stage's place.
+        allow_partial: globs of keys of ``init`` that may be missing, unknown or of another shape (missing weights stay
+            random); anything else that does not fit is refused.
         overrides: settings by dotted name, as a mapping or as command-line words.
 
     Returns:
@@ -76,9 +79,9 @@ def pretrain(
         folder.check(resume=resume)
     resumed = resume and folder.settings.is_file()
     plan = (
-        resumed_plan(folder, data, recipe, init, overrides)
+        resumed_plan(folder, data, recipe, init, allow_partial, overrides)
         if resumed
-        else new_plan(data, recipe, init, overrides)
+        else new_plan(data, recipe, init, allow_partial, overrides)
     )
     return Run(folder, plan, resume=resume).go()
 
@@ -108,7 +111,9 @@ class Run:
             )
         # A run with a checkpoint holds what it began with: the file may be gone by now.
         begun = resume and any(folder.checkpoints.glob("*.ckpt"))
-        self.init = read_weights(plan.init) if plan.init is not None and not begun else None
+        self.init: Weights | None = None
+        if plan.init is not None and not begun:
+            self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
         if plan.fingerprint is None:
             self._rehearse()
         self.fabric = make_fabric(
@@ -132,6 +137,12 @@ class Run:
         todo = self._todo()
         if len(todo) < len(stages_of(self.settings)):
             self.told.append(f"--init {self.plan.init} takes the place of stage 1")
+        facts = input_facts(self.init.facts, str(self.init.arch), self.init.origin) if self.init else None
+        if facts is not None and facts.source != "assumed" and not facts.ours:
+            self.told.append(
+                f"--init {self.plan.init} was trained with {facts}; here it gets ImageNet's mean and std, RGB, and its "
+                "first layers must adapt"
+            )
         last = self._open_folder()
         try:
             self._stages(todo, last)
@@ -200,7 +211,8 @@ class Run:
                 {
                     "data": absolute(self.plan.data),
                     "recipe": self.plan.recipe,
-                    "init": None if self.plan.init is None else absolute(self.plan.init),
+                    "init": None if self.plan.init is None else absolute_model(self.plan.init),
+                    "allow_partial": list(self.plan.allow_partial),
                     "fingerprint": self.source.fingerprint,
                     "window": self.window,
                     "hetcl": machine()["hetcl"],
@@ -301,7 +313,7 @@ class Run:
                 pin=fabric.device.type == "cuda",
             ),
             "photometric": Photometric(stage.views, dtype=dtype),
-            "evaluate": self._knn,
+            "evaluate": self._knn_check().accuracy,
             "on_bad": self.bad.see,
             "epochs": stage.epochs,
             "batch": s.batch,
@@ -327,6 +339,14 @@ class Run:
             mask_own=s.mask_own,
             **common,
         )
+
+    def _knn_check(self) -> KnnCheck:
+        s = self.settings
+        return KnnCheck(
+            self.source, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
+            size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
+            dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last,
+        )  # fmt: skip
 
     def _place(self, module: Any) -> Any:
         s = self.settings
@@ -373,48 +393,6 @@ class Run:
             checkpoint.save(self.folder.checkpoints / f"{task.name}.ckpt", loop.state())
         self.fabric.barrier()
         task.close()
-
-    def _knn(self, pyramid: nn.Module) -> dict[str, float]:
-        """kNN accuracy of the backbone's pooled C5, where there are labels. On the first rank alone."""
-        s, source = self.settings, self.source
-        if source.classes is None or not self.main:
-            return {}
-        queries_from = self.held_out if self.held_out is not None and self.held_out.classes else source
-        own = queries_from is source
-        n = len(source)
-        held = min(s.knn.queries, n // 5 if own else len(queries_from))
-        take = min(s.knn.bank, n - held if own else n)
-        if held < 1 or take < 1:
-            return {}
-        near = max(self.window, queries_from.prefers_window) > 0
-        order = monitors.some_pictures(source, take + (held if own else 0), s.seed, "knn", near=near)
-        asked = order[take:]
-        if not own:
-            asked = monitors.some_pictures(queries_from, held, s.seed, "knn queries", near=near)
-        bank = self._features(pyramid, source, order[:take])
-        asking = self._features(pyramid, queries_from, asked)
-        return {"knn": monitors.knn_accuracy(*bank, *asking, k=s.knn.k)}
-
-    @torch.no_grad()
-    def _features(
-        self, pyramid: nn.Module, source: Source, indices: np.ndarray
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Pooled C5 ``[n, C]`` and labels ``[n]`` of labelled pictures."""
-        s = self.settings
-        plain = Photometric(self.settings.stage1.views, dtype=DTYPES.get(s.precision, torch.float32))
-        features, labels = [], []
-        indices = np.sort(indices) if self.window else indices  # one shard after the other
-        for batch in ordered(source, indices, size=s.size, batch=min(256, s.batch), workers=self.workers):
-            images = plain(batch.images[0].to(self.fabric.device), batch.colour[0])
-            if s.channels_last:
-                images = images.contiguous(memory_format=torch.channels_last)
-            with self.fabric.autocast():
-                pooled = pyramid(images)[-1].mean(dim=(2, 3))
-            assert batch.label is not None
-            keep = batch.label >= 0
-            features.append(pooled.float()[keep.to(pooled.device)])
-            labels.append(batch.label[keep].to(pooled.device))
-        return torch.cat(features), torch.cat(labels)
 
     # ---- the end ---------------------------------------------------------------------------------------------------
 

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,7 +18,8 @@ from hetcl.model.build import build_embedding
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid, build_pyramid
 from hetcl.runs.folder import RunFolder
-from hetcl.weights.sources import Weights, install, no_arch, read_weights
+from hetcl.weights.facts import InputFacts
+from hetcl.weights.sources import Weights, install, no_arch, read_weights, stated_facts
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,10 @@ class Encoder:
     """Pyramid (the same) and branches; None where the weights have no contrastive branches."""
     size: int | None
     """Side of the views it was trained with, in pixels; None where the weights do not say."""
+    facts: InputFacts
+    """How pictures are given to it."""
     digest: str
-    """Hash of all weights and statistics: equal for equal features."""
+    """Hash of all weights and statistics, and of ``facts``: equal for equal features."""
 
     @property
     def dims(self) -> dict[str, int]:
@@ -44,27 +47,30 @@ class Encoder:
         return {} if self.embedding is None else self.embedding.dims
 
 
-def load_encoder(model: str) -> Encoder:
+def load_encoder(model: str, *, allow_partial: Sequence[str] = ()) -> Encoder:
     """The query encoder that ``model`` names.
+
+    Args:
+        allow_partial: as :func:`hetcl.weights.sources.read_weights`.
 
     Raises:
         InputError: no such weights, broken ones, or a file that does not say its architecture.
     """
-    weights = read_weights(model)
+    weights = read_weights(model, allow_partial=allow_partial)
     if weights.arch is None:
         raise InputError(no_arch(model))
+    facts = stated_facts(weights, model)
     branches = {n.split(".")[1] for n in weights.query if n.startswith("branches.")}
     size = weights.facts.get("size")
     if branches and "class" not in branches:
         embedding = _embedding(weights, branches)
-        return Encoder(
-            model, name_of(model), _pyramid(embedding), embedding, size, digest_of(embedding.state_dict())
-        )
+        digest = digest_of(embedding.state_dict(), facts)
+        return Encoder(model, name_of(model), _pyramid(embedding), embedding, size, facts, digest)
     holder = nn.Module()
     holder.pyramid = build_pyramid(weights.arch)
     install(holder, _part(weights.query, "pyramid."), weights.origin)
     pyramid = _pyramid(holder)
-    return Encoder(model, name_of(model), pyramid, None, size, digest_of(pyramid.state_dict()))
+    return Encoder(model, name_of(model), pyramid, None, size, facts, digest_of(pyramid.state_dict(), facts))
 
 
 def _embedding(weights: Weights, branches: set[str]) -> Embedding:
@@ -103,9 +109,11 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     return {n: v for n, v in state.items() if n.startswith(prefix)}
 
 
-def digest_of(state: Mapping[str, Tensor]) -> str:
-    """A hash of names, shapes and bytes of a state dict: 16 hexadecimal digits."""
+def digest_of(state: Mapping[str, Tensor], facts: InputFacts) -> str:
+    """A hash of names, shapes and bytes of a state dict, and of how pictures are given: 16 hexadecimal digits."""
     h = hashlib.blake2b(digest_size=8)
+    if not facts.ours:
+        h.update(f"{facts.mean} {facts.std} {facts.channel_order};".encode())
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
         h.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())

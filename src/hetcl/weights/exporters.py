@@ -16,7 +16,7 @@ import importlib.util
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,11 +28,12 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid
 from hetcl.runs.folder import machine
-from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights import cards, verify, writers
 from hetcl.weights.cards import PURPOSES, Facts, Target
 from hetcl.weights.encoder import load_encoder, name_of
-from hetcl.weights.sources import install, read_weights
+from hetcl.weights.facts import input_facts
+from hetcl.weights.matched import some
+from hetcl.weights.sources import Weights, install, no_arch, read_weights
 from hetcl.weights.verify import Proof
 from hetcl.weights.writers import Material, Payload
 
@@ -53,7 +54,14 @@ class Format:
     """The proof and the code it ran. Raises ``WorkFailed`` when the file is not equal to its source."""
 
 
-def export(model: str, *, format: str, out: str | Path, overwrite: bool = False) -> list[Path]:
+def export(
+    model: str,
+    *,
+    format: str,
+    out: str | Path,
+    overwrite: bool = False,
+    allow_partial: Sequence[str] = (),
+) -> list[Path]:
     """Write ``model``'s weights for another library, with a card beside them, and prove them equal.
 
     Args:
@@ -61,6 +69,7 @@ def export(model: str, *, format: str, out: str | Path, overwrite: bool = False)
         format: a key of :data:`FORMATS`.
         out: the file; its ending must be one of the format's.
         overwrite: replace what is there.
+        allow_partial: globs of keys of ``model`` that may be unknown; they are left out. Nothing may be missing.
 
     Returns:
         the file and its card, ``out`` with ``.md`` behind.
@@ -72,7 +81,7 @@ def export(model: str, *, format: str, out: str | Path, overwrite: bool = False)
     kind = _format(format)
     file = Path(out)
     _check_out(file, format, kind, overwrite)
-    material = _material(model)
+    material = _material(model, allow_partial)
     with _workspace(file.parent) as folder:
         hidden = folder / file.name
         payload = kind.write(material, hidden)
@@ -132,30 +141,35 @@ def _check_out(file: Path, name: str, kind: Format, overwrite: bool) -> None:
             raise InputError(f"--out {path} exists; add --overwrite to replace it, or name another file")
 
 
-def _material(model: str) -> Material:
+def _material(model: str, allow_partial: Sequence[str]) -> Material:
     """Raises ``InputError``: no weights, no architecture, or weights that do not fit it or are not finite."""
-    weights = read_weights(model)
+    weights = read_weights(model, allow_partial=allow_partial)
     if weights.arch is None:
-        raise InputError(f"{model} does not say its architecture: write torchvision:ARCH:{model}")
+        raise InputError(no_arch(model))
+    if weights.matched is not None and weights.matched.missing:
+        raise InputError(
+            f"{model} lacks weights ({some(weights.matched.missing)}), and random ones in their place would be of no "
+            "use to anybody: give whole weights, and allow only keys that are too many"
+        )
     holder = nn.Module()
     holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
     own = {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}
     install(holder, own, weights.origin, arch=weights.arch)
     assert isinstance(pyramid, ResNetPyramid | WrappedPyramid)
-    return Material(model, weights, pyramid.eval().float(), _facts(pyramid.arch, weights.facts))
+    return Material(model, weights, pyramid.eval().float(), _facts(pyramid.arch, weights))
 
 
-def _facts(arch: str, said: Mapping[str, Any]) -> Facts:
-    method = said.get("method")
-    known = "mean" in said and "std" in said
+def _facts(arch: str, weights: Weights) -> Facts:
+    method = weights.facts.get("method")
+    given = input_facts(weights.facts, arch, weights.origin)
     return Facts(
         arch=arch,
         method=(str(method),) if isinstance(method, str) else tuple(str(m) for m in method or ()),
-        size=said.get("size"),
-        mean=tuple(said["mean"]) if known else IMAGENET_MEAN,
-        std=tuple(said["std"]) if known else IMAGENET_STD,
-        channels=str(said.get("channels", "RGB")),
-        assumed=not known and method is None,  # hetcl's checkpoints are all trained with ImageNet's
+        size=given.size,
+        mean=given.mean,
+        std=given.std,
+        channels=given.channel_order,
+        assumed=given.source == "assumed",
     )
 
 

@@ -18,7 +18,7 @@ class InputFacts:
     """How pictures are given to a backbone: pixels / 255, then ``(pixel - mean) / std``."""
 
     mean: Triple
-    """Per channel, of pixels in 0..1."""
+    """Of pixels in 0..1, per channel in ``channel_order``."""
     std: Triple
     """Likewise."""
     size: int | None
@@ -26,7 +26,16 @@ class InputFacts:
     channel_order: str
     """``RGB`` or ``BGR``."""
     source: str
-    """Who says so: ``the file``, ``timm's configuration``, ``hetcl``, or ``assumed``."""
+    """Who says so: ``the file``, ``timm's configuration``, ``its training``, or ``assumed``."""
+
+    @property
+    def ours(self) -> bool:
+        """Whether that is how hetcl gives pictures to every encoder that it trains: ImageNet's mean and std, RGB."""
+        return (self.mean, self.std, self.channel_order) == (IMAGENET_MEAN, IMAGENET_STD, "RGB")
+
+    def __str__(self) -> str:
+        mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
+        return f"mean {mean}, std {std}, {self.channel_order} ({self.source})"
 
 
 def input_facts(said: Mapping[str, Any], arch: str, origin: str) -> InputFacts:

@@ -19,7 +19,7 @@ from hetcl.errors import InputError
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.weights import published, unpack
-from hetcl.weights.facts import input_facts
+from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.importers import Imported, import_state, state_of
 from hetcl.weights.matched import Matched, allowed, some
 from hetcl.weights.names import is_constant, names_of
@@ -297,9 +297,19 @@ def load_backbone(model: str, *, allow_partial: Sequence[str] = ()) -> nn.Module
     holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
     install(holder, {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}, weights.origin)
     backbone: Any = pyramid.eval()
-    backbone.facts = input_facts(weights.facts, pyramid.arch, weights.origin)
-    if backbone.facts.source == "assumed":
+    backbone.facts = stated_facts(weights, model)
+    return backbone
+
+
+def stated_facts(weights: Weights, model: str) -> InputFacts:
+    """How pictures are given to a MODEL of known architecture; said in the log when nobody states it.
+
+    Raises:
+        InputError: the file states something that cannot be.
+    """
+    facts = input_facts(weights.facts, str(weights.arch), weights.origin)
+    if facts.source == "assumed" and weights.matched is not None:
         log.info(
             f"{model}: nothing says how its pictures are normalised; ImageNet's mean and std, RGB, are assumed"
         )
-    return backbone
+    return facts
