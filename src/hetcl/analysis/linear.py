@@ -258,6 +258,7 @@ class LinearTask:
     """
 
     name = "linear"
+    lr_setting = "lr"
 
     def __init__(
         self,

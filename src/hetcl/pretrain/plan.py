@@ -11,7 +11,7 @@ import torch
 from lightning_fabric import Fabric
 
 from hetcl.errors import InputError
-from hetcl.runs.folder import RunFolder
+from hetcl.runs.folder import RunFolder, absolute
 from hetcl.settings import Settings, flatten, from_dict, given_keys, keys_of, resolve, to_dict
 from hetcl.types import Source
 
@@ -77,7 +77,7 @@ def resumed_plan(
         )
     except KeyError as e:
         raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
-    if init is not None and plan.init not in (init, absolute_model(init)):
+    if init is not None and plan.init not in (init, absolute(init)):
         raise InputError(
             f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
         )
@@ -111,19 +111,11 @@ def flat(settings: Settings) -> dict[str, Any]:
     return flatten(to_dict(settings))
 
 
-def absolute(data: str) -> str:
+def absolute_data(data: str) -> str:
     """DATA as a run in another folder would have to name it."""
     if ":" in data:
         return data
     return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
-
-
-def absolute_model(model: str) -> str:
-    """MODEL as a run in another folder would have to name it: a file or a folder in it is written in full."""
-    head, colon, path = model.rpartition(":")
-    if colon and not os.path.exists(model):
-        return head + colon + os.path.abspath(path) if os.path.exists(path) else model
-    return os.path.abspath(model)
 
 
 def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:

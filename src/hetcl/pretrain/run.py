@@ -20,18 +20,18 @@ from hetcl.images.sources import open_source, open_validation
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.pretrain import monitors, stages
-from hetcl.pretrain.bad_pictures import BadPictures
 from hetcl.pretrain.doctor import expected_seconds
 from hetcl.pretrain.knn_check import KnnCheck
-from hetcl.pretrain.plan import Plan, absolute, absolute_model, common_window, fit, new_plan, resumed_plan
+from hetcl.pretrain.plan import Plan, absolute_data, common_window, fit, new_plan, resumed_plan
 from hetcl.pretrain.rehearse import rehearse
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
+from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
 from hetcl.settings import (
     StageSettings,
     stages_of,
     to_dict,
 )
+from hetcl.training.bad_pictures import BadPictures
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, count, duration
@@ -209,9 +209,9 @@ class Run:
             # First, since a folder that holds anything else without settings is not taken for a run.
             self.folder.write_settings(
                 {
-                    "data": absolute(self.plan.data),
+                    "data": absolute_data(self.plan.data),
                     "recipe": self.plan.recipe,
-                    "init": None if self.plan.init is None else absolute_model(self.plan.init),
+                    "init": None if self.plan.init is None else absolute(self.plan.init),
                     "allow_partial": list(self.plan.allow_partial),
                     "fingerprint": self.source.fingerprint,
                     "window": self.window,
@@ -314,7 +314,7 @@ class Run:
             ),
             "photometric": Photometric(stage.views, dtype=dtype),
             "evaluate": self._knn_check().accuracy,
-            "on_bad": self.bad.see,
+            "on_bad": lambda batch: self.bad.see(len(batch.index), batch.bad),
             "epochs": stage.epochs,
             "batch": s.batch,
             "seed": s.seed,

@@ -39,6 +39,14 @@ def first_process() -> bool:
     return rank == "0"
 
 
+def absolute(spec: str) -> str:
+    """A MODEL or DATASET as a run elsewhere would have to name it: the file or folder in it is written in full."""
+    head, colon, path = spec.rpartition(":")
+    if colon and not os.path.exists(spec):
+        return head + colon + os.path.abspath(path) if os.path.exists(path) else spec
+    return os.path.abspath(spec)
+
+
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` wholly or not at all. Raises ``WorkFailed`` when the disk refuses."""
     part = path.with_name(path.name + ".part")

@@ -11,6 +11,14 @@ from hetcl.settings.analysis import (
     resolve_contrast,
     resolve_probe,
 )
+from hetcl.settings.downstream import (
+    EvaluateSettings,
+    FinetuneSettings,
+    MachineSettings,
+    finetune_from_dict,
+    resolve_evaluate,
+    resolve_finetune,
+)
 from hetcl.settings.parse import documented, flatten, given_in, keys_of, to_dict
 from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, given_keys, resolve, stages_of
 from hetcl.settings.recipes import recipe_names, recipe_text
@@ -18,11 +26,15 @@ from hetcl.settings.recipes import recipe_names, recipe_text
 __all__ = [
     "ComputeSettings",
     "ContrastSettings",
+    "EvaluateSettings",
+    "FinetuneSettings",
+    "MachineSettings",
     "ProbeSettings",
     "Settings",
     "StageSettings",
     "check",
     "documented",
+    "finetune_from_dict",
     "flatten",
     "from_dict",
     "given_in",
@@ -32,6 +44,8 @@ __all__ = [
     "recipe_text",
     "resolve",
     "resolve_contrast",
+    "resolve_evaluate",
+    "resolve_finetune",
     "resolve_probe",
     "stages_of",
     "to_dict",

@@ -156,7 +156,7 @@ def resolve(recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[s
         InputError: every fault of names, types and values found, gathered in one message, one to a line.
     """
     name = "hcl-r50" if recipe is None else recipe
-    tree = recipe_tree(name)
+    tree = recipe_tree(name, "pretrain")
     given = given_in(Settings, overrides)
     base = {k: (v, f"recipe {name}") for k, v in flatten(tree).items()}
     return build(Settings, {**base, **{k: (v, "") for k, v in given.items()}}, check)

@@ -10,22 +10,36 @@ from hetcl.errors import InputError
 from hetcl.settings.parse import near
 
 RECIPES = Path(__file__).parent.parent / "recipes"
+VERBS = ("pretrain", "finetune")
+"""The verbs that have recipes, each in a folder of its own."""
 
 
-def recipe_names() -> list[str]:
-    """The recipes that come with hetcl."""
-    return sorted(path.stem for path in RECIPES.glob("*.yaml"))
+def recipe_names(verb: str = "pretrain") -> list[str]:
+    """The recipes that come with hetcl for a verb, ``pretrain`` or ``finetune``."""
+    return sorted(path.stem for path in (RECIPES / verb).glob("*.yaml"))
 
 
-def recipe_text(recipe: str) -> str:
-    """The YAML of a recipe by name or file. Raises ``InputError`` when there is none."""
-    path = RECIPES / f"{recipe}.yaml" if recipe in recipe_names() else Path(recipe)
+def recipe_text(recipe: str, verb: str | None = None) -> str:
+    """The YAML of a recipe by name or file.
+
+    Args:
+        verb: whose recipe it is to be; None: anybody's.
+
+    Raises:
+        InputError: there is none, or it is another verb's.
+    """
+    owner = next((v for v in VERBS if recipe in recipe_names(v)), None)
+    if verb is not None and owner not in (None, verb):
+        raise InputError(
+            f"recipe {recipe} is one of `hetcl {owner}`; `hetcl recipes` lists those of each verb"
+        )
+    path = RECIPES / owner / f"{recipe}.yaml" if owner else Path(recipe)
     if recipe and path.is_dir():
         raise InputError(
             f"recipe {recipe} is a folder; name a YAML file, or a recipe that `hetcl recipes` lists"
         )
     if not path.is_file():
-        hint = near(recipe, recipe_names())
+        hint = near(recipe, [n for v in VERBS if verb in (None, v) for n in recipe_names(v)])
         raise InputError(f"no recipe named {recipe!r} and no such file{hint}; `hetcl recipes` lists them")
     try:
         return path.read_text(encoding="utf-8")
@@ -35,11 +49,11 @@ def recipe_text(recipe: str) -> str:
         raise InputError(f"cannot read recipe {recipe}: {e.strerror}") from None
 
 
-def recipe_tree(name: str) -> Mapping[Any, Any]:
+def recipe_tree(name: str, verb: str) -> Mapping[Any, Any]:
     """What a recipe sets; of a run's ``settings.yaml``, what the run was set to."""
     import yaml
 
-    text = recipe_text(name)
+    text = recipe_text(name, verb)
     try:
         tree = yaml.safe_load(text)
     except yaml.MarkedYAMLError as e:

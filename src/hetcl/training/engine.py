@@ -33,6 +33,8 @@ class Task(Protocol):
 
     name: str
     """Of the stage; goes into rows and checkpoints."""
+    lr_setting: str
+    """What the setting of its learning rate is called, for messages."""
     seed: int
     epochs: int
     steps_per_epoch: int
@@ -286,7 +288,7 @@ class Loop:
         last = self.folder.checkpoints / "last.ckpt"
         kept = f"; {last} is from before it" if last.exists() else ""
         start = "start a new run" + (f", with --init {last} if you like" if kept else "")
-        raise WorkFailed(f"{what}{kept}; lower {self.task.name}.lr or set precision to fp32, and {start}")
+        raise WorkFailed(f"{what}{kept}; lower {self.task.lr_setting} or set precision to fp32, and {start}")
 
     def _stop(self, signal: StopSignal) -> bool:
         """Whether any rank received a signal (ranks ask each other every tenth step)."""

@@ -100,7 +100,7 @@ class Pairs:
             len(source), seed, STAGE, window=window, blocks=source.blocks() if window else None
         )
         self.steps = -(-self.pictures // batch)
-        self._pool = Pool(self._step, workers, pin)  # type: ignore[arg-type]
+        self._pool = Pool(self._step, workers, pin)
 
     def run(self, steps: Iterable[int]) -> Iterator[tuple[int, Mapping[tuple[ViewPolicy, int], ViewBatch]]]:
         """``(step, {(policy, size): views})`` for some steps in the order given. One run at a time.
@@ -110,7 +110,7 @@ class Pairs:
         steps = list(steps)
         self._pool.restart((0, step) for step in steps)
         for step in steps:
-            views: Views = next(self._pool)  # type: ignore[assignment]
+            views: Views = next(self._pool)
             yield step, {(p, s): views.batch(p, s) for p in self.policies for s in self.sizes}
 
     def indices(self, step: int) -> np.ndarray:

@@ -22,7 +22,6 @@ import torch
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from hetcl.errors import InputError, WorkFailed
-from hetcl.types import ViewBatch
 
 PREFETCH = 2
 """Batches that each worker prepares ahead."""
@@ -38,10 +37,10 @@ class _Failure:
 class _Guarded(Dataset[Any]):
     """Batches by (epoch, step), whose expected errors come as :class:`_Failure`."""
 
-    def __init__(self, compute: Callable[[int, int], ViewBatch]) -> None:
+    def __init__(self, compute: Callable[[int, int], Any]) -> None:
         self.compute = compute
 
-    def __getitem__(self, item: tuple[int, int]) -> ViewBatch | _Failure:
+    def __getitem__(self, item: tuple[int, int]) -> Any:
         try:
             return self.compute(*item)
         except (InputError, WorkFailed) as error:
@@ -72,16 +71,16 @@ _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
 """Pools that have worker processes."""
 
 
-class Pool(Iterator[ViewBatch]):
+class Pool(Iterator[Any]):
     """Batches in the order of their items, computed here or by worker processes that outlive a restart.
 
     Args:
-        compute: a batch from (epoch, step), sent to the workers once.
+        compute: a batch from (epoch, step), sent to the workers once; one that is to be pinned has ``pin_memory``.
         workers: processes; 0 computes here.
         pin: batches in page-locked memory, where there is a GPU.
     """
 
-    def __init__(self, compute: Callable[[int, int], ViewBatch], workers: int, pin: bool) -> None:
+    def __init__(self, compute: Callable[[int, int], Any], workers: int, pin: bool) -> None:
         self.steps, self.workers = _Guarded(compute), workers
         self.pin = pin and torch.cuda.is_available()
         self.running = False
@@ -115,11 +114,11 @@ class Pool(Iterator[ViewBatch]):
         with _own_child_signals():
             self._iterator = iter(self._loader)
 
-    def _here(self, item: tuple[int, int]) -> ViewBatch | _Failure:
+    def _here(self, item: tuple[int, int]) -> Any:
         batch = self.steps[item]
-        return batch.pin_memory() if self.pin and isinstance(batch, ViewBatch) else batch
+        return batch.pin_memory() if self.pin and not isinstance(batch, _Failure) else batch
 
-    def __next__(self) -> ViewBatch:
+    def __next__(self) -> Any:
         assert self._iterator is not None
         try:
             batch = next(self._iterator)

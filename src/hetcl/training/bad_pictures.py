@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import csv
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hetcl.errors import WorkFailed
 from hetcl.runs.folder import Table, disk_problem
-from hetcl.types import ViewBatch
+from hetcl.types import BadRecord
 
 BAD_COLUMNS = ("index", "name", "reason")
 
@@ -37,11 +38,11 @@ class BadPictures:
         """Different pictures found unusable."""
         return len(self._listed)
 
-    def see(self, batch: ViewBatch) -> None:
-        """Count a batch. Raises ``WorkFailed`` when too many of those opened were bad."""
-        self.seen += len(batch.index) + len(batch.bad)
-        self.replaced += len(batch.bad)
-        new = [r for r in {r.index: r for r in batch.bad}.values() if r.index not in self._listed]
+    def see(self, usable: int, bad: Sequence[BadRecord]) -> None:
+        """Count a batch of ``usable`` pictures. Raises ``WorkFailed`` when too many of those opened were bad."""
+        self.seen += usable + len(bad)
+        self.replaced += len(bad)
+        new = [r for r in {r.index: r for r in bad}.values() if r.index not in self._listed]
         if new:
             first = not self._listed
             try:

@@ -1,0 +1,489 @@
+"""``hetcl finetune``: a backbone and a data set to a run folder with a detector or a segmenter in it.
+
+The order: open the data, settle the settings, try one picture, make or resume the folder, then train and evaluate.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from hetcl.downstream.build import build_model, take_weights
+from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
+from hetcl.downstream.loader import DetectionExamples, Examples, SegmentationExamples, Stream, TargetLoader
+from hetcl.downstream.models import pyramid_state
+from hetcl.downstream.objects import DetectionSet, Outcome, SegmentationSet
+from hetcl.downstream.predict import Look, Seen, detect, segment
+from hetcl.downstream.scores import score
+from hetcl.downstream.task import LOSSES, Finetune
+from hetcl.downstream.trial import Trial, try_one
+from hetcl.downstream.words import figure_names, write_outcome
+from hetcl.errors import InputError, WorkFailed
+from hetcl.runs import checkpoint
+from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
+from hetcl.settings import FinetuneSettings, finetune_from_dict, flatten, given_in, keys_of, resolve_finetune, to_dict
+from hetcl.training.bad_pictures import BadPictures
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.engine import TIMING_COLUMNS, Loop
+from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.schedule import schedule
+from hetcl.weights.facts import InputFacts, input_facts
+from hetcl.weights.sources import Weights, no_arch, read_weights
+
+KIND = "hetcl-finetune"
+"""What a fine-tuning run's settings.yaml says that it is."""
+MAY_CHANGE = {"workers", "device", "devices", "threads", "checkpoint_every", "max_bad"}
+"""Settings that a resumed run may have otherwise."""
+
+
+def finetune(
+    *,
+    init: str | None = None,
+    data: str | None = None,
+    out: str | Path,
+    recipe: str | None = None,
+    resume: bool = False,
+    allow_partial: Sequence[str] = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> RunFolder:
+    """Fine-tune a detector or segmenter on a data set, and evaluate it on its validation part.
+
+    Args:
+        init: the backbone, a MODEL; with ``resume`` the run knows it.
+        data: ``coco:ROOT``, ``lvis:ROOT``, ``voc:ROOT``, ``cityscapes:ROOT`` or ``scenes:N``; likewise.
+        out: the run folder.
+        recipe: name or file of a recipe; default ``coco-mask-rcnn-r50-fpn-1x``.
+        resume: go on with the run in ``out`` if there is one.
+        allow_partial: globs of keys of ``init`` that may be missing, unknown or of another shape (missing weights stay
+            random); anything else that does not fit is refused.
+        overrides: settings by name, as a mapping or as command-line words.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        InputError: unusable arguments or data; nothing has been written then.
+        WorkFailed: the work began and could not go on.
+        Stopped: a signal came; the run saved itself.
+    """
+    folder = RunFolder(out)
+    if first_process():
+        folder.check(resume=resume)
+    if resume and folder.settings.is_file():
+        plan = _resumed(folder, init, data, recipe, allow_partial, overrides)
+    else:
+        plan = _new(init, data, recipe, allow_partial, overrides)
+    return Run(folder, plan, resume=resume).go()
+
+
+# ---- what was asked --------------------------------------------------------------------------------------------------
+
+
+def _new(
+    init: str | None,
+    data: str | None,
+    recipe: str | None,
+    allow_partial: Sequence[str],
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> dict[str, Any]:
+    """The content of settings.yaml of a new run, with settings as an object. Raises ``InputError``."""
+    if not init or not init.strip():
+        raise InputError("--init is missing: name the backbone, e.g. a run, or torchvision:resnet50:random")
+    if not data:
+        raise InputError("--data is missing: name a data set, e.g. coco:ROOT, voc:ROOT or scenes:N")
+    return {
+        "init": init,
+        "data": data,
+        "recipe": recipe,
+        "allow_partial": list(allow_partial),
+        "settings": resolve_finetune(recipe, overrides),
+    }
+
+
+def _resumed(
+    folder: RunFolder,
+    init: str | None,
+    data: str | None,
+    recipe: str | None,
+    allow_partial: Sequence[str],
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> dict[str, Any]:
+    """What the folder holds, with what may change from the arguments. Raises on anything else that differs."""
+    saved = folder.read_settings()
+    if saved.get("kind") != KIND:
+        raise InputError(f"--out {folder.path} holds a run of another command; name a new folder")
+    then = finetune_from_dict(saved["settings"], str(folder.settings))
+    for name, given in (("init", init), ("data", data)):
+        if given is not None and saved.get(name) not in (given, absolute(given)):
+            raise InputError(f"--{name} {given}: the run in {folder.path} began with {saved.get(name)}; leave it out")
+    if allow_partial and list(allow_partial) != saved.get("allow_partial"):
+        raise InputError(f"--allow-partial: the run in {folder.path} began otherwise; leave it out")
+    base = resolve_finetune(recipe) if recipe is not None else then
+    given = {key: (value, "") for key, value in given_in(FinetuneSettings, overrides).items()}
+    now = finetune_from_dict({**flatten(to_dict(base)), **{k: v for k, (v, _) in given.items()}}, "the run")
+    old, new = flatten(to_dict(then)), flatten(to_dict(now))
+    differ = [k for k in keys_of(FinetuneSettings) if old[k] != new[k] and k not in MAY_CHANGE]
+    if differ:
+        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
+        raise InputError(
+            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they were (or leave "
+            "--recipe out), or start a new folder"
+        )
+    return saved | {"settings": now}
+
+
+def scaled(s: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
+    """The linear rule: the learning rate grows with the batch and the steps shrink, so that as many pictures are seen.
+
+    Steps are rounded up so that they split evenly over the evaluations.
+
+    Returns:
+        the settings that are used, and what a person should know.
+    """
+    told = []
+    used = s
+    if s.base_batch and s.batch != s.base_batch:
+        factor = s.batch / s.base_batch
+        used = replace(
+            s,
+            lr=s.lr * factor,
+            steps=math.ceil(s.steps / factor),
+            milestones=tuple(math.ceil(m / factor) for m in s.milestones),
+            warmup=math.ceil(s.warmup / factor),
+        )
+        told.append(
+            f"batch {s.batch} instead of {s.base_batch}: lr {s.lr:g} -> {used.lr:g}, steps {s.steps:,} -> "
+            f"{used.steps:,}, milestones and warm-up alike (the linear rule; base_batch 0 switches it off)"
+        )
+    whole = -(-used.steps // s.evaluations) * s.evaluations
+    if whole != used.steps:
+        told.append(f"steps {used.steps:,} -> {whole:,}, so that they split into {s.evaluations} periods")
+    return replace(used, steps=whole), told
+
+
+# ---- the run -----------------------------------------------------------------------------------------------------
+
+
+class Run:
+    """One fine-tuning run: opens, tries, trains, evaluates, says.
+
+    Args:
+        folder: where to write.
+        plan: what settings.yaml will hold; ``settings`` as an object.
+        resume: go on if the folder holds a checkpoint.
+    """
+
+    def __init__(self, folder: RunFolder, plan: dict[str, Any], *, resume: bool) -> None:
+        self.folder, self.plan, self.resume = folder, plan, resume
+        self.began = time.monotonic()
+        self.asked: FinetuneSettings = plan["settings"]
+        self.settings, self.told = scaled(self.asked)
+        self.train, self.val = self._data("train"), self._data("val")
+        if plan.get("fingerprint", self.train.fingerprint) != self.train.fingerprint:
+            raise InputError(
+                f"{plan['data']} does not hold what the run in {folder.path} began with (other pictures or annotations); "
+                "give the same data, or start a new folder"
+            )
+        self.classes = _names(self.train)
+        if _names(self.val) != self.classes:
+            raise InputError(f"{plan['data']}: the training and the validation part have other classes; make them agree")
+        self.examples = self._examples()
+        begun = resume and any(folder.checkpoints.glob("*.ckpt"))
+        self.init: Weights | None = None
+        self.arch, self.facts = plan.get("arch", ""), _facts_from(plan.get("facts"))
+        if not begun:
+            self._read_init()
+        if "arch" not in plan:
+            self.trial = self._try()
+        self._start()
+
+    def _data(self, part: str) -> Any:
+        spec = self.plan["data"]
+        return open_segmentation(spec, part) if self.asked.model == "fcn" else open_detection(spec, part)
+
+    def _read_init(self) -> None:
+        """The backbone's weights. Raises ``InputError``."""
+        self.init = weights = read_weights(self.plan["init"], allow_partial=self.plan["allow_partial"])
+        if weights.arch is None:
+            raise InputError(no_arch(self.plan["init"]))
+        self.arch = weights.arch
+        self.facts = input_facts(weights.facts, weights.arch, weights.origin)
+
+    def _examples(self) -> Examples:
+        """The pictures to train on. Raises ``InputError`` when there are none."""
+        s, train = self.settings, self.train
+        if s.model == "fcn":
+            return SegmentationExamples(train, crop=s.crop, scale=s.scale, flip_p=s.flip_p)
+        if s.model == "mask-rcnn" and not train.has_masks:
+            raise InputError(f"{self.plan['data']} has no masks; set model to faster-rcnn")
+        pictures = np.arange(len(train))
+        if not s.empty:
+            objects = np.array([not truth.crowd.all() for truth in map(train.truth, range(len(train)))])
+            pictures = pictures[objects]
+            if len(pictures) < len(train):
+                self.told.append(
+                    f"{count(len(train) - len(pictures), 'picture')} without objects left out of training "
+                    "(set empty to true to keep them)"
+                )
+        if not len(pictures):
+            raise InputError(f"{self.plan['data']}: no training picture has an object; check the annotations")
+        return DetectionExamples(
+            train, pictures, masks=s.model == "mask-rcnn", min_size=s.min_size, flip_p=s.flip_p
+        )
+
+    def _start(self) -> None:
+        """Devices, ranks, reporter."""
+        s = self.settings
+        self.fabric = make_fabric(
+            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads, batch=s.batch
+        )
+        self.main = self.fabric.global_rank == 0
+        self.workers = workers_of(s.workers)
+        if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
+            self.told.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
+            self.settings = s = replace(s, norm="tuned")
+        self.bad = BadPictures(self.folder.bad_pictures, s.max_bad, len(self.examples))
+        self.reporter = Reporter(self.folder.log, self.folder.tensorboard, quiet=not self.main)
+        self.bad.warn = self.reporter.warn
+
+    def _model(self, settings: FinetuneSettings | None = None) -> nn.Module:
+        """With the backbone's weights in it, if they were read."""
+        s = settings or self.settings
+        model = build_model(**model_words(to_dict(s)), arch=self.arch, classes=len(self.classes), facts=self.facts)
+        if self.init is not None:
+            take_weights(model, self.init, fpn=s.inherit_fpn)
+        return model
+
+    def _try(self) -> Trial:
+        """Find what cannot run before anything is written, and how long it takes. Raises ``InputError``."""
+        return try_one(lambda: self._model(), self.examples, seed=self.settings.seed)
+
+    # ---- training --------------------------------------------------------------------------------------------------
+
+    def go(self) -> RunFolder:
+        """Everything, in order."""
+        last = self._open_folder()
+        self._introduce()
+        try:
+            task = self._task()
+            self._fit(task, last)
+            self._finish(task)
+        except InputError as e:  # the work had begun
+            raise WorkFailed(str(e)) from e
+        return self.folder
+
+    def _open_folder(self) -> dict[str, Any] | None:
+        """Make the folder or find the last checkpoint in it; settle the tables."""
+        if self.main:
+            self.folder.create(resume=self.resume)
+        self.fabric.barrier()
+        found = checkpoint.latest(self.folder.checkpoints) if self.resume else None
+        last = found[1] if found else None
+        if found and (last is None or last.get("kind") != KIND or last.get("arch") != self.arch):
+            raise InputError(f"{found[0]} is of another run; put back the run's own checkpoint or start a new folder")
+        figures = figure_names(self.val, self.settings.model)
+        self.metrics = Table(
+            self.folder.metrics, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr")
+        )
+        if self.main:
+            self.folder.write_settings(
+                {
+                    "kind": KIND,
+                    "init": absolute(self.plan["init"]),
+                    "data": absolute(self.plan["data"]),
+                    "recipe": self.plan["recipe"],
+                    "allow_partial": list(self.plan["allow_partial"]),
+                    "fingerprint": self.train.fingerprint,
+                    "arch": self.arch,
+                    "facts": _facts_tree(self.facts),
+                    "classes": list(self.classes),
+                    "hetcl": machine()["hetcl"],
+                    "settings": to_dict(self.asked),
+                }
+            )
+            self.metrics.cut(last["metrics_bytes"] if last else 0)
+            Table(self.folder.timing, TIMING_COLUMNS).cut(None if last else 0)
+        self.fabric.barrier()
+        return last
+
+    def _introduce(self) -> None:
+        say, s = self.reporter.say, self.settings
+        for name, data in (("train", self.train), ("test", self.val)):
+            say(f"{name:<9} {data.description}")
+            for line in data.skipped.lines():
+                self.reporter.warn(f"{name}: {line}")
+        kind = s.model if s.model == "fcn" else f"{s.model}, neck {s.neck}"
+        say(f"model     {kind}, {self.arch}, {count(len(self.classes), 'class').replace('classs', 'classes')}")
+        say(f"training  {s.steps:,} steps of {count(s.batch, 'picture')}, lr {s.lr:g}, batch norm {s.norm}")
+        ranks = self.fabric.world_size
+        say(
+            f"device    {device_name(self.fabric.device)}"
+            + (f" x {ranks}" if ranks > 1 else "")
+            + f", {precision_on(s.precision, self.fabric.device.type)}"
+        )
+        say(f"folder    {self.folder.path}")
+        for line in self.told:
+            self.reporter.warn(line)
+        if hasattr(self, "trial"):
+            seconds = self.trial.seconds * s.steps * s.batch / ranks
+            if self.fabric.device.type == "cpu" and seconds > 86400:
+                self.reporter.warn(
+                    f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes on; "
+                    "`hetcl recipes` lists smaller ones"
+                )
+
+    def _task(self) -> Finetune:
+        s, fabric = self.settings, self.fabric
+        factors = None
+        if s.repeat_threshold and isinstance(self.examples, DetectionExamples):
+            factors = repeat_factors(self.train, s.repeat_threshold)[self.examples.pictures]
+        loader = TargetLoader(
+            self.examples, Stream(len(self.examples), s.seed, "finetune", factors=factors), batch=s.batch,
+            seed=s.seed, rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers,
+            pin=fabric.device.type == "cuda",
+        )  # fmt: skip
+        model = self._model().to(fabric.device)
+        if s.channels_last:
+            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        return Finetune(
+            model, fabric=fabric, loader=loader, steps=s.steps, evaluations=s.evaluations, batch=s.batch, lr=s.lr,
+            sgd_momentum=s.sgd_momentum, weight_decay=s.weight_decay, norm_weight_decay=s.norm_weight_decay,
+            clip_grad=s.clip_grad, precise_bn=s.precise_bn, channels_last=s.channels_last, seed=s.seed,
+            evaluate=self._evaluate,
+            on_bad=lambda bad: self.bad.see(s.batch // fabric.world_size, bad),
+        )  # fmt: skip
+
+    def _evaluate(self, model: nn.Module) -> tuple[Seen, Outcome]:
+        return evaluate_on(model, self.val, self._look())
+
+    def _look(self) -> Look:
+        s = self.settings
+        return Look(self.fabric, self.workers, s.channels_last, s.max_bad)
+
+    def _fit(self, task: Finetune, last: dict[str, Any] | None) -> None:
+        s = self.settings
+        loop = Loop(
+            task,
+            fabric=self.fabric,
+            folder=self.folder,
+            metrics=self.metrics,
+            learning_rate=schedule(
+                "step", lr=s.lr, epochs=s.steps, steps_per_epoch=1, milestones=s.milestones, warmup=s.warmup
+            ),
+            reporter=self.reporter,
+            log_every=s.log_every,
+            checkpoint_every=s.checkpoint_every,
+            extra={"kind": KIND, "arch": self.arch, "classes": list(self.classes)},
+        )
+        if last is not None:
+            at = last["epoch"] * task.steps_per_epoch + last["step"]
+            self.reporter.say(f"going on at step {at:,} of {s.steps:,}")
+        loop.fit(last)
+        task.close()
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, task: Finetune) -> None:
+        """Write what was learned; a run that was done already is evaluated again."""
+        if task.last is None:
+            task.last = self._evaluate(task.raw)
+        seen, outcome = task.last
+        if not self.main:
+            return
+        self._write_backbone(task.raw)
+        write_outcome(self.folder.path, self.val, seen, outcome, model=task.raw, look=self._look())
+        seconds = time.monotonic() - self.began
+        self.folder.write_summary(
+            {
+                "figures": _plain(outcome.figures),
+                "per_class": {name: _plain(row) for name, row in outcome.per_class.items()},
+                "data": {"train": self.train.description, "test": self.val.description, "bad": self.bad.known},
+                "machine": machine() | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
+                "memory_mb": peak_memory(self.fabric.device),
+                "seconds_of_this_process": round(seconds, 1),
+            }
+        )
+        self.reporter.say("")
+        from hetcl.downstream.words import sentences, table
+
+        self.reporter.show(table(outcome))
+        for line in sentences(outcome, self.val):
+            self.reporter.say(line)
+        self.reporter.say(
+            f"done in {duration(seconds)}, {peak_memory(self.fabric.device):,} MB at most: {self.folder.path}",
+            style="bold",
+        )
+
+    def _write_backbone(self, model: nn.Module) -> None:
+        """The fine-tuned backbone, for whoever wants it alone."""
+        from safetensors.torch import save
+
+        state = {
+            name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
+            for name, value in pyramid_state(model).items()
+        }
+        facts = {"arch": self.arch, **_facts_tree(self.facts)}
+        facts.pop("source")
+        write_atomic(self.folder.backbone, save(state, {"hetcl": json.dumps(facts, sort_keys=True)}))
+
+
+def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]:
+    """What a model says of every picture of a set, and its figures; called on every rank."""
+    if hasattr(data, "label_map"):
+        seen = segment(model, data, look, pictures=range(len(data)))
+        assert seen.confusion is not None
+        return seen, seen.confusion.outcome(data.classes)
+    seen = detect(model, data, look, pictures=range(len(data)))
+    return seen, score(data, seen.predictions)
+
+
+def model_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that :func:`build_model` takes."""
+    names = (
+        "model neck norm min_size max_size test_size anchor_scale regions score_threshold detections dilation seed"
+    )
+    return {name: settings[name] for name in names.split()}
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most megabytes used so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device) / 1e6)
+    import resource
+    import sys
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used / (1e6 if sys.platform == "darwin" else 1e3))
+
+
+def _names(data: DetectionSet | SegmentationSet) -> tuple[str, ...]:
+    return tuple(c if isinstance(c, str) else c.name for c in data.classes)
+
+
+def _facts_tree(facts: InputFacts) -> dict[str, Any]:
+    return {
+        "mean": list(facts.mean),
+        "std": list(facts.std),
+        "size": facts.size,
+        "channels": facts.channel_order,
+        "source": facts.source,
+    }
+
+
+def _facts_from(tree: Mapping[str, Any] | None) -> InputFacts:
+    given = input_facts(tree or {}, "", "settings.yaml")
+    return replace(given, source=str(tree["source"])) if tree else given
+
+
+def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
+    """NaN as null."""
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}

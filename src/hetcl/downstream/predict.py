@@ -1,0 +1,206 @@
+"""What a model says of every picture of a set, each seen once, whatever the number of ranks and workers.
+
+Pictures go through one at a time, so that no padding of a neighbour changes a figure.
+
+    n  detections     K  classes     H W  of the picture as stored
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from hetcl.downstream import masks
+from hetcl.downstream.objects import DetectionSet, Prediction, SegmentationSet
+from hetcl.downstream.scores import Confusion
+from hetcl.errors import WorkFailed
+from hetcl.types import BadPicture, BadRecord
+from hetcl.views.workers import Pool
+
+
+@dataclass
+class Seen:
+    """What came of a pass over a set."""
+
+    predictions: list[Prediction] = field(default_factory=list)
+    """Of a detector: one for each usable picture, in the set's order."""
+    confusion: Confusion | None = None
+    """Of a segmenter."""
+    bad: list[BadRecord] = field(default_factory=list)
+    """Pictures that could not be used."""
+
+
+@dataclass(frozen=True)
+class Look:
+    """How to go over a set."""
+
+    fabric: Fabric
+    workers: int
+    channels_last: bool
+    max_bad: float
+    """Share of unusable pictures above which the work stops."""
+    advance: Callable[[int, int], None] = lambda done, total: None
+    """Called with how many pictures are done, and of how many."""
+
+
+def detect(model: nn.Module, data: DetectionSet, look: Look, *, pictures: Sequence[int] | range) -> Seen:
+    """Predictions of a detector; on every rank the same, gathered from all.
+
+    Raises:
+        WorkFailed: too many unusable pictures, or a number that is not finite.
+    """
+    mine: list[tuple[int, Prediction]] = []
+    bad: list[BadRecord] = []
+    with _evaluating(model):
+        for index, found in _pictures(_Read(data), look, pictures):
+            if isinstance(found, str):
+                bad.append(BadRecord(index, data.truth(index).name, found))
+                continue
+            image = found.to(look.fabric.device).float().div_(255)
+            with look.fabric.autocast():
+                said = model([image])[0]
+            mine.append((index, prediction_of(said, data.truth(index).image_id)))
+    every = sorted((pair for pairs in _gathered(mine) for pair in pairs), key=lambda pair: pair[0])
+    seen = Seen([p for _, p in every], None, _all_bad(bad, len(pictures), look.max_bad, data.description))
+    return seen
+
+
+def prediction_of(said: dict[str, Tensor], image_id: int | str) -> Prediction:
+    """A detector's output for one picture (labels from 1) as a :class:`Prediction`."""
+    boxes, scores = said["boxes"].double().cpu().numpy(), said["scores"].double().cpu().numpy()
+    if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
+        raise WorkFailed(f"the detections of picture {image_id} are not finite: the weights are broken")
+    order = np.argsort(-scores, kind="stable")
+    found = None
+    if "masks" in said:
+        bitmaps = said["masks"][:, 0].to(torch.uint8).cpu().numpy()
+        found = tuple(masks.encode(bitmaps[i]) for i in order)
+    return Prediction(image_id, boxes[order], scores[order], said["labels"].cpu().numpy()[order] - 1, found)
+
+
+def segment(
+    model: nn.Module,
+    data: SegmentationSet,
+    look: Look,
+    *,
+    pictures: Sequence[int] | range,
+    keep: Callable[[int, np.ndarray], None] = lambda index, labels: None,
+) -> Seen:
+    """Classes of pixels against the truth: the counts of all ranks together, on every rank.
+
+    Args:
+        keep: called on the rank that saw it with a picture's number and uint8 ``[H, W]``.
+
+    Raises:
+        WorkFailed: too many unusable pictures.
+    """
+    confusion = Confusion(len(data.classes))
+    bad: list[BadRecord] = []
+    with _evaluating(model):
+        for index, found in _pictures(_Read(data), look, pictures):
+            truth: Any = found
+            if not isinstance(found, str):
+                try:
+                    truth = data.label_map(index)
+                except BadPicture as error:
+                    truth = str(error)
+            if isinstance(truth, str) or isinstance(found, str):
+                bad.append(BadRecord(index, data.name(index), str(truth)))
+                continue
+            labels = label_map(model, found, look)
+            confusion.add(labels, truth)
+            keep(index, labels)
+    total = Confusion(len(data.classes))
+    for counts in _gathered(confusion.counts):
+        total.merge(counts)
+    return Seen([], total, _all_bad(bad, len(pictures), look.max_bad, data.description))
+
+
+def label_map(model: nn.Module, picture: Tensor, look: Look) -> np.ndarray:
+    """uint8 ``[3, H, W]`` -> the likeliest class of each pixel, uint8 ``[H, W]``."""
+    image = picture.to(look.fabric.device).float().div_(255)[None]
+    if look.channels_last:
+        image = image.contiguous(memory_format=torch.channels_last)
+    with look.fabric.autocast():
+        logits = model(image)
+    return logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+
+
+# ---- the pass ------------------------------------------------------------------------------------------------------
+
+
+class _Read:
+    """A picture as uint8 ``[3, H, W]``, or why not: what the workers compute."""
+
+    def __init__(self, data: DetectionSet | SegmentationSet) -> None:
+        self.data = data
+
+    def __call__(self, _: int, index: int) -> Tensor | str:
+        try:
+            return torch.from_numpy(np.ascontiguousarray(self.data.picture(index).transpose(2, 0, 1)))
+        except BadPicture as error:
+            return str(error)
+
+
+def _pictures(
+    read: _Read, look: Look, pictures: Sequence[int] | range
+) -> Iterator[tuple[int, Tensor | str]]:
+    """This rank's share: ``(number, uint8 [3, H, W] or why it cannot be used)``."""
+    rank, ranks = look.fabric.global_rank, look.fabric.world_size
+    mine = list(pictures)[rank::ranks]
+    pool = Pool(read, min(look.workers, len(mine)), pin=False)
+    try:
+        pool.restart((0, index) for index in mine)
+        for done, index in enumerate(mine):
+            yield index, next(pool)
+            look.advance(min(len(pictures), (done + 1) * ranks), len(pictures))
+    finally:
+        pool.close()
+
+
+class _evaluating:
+    """Inside, a model in eval mode without gradients; outside, as it was."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model, self.training, self.no_grad = model, model.training, torch.no_grad()
+
+    def __enter__(self) -> None:
+        self.model.eval()
+        self.no_grad.__enter__()
+
+    def __exit__(self, *error: Any) -> None:
+        self.no_grad.__exit__(*error)
+        self.model.train(self.training)
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
+
+
+def _gathered(mine: Any) -> list[Any]:
+    """Every rank's object, in order of rank."""
+    if _ranks() == 1:
+        return [mine]
+    out: list[Any] = [None] * _ranks()
+    dist.all_gather_object(out, mine)
+    return out
+
+
+def _all_bad(bad: list[BadRecord], pictures: int, max_bad: float, description: str) -> list[BadRecord]:
+    """Unusable pictures of all ranks. Raises ``WorkFailed`` when they are too many."""
+    every = sorted((r for records in _gathered(bad) for r in records), key=lambda r: r.index)
+    if len(every) > max_bad * pictures:
+        first = every[0]
+        raise WorkFailed(
+            f"{description}: {len(every)} of {pictures} pictures cannot be used, more than max_bad = {max_bad:.0%}; "
+            f"the first is {first.name} ({first.reason}): mend the data, or raise max_bad"
+        )
+    return every
+

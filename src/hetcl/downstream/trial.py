@@ -1,0 +1,64 @@
+"""One picture through the model, forward and back, before anything is written: what cannot run is found early."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from hetcl.downstream.loader import TRIES, Examples
+from hetcl.draws import generator
+from hetcl.errors import InputError, out_of_memory
+from hetcl.types import BadPicture
+
+FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the trial showed."""
+
+    seconds: float
+    """For one picture, on this machine's CPU."""
+
+
+def try_one(build: Callable[[], nn.Module], examples: Examples, *, seed: int) -> Trial:
+    """Train on one picture, on the CPU, and forget it.
+
+    Raises:
+        InputError: no usable picture, or a model that does not take it, with the library's reason.
+    """
+    image, target = _first(examples, seed)
+    images: Any = [image.float().div_(255)]
+    targets: Any = [target]
+    if "boxes" not in target:
+        images, targets = torch.stack(images * 2), torch.stack([target["labels"]] * 2)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            model = build().train()
+            began = time.monotonic()
+            losses = model(images, targets)
+            torch.stack([loss.float() for loss in losses.values()]).sum().backward()
+            return Trial((time.monotonic() - began) / len(images))
+    except FAILURES as e:
+        reason = out_of_memory(e) or (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
+        raise InputError(
+            f"the model does not train on a picture of {examples.description} ({reason}); change the sizes, neck, "
+            "model or backbone"
+        ) from None
+
+
+def _first(examples: Examples, seed: int) -> Any:
+    """The first usable picture and its target."""
+    reason = ""
+    for index in range(min(TRIES, len(examples))):
+        try:
+            return examples(index, generator(seed, "trial", index))
+        except BadPicture as error:
+            reason = reason or f"{examples.name(index)}: {error}"
+    raise InputError(f"{examples.description}: none of the first pictures can be used ({reason}); check the data")

@@ -1,0 +1,128 @@
+"""What came out, for people and for others' tools: figures by name, tables, sentences, files."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+from torch import nn
+
+from hetcl.downstream.objects import Outcome
+from hetcl.downstream.predict import Look, Seen
+from hetcl.downstream.scores import results
+from hetcl.downstream.sheets import detection_sheet, segmentation_sheet
+from hetcl.runs.folder import write_atomic
+
+_COCO = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
+_OF_KIND = {
+    "coco": ("box", "mask", _COCO),
+    "scenes": ("box", "mask", _COCO),
+    "lvis": ("box", "mask", (*_COCO, "ap_r", "ap_c", "ap_f")),
+    "voc": ("box", "", ("ap", "ap50", "ap75")),
+}
+_NAMES = {"miou": "mIoU", "iou": "IoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
+
+
+def figure_names(data: Any, model: str) -> tuple[str, ...]:
+    """The figures that evaluating ``model`` on ``data`` may give, for the columns of a table."""
+    if model == "fcn":
+        return ("miou", "pixel_accuracy", "mean_accuracy")
+    if data.kind == "cityscapes":
+        return ("mask_ap", "mask_ap50") if model == "mask-rcnn" else tuple(f"box_{n}" for n in _COCO)
+    box, mask, names = _OF_KIND[data.kind]
+    kinds = (box, mask) if mask and model == "mask-rcnn" else (box,)
+    return tuple(f"{kind}_{name}" for kind in kinds for name in names)
+
+
+def in_words(figure: str) -> str:
+    """``box_ap50`` -> ``box AP50``; ``mask_ap_s`` -> ``mask APs``; ``ap50`` -> ``AP50``."""
+    if figure in _NAMES:
+        return _NAMES[figure]
+    kind, _, rest = figure.rpartition("_ap") if "_ap" in figure else ("", "", figure.removeprefix("ap"))
+    return f"{kind} AP{rest.replace('_', '')}".strip()
+
+
+def shown(value: float) -> str:
+    """A percentage with one digit; a dash where nothing could be measured."""
+    return "-" if math.isnan(value) else f"{value:.1f}"
+
+
+def table(outcome: Outcome, most: int = 100) -> Table:
+    """Figures of each class and of all, in percent; of very many classes the best and the worst."""
+    columns = list(dict.fromkeys(name for row in outcome.per_class.values() for name in row))
+    out = Table(box=None, pad_edge=False)
+    out.add_column("class")
+    for column in columns:
+        out.add_column(in_words(column), justify="right")
+    rows = list(outcome.per_class.items())
+    if len(rows) > most and columns:
+        rows = sorted(rows, key=lambda r: (math.isnan(r[1].get(columns[0], math.nan)), -r[1].get(columns[0], 0)))
+        known = [r for r in rows if not math.isnan(r[1].get(columns[0], math.nan))]
+        rows = [*known[:10], ("...", {}), *known[10:][-10:]]
+    for name, row in rows:
+        out.add_row(name, *(shown(row[c]) if c in row else "" for c in columns))
+    return out
+
+
+def sentences(outcome: Outcome, pictures: int) -> list[str]:
+    """The figures in a line or two."""
+    f = outcome.figures
+    out = []
+    for kind in ("box", "mask"):
+        names = [n for n in f if n.startswith(f"{kind}_")]
+        if names:
+            out.append(f"{kind:<5}" + "  ".join(f"{in_words(n).removeprefix(kind).strip()} {shown(f[n])}" for n in names))
+    rest = [n for n in f if not n.startswith(("box_", "mask_"))]
+    if rest:
+        out.append("  ".join(f"{in_words(n)} {shown(f[n])}" for n in rest))
+    return [*out, f"in percent, on {pictures:,} pictures"]
+
+
+def plain(figures: dict[str, float]) -> dict[str, float | None]:
+    """For JSON: NaN as null."""
+    return {name: None if math.isnan(value) else value for name, value in figures.items()}
+
+
+def write_outcome(
+    folder: Path,
+    data: Any,
+    seen: Seen,
+    *,
+    model: nn.Module,
+    look: Look,
+    pictures: Sequence[int] | range,
+    examples: int = 8,
+) -> list[Path]:
+    """``results.json`` of a detector in COCO's results format, and the sheet ``predictions.png``.
+
+    Raises:
+        WorkFailed: the disk refused.
+    """
+    written = []
+    if seen.confusion is None:
+        written.append(folder / "results.json")
+        write_atomic(written[-1], json.dumps(results(data, seen.predictions)).encode())
+    if examples:
+        chosen = _some(data, pictures, examples)
+        sheet = (
+            detection_sheet(data, {p.image_id: p for p in seen.predictions}, chosen)
+            if seen.confusion is None
+            else segmentation_sheet(data, model, look, chosen)
+        )
+        if sheet is not None:
+            written.append(folder / "predictions.png")
+            write_atomic(written[-1], sheet)
+    return written
+
+
+def _some(data: Any, pictures: Sequence[int] | range, examples: int) -> list[int]:
+    """Pictures for the sheet, evenly over the set; of a detection set, some with objects if there are any."""
+    every = list(pictures)
+    if not hasattr(data, "label_map"):
+        every = [i for i in every if len(data.truth(i).labels)] or every
+    step = max(1, len(every) // examples)
+    return every[::step][:examples]

@@ -1,0 +1,225 @@
+"""The settings of ``hetcl finetune`` and ``hetcl evaluate``. The defaults are recipe ``coco-mask-rcnn-r50-fpn-1x``."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Any, Literal
+
+from hetcl.settings.parse import build, flatten, given_in, to_dict
+from hetcl.settings.recipes import recipe_tree
+
+DEFAULT = "coco-mask-rcnn-r50-fpn-1x"
+"""The recipe of `hetcl finetune` where none is named."""
+
+
+@dataclass(frozen=True)
+class MachineSettings:
+    """Where and how to compute."""
+
+    workers: int = -1
+    """Processes that read pictures, for each device; -1: one for each core up to 8, 0: none."""
+    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
+    """Where to compute."""
+    devices: int = 1
+    """Devices of this process's machine; under torchrun or SLURM the launcher decides."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere. Losses and boxes are never below fp32."""
+    channels_last: bool = True
+    """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
+    threads: int = 0
+    """Threads for computing on a CPU; 0 leaves PyTorch's choice. Bits repeat only for equal numbers."""
+    max_bad: float = 0.1
+    """Share of unreadable pictures above which the work stops; the others are left out and counted."""
+
+
+@dataclass(frozen=True)
+class FinetuneSettings(MachineSettings):
+    """Everything that decides a fine-tuning run, but for the weights, the data and the folder it writes."""
+
+    model: Literal["mask-rcnn", "faster-rcnn", "fcn"] = "mask-rcnn"
+    """What to train: mask-rcnn (boxes and masks), faster-rcnn (boxes), fcn (a class for each pixel)."""
+    neck: Literal["fpn", "c4"] = "fpn"
+    """Of the detectors: a feature pyramid, or C4 with layer4 as the head (ResNets)."""
+    norm: Literal["tuned", "sync", "frozen"] = "sync"
+    """Batch norm of backbone and FPN: tuned on each device by itself, synchronised over them (the same on one device),
+    or frozen."""
+    inherit_fpn: bool = False
+    """Start the FPN's laterals from the spatial branch's (paper section 4.3.2), which must have 256 channels."""
+    precise_bn: int = 0
+    """Batches over which batch norm's statistics are measured anew at the end (PreciseBN); 0: they stay as they are."""
+    batch: int = 16
+    """Pictures in a step, over all devices."""
+    base_batch: int = 16
+    """The batch that lr, steps, milestones and warmup are for: another batch scales them (the linear rule), and it is
+    said. 0: nothing is scaled."""
+    steps: int = 90000
+    """Steps of training."""
+    lr: float = 0.02
+    """Learning rate at the start."""
+    milestones: tuple[int, ...] = (60000, 80000)
+    """Steps at which the learning rate is multiplied by 0.1."""
+    warmup: int = 1000
+    """Steps of linear rise to the learning rate."""
+    sgd_momentum: float = 0.9
+    """Momentum of SGD."""
+    weight_decay: float = 1e-4
+    """Weight decay of SGD, on all weights but those of norms (as in detectron2)."""
+    norm_weight_decay: float = 0.0
+    """Weight decay of norms."""
+    clip_grad: float = 0.0
+    """Largest norm of the gradient, beyond which it is scaled down; 0: none (the paper)."""
+    min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
+    """Detectors: short sides in pixels, one of which is drawn for each training picture."""
+    max_size: int = 1333
+    """Detectors: most pixels of the long side."""
+    test_size: int = 800
+    """Detectors: short side in evaluation."""
+    crop: int = 513
+    """FCN: side of the crops that it is trained on, in pixels."""
+    scale: tuple[float, float] = (0.5, 2.0)
+    """FCN: range of the random scale before the crop."""
+    flip_p: float = 0.5
+    """Chance of a mirrored picture."""
+    anchor_scale: float = 1.0
+    """Detectors: multiplies the anchors' sizes of 32 to 512 pixels, for pictures much smaller than 800 pixels."""
+    regions: int = 512
+    """Detectors: regions drawn from each picture for the heads' losses."""
+    score_threshold: float = 0.05
+    """Least score of a detection (LVIS: 0.0001)."""
+    detections: int = 100
+    """Most detections of a picture (LVIS: 300)."""
+    repeat_threshold: float = 0.0
+    """Pictures with classes in fewer than this share of all pictures come more often (LVIS: 0.001); 0: all alike."""
+    empty: bool = False
+    """Train on pictures without objects too."""
+    dilation: int = 6
+    """FCN: of the two 3x3 convolutions of its head."""
+    evaluations: int = 1
+    """Evaluations on the validation part, evenly over the steps; the last one is at the end."""
+    seed: int = 0
+    """Where every random number comes from."""
+    log_every: int = 20
+    """Steps between rows of metrics.csv."""
+    checkpoint_every: int = 1000
+    """Steps between checkpoints; 0: at evaluations only (and on a signal)."""
+
+
+@dataclass(frozen=True)
+class EvaluateSettings(MachineSettings):
+    """What is evaluated, and how."""
+
+    split: Literal["val", "train"] = "val"
+    """Which part of the data set."""
+    pictures: int = 0
+    """Evaluate on the first that many pictures; 0: all."""
+    test_size: int = 0
+    """Detectors: short side in pixels; 0: as the run was trained to."""
+    score_threshold: float = -1.0
+    """Least score of a detection; -1: as the run was trained to."""
+    detections: int = 0
+    """Most detections of a picture; 0: as the run was trained to."""
+    examples: int = 8
+    """Pictures drawn on the sheet of predictions; 0: no sheet."""
+
+
+def resolve_finetune(
+    recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> FinetuneSettings:
+    """Settings of a recipe (default :data:`DEFAULT`) with overrides on top.
+
+    Raises:
+        InputError: every fault of names, types and values found, one to a line.
+    """
+    name = DEFAULT if recipe is None else recipe
+    base = {k: (v, f"recipe {name}") for k, v in flatten(recipe_tree(name, "finetune")).items()}
+    given = given_in(FinetuneSettings, overrides)
+    return build(FinetuneSettings, {**base, **{k: (v, "") for k, v in given.items()}}, check_finetune)
+
+
+def finetune_from_dict(tree: Mapping[str, Any], origin: str) -> FinetuneSettings:
+    """Settings from what ``to_dict`` gave (a saved run)."""
+    return build(FinetuneSettings, {k: (v, origin) for k, v in flatten(tree).items()}, check_finetune)
+
+
+def resolve_evaluate(overrides: Mapping[str, Any] | Sequence[str] = ()) -> EvaluateSettings:
+    """The defaults with overrides on top. Raises ``InputError``."""
+    given = given_in(EvaluateSettings, overrides)
+    return build(EvaluateSettings, {k: (v, "") for k, v in given.items()}, check_evaluate)
+
+
+def _check_machine(s: MachineSettings) -> list[str]:
+    faults = []
+    for key, value in flatten(to_dict(s)).items():
+        numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, float)]
+        if not all(abs(v) < 1e30 for v in numbers):
+            faults.append(f"setting {key} must be a finite number of sensible size, not {value}")
+    if not -1 <= s.workers <= 1024:
+        faults.append(f"setting workers must be -1 (choose) or 0 to 1024, not {s.workers}")
+    if not 0 <= s.threads <= 1024:
+        faults.append(f"setting threads must be 0 to 1024, not {s.threads}")
+    if s.devices < 1:
+        faults.append(f"setting devices must be at least 1, not {s.devices}")
+    if not 0 <= s.max_bad <= 1:
+        faults.append(f"setting max_bad is a share between 0 and 1, not {s.max_bad}")
+    return faults
+
+
+def check_finetune(s: FinetuneSettings) -> list[str]:
+    """What is wrong with values that each have the right type, a line each."""
+    faults = _check_machine(s)
+
+    def want(ok: bool, message: str) -> None:
+        if not ok:
+            faults.append(message)
+
+    for name in ("batch", "steps", "regions", "detections", "evaluations", "log_every", "dilation", "crop"):
+        want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
+    for name in ("base_batch", "warmup", "precise_bn", "checkpoint_every", "weight_decay"):
+        want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
+    for name in ("norm_weight_decay", "clip_grad", "score_threshold", "repeat_threshold"):
+        want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
+    for name in ("lr", "anchor_scale"):
+        want(getattr(s, name) > 0, f"setting {name} must be above 0, not {getattr(s, name)}")
+    for name in ("sgd_momentum", "flip_p", "score_threshold", "repeat_threshold"):
+        want(getattr(s, name) <= 1, f"setting {name} must be at most 1, not {getattr(s, name)}")
+    want(s.sgd_momentum >= 0 and s.flip_p >= 0, "settings sgd_momentum and flip_p must be 0 or more")
+    want(abs(s.seed) < 2**63, f"setting seed must fit in 64 bits, not {s.seed}")
+    rising = all(a < b for a, b in pairwise((0, *s.milestones)))
+    want(rising, f"setting milestones must be steps that rise from 1, not {list(s.milestones)}")
+    want(s.warmup <= s.steps, f"setting warmup must not exceed steps ({s.steps}), not {s.warmup}")
+    want(
+        s.evaluations <= max(1, s.steps),
+        f"setting evaluations must not exceed steps ({s.steps}), not {s.evaluations}",
+    )
+    want(
+        bool(s.min_size) and min((*s.min_size, s.test_size), default=0) >= 32,
+        f"settings min_size and test_size must be at least 32 pixels, not {list(s.min_size)} and {s.test_size}",
+    )
+    want(
+        s.max_size >= max((*s.min_size, s.test_size), default=0),
+        f"setting max_size must be at least the short sides, not {s.max_size}",
+    )
+    want(s.crop >= 32, f"setting crop must be at least 32 pixels, not {s.crop}")
+    want(
+        0 < s.scale[0] <= s.scale[1], f"setting scale must be two rising numbers above 0, not {list(s.scale)}"
+    )
+    want(
+        not s.inherit_fpn or (s.model != "fcn" and s.neck == "fpn"),
+        "setting inherit_fpn needs a detector with neck fpn",
+    )
+    return faults
+
+
+def check_evaluate(s: EvaluateSettings) -> list[str]:
+    """What is wrong with values that each have the right type, a line each."""
+    faults = _check_machine(s)
+    for name in ("pictures", "detections", "examples"):
+        if getattr(s, name) < 0:
+            faults.append(f"setting {name} must be 0 or more, not {getattr(s, name)}")
+    if s.test_size and s.test_size < 32:
+        faults.append(f"setting test_size must be 0 (as trained) or at least 32 pixels, not {s.test_size}")
+    if s.score_threshold > 1 or (s.score_threshold < 0 and s.score_threshold != -1):
+        faults.append(f"setting score_threshold must be -1 (as trained) or 0 to 1, not {s.score_threshold}")
+    return faults
