@@ -1,7 +1,8 @@
 """Data sets of boxes, masks and pixels, each in its own published layout, behind the two protocols of ``objects.py``.
 
-``files`` lists folders and reads pictures; ``segments`` and ``packed`` keep annotations in a few arrays; ``coco``, ``lvis``,
-``voc``, ``cityscapes`` and ``scenes`` each know one layout; ``maps`` is a set with a class for each pixel.
+``files`` lists folders and reads pictures; ``segments`` and ``packed`` keep annotations in a few arrays; ``coco``,
+``lvis``, ``voc``, ``voc_maps``, ``cityscapes`` and ``scenes`` each know one layout; ``maps`` is a set with a class for
+each pixel.
 """
 
 from __future__ import annotations

@@ -64,7 +64,7 @@ def cityscapes_detection(root: Path, split: str) -> PackedDetection:
         return (values.shape[0], values.shape[1]), instances(values)
 
     with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
-        for (picture, name), found in zip(pairs, pool.map(read, [name for _, name in pairs]), strict=True):
+        for (picture, _), found in zip(pairs, pool.map(read, [name for _, name in pairs]), strict=True):
             if isinstance(found, BadPicture):
                 skipped.add("instance map that cannot be read", str(found))
                 continue

@@ -53,7 +53,7 @@ class Instances:
                 raise InputError(f"{self.path}: has no list {key!r}: is it in COCO's format?")
         self.skipped = Skipped()
         self.classes = self._categories()
-        self._label = {category.id: i for i, category in enumerate(self.classes)}
+        self._label: dict[int | str | None, int] = {category.id: i for i, category in enumerate(self.classes)}
 
     def pack(self, kind: str, root: Path, locate: Locate, folders: str) -> PackedDetection:
         """Check everything and pack it.
@@ -97,8 +97,8 @@ class Instances:
         """The classes in order of id; a name that stands twice is told apart by its id."""
         names: dict[int, tuple[str, str]] = {}
         for i, entry in enumerate(self.document["categories"]):
-            key = entry.get("id") if isinstance(entry, dict) else None
-            if type(key) is not int:
+            key = _key(entry, "id")
+            if not isinstance(key, int):
                 raise InputError(f"{self.path}: categories[{i}] has no whole number as id")
             name = entry.get("name") or (entry.get("synonyms") or [f"class {key}"])[0]
             if key in names:
@@ -117,13 +117,15 @@ class Instances:
     def _images(self) -> dict[int | str, dict[str, Any]]:
         images: dict[int | str, dict[str, Any]] = {}
         for i, image in enumerate(self.document["images"]):
-            key = image.get("id") if isinstance(image, dict) else None
-            if type(key) not in (int, str):
+            key = _key(image, "id")
+            if key is None:
                 raise InputError(f"{self.path}: images[{i}] has no number or text as id")
             if key in images:
                 both = " and ".join(repr(one.get("file_name")) for one in (images[key], image))
                 raise InputError(f"{self.path}: images {both} both have the id {key}: give each its own")
             images[key] = image
+            if isinstance(image.get("coco_url"), str):  # LVIS v1 has no file_name
+                image.setdefault("file_name", image["coco_url"].rsplit("/", 1)[-1])
         return images
 
     def _annotations(self, images: dict[int | str, dict[str, Any]]) -> dict[int | str, list[dict[str, Any]]]:
@@ -131,18 +133,18 @@ class Instances:
         objects: dict[int | str, list[dict[str, Any]]] = {}
         seen: dict[int | str, int] = {}
         for i, entry in enumerate(self.document["annotations"]):
-            key = entry.get("id") if isinstance(entry, dict) else None
-            if type(key) not in (int, str):
+            key = _key(entry, "id")
+            if key is None:
                 self._skip("annotation without a number or text as id", f"annotations[{i}]")
                 continue
             if key in seen:
                 first = f"annotations[{seen[key]}] and annotations[{i}]"
                 raise InputError(f"{self.path}: {first} both have the id {key}: give each its own")
             seen[key] = i
-            image, category = (entry.get(f"{what}_id") for what in ("image", "category"))
-            if type(image) not in (int, str) or image not in images:
+            image, category = _key(entry, "image_id"), _key(entry, "category_id")
+            if image is None or image not in images:
                 self._skip("annotation of an unknown image", f"annotation {key} (image {image})")
-            elif type(category) is not int or category not in self._label:
+            elif category not in self._label:
                 self._skip("annotation of an unknown category", f"annotation {key} (category {category})")
             else:
                 objects.setdefault(image, []).append(entry)
@@ -163,7 +165,7 @@ class Instances:
         """LVIS's lists of categories for an image, as labels."""
         labels = []
         for category in image.get(field) or ():
-            if type(category) is int and category in self._label:
+            if isinstance(category, int) and category in self._label:
                 labels.append(self._label[category])
             else:
                 self._skip(f"unknown category in {field}", f"image {image['id']} (category {category})")
@@ -183,13 +185,21 @@ class Instances:
         area = annotation.get("area")
         usable = isinstance(area, int | float) and 0 <= area < float("inf")
         packer.add(
-            annotation["id"],
+            _key(annotation, "id") or 0,
             box,
-            self._label[annotation["category_id"]],
-            crowd=annotation.get("iscrowd") in (1, True),
+            self._label[_key(annotation, "category_id")],
+            crowd=annotation.get("iscrowd") == 1,
             area=float(area) if usable else None,  # type: ignore[arg-type]
             segment=segment,
         )
+
+
+def _key(entry: Any, field: str) -> int | str | None:
+    """An id: a whole number or text; else None."""
+    value = entry.get(field) if isinstance(entry, dict) else None
+    if isinstance(value, float) and value.is_integer():
+        return int(value)
+    return value if isinstance(value, int | str) else None
 
 
 def _box(bbox: Any, size: tuple[int, int]) -> tuple[float, float, float, float]:

@@ -34,11 +34,7 @@ def lvis_detection(root: Path, split: str) -> PackedDetection:
         for folder in folders:
             yield f"{folder}/{name[-16:]}"  # COCO_val2014_000000xxxxxx.jpg -> 000000xxxxxx.jpg
 
-    document = read_json(path)
-    for image in document.get("images") or ():
-        if isinstance(image, dict) and isinstance(image.get("coco_url"), str):
-            image.setdefault("file_name", image["coco_url"].rsplit("/", 1)[-1])  # v1 has no file_name
-    return Instances(path, document).pack("lvis", root, locate, "train2017/ and val2017/")
+    return Instances(path, read_json(path)).pack("lvis", root, locate, "train2017/ and val2017/")
 
 
 def _any_file(root: Path, places: list[str], split: str) -> bool:

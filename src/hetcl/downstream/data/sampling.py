@@ -20,11 +20,14 @@ def repeat_factors(data: DetectionSet, threshold: float = 0.001) -> np.ndarray:
     Returns:
         float64 ``[N]``, each at least 1.
     """
-    quick = isinstance(data, PackedDetection)
-    present = [np.unique(data.labels(i) if quick else data.truth(i).labels) for i in range(len(data))]
+
+    def labels(index: int) -> np.ndarray:
+        return data.labels(index) if isinstance(data, PackedDetection) else data.truth(index).labels
+
+    present = [np.unique(labels(i)) for i in range(len(data))]
     pictures = np.zeros(len(data.classes))
-    for labels in present:
-        pictures[labels] += 1
+    for classes in present:
+        pictures[classes] += 1
     share = np.maximum(pictures, 1) / max(len(data), 1)
     factor = np.maximum(1.0, np.sqrt(threshold / share))
-    return np.array([factor[labels].max(initial=1.0) for labels in present])
+    return np.array([factor[classes].max(initial=1.0) for classes in present])

@@ -1,4 +1,4 @@
-"""The built-in scenes (``images/scenes.py``) with their boxes, masks and pixels: drawn when asked for, nothing stored."""
+"""The built-in scenes (``images/scenes.py``) with their boxes, masks and pixels, drawn when asked for."""
 
 from __future__ import annotations
 

@@ -58,17 +58,13 @@ def _ring(ring: Any) -> np.ndarray:
         numbers = np.asarray(ring, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
         numbers = np.empty(0)
-    if numbers.ndim != 1 or len(numbers) % 2 or (isinstance(ring, list) and any(map(_no_number, ring))):
+    if numbers.ndim != 1 or len(numbers) % 2:
         raise Unusable("polygon that is no list of x, y, x, y, ...")
     if len(numbers) < 6:
         raise Unusable("polygon with fewer than 3 points")
     if not (np.abs(numbers) <= FAR).all():
         raise Unusable(f"polygon with a coordinate that is not finite or beyond {FAR:,} pixels")
     return numbers.reshape(-1, 2)
-
-
-def _no_number(value: Any) -> bool:
-    return not isinstance(value, int | float)
 
 
 def _runs(value: dict[str, Any], size: tuple[int, int]) -> Rle:
@@ -147,5 +143,7 @@ def unpack(form: int, data: bytes, size: tuple[int, int]) -> Segment | None:
     rings = int(np.frombuffer(data, np.uint32, 1)[0])
     corners = np.frombuffer(data, np.uint32, rings, offset=4)
     numbers = np.frombuffer(data, np.uint16 if form == HUNDREDTHS else np.float64, offset=4 * (rings + 1))
-    points = numbers.reshape(-1, 2) / (100 if form == HUNDREDTHS else 1)
+    points = numbers.astype(np.float64).reshape(-1, 2)
+    if form == HUNDREDTHS:
+        points /= 100
     return tuple(np.split(points, np.cumsum(corners)[:-1]))

@@ -89,7 +89,8 @@ def voc_detection(root: Path, split: str) -> PackedDetection:
     """Open VOC's boxes; ``splits`` says which lists. Raises ``InputError``."""
     lists = splits(root)
     if not lists[split]:
-        raise InputError(f"{root}: the lists in ImageSets/Main name no picture for {split}")
+        wanted = "train.txt or trainval.txt" if split == "train" else "test.txt or val.txt"
+        raise InputError(f"{root}: has no ImageSets/Main/{wanted} that names pictures")
     files, skipped = Files(root), Skipped()
     # Both splits are read, so that both have the same classes.
     other = "val" if split == "train" else "train"
@@ -122,32 +123,25 @@ def splits(root: Path) -> dict[str, list[Entry]]:
     """Which pictures are for training and which for validation.
 
     Where a year has a test list with annotations (2007): trainval of every year, and that list. Else ``train`` and
-    ``val`` of every year.
-
-    Raises:
-        InputError: the lists that this needs are not there.
+    ``val`` of every year. A list that is not there counts as empty.
     """
     folders = years(root, "Annotations")
     for year in folders:
         test = read_list(root, year, "Main", "test")
         if test and (root / year / "Annotations" / f"{test[0][1]}.xml").is_file():
             return {"train": _every(root, folders, ("trainval", "train")), "val": test}
-    return {split: _every(root, folders, (split,)) for split in ("train", "val")}
+    val = _every(root, folders, ("val",))
+    held = set(val)
+    train = [entry for entry in _every(root, folders, ("train", "trainval")) if entry not in held]
+    return {"train": train, "val": val}
 
 
 def _every(root: Path, folders: list[str], names: tuple[str, ...]) -> list[Entry]:
     """Of each year the first of these lists that it has."""
     found: list[Entry] = []
-    none = True
     for year in folders:
-        for name in names:
-            entries = read_list(root, year, "Main", name)
-            if entries is not None:
-                found, none = found + entries, False
-                break
-    if none:
-        wanted = " or ".join(f"ImageSets/Main/{name}.txt" for name in names)
-        raise InputError(f"{root}: has no {wanted} in {', '.join(folders)}")
+        lists = (read_list(root, year, "Main", name) for name in names)
+        found += next((entries for entries in lists if entries is not None), [])
     return found
 
 

@@ -81,9 +81,9 @@ def _classes(root: Path, maps: list[str]) -> tuple[str, ...]:
     some = maps[:: -(-len(maps) // _LOOKED_AT)] if maps else []
     top, where = _highest(root, some)
     if names:
-        if top >= len(names) or len(names) > VOID:
+        if not top < len(names) <= VOID:
             raise InputError(
-                f"{path}: names {len(names)} classes (from value 0 on), but {where} holds the value {top}"
+                f"{path}: names {len(names)} classes, the first being value 0; {where} holds the value {top}"
             )
         return names
     if top < len(VOC_CLASSES):
