@@ -1,6 +1,7 @@
 """Small data sets in the true published layouts, made of the built-in scenes.
 
-Picture ``i`` of a split is the scene ``scene_of(split, i, size)``, so a test can compare what was read with what was drawn.
+Picture ``i`` of a split is the scene ``scene_of(split, i, size)``, so a test can compare what was read with what was
+drawn.
 """
 
 from __future__ import annotations
@@ -258,7 +259,7 @@ def write_voc(
 
 
 def city_maps(drawn: Scene, group: bool = False) -> tuple[np.ndarray, np.ndarray]:
-    """Cityscapes' instance ids (uint16) and label ids (uint8) of a scene; with ``group`` the last object has no number."""
+    """Cityscapes' instance ids (uint16) and label ids (uint8); with ``group`` the last object has no number."""
     labels = np.full(drawn.masks.shape[1:], ROAD, np.uint8)
     instances = labels.astype(np.uint16)
     for i, (mask, label) in enumerate(zip(drawn.masks, drawn.labels.tolist(), strict=True)):

@@ -154,7 +154,7 @@ class PackedDetection:
         self._negative, self._not_exhaustive = packer.negative, packer.not_exhaustive
         self.has_masks = bool(self._forms.any())
         self.fingerprint = self._hash()
-        objects = f"{len(self._labels):,} objects in {len(classes):,} {"class" if len(classes) == 1 else "classes"}"
+        objects = f"{len(self._labels):,} objects in {len(classes):,} class{'es' * (len(classes) != 1)}"
         masks = "with masks" if self.has_masks else "without masks"
         self.description = f"{len(self):,} pictures, {objects}, {masks}, from {source}"
 
