@@ -57,7 +57,7 @@ def _ring(ring: Any) -> np.ndarray:
     try:
         numbers = np.asarray(ring, dtype=np.float64)
     except (TypeError, ValueError, OverflowError):
-        numbers = np.empty(0)
+        numbers = np.empty((0, 0))
     if numbers.ndim != 1 or len(numbers) % 2:
         raise Unusable("polygon that is no list of x, y, x, y, ...")
     if len(numbers) < 6:

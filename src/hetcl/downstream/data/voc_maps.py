@@ -100,7 +100,7 @@ def _highest(root: Path, maps: list[str]) -> tuple[int, str]:
             values = read_indices(str(root), name)
         except BadPicture:
             continue
-        top = int(np.max(values[(values != VOID) & (values < 256)], initial=-1))
+        top = int(np.max(values[(values != VOID) & (values < 256)], initial=0))
         if top > best:
             best, where = top, name
     return best, where
