@@ -1,0 +1,76 @@
+"""Data sets of boxes, masks and pixels, each in its own published layout, behind the two protocols of ``objects.py``.
+
+``files`` lists folders and reads pictures; ``segments`` and ``packed`` keep annotations in a few arrays; ``coco``,
+``lvis``, ``voc``, ``voc_maps``, ``cityscapes`` and ``scenes`` each know one layout; ``maps`` is a set with a class for
+each pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from hetcl.downstream.data.cityscapes import cityscapes_detection, cityscapes_segmentation
+from hetcl.downstream.data.coco import coco_detection
+from hetcl.downstream.data.lvis import lvis_detection
+from hetcl.downstream.data.sampling import repeat_factors
+from hetcl.downstream.data.scenes import scenes_detection, scenes_segmentation
+from hetcl.downstream.data.voc import voc_detection
+from hetcl.downstream.data.voc_maps import voc_segmentation
+from hetcl.downstream.objects import DetectionSet, SegmentationSet
+from hetcl.errors import InputError
+
+__all__ = ["open_detection", "open_segmentation", "repeat_factors"]
+
+Set = TypeVar("Set")
+
+_DETECTION: dict[str, Callable[[Path, str], DetectionSet]] = {
+    "coco": coco_detection,
+    "lvis": lvis_detection,
+    "voc": voc_detection,
+    "cityscapes": cityscapes_detection,
+}
+_SEGMENTATION: dict[str, Callable[[Path, str], SegmentationSet]] = {
+    "voc": voc_segmentation,
+    "cityscapes": cityscapes_segmentation,
+}
+
+
+def open_detection(spec: str, split: str) -> DetectionSet:
+    """Open a set of pictures with boxes (and masks).
+
+    Args:
+        spec: ``coco:ROOT``, ``lvis:ROOT``, ``voc:ROOT``, ``cityscapes:ROOT``, ``scenes:N`` or ``scenes:N@SIZE``.
+        split: ``train`` or ``val``.
+
+    Raises:
+        InputError: an unknown spec, a file or folder is missing or damaged, or nothing in it can be used.
+    """
+    if spec.startswith("scenes:"):
+        return scenes_detection(spec, _known(split))
+    return _open(spec, split, _DETECTION, "boxes")
+
+
+def open_segmentation(spec: str, split: str) -> SegmentationSet:
+    """Open a set of pictures with a class for each pixel: as ``open_detection``, without ``coco`` and ``lvis``."""
+    if spec.startswith("scenes:"):
+        return scenes_segmentation(spec, _known(split))
+    return _open(spec, split, _SEGMENTATION, "a class for each pixel")
+
+
+def _known(split: str) -> str:
+    if split not in ("train", "val"):
+        raise ValueError(f"split={split!r}: it is 'train' or 'val'")
+    return split
+
+
+def _open(spec: str, split: str, layouts: dict[str, Callable[[Path, str], Set]], what: str) -> Set:
+    layout, colon, folder = spec.partition(":")
+    if not colon or not folder or layout not in layouts:
+        known = ", ".join(f"{name}:ROOT" for name in layouts)
+        raise InputError(f"{spec}: a data set with {what} is one of {known}, or scenes:N")
+    root = Path(folder).expanduser()
+    if not root.is_dir():
+        raise InputError(f"{spec}: there is no folder {root}")
+    return layouts[layout](root, _known(split))
