@@ -17,6 +17,7 @@ import numpy as np
 from hetcl.downstream.masks import bitmap, decode
 from hetcl.downstream.objects import Category, Outcome
 from hetcl.downstream.scores.pictures import Pair
+from hetcl.errors import InputError
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)  # as cityscapesScripts writes it: 0.6 is 0.6000000000000001
 SMALLEST = 100
@@ -59,6 +60,10 @@ def score_cityscapes(
     scenes: list[list[Scene]] = [[] for _ in classes]
     for index, pair in enumerate(pairs):
         ids = _painted(pair, classes) if instance_map is None else np.asarray(instance_map(index))
+        if ids.shape != tuple(pair[0].size):
+            raise InputError(
+                f"{pair[0].name}: instance ids of {ids.shape} pixels, but the image has {pair[0].size}"
+            )
         for of_class, scene in zip(
             scenes, _scenes(ids, pair, classes, instance_map is not None), strict=True
         ):
@@ -124,7 +129,7 @@ def _average_precision(scenes: list[Scene], threshold: float) -> float:
             scores = np.sort(scene.scores[hits[:, column]])
             true_scores += scores[-1:].tolist()
             false_scores += scores[:-1].tolist()  # found before by a better one
-        # A group and a small object count twice if they are both, as in cityscapesScripts.
+        # A small group counts twice, as in cityscapesScripts.
         weights = scene.groups.astype(np.int64) + (scene.objects < SMALLEST)
         ignored = (scene.void + scene.shared @ weights) / scene.sizes
         false_scores += scene.scores[~hits.any(axis=1) & (ignored <= threshold)].tolist()

@@ -2,7 +2,7 @@
 
     g  objects of one class in a picture     d  detections of one class, all pictures     T  IoU thresholds
 
-The kit counts boxes in whole pixels, both ends included: its width is ``xmax - xmin + 1``. Our left edge is its xmin - 1
+The kit counts boxes in whole pixels, both ends included: a width is ``xmax - xmin + 1``. Our left edge is its xmin - 1
 and our right edge its xmax, so its ``+ 1`` is already in ``right - left``.
 """
 
