@@ -1,0 +1,176 @@
+"""Random pictures with objects and detections, as COCO's files have them, and read into the room's own objects.
+
+n  objects or detections of a picture     H W  height and width in pixels
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+from pycocotools import mask as official
+
+from hetcl.downstream.objects import Category, Prediction, Skipped, Truth
+
+CLASSES = (Category(7, "cat", "r"), Category(3, "dog", "c"), Category(90, "owl", "f"), Category(12, "yak", "f"))
+"""Their ids are neither sorted nor without gaps; no picture has a yak."""
+
+
+class Made:
+    """A data set in memory."""
+
+    fingerprint = "made-up"
+    description = "made-up"
+
+    def __init__(
+        self, truths: list[Truth], kind: str = "coco", classes: tuple[Category, ...] = CLASSES, has_masks: bool = True
+    ) -> None:
+        self.truths, self.kind, self.classes, self.has_masks = truths, kind, classes, has_masks
+        self.skipped = Skipped()
+
+    def __len__(self) -> int:
+        return len(self.truths)
+
+    def truth(self, index: int) -> Truth:
+        return self.truths[index]
+
+    def picture(self, index: int) -> np.ndarray:
+        raise AssertionError("scores need no pictures")
+
+
+def truth_of(image_id: int | str = 1, size: tuple[int, int] = (100, 100), **given: Any) -> Truth:
+    """A truth of ``boxes`` ``[n, 4]`` whose other fields have the plainest values."""
+    boxes = np.array(given.pop("boxes", []), dtype=np.float64).reshape(-1, 4)
+    n = len(boxes)
+    fields: dict[str, Any] = {
+        "labels": np.zeros(n, dtype=np.int64),
+        "crowd": np.zeros(n, dtype=bool),
+        "difficult": np.zeros(n, dtype=bool),
+        "areas": (boxes[:, 2:] - boxes[:, :2]).prod(axis=1),
+        "ids": tuple(range(n)),
+    }
+    fields |= {name: np.array(value) if name in fields else value for name, value in given.items()}
+    return Truth(image_id, f"{image_id}.jpg", size, boxes, **fields)
+
+
+def said_of(image_id: int | str, boxes: Any, scores: Any, labels: Any = None, masks: Any = None) -> Prediction:
+    boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
+    labels = np.zeros(len(boxes), dtype=np.int64) if labels is None else np.array(labels, dtype=np.int64)
+    return Prediction(image_id, boxes, np.array(scores, dtype=np.float64), labels, masks)
+
+
+def random_set(seed: int, pictures: int = 10, lvis: bool = False) -> tuple[dict[str, Any], list[Prediction]]:
+    """COCO's (or LVIS') annotation file as a dict, and detections of it: near misses, duplicates, inventions, ties.
+
+    The first picture has no object, the second no prediction, the third a class's detections by the hundred.
+    """
+    rng = np.random.default_rng(seed)
+    ids = rng.permutation(np.arange(10, 10 + pictures)).tolist()
+    images, annotations, predictions = [], [], []
+    for place, image_id in enumerate(ids):
+        size = (int(rng.integers(160, 260)), int(rng.integers(160, 260)))
+        objects = [_object(rng, size, lvis) for _ in range(0 if place == 0 else rng.integers(2, 9))]
+        for entry in objects:
+            annotations.append({"id": len(annotations) + 1, "image_id": image_id, **entry})
+        images.append({"id": image_id, "file_name": f"{image_id}.jpg", "height": size[0], "width": size[1]})
+        if lvis:
+            images[-1] |= _federated(rng, {entry["category_id"] for entry in objects})
+        if place != 1:
+            predictions.append(_said(rng, image_id, size, objects, (330 if lvis else 130) if place == 2 else 12))
+    categories = [{"id": c.id, "name": c.name, "frequency": c.frequency} for c in CLASSES]
+    raw = {"images": images, "annotations": annotations, "categories": categories}
+    return raw, [predictions[place] for place in rng.permutation(len(predictions))]
+
+
+def read(raw: dict[str, Any], kind: str = "coco") -> Made:
+    """What a reader of COCO's files gives."""
+    label = {c.id: place for place, c in enumerate(CLASSES)}
+    truths = []
+    for image in copy.deepcopy(raw["images"]):
+        own = [entry for entry in raw["annotations"] if entry["image_id"] == image["id"]]
+        boxes = np.array([entry["bbox"] for entry in own], dtype=np.float64).reshape(-1, 4)
+        boxes[:, 2:] += boxes[:, :2]
+        truths.append(
+            truth_of(
+                image["id"],
+                (image["height"], image["width"]),
+                boxes=boxes,
+                labels=np.array([label[entry["category_id"]] for entry in own], dtype=np.int64),
+                crowd=np.array([entry.get("iscrowd", 0) for entry in own], dtype=bool),
+                areas=np.array([entry["area"] for entry in own], dtype=np.float64),
+                ids=tuple(entry["id"] for entry in own),
+                segments=tuple(_segment(entry["segmentation"]) for entry in own),
+                negative=tuple(label[i] for i in image.get("neg_category_ids", ())),
+                not_exhaustive=tuple(label[i] for i in image.get("not_exhaustive_category_ids", ())),
+            )
+        )
+    return Made(truths, kind)
+
+
+def ellipse(box: Any, size: tuple[int, int]) -> np.ndarray:
+    """uint8 ``[H, W]``: the ellipse in a box."""
+    left, top, right, bottom = box
+    y, x = np.mgrid[: size[0], : size[1]] + 0.5
+    rx, ry = max(right - left, 1) / 2, max(bottom - top, 1) / 2
+    return ((((x - (left + right) / 2) / rx) ** 2 + ((y - (top + bottom) / 2) / ry) ** 2) <= 1).astype(np.uint8)
+
+
+def rle(bitmap: np.ndarray) -> dict[str, Any]:
+    return official.encode(np.asfortranarray(bitmap, dtype=np.uint8))
+
+
+def _segment(segmentation: Any) -> Any:
+    if isinstance(segmentation, dict):
+        return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
+    return tuple(np.array(ring).reshape(-1, 2) for ring in segmentation)
+
+
+def _box(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
+    """Small, medium and large ones; some reach over the edge."""
+    sides = rng.choice([18, 50, 150]) * rng.uniform(0.6, 1.3, 2)
+    corner = rng.uniform(-10, np.array(size[::-1]) - 15)
+    return np.concatenate([corner, corner + sides])
+
+
+def _object(rng: np.random.Generator, size: tuple[int, int], lvis: bool) -> dict[str, Any]:
+    box = _box(rng, size)
+    left, top, right, bottom = box.tolist()
+    crowd = not lvis and rng.random() < 0.2
+    bitmap = rle(ellipse(box, size))
+    ring = [left, top, right, (top + bottom) / 2, (left + right) / 2, bottom]
+    text = {"size": bitmap["size"], "counts": bitmap["counts"].decode()}
+    entry = {
+        "category_id": CLASSES[rng.integers(3)].id,
+        "bbox": [left, top, right - left, bottom - top],
+        "area": float(official.area(bitmap)) + 0.25,
+        "segmentation": text if crowd or rng.random() < 0.5 else [ring],
+    }
+    return entry if lvis else entry | {"iscrowd": int(crowd)}
+
+
+def _federated(rng: np.random.Generator, present: set[int]) -> dict[str, Any]:
+    absent = [c.id for c in CLASSES if c.id not in present]
+    return {
+        "neg_category_ids": [i for i in absent if rng.random() < 0.5],
+        "not_exhaustive_category_ids": [i for i in sorted(present) if rng.random() < 0.4],
+    }
+
+
+def _said(
+    rng: np.random.Generator, image_id: int, size: tuple[int, int], objects: list[dict[str, Any]], inventions: int
+) -> Prediction:
+    """Each object found up to twice, more or less, and things that are not there."""
+    boxes, labels = [], []
+    for entry in objects:
+        x, y, w, h = entry["bbox"]
+        for _ in range(rng.integers(3)):
+            boxes.append(np.array([x, y, x + w, y + h]) + rng.normal(0, 0.05, 4) * np.array([w, h, w, h]))
+            labels.append(next(i for i, c in enumerate(CLASSES) if c.id == entry["category_id"]))
+    boxes += [_box(rng, size) for _ in range(inventions)]
+    labels += [0] * inventions if inventions > 100 else rng.integers(0, 4, inventions).tolist()
+    found = np.arange(len(boxes)) < len(boxes) - inventions
+    scores = rng.uniform(np.where(found, 0.3, 0), np.where(found, 1, 0.8)).round(1)  # rounded: ties
+    order = np.argsort(-scores)
+    masks = tuple(rle(ellipse(boxes[place], size)) for place in order)
+    return Prediction(image_id, np.array(boxes)[order], scores[order], np.array(labels)[order], masks)
