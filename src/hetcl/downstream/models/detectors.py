@@ -99,6 +99,7 @@ def detector(
     detections: int = 100,
     anchor_scale: float = 1.0,
     regions: int = 512,
+    test_proposals: int = 1000,
     seed: int | None = None,
 ) -> Detector:
     """A detector with random weights, numbers as in detectron2's and MoCo's settings (FACTS, "Downstream").
@@ -117,14 +118,20 @@ def detector(
         detections: most detections of a picture.
         anchor_scale: multiplies the anchors' sizes, 32..512, and the box size by which the FPN's level is
             chosen, for pictures much smaller than 800 pixels.
-        regions: how many are drawn from each picture for the heads' losses.
+        regions: how many are drawn from each picture for the heads' losses. With C4, layer4 runs over all of
+            them, and over all ``test_proposals`` in evaluation: on a CPU take fewer.
+        test_proposals: how many of a picture the heads look at in evaluation.
         seed: what the weights are a function of; None draws from torch's global generator.
 
     Raises:
         InputError: an unknown neck, norm or backbone, a backbone that does not fit, or a number out of range.
     """
     check_norm(norm)
-    _check(neck, classes, (*min_size, max_size, test_size, regions, detections), min_size, anchor_scale)
+    _check(neck, classes, anchor_scale)
+    if not min_size or min(*min_size, max_size, test_size, regions, test_proposals, detections) < 1:
+        raise InputError(
+            "min_size, max_size, test_size, regions, test_proposals and detections must be at least 1"
+        )
     body = arch if isinstance(arch, Pyramid) else build_pyramid(arch, seed=seed)
     if isinstance(body, WrappedPyramid) and body.size is not None:
         raise InputError(f"{body.arch} takes pictures of one size only; choose a backbone that takes any")
@@ -138,7 +145,7 @@ def detector(
     sizes = tuple(size * anchor_scale for size in SIZES)
     with seeded(seed, "detector"):
         parts = _fpn if neck == "fpn" else _c4
-        backbone, rpn, heads = parts(body, norm != "frozen", sizes, anchor_scale, common)
+        backbone, rpn, heads = parts(body, norm != "frozen", sizes, anchor_scale, test_proposals, common)
     scaling = Scaling(min_size, max_size, test_size, divisible=32 if neck == "fpn" else 16)
     model: Any = Detector(backbone, rpn, heads, scaling)
     if norm == "frozen":
@@ -149,32 +156,32 @@ def detector(
 Parts = tuple[nn.Module, nn.Module, nn.Module]
 
 
-def _fpn(body: Pyramid, norm: bool, sizes: tuple[float, ...], scale: float, common: dict[str, Any]) -> Parts:
+def _fpn(
+    body: Pyramid, norm: bool, sizes: tuple[float, ...], scale: float, kept: int, common: dict[str, Any]
+) -> Parts:
     """Backbone, RPN and heads: five levels with one size each."""
     backbone = FpnBackbone(body, norm=norm)
     anchors = Anchors(tuple((size,) for size in sizes), (4, 8, 16, 32, 64))
-    rpn = proposals(WIDTH, anchors, before=(2000, 1000), after=(1000, 1000))
+    rpn = proposals(WIDTH, anchors, before=(2000, 1000), after=(1000, kept))
     return backbone, rpn, fpn_heads(WIDTH, scale=scale, **common)
 
 
-def _c4(body: Pyramid, norm: bool, sizes: tuple[float, ...], scale: float, common: dict[str, Any]) -> Parts:
+def _c4(
+    body: Pyramid, norm: bool, sizes: tuple[float, ...], scale: float, kept: int, common: dict[str, Any]
+) -> Parts:
     """Backbone, RPN and heads: one level with all five sizes."""
     backbone = C4Backbone(body)
     anchors = Anchors((sizes,), (16,))
-    rpn = proposals(backbone.out_channels, anchors, before=(12000, 6000), after=(2000, 1000))
+    rpn = proposals(backbone.out_channels, anchors, before=(12000, 6000), after=(2000, kept))
     layer4 = resnet_stages(body)[-1]
     return backbone, rpn, c4_heads(layer4, body.spec.channels[3], norm=norm, **common)
 
 
-def _check(
-    neck: str, classes: int, counts: tuple[int, ...], min_size: tuple[int, ...], anchor_scale: float
-) -> None:
+def _check(neck: str, classes: int, anchor_scale: float) -> None:
     """Raises InputError for a setting out of range."""
     if neck not in ("fpn", "c4"):
         raise InputError(f"neck {neck!r}: no such neck; use fpn or c4")
     if classes < 1:
         raise InputError(f"classes {classes}: a detector needs at least one class")
-    if not min_size or min(counts) < 1:
-        raise InputError("min_size, max_size, test_size, regions and detections must be at least 1")
     if not anchor_scale > 0:
         raise InputError(f"anchor_scale {anchor_scale}: must be above 0")
