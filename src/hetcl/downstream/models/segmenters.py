@@ -1,0 +1,125 @@
+"""FCN: a class for each pixel, from one map of stride 16 (FACTS, "VOC semantic").
+
+B  pictures     K  classes     C  channels     H W  height and width
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torchvision.ops import Conv2dNormActivation
+
+from hetcl.downstream.models.norms import Freezable, check_norm, synchronised
+from hetcl.downstream.models.pictures import normalised
+from hetcl.downstream.models.proposals import full
+from hetcl.errors import InputError
+from hetcl.model.pyramid import Pyramid, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
+
+IGNORED = 255
+"""Label of pixels that do not count."""
+
+
+class Segmenter(Freezable):
+    """Backbone, two dilated 3x3 convolutions of 256 channels with batch norm and ReLU, a 1x1 convolution to K.
+
+    torchvision's ResNets are dilated: layer4's 3x3 convolutions get stride 1 and dilation 2, so C5 has stride 16.
+    Any other backbone is left as it is, and C4 and the enlarged C5 are put together instead, at stride 16 too
+    (ours).
+
+    Args:
+        pyramid: becomes part of the segmenter as ``backbone``.
+        classes: K.
+        dilation: of the two convolutions.
+    """
+
+    def __init__(self, pyramid: Pyramid, classes: int, *, dilation: int) -> None:
+        super().__init__()
+        self.dilated = isinstance(pyramid, ResNetPyramid)
+        if isinstance(pyramid, ResNetPyramid):
+            dilate(pyramid.layer4)
+        c4, c5 = pyramid.spec.channels[2:]
+        self.backbone = pyramid
+        convs = [
+            Conv2dNormActivation(channels, 256, kernel_size=3, dilation=dilation)
+            for channels in (c5 if self.dilated else c4 + c5, 256)
+        ]
+        last = nn.Conv2d(256, classes, kernel_size=1)
+        self.head = nn.Sequential(*convs, last)
+        for layer in self.head.modules():
+            if isinstance(layer, nn.Conv2d):
+                nn.init.kaiming_normal_(layer.weight, mode="fan_out", nonlinearity="relu")
+        nn.init.normal_(last.weight, std=0.01)
+        assert last.bias is not None
+        nn.init.zeros_(last.bias)
+
+    def features(self, images: Tensor) -> Tensor:
+        """``[B, 3, H, W]`` -> ``[B, C, H / 16, W / 16]``."""
+        _, _, c4, c5 = self.backbone(normalised(images))
+        if self.dilated:
+            return c5
+        wide = F.interpolate(c5, c4.shape[-2:], mode="bilinear", align_corners=False)
+        return torch.cat([c4, wide], dim=1)
+
+    def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
+        """Training: a loss; evaluation: logits.
+
+        Args:
+            images: float ``[B, 3, H, W]`` in [0, 1], RGB.
+            labels: int64 ``[B, H, W]`` in 0..K-1, 255 where a pixel does not count.
+
+        Returns:
+            ``{"loss": mean cross-entropy over the pixels that count}`` (0 when none does), or float
+            ``[B, K, H, W]``.
+        """
+        coarse = full(self.head(self.features(images)))
+        logits = F.interpolate(coarse, images.shape[-2:], mode="bilinear", align_corners=False)
+        if not self.training:
+            return logits
+        if labels is None:
+            raise ValueError("a segmenter in training needs labels")
+        total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
+        return {"loss": total / (labels != IGNORED).sum().clamp(min=1)}
+
+
+def dilate(layer4: nn.Module) -> None:
+    """A ResNet's last stage at its input's resolution: no strides, 3x3 convolutions with dilation 2."""
+    for conv in layer4.modules():
+        if isinstance(conv, nn.Conv2d):
+            conv.stride = (1, 1)
+            if conv.kernel_size == (3, 3):
+                conv.dilation = conv.padding = (2, 2)
+
+
+def segmenter(
+    arch: str | Pyramid, *, classes: int, norm: str, dilation: int = 6, seed: int | None = None
+) -> Segmenter:
+    """An FCN with random weights.
+
+    Args:
+        arch: a backbone for ``build_pyramid``, or a pyramid, which becomes part of the segmenter and, if a
+            ResNet of torchvision, is dilated.
+        classes: K.
+        norm: ``tuned`` (trained), ``sync`` (trained and shared across ranks), ``frozen`` (the backbone's keeps
+            still, the head's is trained).
+        dilation: of the two 3x3 convolutions of the head.
+        seed: what the weights are a function of; None draws from torch's global generator.
+
+    Raises:
+        InputError: an unknown norm or backbone, or a number out of range.
+    """
+    check_norm(norm)
+    if not 1 <= classes < IGNORED:
+        raise InputError(f"classes {classes}: a segmenter takes 1 to {IGNORED - 1} classes")
+    if dilation < 1:
+        raise InputError(f"dilation {dilation}: must be at least 1")
+    body = arch if isinstance(arch, Pyramid) else build_pyramid(arch, seed=seed)
+    if isinstance(body, WrappedPyramid) and body.size is not None:
+        raise InputError(f"{body.arch} takes pictures of one size only; choose a backbone that takes any")
+    with seeded(seed, "segmenter"):
+        model: Any = Segmenter(body, classes, dilation=dilation)
+    if norm == "frozen":
+        model.freeze(body)
+    return synchronised(model) if norm == "sync" else model  # type: ignore[return-value]
