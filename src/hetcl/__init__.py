@@ -17,6 +17,8 @@ _HOME = {
     "contrast": "hetcl.analysis.contrastive_test",
     "probe": "hetcl.analysis.probe",
     "export": "hetcl.weights.exporters",
+    "finetune": "hetcl.downstream.finetune",
+    "evaluate": "hetcl.downstream.evaluate",
     "load_backbone": "hetcl.weights.sources",
     "Embedding": "hetcl.model.embedding",
     "SemanticBranch": "hetcl.model.branches",
@@ -33,6 +35,8 @@ if TYPE_CHECKING:
     from hetcl.analysis.probe import probe as probe
     from hetcl.contrast.infonce import info_nce as info_nce
     from hetcl.contrast.queue import KeyQueue as KeyQueue
+    from hetcl.downstream.evaluate import evaluate as evaluate
+    from hetcl.downstream.finetune import finetune as finetune
     from hetcl.model.branches import SemanticBranch as SemanticBranch
     from hetcl.model.branches import SpatialBranch as SpatialBranch
     from hetcl.model.embedding import Embedding as Embedding

@@ -42,7 +42,7 @@ def build_model(
     Raises:
         InputError: a backbone that does not go with them.
     """
-    given: dict[str, Any] = {"classes": classes, "norm": norm, "seed": seed, "facts": facts}
+    given: dict[str, Any] = {"classes": classes, "norm": norm, "seed": seed}
     if model == "fcn":
         return segmenter(arch, dilation=dilation, **given)
     return detector(

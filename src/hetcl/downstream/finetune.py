@@ -26,11 +26,19 @@ from hetcl.downstream.predict import Look, Seen, detect, segment
 from hetcl.downstream.scores import score
 from hetcl.downstream.task import LOSSES, Finetune
 from hetcl.downstream.trial import Trial, try_one
-from hetcl.downstream.words import figure_names, write_outcome
+from hetcl.downstream.words import figure_names, plain, sentences, table, write_outcome
 from hetcl.errors import InputError, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
-from hetcl.settings import FinetuneSettings, finetune_from_dict, flatten, given_in, keys_of, resolve_finetune, to_dict
+from hetcl.settings import (
+    FinetuneSettings,
+    finetune_from_dict,
+    flatten,
+    given_in,
+    keys_of,
+    resolve_finetune,
+    to_dict,
+)
 from hetcl.training.bad_pictures import BadPictures
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
@@ -124,12 +132,13 @@ def _resumed(
     then = finetune_from_dict(saved["settings"], str(folder.settings))
     for name, given in (("init", init), ("data", data)):
         if given is not None and saved.get(name) not in (given, absolute(given)):
-            raise InputError(f"--{name} {given}: the run in {folder.path} began with {saved.get(name)}; leave it out")
+            raise InputError(
+                f"--{name} {given}: the run in {folder.path} began with {saved.get(name)}; leave it out"
+            )
     if allow_partial and list(allow_partial) != saved.get("allow_partial"):
         raise InputError(f"--allow-partial: the run in {folder.path} began otherwise; leave it out")
     base = resolve_finetune(recipe) if recipe is not None else then
-    given = {key: (value, "") for key, value in given_in(FinetuneSettings, overrides).items()}
-    now = finetune_from_dict({**flatten(to_dict(base)), **{k: v for k, (v, _) in given.items()}}, "the run")
+    now = finetune_from_dict({**flatten(to_dict(base)), **given_in(FinetuneSettings, overrides)}, "the run")
     old, new = flatten(to_dict(then)), flatten(to_dict(now))
     differ = [k for k in keys_of(FinetuneSettings) if old[k] != new[k] and k not in MAY_CHANGE]
     if differ:
@@ -190,16 +199,18 @@ class Run:
         self.train, self.val = self._data("train"), self._data("val")
         if plan.get("fingerprint", self.train.fingerprint) != self.train.fingerprint:
             raise InputError(
-                f"{plan['data']} does not hold what the run in {folder.path} began with (other pictures or annotations); "
-                "give the same data, or start a new folder"
+                f"{plan['data']} does not hold what the run in {folder.path} began with (other pictures or "
+                "annotations); give the same data, or start a new folder"
             )
-        self.classes = _names(self.train)
-        if _names(self.val) != self.classes:
-            raise InputError(f"{plan['data']}: the training and the validation part have other classes; make them agree")
+        self.classes = names_of(self.train)
+        if names_of(self.val) != self.classes:
+            raise InputError(
+                f"{plan['data']}: the training and the validation part have other classes; make them agree"
+            )
         self.examples = self._examples()
         begun = resume and any(folder.checkpoints.glob("*.ckpt"))
         self.init: Weights | None = None
-        self.arch, self.facts = plan.get("arch", ""), _facts_from(plan.get("facts"))
+        self.arch, self.facts = plan.get("arch", ""), facts_from(plan.get("facts"))
         if not begun:
             self._read_init()
         if "arch" not in plan:
@@ -258,7 +269,9 @@ class Run:
     def _model(self, settings: FinetuneSettings | None = None) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
         s = settings or self.settings
-        model = build_model(**model_words(to_dict(s)), arch=self.arch, classes=len(self.classes), facts=self.facts)
+        model = build_model(
+            **model_words(to_dict(s)), arch=self.arch, classes=len(self.classes), facts=self.facts
+        )
         if self.init is not None:
             take_weights(model, self.init, fpn=s.inherit_fpn)
         return model
@@ -289,11 +302,11 @@ class Run:
         found = checkpoint.latest(self.folder.checkpoints) if self.resume else None
         last = found[1] if found else None
         if found and (last is None or last.get("kind") != KIND or last.get("arch") != self.arch):
-            raise InputError(f"{found[0]} is of another run; put back the run's own checkpoint or start a new folder")
+            raise InputError(
+                f"{found[0]} is of another run; put back the run's own checkpoint or start a new folder"
+            )
         figures = figure_names(self.val, self.settings.model)
-        self.metrics = Table(
-            self.folder.metrics, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr")
-        )
+        self.metrics = Table(self.folder.metrics, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"))
         if self.main:
             self.folder.write_settings(
                 {
@@ -322,7 +335,9 @@ class Run:
             for line in data.skipped.lines():
                 self.reporter.warn(f"{name}: {line}")
         kind = s.model if s.model == "fcn" else f"{s.model}, neck {s.neck}"
-        say(f"model     {kind}, {self.arch}, {count(len(self.classes), 'class').replace('classs', 'classes')}")
+        say(
+            f"model     {kind}, {self.arch}, {count(len(self.classes), 'class').replace('classs', 'classes')}"
+        )
         say(f"training  {s.steps:,} steps of {count(s.batch, 'picture')}, lr {s.lr:g}, batch norm {s.norm}")
         ranks = self.fabric.world_size
         say(
@@ -337,8 +352,8 @@ class Run:
             seconds = self.trial.seconds * s.steps * s.batch / ranks
             if self.fabric.device.type == "cpu" and seconds > 86400:
                 self.reporter.warn(
-                    f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes on; "
-                    "`hetcl recipes` lists smaller ones"
+                    f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes "
+                    "on; `hetcl recipes` lists smaller ones"
                 )
 
     def _task(self) -> Finetune:
@@ -353,7 +368,7 @@ class Run:
         )  # fmt: skip
         model = self._model().to(fabric.device)
         if s.channels_last:
-            model = model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+            model = model.to(memory_format=torch.channels_last)
         return Finetune(
             model, fabric=fabric, loader=loader, steps=s.steps, evaluations=s.evaluations, batch=s.batch, lr=s.lr,
             sgd_momentum=s.sgd_momentum, weight_decay=s.weight_decay, norm_weight_decay=s.norm_weight_decay,
@@ -382,7 +397,13 @@ class Run:
             reporter=self.reporter,
             log_every=s.log_every,
             checkpoint_every=s.checkpoint_every,
-            extra={"kind": KIND, "arch": self.arch, "classes": list(self.classes)},
+            extra={
+                "kind": KIND,
+                "arch": self.arch,
+                "classes": list(self.classes),
+                "steps": s.steps,
+                "steps_per_epoch": task.steps_per_epoch,
+            },
         )
         if last is not None:
             at = last["epoch"] * task.steps_per_epoch + last["step"]
@@ -400,23 +421,30 @@ class Run:
         if not self.main:
             return
         self._write_backbone(task.raw)
-        write_outcome(self.folder.path, self.val, seen, outcome, model=task.raw, look=self._look())
+        write_outcome(
+            self.folder.path, self.val, seen, model=task.raw, look=self._look(), pictures=range(len(self.val))
+        )
         seconds = time.monotonic() - self.began
         self.folder.write_summary(
             {
-                "figures": _plain(outcome.figures),
-                "per_class": {name: _plain(row) for name, row in outcome.per_class.items()},
-                "data": {"train": self.train.description, "test": self.val.description, "bad": self.bad.known},
-                "machine": machine() | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
+                "figures": plain(outcome.figures),
+                "per_class": {name: plain(row) for name, row in outcome.per_class.items()},
+                "data": {
+                    "train": self.train.description,
+                    "test": self.val.description,
+                    "bad": self.bad.known,
+                },
+                "machine": machine()
+                | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
                 "memory_mb": peak_memory(self.fabric.device),
                 "seconds_of_this_process": round(seconds, 1),
             }
         )
         self.reporter.say("")
-        from hetcl.downstream.words import sentences, table
-
-        self.reporter.show(table(outcome))
-        for line in sentences(outcome, self.val):
+        if len(outcome.per_class) > 1:
+            self.reporter.show(table(outcome))
+            self.reporter.say("")
+        for line in sentences(outcome, len(self.val)):
             self.reporter.say(line)
         self.reporter.say(
             f"done in {duration(seconds)}, {peak_memory(self.fabric.device):,} MB at most: {self.folder.path}",
@@ -448,9 +476,7 @@ def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]
 
 def model_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that :func:`build_model` takes."""
-    names = (
-        "model neck norm min_size max_size test_size anchor_scale regions score_threshold detections dilation seed"
-    )
+    names = "model neck norm min_size max_size test_size anchor_scale regions score_threshold detections dilation seed"
     return {name: settings[name] for name in names.split()}
 
 
@@ -465,7 +491,7 @@ def peak_memory(device: torch.device) -> int:
     return int(used / (1e6 if sys.platform == "darwin" else 1e3))
 
 
-def _names(data: DetectionSet | SegmentationSet) -> tuple[str, ...]:
+def names_of(data: DetectionSet | SegmentationSet) -> tuple[str, ...]:
     return tuple(c if isinstance(c, str) else c.name for c in data.classes)
 
 
@@ -479,11 +505,6 @@ def _facts_tree(facts: InputFacts) -> dict[str, Any]:
     }
 
 
-def _facts_from(tree: Mapping[str, Any] | None) -> InputFacts:
+def facts_from(tree: Mapping[str, Any] | None) -> InputFacts:
     given = input_facts(tree or {}, "", "settings.yaml")
     return replace(given, source=str(tree["source"])) if tree else given
-
-
-def _plain(figures: Mapping[str, float]) -> dict[str, float | None]:
-    """NaN as null."""
-    return {name: None if math.isnan(value) else value for name, value in figures.items()}

@@ -149,9 +149,7 @@ class _Read:
             return str(error)
 
 
-def _pictures(
-    read: _Read, look: Look, pictures: Sequence[int] | range
-) -> Iterator[tuple[int, Tensor | str]]:
+def _pictures(read: _Read, look: Look, pictures: Sequence[int] | range) -> Iterator[tuple[int, Tensor | str]]:
     """This rank's share: ``(number, uint8 [3, H, W] or why it cannot be used)``."""
     rank, ranks = look.fabric.global_rank, look.fabric.world_size
     mine = list(pictures)[rank::ranks]
@@ -203,4 +201,3 @@ def _all_bad(bad: list[BadRecord], pictures: int, max_bad: float, description: s
             f"the first is {first.name} ({first.reason}): mend the data, or raise max_bad"
         )
     return every
-

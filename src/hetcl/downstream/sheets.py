@@ -1,6 +1,6 @@
 """Predictions drawn beside the truth: a sheet of pictures that a person looks at first.
 
-    H W  of a picture     K  classes
+H W  of a picture     K  classes
 """
 
 from __future__ import annotations
@@ -57,7 +57,14 @@ def detection_sheet(
             words = [(f"{names[said.labels[i]]} {said.scores[i]:.2f}", int(said.labels[i])) for i in keep]
             found = None if said.masks is None else [said.masks[i] for i in keep]
             right = _drawn(pixels, said.boxes[keep], words, found)
-        pairs.append((left, right, f"{_short(truth.name)}: truth, {len(truth.labels)}", f"found, {n} with score 0.5 or more"))
+        pairs.append(
+            (
+                left,
+                right,
+                f"{_short(truth.name)}: truth, {len(truth.labels)}",
+                f"found, {n} with score 0.5 or more",
+            )
+        )
     return _sheet(pairs)
 
 
@@ -89,7 +96,9 @@ def _short(name: str) -> str:
     return name if len(name) <= 34 else "..." + name[-31:]
 
 
-def _drawn(pixels: np.ndarray, boxes: np.ndarray, words: Sequence[tuple[str, int]], segments: Any) -> np.ndarray:
+def _drawn(
+    pixels: np.ndarray, boxes: np.ndarray, words: Sequence[tuple[str, int]], segments: Any
+) -> np.ndarray:
     """A picture with masks, boxes and words on it."""
     out = pixels.astype(np.float32)
     height, width = pixels.shape[:2]
@@ -105,7 +114,7 @@ def _drawn(pixels: np.ndarray, boxes: np.ndarray, words: Sequence[tuple[str, int
         if right <= left or bottom <= top:
             continue
         draw.rectangle((left, top, right, bottom), outline=colour(label), width=line)
-        place = max(0.0, left), max(0.0, top - font.size - 3)  # type: ignore[union-attr]
+        place = max(0.0, left), max(0.0, top - font.size - 3)
         draw.rectangle(draw.textbbox(place, text, font=font), fill=colour(label))
         draw.text(place, text, fill=INK, font=font)
     return np.asarray(image)

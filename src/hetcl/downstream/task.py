@@ -13,6 +13,7 @@ from hetcl.downstream.loader import Batch, TargetLoader
 from hetcl.downstream.models import param_groups, precise_bn
 from hetcl.downstream.objects import Outcome
 from hetcl.downstream.predict import Seen
+from hetcl.downstream.words import in_words
 from hetcl.errors import InputError
 from hetcl.model.momentum import average_buffers
 from hetcl.types import BadRecord
@@ -62,7 +63,12 @@ class Finetune:
     ) -> None:
         self.fabric, self.loader, self.seed = fabric, loader, seed
         self.epochs, self.steps_per_epoch, self.images_per_step = evaluations, steps // evaluations, batch
-        self.clip_grad, self.precise_bn, self._evaluate, self._on_bad = clip_grad, precise_bn, evaluate, on_bad
+        self.clip_grad, self.precise_bn, self._evaluate, self._on_bad = (
+            clip_grad,
+            precise_bn,
+            evaluate,
+            on_bad,
+        )
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         groups = param_groups(model, lr, weight_decay, norm_weight_decay)
         optimizer: Any = torch.optim.SGD(groups, lr=lr, momentum=sgd_momentum)
@@ -127,7 +133,7 @@ class Finetune:
         if "loss" in row:
             parts = ", ".join(f"{SHORT[n]} {row[n]:.3f}" for n in LOSSES if n in row)
             words.append(f"loss {row['loss']:.3f}" + (f" ({parts})" if parts else ""))
-        words += [f"{words_of(n)} {row[n]:.1f}" for n in HEADLINES if n in row]
+        words += [f"{in_words(n)} {row[n]:.1f}" for n in HEADLINES if n in row]
         if "lr" in row:
             words.append(f"lr {row['lr']:.2g}")
         return "  ".join(words)
@@ -150,12 +156,3 @@ class Finetune:
 
 HEADLINES = ("box_ap", "box_ap50", "mask_ap", "mask_ap50", "miou", "pixel_accuracy")
 """Figures of a line for people."""
-_NAMES = {"miou": "mIoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
-
-
-def words_of(figure: str) -> str:
-    """``box_ap50`` -> ``box AP50``; ``mask_ap_s`` -> ``mask APs``."""
-    if figure in _NAMES:
-        return _NAMES[figure]
-    kind, _, rest = figure.partition("_")
-    return f"{kind} {rest.replace('ap', 'AP').replace('_', '')}"

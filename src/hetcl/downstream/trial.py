@@ -61,4 +61,6 @@ def _first(examples: Examples, seed: int) -> Any:
             return examples(index, generator(seed, "trial", index))
         except BadPicture as error:
             reason = reason or f"{examples.name(index)}: {error}"
-    raise InputError(f"{examples.description}: none of the first pictures can be used ({reason}); check the data")
+    raise InputError(
+        f"{examples.description}: none of the first pictures can be used ({reason}); check the data"
+    )

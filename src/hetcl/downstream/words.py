@@ -60,7 +60,9 @@ def table(outcome: Outcome, most: int = 100) -> Table:
         out.add_column(in_words(column), justify="right")
     rows = list(outcome.per_class.items())
     if len(rows) > most and columns:
-        rows = sorted(rows, key=lambda r: (math.isnan(r[1].get(columns[0], math.nan)), -r[1].get(columns[0], 0)))
+        rows = sorted(
+            rows, key=lambda r: (math.isnan(r[1].get(columns[0], math.nan)), -r[1].get(columns[0], 0))
+        )
         known = [r for r in rows if not math.isnan(r[1].get(columns[0], math.nan))]
         rows = [*known[:10], ("...", {}), *known[10:][-10:]]
     for name, row in rows:
@@ -75,7 +77,10 @@ def sentences(outcome: Outcome, pictures: int) -> list[str]:
     for kind in ("box", "mask"):
         names = [n for n in f if n.startswith(f"{kind}_")]
         if names:
-            out.append(f"{kind:<5}" + "  ".join(f"{in_words(n).removeprefix(kind).strip()} {shown(f[n])}" for n in names))
+            out.append(
+                f"{kind:<5}"
+                + "  ".join(f"{in_words(n).removeprefix(kind).strip()} {shown(f[n])}" for n in names)
+            )
     rest = [n for n in f if not n.startswith(("box_", "mask_"))]
     if rest:
         out.append("  ".join(f"{in_words(n)} {shown(f[n])}" for n in rest))

@@ -1,0 +1,287 @@
+"""The arguments of every verb, and the words of ``--help``. Loads nothing heavy: help comes at once."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import re
+from collections.abc import Callable, Mapping
+from typing import Any, Literal, get_args, get_origin
+
+from hetcl import __version__
+from hetcl.errors import InputError
+
+Verbs = Mapping[str, tuple[Callable[[argparse.Namespace, list[str]], None], str]]
+MODEL_HELP = (
+    "RUN, RUN/checkpoints/FILE, a FILE of weights (.safetensors, .pth), moco:FILE, "
+    "torchvision:ARCH[:FILE|random|WEIGHTS_NAME] or timm:ARCH[:FILE|random|TAG]"
+)
+PARTIAL_HELP = (
+    "keys that may be missing, unknown or of another shape, as a pattern ('fc.*'); may be given several times. "
+    "What is missing stays random, and what else does not fit is refused"
+)
+DATASET_HELP = "coco:ROOT (any set in COCO's format), lvis:ROOT, voc:ROOT, cityscapes:ROOT, each in its published layout, or scenes:N"
+DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
+
+
+class _Parser(argparse.ArgumentParser):
+    """Faults as ``InputError``: one line, exit status 2."""
+
+    def error(self, message: str) -> Any:
+        missing = re.fullmatch(r"the following arguments are required: (.+)", message)
+        valueless = re.fullmatch(r"argument (\S+): expected one argument", message)
+        if missing:
+            message = f"{missing[1]} is missing"
+        elif valueless:
+            message = f"{valueless[1]} needs a value"
+        raise InputError(f"{message}; see `{self.prog} --help`")
+
+
+def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentParser:
+    """The parser of everything.
+
+    Args:
+        verbs: name -> (function, what it does in a line).
+        verb: the settings of other verbs are left out, for speed.
+    """
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = _Parser(
+        prog="hetcl",
+        formatter_class=formatter,
+        description="Pre-train vision backbones that know where things are, from pictures without labels.",
+        epilog="start with:  hetcl demo   or   hetcl pretrain --data photos/ --out run --recipe small\n\n"
+        "hetcl VERB --help says more. Nothing is sent anywhere, and nothing downloaded that you did not name.",
+    )
+    parser.add_argument("--version", action="version", version=f"hetcl {__version__}")
+    parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
+    subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
+    made = {}
+    for name, (function, text) in verbs.items():
+        made[name] = subparsers.add_parser(
+            name,
+            help=text,
+            description=f"{text[0].upper()}{text[1:]}.",
+            formatter_class=formatter,
+            allow_abbrev=False,
+        )
+        made[name].set_defaults(function=function)
+        made[name].add_argument("--debug", action="store_true", help="show the traceback of a failure")
+
+    made["demo"].add_argument("--out", default="demo", help="folder to write (default: demo)")
+
+    p = made["pretrain"]
+    p.usage = "hetcl pretrain --data DATA --out RUN [--recipe NAME|FILE] [--resume] [--init MODEL] [--SETTING VALUE]"
+    made["doctor"].usage = "hetcl doctor [--data DATA] [--recipe NAME|FILE] [--SETTING VALUE]"
+    p.epilog = (
+        "examples:\n"
+        "  hetcl pretrain --data photos/ --out run --recipe small\n"
+        "  hetcl pretrain --data 'shards-{0000..0146}.tar' --out run            the paper's run, recipe hcl-r50\n"
+        "  hetcl pretrain --data photos/ --out run --resume                     go on after a stop\n"
+        "  torchrun --nproc-per-node 8 $(which hetcl) pretrain --data ... --out run"
+    )
+    p.add_argument("--data", help=f"{DATA_HELP}; a resumed run knows it")
+    p.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
+    p.add_argument("--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: hcl-r50)")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, whatever ended the run",
+    )
+    p.add_argument(
+        "--init",
+        metavar="MODEL",
+        help=f"start from these weights: {MODEL_HELP}; before an HCL stage 2 they take the place of stage 1",
+    )
+    _add_partial(p)
+    _add_analysis(made["contrast"], made["probe"])
+    _add_export(made["export"])
+    _add_downstream(made["finetune"], made["evaluate"])
+    made["recipes"].add_argument("name", nargs="?", help="recipe to show")
+    made["doctor"].add_argument("--data", help=DATA_HELP)
+    made["doctor"].add_argument("--recipe", help="recipe to judge (default: hcl-r50)")
+    for name, add in SETTINGS.items():
+        if verb in (None, name):
+            add(made[name])
+    return parser
+
+
+def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentParser) -> None:
+    contrast.usage = "hetcl contrast MODEL [MODEL ...] --data DATA --out DIR [--resume] [--SETTING VALUE]"
+    contrast.epilog = (
+        "examples:\n"
+        "  hetcl contrast run --data photos/ --out contrast\n"
+        "  hetcl contrast hcl/ moco/ torchvision:resnet50:random --data 'val-{0000..0004}.tar' --out contrast\n"
+        "  hetcl contrast hcl/ moco/ --data ... --out contrast --resume --dims 32,64 --splits 0,0.5,1   no second pass"
+    )
+    contrast.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
+    probe.usage = "hetcl probe MODEL --data DATA --out DIR [--resume] [--SETTING VALUE]"
+    probe.epilog = "example:\n  hetcl probe run --data 'train-{0000..0004}.tar' --out probe"
+    probe.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    for p in (contrast, probe):
+        p.add_argument("--data", required=True, help=DATA_HELP + ("; with labels" if p is probe else ""))
+        p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+        p.add_argument(
+            "--resume", action="store_true", help="use what is in --out already, whatever ended it"
+        )
+        _add_partial(p)
+
+
+def _add_downstream(finetune: argparse.ArgumentParser, evaluate: argparse.ArgumentParser) -> None:
+    finetune.usage = "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] [--SETTING VALUE]"
+    finetune.epilog = (
+        "examples:\n"
+        "  hetcl finetune --init run --data coco:coco --out detector\n"
+        "  hetcl finetune --init run --data coco:my-set --out detector --recipe small-mask-rcnn-fpn\n"
+        "  hetcl finetune --init moco:moco.pth --data voc:VOCdevkit --out voc --recipe voc-faster-rcnn-r50-c4-24k\n"
+        "  hetcl finetune --out detector --resume                     go on after a stop"
+    )
+    finetune.add_argument(
+        "--init", metavar="MODEL", help=f"the backbone: {MODEL_HELP}; a resumed run knows it"
+    )
+    finetune.add_argument("--data", metavar="DATASET", help=f"{DATASET_HELP}; a resumed run knows it")
+    finetune.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
+    finetune.add_argument(
+        "--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: coco-mask-rcnn-r50-fpn-1x)"
+    )
+    finetune.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, whatever ended the run",
+    )
+    _add_partial(finetune)
+    evaluate.usage = "hetcl evaluate RUN --data DATASET --out DIR [--overwrite] [--SETTING VALUE]"
+    evaluate.epilog = (
+        "examples:\n"
+        "  hetcl evaluate detector --data coco:my-set --out evaluation\n"
+        "  hetcl evaluate detector --data coco:my-set --out evaluation --score_threshold 0.5 --examples 20"
+    )
+    evaluate.add_argument("run", metavar="RUN", help="a run of `hetcl finetune`")
+    evaluate.add_argument("--data", metavar="DATASET", required=True, help=DATASET_HELP)
+    evaluate.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    evaluate.add_argument("--overwrite", action="store_true", help="replace an evaluation that is there")
+
+
+def _add_partial(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--allow-partial", metavar="PATTERN", action="append", default=[], help=PARTIAL_HELP)
+
+
+def _add_export(export: argparse.ArgumentParser) -> None:
+    from hetcl.weights.cards import PURPOSES
+
+    export.usage = "hetcl export MODEL --format FORMAT --out FILE [--overwrite]"
+    width = max(map(len, PURPOSES))
+    formats = "\n".join(f"  {name:{width}}  {text}" for name, text in PURPOSES.items())
+    export.epilog = (
+        f"formats:\n{formats}\n\n"
+        "The file is loaded back and its features compared at every stage; a difference leaves nothing behind.\n"
+        "FILE.md beside it says what it is and how to load it.\n\n"
+        "example:\n  hetcl export run --format torchvision --out backbone.pth"
+    )
+    export.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    export.add_argument("--format", required=True, metavar="FORMAT", help="|".join(PURPOSES))
+    export.add_argument("--out", required=True, metavar="FILE", help="file to write")
+    export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    export.add_argument(
+        "--allow-partial",
+        metavar="PATTERN",
+        action="append",
+        default=[],
+        help="keys of MODEL that are too many, as a pattern ('rpn.*'); may be given several times. "
+        "Nothing may be missing",
+    )
+
+
+def _pretrain_settings(parser: argparse.ArgumentParser) -> None:
+    from hetcl.settings import Settings
+
+    _add_settings(parser, Settings, "override the recipe; defaults shown are those of hcl-r50")
+
+
+def _contrast_settings(parser: argparse.ArgumentParser) -> None:
+    from hetcl.settings import ContrastSettings
+
+    _add_settings(parser, ContrastSettings, "what is tested")
+
+
+def _probe_settings(parser: argparse.ArgumentParser) -> None:
+    from hetcl.settings import ProbeSettings
+
+    _add_settings(parser, ProbeSettings, "what is probed")
+
+
+def _finetune_settings(parser: argparse.ArgumentParser) -> None:
+    from hetcl.settings import FinetuneSettings
+
+    _add_settings(
+        parser, FinetuneSettings, "override the recipe; defaults shown are those of coco-mask-rcnn-r50-fpn-1x"
+    )
+
+
+def _evaluate_settings(parser: argparse.ArgumentParser) -> None:
+    from hetcl.settings import EvaluateSettings
+
+    _add_settings(parser, EvaluateSettings, "what is evaluated, and how")
+
+
+SETTINGS = {
+    "pretrain": _pretrain_settings,
+    "doctor": _pretrain_settings,
+    "contrast": _contrast_settings,
+    "probe": _probe_settings,
+    "finetune": _finetune_settings,
+    "evaluate": _evaluate_settings,
+}
+"""The verbs that take settings."""
+
+
+def _add_settings(parser: argparse.ArgumentParser, settings: Any, text: str) -> None:
+    """Every setting as an option, so that ``--help`` shows it; values are checked where settings are resolved."""
+    from hetcl.settings import ComputeSettings, MachineSettings, documented, keys_of
+
+    run = compute = parser.add_argument_group("settings", text)
+    computing = next((c for c in (ComputeSettings, MachineSettings) if issubclass(settings, c)), None)
+    of_compute = keys_of(computing) if computing is not None else ()
+    if of_compute:
+        compute = parser.add_argument_group("computing", "where and how")
+
+    def add(cls: type, default: Any, prefix: str, group: Any, hidden: bool = False) -> None:
+        for name, kind, text in documented(cls):
+            key, value = f"{prefix}{name}", getattr(default, name)
+            if dataclasses.is_dataclass(kind):
+                assert isinstance(kind, type)
+                second = name == "stage2"
+                if name == "stage1":
+                    text = "--stage2.* likewise; it starts as method hcl, lr 0.05, views.flip_p 0."
+                inner = group if hidden or second else parser.add_argument_group(f"settings --{key}.*", text)
+                add(kind, value, f"{key}.", inner, hidden or second)
+                continue
+            help_ = argparse.SUPPRESS if hidden else f"{text} (default: {_shown(value)})".replace("%", "%%")
+            inner = compute if name in of_compute else group
+            inner.add_argument(f"--{key}", dest="settings", action=_Collect, metavar=_takes(kind), help=help_)
+
+    add(settings, settings(), "", run)
+
+
+def _takes(kind: Any) -> str:
+    """What a setting of this type takes, as short as help likes it."""
+    one = {int: "N", float: "X", bool: "true|false", str: "NAME"}
+    inner = get_args(kind)
+    if get_origin(kind) is Literal:
+        return "|".join(inner)
+    if get_origin(kind) is not tuple:
+        return one[kind]
+    return ",".join(f"{one[t]},..." if inner[-1] is ... else one[t] for t in inner if t is not ...)
+
+
+def _shown(value: Any) -> str:
+    """A default as one would type it."""
+    if isinstance(value, tuple):
+        return ",".join(map(_shown, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value).lower()
+
+
+class _Collect(argparse.Action):
+    """Append ``--name=value`` to the list of overrides."""
+
+    def __call__(self, parser: Any, namespace: Any, values: Any, option_string: str | None = None) -> None:
+        namespace.settings = [*(getattr(namespace, "settings", None) or []), f"{option_string}={values}"]

@@ -1,0 +1,294 @@
+"""``hetcl evaluate``: a fine-tuned run on a data set: figures, results for others' tools, pictures to look at."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+from torch import nn
+
+from hetcl.downstream.build import build_model
+from hetcl.downstream.data import open_detection, open_segmentation
+from hetcl.downstream.finetune import KIND, facts_from, model_words, names_of, peak_memory
+from hetcl.downstream.objects import Outcome
+from hetcl.downstream.predict import Look, Seen, detect, segment
+from hetcl.downstream.scores import score
+from hetcl.downstream.words import plain, sentences, table, write_outcome
+from hetcl.errors import InputError, WorkFailed
+from hetcl.runs import checkpoint
+from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
+from hetcl.settings import resolve_evaluate
+from hetcl.training.devices import device_name, make_fabric, workers_of
+from hetcl.training.progress import Reporter, count, duration
+
+OURS = ("evaluation.json", "results.json", "predictions.png", "label_maps", "log.txt", "bad_pictures.csv")
+"""What ``--out`` may hold when it is written anew."""
+
+
+def evaluate(
+    run: str | Path,
+    *,
+    data: str,
+    out: str | Path,
+    overwrite: bool = False,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> dict[str, Any]:
+    """Evaluate a fine-tuned run on a data set; figures in ``out/evaluation.json``.
+
+    ``out/results.json`` holds a detector's predictions in COCO's results format, ``out/label_maps`` a segmenter's as
+    PNGs of class numbers, ``out/predictions.png`` some of them beside the truth.
+
+    Args:
+        run: a folder that ``finetune`` wrote.
+        data: a data set whose classes are the run's, by name.
+        out: the folder to write.
+        overwrite: replace an evaluation that is there.
+        overrides: settings by name, as a mapping or as command-line words.
+
+    Returns:
+        the content of ``evaluation.json``.
+
+    Raises:
+        InputError: unusable arguments, run or data; nothing has been written then.
+        WorkFailed: the work began and could not go on.
+    """
+    out = Path(out)
+    if first_process():
+        _check_out(out, overwrite)
+    return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides)).go()
+
+
+def _check_out(out: Path, overwrite: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    held = {p.name for p in out.iterdir()} - {"log.txt"} if out.is_dir() else set()
+    if held - set(OURS) or (held and "evaluation.json" not in held and not held <= set(OURS)):
+        raise InputError(f"--out {out} holds something that is no evaluation; name a new or empty folder")
+    if "evaluation.json" in held and not overwrite:
+        raise InputError(
+            f"--out {out} holds an evaluation; add --overwrite to replace it, or name a new folder"
+        )
+
+
+@dataclass(frozen=True)
+class Part:
+    """The first pictures of a data set, for a quick look: a detection set of its own."""
+
+    data: Any
+    length: int
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.data, name)
+
+
+class Evaluation:
+    """One evaluation: reads, looks, scores, writes, says."""
+
+    def __init__(self, run: RunFolder, data: str, out: Path, settings: Any) -> None:
+        self.began = time.monotonic()
+        self.run, self.spec, self.out, self.settings = run, data, out, settings
+        self.saved = saved = run.read_settings()
+        if saved.get("kind") != KIND:
+            raise InputError(f"{run.path} is no run of `hetcl finetune`; name one that is")
+        self.words = model_words(saved["settings"])
+        self.state = self._state()
+        if self.words["model"] == "fcn":
+            self.data: Any = open_segmentation(data, settings.split)
+        else:
+            self.data = open_detection(data, settings.split)
+        self._check_classes()
+        if settings.pictures:
+            self.data = Part(self.data, min(settings.pictures, len(self.data)))
+        self.fabric = make_fabric(
+            device=settings.device,
+            devices=settings.devices,
+            precision=settings.precision,
+            threads=settings.threads,
+        )
+        self.main = self.fabric.global_rank == 0
+        self.reporter = Reporter(out / "log.txt", quiet=not self.main)
+
+    def _state(self) -> Mapping[str, Any]:
+        """The trained weights. Raises ``InputError``."""
+        found = checkpoint.latest(self.run.checkpoints)
+        if found is None:
+            raise InputError(f"{self.run.path} has no checkpoint yet; let it train first")
+        path, content = found
+        if content.get("kind") != KIND or content.get("arch") != self.saved.get("arch"):
+            raise InputError(f"{path} is not of the run in {self.run.path}; put back its own")
+        done = content["epoch"] * content["steps_per_epoch"] + content["step"]
+        self.trained = f"{done:,} of {content['steps']:,} steps"
+        return content["task"]["model"]
+
+    def _check_classes(self) -> None:
+        """Raises ``InputError`` when the data has other classes than the run."""
+        theirs, ours = names_of(self.data), tuple(self.saved["classes"])
+        if theirs == ours:
+            return
+        if sorted(theirs) == sorted(ours):
+            raise InputError(
+                f"{self.spec} has the run's classes in another order ({', '.join(theirs[:4])}, ... instead "
+                f"of {', '.join(ours[:4])}, ...); give the categories the ids that the training data has"
+            )
+        lacking, more = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
+        said = [f"it lacks {', '.join(lacking[:4])}"] * bool(lacking) + [
+            f"it has {', '.join(more[:4])}"
+        ] * bool(more)
+        raise InputError(
+            f"{self.spec} has other classes than {self.run.path} ({len(theirs)}, not {len(ours)}: {'; '.join(said)})"
+        )
+
+    def go(self) -> dict[str, Any]:
+        """Everything, in order."""
+        model = self._model()
+        if self.main:
+            self._make_folder()
+        self.fabric.barrier()
+        self._introduce()
+        s = self.settings
+        self.reporter.start("looking at pictures", 0, len(self.data))
+        look = Look(self.fabric, workers_of(s.workers), s.channels_last, s.max_bad, self._advance)
+        try:
+            seen, outcome = self._look(model, look)
+        except InputError as e:  # the work had begun
+            raise WorkFailed(str(e)) from e
+        finally:
+            self.reporter.stop()
+        report: dict[str, Any] = {}
+        if self.main:
+            report = self._report(seen, outcome)
+            pictures = range(len(self.data))
+            write_outcome(
+                self.out, self.data, seen, model=model, look=look, pictures=pictures, examples=s.examples
+            )
+            self._say(report, outcome)
+        self.fabric.barrier()
+        return report
+
+    def _model(self) -> nn.Module:
+        """The trained model on the device."""
+        s, words = self.settings, dict(self.words)
+        if s.test_size:
+            words |= {"test_size": s.test_size, "max_size": max(words["max_size"], s.test_size)}
+        words["detections"] = s.detections or words["detections"]
+        words["score_threshold"] = words["score_threshold"] if s.score_threshold < 0 else s.score_threshold
+        words["norm"] = "frozen" if words["norm"] == "frozen" else "tuned"  # the same weights, on any device
+        model = build_model(
+            **words,
+            arch=self.saved["arch"],
+            classes=len(self.saved["classes"]),
+            facts=facts_from(self.saved["facts"]),
+        )
+        try:
+            model.load_state_dict(self.state)
+        except RuntimeError as e:
+            raise InputError(
+                f"the checkpoint of {self.run.path} does not fit its settings ({str(e).splitlines()[0][:120]}); put "
+                "back the run's own settings.yaml"
+            ) from None
+        model = model.to(self.fabric.device).eval()
+        return model.to(memory_format=_format(s.channels_last))
+
+    def _make_folder(self) -> None:
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            if self.words["model"] == "fcn":
+                (self.out / "label_maps").mkdir(exist_ok=True)
+        except OSError as e:
+            raise InputError(
+                f"cannot make the folder {self.out}: {e.strerror}; name another with --out"
+            ) from None
+
+    def _introduce(self) -> None:
+        say = self.reporter.say
+        say(f"run       {self.run.path}: {self.words['model']}, {self.saved['arch']}, {self.trained}")
+        of = f" (the first {len(self.data):,} pictures)" if isinstance(self.data, Part) else ""
+        say(f"test      {self.data.description}{of}")
+        for line in self.data.skipped.lines():
+            self.reporter.warn(line)
+        ranks = self.fabric.world_size
+        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
+        say(f"folder    {self.out}")
+
+    def _advance(self, done: int, total: int) -> None:
+        self.reporter.advance(done)
+        spent = time.monotonic() - self.began
+        self.reporter.row(
+            f"pictures  {done:,} of {total:,}, {duration(spent / done * (total - done))} left",
+            last=done == total,
+        )
+
+    def _look(self, model: nn.Module, look: Look) -> tuple[Seen, Outcome]:
+        pictures = range(len(self.data))
+        if self.words["model"] != "fcn":
+            seen = detect(model, self.data, look, pictures=pictures)
+            return seen, score(self.data, seen.predictions)
+        seen = segment(model, self.data, look, pictures=pictures, keep=self._keep)
+        assert seen.confusion is not None
+        return seen, seen.confusion.outcome(self.data.classes)
+
+    def _keep(self, index: int, labels: np.ndarray) -> None:
+        """Save a label map as a PNG of class numbers. Raises ``WorkFailed``."""
+        path = self.out / "label_maps" / f"{Path(self.data.name(index)).stem}.png"
+        try:
+            Image.fromarray(labels).save(path)
+        except OSError as e:
+            raise disk_problem(path, e) from None
+
+    def _report(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:
+        """The content of evaluation.json."""
+        report: dict[str, Any] = {
+            "kind": "hetcl-evaluation",
+            "run": str(self.run.path),
+            "data": {
+                "data": self.spec,
+                "split": self.settings.split,
+                "description": self.data.description,
+                "fingerprint": self.data.fingerprint,
+                "pictures": len(self.data),
+                "left_out": dict(self.data.skipped.counts),
+                "bad": [[r.name, r.reason] for r in seen.bad],
+            },
+            "figures": plain(outcome.figures),
+            "per_class": {name: plain(row) for name, row in outcome.per_class.items()},
+            "machine": machine()
+            | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
+            "memory_mb": peak_memory(self.fabric.device),
+            "seconds": round(time.monotonic() - self.began, 1),
+        }
+        text = json.dumps(report, indent=1, allow_nan=False) + "\n"
+        write_atomic(self.out / "evaluation.json", text.encode())
+        return report
+
+    def _say(self, report: Mapping[str, Any], outcome: Outcome) -> None:
+        self.reporter.say("")
+        if len(outcome.per_class) > 1:
+            self.reporter.show(table(outcome))
+            self.reporter.say("")
+        for line in sentences(outcome, len(self.data)):
+            self.reporter.say(line)
+        if report["data"]["bad"]:
+            name, reason = report["data"]["bad"][0]
+            self.reporter.warn(
+                f"{count(len(report['data']['bad']), 'picture')} could not be used, e.g. {name} ({reason}): "
+                "they count as pictures in which nothing was found"
+            )
+        self.reporter.say(
+            f"done in {duration(report['seconds'])}, {report['memory_mb']:,} MB at most: {self.out}",
+            style="bold",
+        )
+
+
+def _format(channels_last: bool) -> Any:
+    import torch
+
+    return torch.channels_last if channels_last else torch.contiguous_format
