@@ -20,7 +20,10 @@ PARTIAL_HELP = (
     "keys that may be missing, unknown or of another shape, as a pattern ('fc.*'); may be given several times. "
     "What is missing stays random, and what else does not fit is refused"
 )
-DATASET_HELP = "coco:ROOT (any set in COCO's format), lvis:ROOT, voc:ROOT, cityscapes:ROOT, each in its published layout, or scenes:N"
+DATASET_HELP = (
+    "coco:ROOT (any set in COCO's format), lvis:ROOT, voc:ROOT, cityscapes:ROOT, each in its published layout, "
+    "or scenes:N"
+)
 DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
 
 
@@ -127,7 +130,9 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
 
 
 def _add_downstream(finetune: argparse.ArgumentParser, evaluate: argparse.ArgumentParser) -> None:
-    finetune.usage = "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] [--SETTING VALUE]"
+    finetune.usage = (
+        "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] [--SETTING VALUE]"
+    )
     finetune.epilog = (
         "examples:\n"
         "  hetcl finetune --init run --data coco:coco --out detector\n"
