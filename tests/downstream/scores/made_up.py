@@ -13,7 +13,12 @@ from pycocotools import mask as official
 
 from hetcl.downstream.objects import Category, Prediction, Skipped, Truth
 
-CLASSES = (Category(7, "cat", "r"), Category(3, "dog", "c"), Category(90, "owl", "f"), Category(12, "yak", "f"))
+CLASSES = (
+    Category(7, "cat", "r"),
+    Category(3, "dog", "c"),
+    Category(90, "owl", "f"),
+    Category(12, "yak", "f"),
+)
 """Their ids are neither sorted nor without gaps; no picture has a yak."""
 
 
@@ -24,7 +29,11 @@ class Made:
     description = "made-up"
 
     def __init__(
-        self, truths: list[Truth], kind: str = "coco", classes: tuple[Category, ...] = CLASSES, has_masks: bool = True
+        self,
+        truths: list[Truth],
+        kind: str = "coco",
+        classes: tuple[Category, ...] = CLASSES,
+        has_masks: bool = True,
     ) -> None:
         self.truths, self.kind, self.classes, self.has_masks = truths, kind, classes, has_masks
         self.skipped = Skipped()
@@ -54,7 +63,9 @@ def truth_of(image_id: int | str = 1, size: tuple[int, int] = (100, 100), **give
     return Truth(image_id, f"{image_id}.jpg", size, boxes, **fields)
 
 
-def said_of(image_id: int | str, boxes: Any, scores: Any, labels: Any = None, masks: Any = None) -> Prediction:
+def said_of(
+    image_id: int | str, boxes: Any, scores: Any, labels: Any = None, masks: Any = None
+) -> Prediction:
     boxes = np.array(boxes, dtype=np.float64).reshape(-1, 4)
     labels = np.zeros(len(boxes), dtype=np.int64) if labels is None else np.array(labels, dtype=np.int64)
     return Prediction(image_id, boxes, np.array(scores, dtype=np.float64), labels, masks)
@@ -77,7 +88,9 @@ def random_set(seed: int, pictures: int = 10, lvis: bool = False) -> tuple[dict[
         if lvis:
             images[-1] |= _federated(rng, {entry["category_id"] for entry in objects})
         if place != 1:
-            predictions.append(_said(rng, image_id, size, objects, (330 if lvis else 130) if place == 2 else 12))
+            predictions.append(
+                _said(rng, image_id, size, objects, (330 if lvis else 130) if place == 2 else 12)
+            )
     categories = [{"id": c.id, "name": c.name, "frequency": c.frequency} for c in CLASSES]
     raw = {"images": images, "annotations": annotations, "categories": categories}
     return raw, [predictions[place] for place in rng.permutation(len(predictions))]
@@ -113,7 +126,9 @@ def ellipse(box: Any, size: tuple[int, int]) -> np.ndarray:
     left, top, right, bottom = box
     y, x = np.mgrid[: size[0], : size[1]] + 0.5
     rx, ry = max(right - left, 1) / 2, max(bottom - top, 1) / 2
-    return ((((x - (left + right) / 2) / rx) ** 2 + ((y - (top + bottom) / 2) / ry) ** 2) <= 1).astype(np.uint8)
+    return ((((x - (left + right) / 2) / rx) ** 2 + ((y - (top + bottom) / 2) / ry) ** 2) <= 1).astype(
+        np.uint8
+    )
 
 
 def rle(bitmap: np.ndarray) -> dict[str, Any]:
@@ -158,7 +173,11 @@ def _federated(rng: np.random.Generator, present: set[int]) -> dict[str, Any]:
 
 
 def _said(
-    rng: np.random.Generator, image_id: int, size: tuple[int, int], objects: list[dict[str, Any]], inventions: int
+    rng: np.random.Generator,
+    image_id: int,
+    size: tuple[int, int],
+    objects: list[dict[str, Any]],
+    inventions: int,
 ) -> Prediction:
     """Each object found up to twice, more or less, and things that are not there."""
     boxes, labels = [], []

@@ -56,7 +56,9 @@ def assert_equal(ours: dict[str, float], official: dict[str, float]) -> None:
 def flat(outcome: Outcome) -> dict[str, float]:
     """Figures, and each class's AP under its category id."""
     each = {
-        f"{prefix}_{c.id}": outcome.per_class[c.name][f"{prefix}_ap"] for c in CLASSES for prefix in ("box", "mask")
+        f"{prefix}_{c.id}": outcome.per_class[c.name][f"{prefix}_ap"]
+        for c in CLASSES
+        for prefix in ("box", "mask")
     }
     return outcome.figures | each
 
@@ -87,7 +89,8 @@ def test_more_than_a_hundred_detections_of_a_class() -> None:
     data = Made([truth_of(i, boxes=[[0, 0, 50, 50]]) for i in (1, 2)], "coco", has_masks=False)
     wrong = [[60.0, 60.0, 90.0, 90.0]]
     said = [
-        said_of(i, wrong * before + [[0, 0, 50, 50]], [0.9] * before + [0.5]) for i, before in ((1, 100), (2, 99))
+        said_of(i, wrong * before + [[0, 0, 50, 50]], [0.9] * before + [0.5])
+        for i, before in ((1, 100), (2, 99))
     ]
     # One of two found: 51 of the 101 recalls are reached, at a precision of 1 in 200 detections.
     assert score(data, said).figures["box_ap50"] == pytest.approx(100 * 51 / 101 / 200)

@@ -23,7 +23,7 @@ THRESHOLDS = np.arange(0.5, 1.0, 0.05)  # as cityscapesScripts writes it: 0.6 is
 SMALLEST = 100
 """Pixels of an object that must be found; smaller ones are ignored."""
 
-VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
+VOID = (-1, 0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 """Ids of classes that are left out of the evaluation (``ignoreInEval`` in ``helpers/labels.py``). Caravans and trailers
 are void only as groups, since the comparison is with instance ids, in cityscapesScripts too."""
 
