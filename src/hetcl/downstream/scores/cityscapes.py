@@ -13,9 +13,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 import numpy as np
+from faster_coco_eval.core import mask as coco_mask
 
-from hetcl.downstream.masks import bitmap, decode
-from hetcl.downstream.objects import Category, Outcome
+from hetcl.downstream.masks import bitmap
+from hetcl.downstream.objects import Category, Outcome, Rle
 from hetcl.downstream.scores.pictures import Pair
 from hetcl.errors import InputError
 
@@ -23,7 +24,7 @@ THRESHOLDS = np.arange(0.5, 1.0, 0.05)  # as cityscapesScripts writes it: 0.6 is
 SMALLEST = 100
 """Pixels of an object that must be found; smaller ones are ignored."""
 
-VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
+VOID = (-1, 0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
 """Ids of classes that are left out of the evaluation (``ignoreInEval`` in ``helpers/labels.py``). Caravans and trailers
 are void only as groups, since the comparison is with instance ids, in cityscapesScripts too."""
 
@@ -92,10 +93,13 @@ def _painted(pair: Pair, classes: tuple[Category, ...]) -> np.ndarray:
 def _scenes(ids: np.ndarray, pair: Pair, classes: tuple[Category, ...], has_void: bool) -> list[Scene]:
     """What each class has in a picture; ``ids`` ``[H, W]``."""
     _, said = pair
-    known, place, sizes = np.unique(ids, return_inverse=True, return_counts=True)  # [u], [H, W], [u]
-    place = place.reshape(ids.shape)
-    counted = [np.bincount(place[decode(mask) > 0], minlength=len(known)) for mask in said.masks or ()]
-    shared = np.array(counted, dtype=np.int64).reshape(len(counted), len(known))  # [detections, u]
+    # Column by column, as run lengths are; the least id is -1.
+    flat = ids.ravel(order="F").astype(np.int64) + 1
+    sizes = np.bincount(flat)
+    counted = [np.bincount(flat[_covered(mask)], minlength=len(sizes)) for mask in said.masks or ()]
+    place = np.flatnonzero(sizes)  # [u]
+    shared = np.array(counted, dtype=np.int64).reshape(len(counted), len(sizes))[:, place]  # [detections, u]
+    known, sizes = place - 1, sizes[place]
     filled = shared.sum(axis=1) > 0
     void = shared[:, np.isin(known, VOID)].sum(axis=1) if has_void else np.zeros(len(shared), dtype=np.int64)
     scenes = []
@@ -114,6 +118,11 @@ def _scenes(ids: np.ndarray, pair: Pair, classes: tuple[Category, ...], has_void
             )
         )
     return scenes
+
+
+def _covered(mask: Rle) -> np.ndarray:
+    """bool ``[W * H]``, column by column."""
+    return coco_mask.decode(mask).ravel(order="F") > 0
 
 
 def _average_precision(scenes: list[Scene], threshold: float) -> float:

@@ -1,0 +1,157 @@
+"""The results file there and back, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import pytest
+from pycocotools import mask as official
+
+from hetcl.downstream.objects import Prediction
+from hetcl.downstream.scores import predictions_of, results, score
+from hetcl.errors import InputError
+from tests.downstream.scores.made_up import CLASSES, Made, ellipse, random_set, read, rle, said_of, truth_of
+
+BOX = [10.0, 20.0, 40.0, 60.0]
+
+
+def small(masks: bool = True) -> tuple[Made, Prediction]:
+    """One picture of 100 by 80 pixels, with one owl."""
+    size = (100, 80)
+    mask = (rle(ellipse(BOX, size)),)
+    data = Made([truth_of(5, size, boxes=[BOX], labels=[2], segments=mask), truth_of(6)])
+    return data, said_of(5, [BOX], [0.5], [2], mask if masks else None)
+
+
+def test_an_entry_is_as_coco_has_it() -> None:
+    data, said = small()
+    (entry,) = json.loads(json.dumps(results(data, [said])))
+    segmentation = entry.pop("segmentation")
+    assert entry == {"image_id": 5, "category_id": 90, "bbox": [10.0, 20.0, 30.0, 40.0], "score": 0.5}
+    assert segmentation["size"] == [100, 80]
+    assert (official.decode(segmentation) == ellipse(BOX, (100, 80))).all()
+
+
+def test_boxes_without_masks_have_no_segmentation() -> None:
+    data, said = small(masks=False)
+    assert "segmentation" not in results(data, [said])[0]
+
+
+@pytest.mark.parametrize("masks", [True, False])
+@pytest.mark.parametrize("seed", range(3))
+def test_there_and_back(seed: int, masks: bool) -> None:
+    raw, predictions = random_set(seed)
+    predictions = [p if masks else replace(p, masks=None) for p in predictions]
+    data = read(raw)
+    entries = json.loads(json.dumps(results(data, predictions)))
+    back = {p.image_id: p for p in predictions_of(data, entries)}
+    assert list(back) == [t.image_id for t in data.truths]
+    assert sum(len(p.boxes) == 0 for p in back.values()) == 1
+    for said in predictions:
+        again = back[said.image_id]
+        np.testing.assert_allclose(again.boxes, said.boxes, rtol=0, atol=1e-12)
+        assert (again.scores.tolist(), again.labels.tolist()) == (said.scores.tolist(), said.labels.tolist())
+        assert again.masks == (tuple(said.masks) if said.masks is not None else None)
+    figures = score(data, predictions).figures
+    assert score(data, list(back.values())).figures == pytest.approx(figures, abs=1e-10, nan_ok=True)
+
+
+def test_entries_come_back_best_first_and_equals_in_their_order() -> None:
+    data, _ = small()
+    entries = [
+        {"image_id": 5, "category_id": category, "bbox": [0, 0, 1, 1], "score": s}
+        for category, s in ((7, 0.1), (3, 0.5), (90, 0.5), (12, 1))
+    ]
+    (said, nothing) = predictions_of(data, entries)
+    assert said.labels.tolist() == [3, 1, 2, 0]
+    assert (len(nothing.boxes), nothing.masks) == (0, None)
+
+
+def test_no_entries_are_no_detections() -> None:
+    data, _ = small()
+    assert score(data, predictions_of(data, [])).figures["mask_ap"] == 0
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 77}, "unknown image_id 77"),
+        ({"image_id": "5"}, "unknown image_id '5'"),
+        ({"image_id": [5]}, "image_id is"),
+        ({"category_id": 2}, "unknown category_id 2"),
+        ({"category_id": None}, "category_id is None"),
+        ({"score": float("nan")}, "score must be"),
+        ({"score": "high"}, "score must be"),
+        ({"bbox": [0, 0, float("nan"), 1]}, "bbox must be four finite numbers"),
+        ({"bbox": [0, 0, 10**400, 1]}, "bbox must be four finite numbers"),
+        ({"bbox": [0, 0, 1]}, "bbox must be four finite numbers"),
+        ({"bbox": [5, 5, -1, 3]}, "negative size"),
+        ({"bbox": ...}, "has no bbox"),
+        ({"score": ..., "image_id": ...}, "has no image_id and no score"),
+        ({"segmentation": ...}, "has no segmentation, but other entries have one"),
+        ({"segmentation": [[1, 2, 3, 4, 5, 6]]}, "must be compressed run lengths"),
+        ({"segmentation": {"size": [80, 100], "counts": "0"}}, "size .80, 100., but the image is .100, 80."),
+        ({"segmentation": {"size": [100, 80], "counts": "05"}}, "cannot be read"),
+        ({"segmentation": {"size": [100, 80], "counts": "\u20ac"}}, "cannot be read"),
+    ],
+)
+def test_bad_entries_are_refused_by_their_index(change: dict[str, Any], message: str) -> None:
+    data, said = small()
+    (entry,) = results(data, [said])
+    bad = {key: value for key, value in (entry | change).items() if value is not ...}
+    with pytest.raises(InputError, match=f"entry 1: .*{message}") as caught:
+        predictions_of(data, [entry, bad, entry])
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("entries", [{"annotations": []}, None, "[]"])
+def test_results_that_are_no_list_are_refused(entries: Any) -> None:
+    with pytest.raises(InputError, match="must be a list"):
+        predictions_of(small()[0], entries)
+    with pytest.raises(InputError, match="entry 0: must be an object"):
+        predictions_of(small()[0], [entries] if not isinstance(entries, dict) else [[]])
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"image_id": 9}, "no such image"),
+        ({"boxes": np.zeros((2, 4))}, "do not match"),
+        ({"scores": np.array([np.nan])}, "NaN"),
+        ({"boxes": np.full((1, 4), np.inf)}, "NaN or infinite"),
+        ({"labels": np.array([len(CLASSES)])}, "labels must be 0 to 3"),
+        ({"labels": np.array([-1])}, "labels must be 0 to 3"),
+        ({"masks": ()}, "0 masks for 1 boxes"),
+        ({"masks": (rle(np.zeros((80, 100))),)}, "a mask of size"),
+    ],
+)
+def test_predictions_that_do_not_fit_are_refused(change: dict[str, Any], message: str) -> None:
+    data, said = small()
+    for use in (score, results):
+        with pytest.raises(InputError, match=message):
+            use(data, [replace(said, **change)])
+
+
+def test_a_picture_twice_is_refused() -> None:
+    data, said = small()
+    with pytest.raises(InputError, match="image 5 has two predictions"):
+        score(data, [said, said])
+    data.truths[1] = data.truths[0]
+    with pytest.raises(InputError, match=r"5\.jpg: image id 5 is used twice"):
+        score(data, [said])
+
+
+def test_masks_for_some_pictures_are_refused() -> None:
+    data, said = small()
+    with pytest.raises(InputError, match="some predictions have masks"):
+        score(data, [said, said_of(6, [[0, 0, 5, 5]], [0.5])])
+
+
+def test_an_unknown_kind_is_refused() -> None:
+    data, said = small()
+    data.kind = "oxford"
+    with pytest.raises(InputError, match="oxford"):
+        score(data, [said])
