@@ -62,7 +62,7 @@ def test_sync_norms_replace_all_others(arch: str) -> None:
 
 
 def test_an_unknown_norm_is_refused() -> None:
-    with pytest.raises(InputError, match="norm 'fixed'.*tuned, frozen, sync"):
+    with pytest.raises(InputError, match=r"norm 'fixed'.*tuned, frozen, sync"):
         small(norm="fixed")
 
 

@@ -135,6 +135,7 @@ def test_regions_are_cut_aligned_from_the_level_of_their_size() -> None:
     for b in boxes:
         b[:, 2:] += b[:, :2] + 1
     boxes[0][0] = torch.tensor([0.0, 0, 250, 250])
+    boxes[0][1] = torch.tensor([20.0, 30, 180, 190])
     scale = 0.5
     pool = RegionPool(["0", "1", "2", "3"], strides, 7, scale=scale)
     got = pool(maps, boxes, [(256, 256)] * 2)
