@@ -131,7 +131,7 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
 
 def _add_downstream(finetune: argparse.ArgumentParser, evaluate: argparse.ArgumentParser) -> None:
     finetune.usage = (
-        "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] [--SETTING VALUE]"
+        "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] [--SETTING V]"
     )
     finetune.epilog = (
         "examples:\n"
