@@ -407,9 +407,10 @@ def test_voc_objects_that_cannot_be_used(voc: Path, tag: str, value: str, reason
     assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()[1:]
 
 
-def test_voc_fractions_one_pixel_and_no_size(voc: Path) -> None:
+@pytest.mark.parametrize("size", ["", "<size><width>0</width><height>64</height></size>"])
+def test_voc_fractions_one_pixel_and_no_size(voc: Path, size: str) -> None:
     edges = "<xmin>45.70</xmin><ymin>3</ymin><xmax>50.5</xmax><ymax>3</ymax>"
-    text = f"<annotation><object><name>cat</name><bndbox>{edges}</bndbox></object></annotation>"
+    text = f"<annotation>{size}<object><name>cat</name><bndbox>{edges}</bndbox></object></annotation>"
     xml(voc).write_text(text)
     data = open_detection(f"voc:{voc}", "val")
     truth = data.truth(0)
