@@ -46,6 +46,20 @@ def test_pictures_without_objects_train(neck: str) -> None:
     assert all(v.isfinite() and v > 0 for v in both.values())
 
 
+@pytest.mark.parametrize("neck", ["fpn", "c4"])
+def test_a_picture_in_which_nothing_is_found(neck: str) -> None:
+    torch.manual_seed(0)
+    model = small(neck, score_threshold=0.999).eval()
+    with torch.no_grad():
+        found = model([bare((60, 90))[0]])[0]
+    assert {k: tuple(v.shape) for k, v in found.items()} == {
+        "boxes": (0, 4),
+        "labels": (0,),
+        "scores": (0,),
+        "masks": (0, 1, 60, 90),
+    }
+
+
 def test_targets_are_left_as_they_were() -> None:
     torch.manual_seed(0)
     images, targets = batch(size=96)

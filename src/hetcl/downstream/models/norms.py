@@ -88,7 +88,7 @@ def precise_bn(model: nn.Module, batches: Iterable[tuple[Any, ...]], steps: int)
 
     Weights, batch counters, momenta and modes of modules are as before when it returns; frozen norms keep still.
     In a run of several ranks, call it on each: with synchronised norms over its own share, otherwise over the
-    same batches.
+    same batches. A detector's samplers draw from torch's global generator meanwhile.
 
     Args:
         model: called in training mode, as ``model(*batch)``.
