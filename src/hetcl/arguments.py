@@ -131,7 +131,7 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
 
 def _add_downstream(finetune: argparse.ArgumentParser, evaluate: argparse.ArgumentParser) -> None:
     finetune.usage = (
-        "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] [--SETTING V]"
+        "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] ..."
     )
     finetune.epilog = (
         "examples:\n"
@@ -173,7 +173,7 @@ def _add_partial(parser: argparse.ArgumentParser) -> None:
 def _add_export(export: argparse.ArgumentParser) -> None:
     from hetcl.weights.cards import PURPOSES
 
-    export.usage = "hetcl export MODEL --format FORMAT --out FILE [--overwrite]"
+    export.usage = "hetcl export MODEL --format FORMAT --out FILE [--overwrite] [--allow-partial PATTERN]"
     width = max(map(len, PURPOSES))
     formats = "\n".join(f"  {name:{width}}  {text}" for name, text in PURPOSES.items())
     export.epilog = (

@@ -44,7 +44,7 @@ def contrast(
     data: str,
     out: str | Path,
     resume: bool = False,
-    allow_partial: Sequence[str] = (),
+    allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
     """Test how well the features of models tell pictures apart; results in ``out/contrast.json`` and ``out/figures``.
@@ -107,7 +107,12 @@ class Test:
     __test__ = False  # (not a test of pytest's)
 
     def __init__(
-        self, models: Sequence[str], data: str, out: Path, settings: Any, allow_partial: Sequence[str] = ()
+        self,
+        models: Sequence[str],
+        data: str,
+        out: Path,
+        settings: Any,
+        allow_partial: str | Sequence[str] = (),
     ) -> None:
         self.began = time.monotonic()
         self.settings = s = settings
@@ -426,7 +431,7 @@ class Test:
         )
 
 
-def _distinct(models: Sequence[str], allow_partial: Sequence[str]) -> list[Encoder]:
+def _distinct(models: Sequence[str], allow_partial: str | Sequence[str]) -> list[Encoder]:
     """The encoders, with names that tell them apart. Raises ``InputError``."""
     if not models:
         raise InputError("no MODEL to test")

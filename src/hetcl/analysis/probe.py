@@ -49,7 +49,7 @@ def probe(
     data: str,
     out: str | Path,
     resume: bool = False,
-    allow_partial: Sequence[str] = (),
+    allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
     """kNN and linear accuracy of a model's frozen features on labelled pictures; results in ``out/probe.json``.
@@ -102,7 +102,7 @@ class Probe:
         folder: RunFolder,
         resume: bool,
         settings: Any,
-        allow_partial: Sequence[str] = (),
+        allow_partial: str | Sequence[str] = (),
     ) -> None:
         self.began = time.monotonic()
         self.settings = s = settings

@@ -45,6 +45,7 @@ from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
 from hetcl.weights.facts import InputFacts, input_facts
+from hetcl.weights.matched import patterns
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
 KIND = "hetcl-finetune"
@@ -60,7 +61,7 @@ def finetune(
     out: str | Path,
     recipe: str | None = None,
     resume: bool = False,
-    allow_partial: Sequence[str] = (),
+    allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> RunFolder:
     """Fine-tune a detector or segmenter on a data set, and evaluate it on its validation part.
@@ -100,7 +101,7 @@ def _new(
     init: str | None,
     data: str | None,
     recipe: str | None,
-    allow_partial: Sequence[str],
+    allow_partial: str | Sequence[str],
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> dict[str, Any]:
     """The content of settings.yaml of a new run, with settings as an object. Raises ``InputError``."""
@@ -112,7 +113,7 @@ def _new(
         "init": init,
         "data": data,
         "recipe": recipe,
-        "allow_partial": list(allow_partial),
+        "allow_partial": list(patterns(allow_partial)),
         "settings": resolve_finetune(recipe, overrides),
     }
 
@@ -122,7 +123,7 @@ def _resumed(
     init: str | None,
     data: str | None,
     recipe: str | None,
-    allow_partial: Sequence[str],
+    allow_partial: str | Sequence[str],
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> dict[str, Any]:
     """What the folder holds, with what may change from the arguments. Raises on anything else that differs."""
@@ -135,7 +136,7 @@ def _resumed(
             raise InputError(
                 f"--{name} {given}: the run in {folder.path} began with {saved.get(name)}; leave it out"
             )
-    if allow_partial and list(allow_partial) != saved.get("allow_partial"):
+    if allow_partial and list(patterns(allow_partial)) != saved.get("allow_partial"):
         raise InputError(f"--allow-partial: the run in {folder.path} began otherwise; leave it out")
     base = resolve_finetune(recipe) if recipe is not None else then
     now = finetune_from_dict({**flatten(to_dict(base)), **given_in(FinetuneSettings, overrides)}, "the run")
@@ -196,6 +197,8 @@ class Run:
         self.began = time.monotonic()
         self.asked: FinetuneSettings = plan["settings"]
         self.settings, self.told = scaled(self.asked)
+        if self.asked.threads:
+            torch.set_num_threads(self.asked.threads)  # before the trial
         self.train, self.val = self._data("train"), self._data("val")
         if plan.get("fingerprint", self.train.fingerprint) != self.train.fingerprint:
             raise InputError(

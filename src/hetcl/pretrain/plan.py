@@ -14,6 +14,7 @@ from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder, absolute
 from hetcl.settings import Settings, flatten, from_dict, given_keys, keys_of, resolve, to_dict
 from hetcl.types import Source
+from hetcl.weights.matched import patterns
 
 MAY_CHANGE = {"workers", "device", "devices", "threads", "compile", "checkpoint_every", "max_bad"}
 """Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat
@@ -40,7 +41,7 @@ def new_plan(
     data: str | None,
     recipe: str | None,
     init: str | None,
-    allow_partial: Sequence[str],
+    allow_partial: str | Sequence[str],
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> Plan:
     """The plan of a new run. Raises ``InputError`` with every fault of the settings."""
@@ -51,7 +52,7 @@ def new_plan(
     if allow_partial and init is None:
         raise InputError("--allow-partial is about the weights of --init, and there are none; leave it out")
     settings = resolve(recipe, overrides)
-    return Plan(data, recipe or "hcl-r50", init, settings, None, tuple(allow_partial), settings.window)
+    return Plan(data, recipe or "hcl-r50", init, settings, None, patterns(allow_partial), settings.window)
 
 
 def resumed_plan(
@@ -59,7 +60,7 @@ def resumed_plan(
     data: str | None,
     recipe: str | None,
     init: str | None,
-    allow_partial: Sequence[str],
+    allow_partial: str | Sequence[str],
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
@@ -81,7 +82,7 @@ def resumed_plan(
         raise InputError(
             f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
         )
-    if allow_partial and tuple(allow_partial) != plan.allow_partial:
+    if allow_partial and patterns(allow_partial) != plan.allow_partial:
         raise InputError(
             f"--allow-partial: the run in {folder.path} began with {', '.join(plan.allow_partial) or 'none'}; "
             "leave it out"

@@ -51,7 +51,7 @@ def pretrain(
     recipe: str | None = None,
     resume: bool = False,
     init: str | None = None,
-    allow_partial: Sequence[str] = (),
+    allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> RunFolder:
     """Pre-train a backbone on pictures without labels, and leave it in ``out/backbone.safetensors``.

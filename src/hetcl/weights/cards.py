@@ -6,6 +6,7 @@ there to copy without having been run, and the card says so.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,6 +55,7 @@ class Facts:
             "mean": list(self.mean),
             "std": list(self.std),
             "channels": self.channels,
+            **({"assumed": True} if self.assumed else {}),
         }
 
 
@@ -239,6 +241,11 @@ def configurations(target: Target, facts: Facts, file: str) -> list[tuple[str, s
     return []
 
 
+def _quoted(text: str) -> str:
+    """A string as Python and YAML both read it."""
+    return json.dumps(text, ensure_ascii=False)
+
+
 def _pixels(values: Sequence[float]) -> str:
     return "[" + ", ".join(f"{255 * v:.3f}" for v in values) + "]"
 
@@ -256,8 +263,8 @@ def _detectron2_configs(t: Target, facts: Facts, file: str) -> list[tuple[str, s
     ]
     shared = [
         "MODEL:",
-        f'  WEIGHTS: "{file}"',
-        f"  PIXEL_MEAN: {_pixels(facts.mean)}  # RGB, pixels in 0..255",
+        f"  WEIGHTS: {_quoted(file)}",
+        f"  PIXEL_MEAN: {_pixels(facts.mean)}  # {facts.channels}, pixels in 0..255",
         f"  PIXEL_STD: {_pixels(facts.std)}",
         "  MASK_ON: True",
         "  BACKBONE:",
@@ -265,7 +272,14 @@ def _detectron2_configs(t: Target, facts: Facts, file: str) -> list[tuple[str, s
         "  RESNETS:",
         *resnets,
     ]
-    tail = ["INPUT:", '  FORMAT: "RGB"', "TEST:", "  PRECISE_BN:", "    ENABLED: True", "VERSION: 2"]
+    tail = [
+        "INPUT:",
+        f'  FORMAT: "{facts.channels}"',
+        "TEST:",
+        "  PRECISE_BN:",
+        "    ENABLED: True",
+        "VERSION: 2",
+    ]
     fpn = ['_BASE_: "Base-RCNN-FPN.yaml"', *shared, "  FPN:", '    NORM: "SyncBN"', *tail]
     out = [
         (
@@ -291,9 +305,9 @@ def _mmdet_config(t: Target, facts: Facts, file: str) -> str:
     return f"""\
 model = dict(
     data_preprocessor=dict(
-        mean={_pixels(facts.mean)},  # RGB, pixels in 0..255
+        mean={_pixels(facts.mean)},  # {facts.channels}, pixels in 0..255
         std={_pixels(facts.std)},
-        bgr_to_rgb=True,  # mm reads pictures as BGR
+        bgr_to_rgb={facts.channels == "RGB"},  # mm reads pictures as BGR
     ),
     backbone=dict(
         type="{kind}",
@@ -302,7 +316,7 @@ model = dict(
         frozen_stages=-1,  # all layers are fine-tuned
         norm_cfg=dict(type="SyncBN", requires_grad=True),  # "BN" on one GPU
         norm_eval=False,
-        init_cfg=dict(type="Pretrained", checkpoint="{file}", prefix="backbone."),
+        init_cfg=dict(type="Pretrained", checkpoint={_quoted(file)}, prefix="backbone."),
     ),
 )
 """
@@ -322,6 +336,7 @@ def card(
     sha256: str,
     run: Mapping[str, Any] | None,
     commit: str | None,
+    rounded: bool = False,
 ) -> str:
     """The text of the card, Markdown.
 
@@ -330,6 +345,7 @@ def card(
         source: what the weights were exported from, in short.
         ran: the code that the check has run; empty where it ran none.
         run: settings and summary of the run that made the weights, where there is one.
+        rounded: the source's weights are of float64, and were rounded.
         commit: of the hetcl that exports, where it runs from a checkout.
     """
     made = f"hetcl {__version__}" + (f", commit {commit}" if commit else "")
@@ -345,6 +361,7 @@ def card(
         ("pixel scale", "0..1 before mean and std are applied: (pixel / 255 - mean) / std"),
         ("mean", _numbers(facts.mean) + (" (ImageNet's: the source does not say)" if facts.assumed else "")),
         ("std", _numbers(facts.std) + (" (ImageNet's: the source does not say)" if facts.assumed else "")),
+        *([("precision", "float32, rounded from the source's float64")] if rounded else []),
         ("sha256", f"`{sha256}`"),
         ("exported by", made),
         (
@@ -379,7 +396,7 @@ def _code_block(target: Target, file: Path, ran: str) -> list[str]:
         if ran
         else f"{target.format} is not installed here, so this code was not run; what was checked, and how, is below."
     )
-    return [said, "", "```python", f'FILE = "{file.name}"', "", text.rstrip(), "```", ""]
+    return [said, "", "```python", f"FILE = {_quoted(file.name)}", "", text.rstrip(), "```", ""]
 
 
 def _check_lines(proof: Proof) -> list[str]:

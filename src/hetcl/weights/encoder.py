@@ -47,7 +47,7 @@ class Encoder:
         return {} if self.embedding is None else self.embedding.dims
 
 
-def load_encoder(model: str, *, allow_partial: Sequence[str] = ()) -> Encoder:
+def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Encoder:
     """The query encoder that ``model`` names.
 
     Args:

@@ -15,7 +15,9 @@ import hashlib
 import importlib.util
 import os
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,7 +26,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hetcl.errors import InputError, WorkFailed
+from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid
 from hetcl.runs.folder import machine
@@ -60,7 +62,7 @@ def export(
     format: str,
     out: str | Path,
     overwrite: bool = False,
-    allow_partial: Sequence[str] = (),
+    allow_partial: str | Sequence[str] = (),
 ) -> list[Path]:
     """Write ``model``'s weights for another library, with a card beside them, and prove them equal.
 
@@ -102,6 +104,7 @@ def export(
             sha256=hashlib.sha256(payload.data).hexdigest(),
             run=run,
             commit=machine()["commit"],
+            rounded=any(v.dtype == torch.float64 for v in material.weights.query.values()),
         )
         _write(folder / card_of(file).name, text.encode(), file)
         return _put_in_place(folder, file)
@@ -134,6 +137,8 @@ def _check_out(file: Path, name: str, kind: Format, overwrite: bool) -> None:
         raise InputError(f"--out {file}: --format {name} writes {endings} ({kind.why}); change the ending")
     if not file.parent.is_dir():
         raise InputError(f"--out {file}: there is no folder {file.parent}; make it first")
+    if len(os.fsencode(card_of(file).name)) > 255:
+        raise InputError(f"--out {file}: the name is too long for a file; choose a shorter one")
     for path in (file, card_of(file)):
         if path.is_dir():
             raise InputError(f"--out {file}: {path} is a folder, and the card goes there; name another file")
@@ -141,7 +146,7 @@ def _check_out(file: Path, name: str, kind: Format, overwrite: bool) -> None:
             raise InputError(f"--out {path} exists; add --overwrite to replace it, or name another file")
 
 
-def _material(model: str, allow_partial: Sequence[str]) -> Material:
+def _material(model: str, allow_partial: str | Sequence[str]) -> Material:
     """Raises ``InputError``: no weights, no architecture, or weights that do not fit it or are not finite."""
     weights = read_weights(model, allow_partial=allow_partial)
     if weights.arch is None:
@@ -151,6 +156,8 @@ def _material(model: str, allow_partial: Sequence[str]) -> Material:
             f"{model} lacks weights ({some(weights.matched.missing)}), and random ones in their place would be of no "
             "use to anybody: give whole weights, and allow only keys that are too many"
         )
+    if any(n.endswith("running_var") and bool((v < 0).any()) for n, v in weights.query.items()):
+        raise InputError(f"{model} holds a negative variance in its batch norms: its statistics are broken")
     holder = nn.Module()
     holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
     own = {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}
@@ -178,15 +185,35 @@ def _facts(arch: str, weights: Weights) -> Facts:
 
 @contextlib.contextmanager
 def _workspace(parent: Path) -> Iterator[Path]:
-    """A hidden folder on the same disk, gone at the end."""
+    """A hidden folder on the same disk, gone at the end, also when a signal ends the work."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=".hetcl-export-", dir=parent))
     except OSError as e:
         raise InputError(f"cannot write in {parent}: {e.strerror}; name another --out") from None
     try:
-        yield folder
+        with _signals_as_errors():
+            yield folder
     finally:
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _signals_as_errors() -> Iterator[None]:
+    """Inside, a signal that asks the program to end raises ``Stopped``, so that what is hidden is removed."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(number: int, _: Any) -> None:
+        raise Stopped(number, "stopped; nothing was exported")
+
+    names = [getattr(signal, n) for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)]
+    before = {number: signal.signal(number, stop) for number in names}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _write(path: Path, data: bytes, out: Path) -> None:
@@ -231,7 +258,13 @@ def _images(m: Material, target: Target) -> list[Tensor]:
             config is not None and config.fixed_input_size
         ):  # a pyramid can let go of it, the plain model cannot
             size = tuple(config.input_size[-2:])
-    return verify.pictures(size=size)
+    images = verify.pictures(size=size)
+    try:
+        with torch.no_grad():
+            m.pyramid(images[0])
+    except RuntimeError:  # a model that takes whole multiples of its largest stride alone
+        images = verify.pictures(size=(96, 128))
+    return images
 
 
 def _proof(by: str, keys: int, gaps: tuple[float, ...], images: list[Tensor]) -> Proof:
@@ -242,7 +275,9 @@ def _check_code(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
     """Runs the card's code; its ``model`` has the file's weights, its ``backbone`` the source's maps."""
     code = cards.code(p.target)
     names = verify.run_code(code, file)
-    held = {n: v for n, v in names["model"].state_dict().items() if n not in p.target.missing}
+    added = {n for n in names["model"].state_dict() if n.endswith("num_batches_tracked") and n not in p.state}
+    left = added | set(p.target.missing)
+    held = {n: v for n, v in names["model"].state_dict().items() if n not in left}
     keys = verify.same_weights(held, p.state)
     images = _images(m, p.target)
     gaps = verify.differences(m.pyramid, verify.maps_of(names["backbone"], p.target.last), images)

@@ -49,7 +49,9 @@ def input_facts(said: Mapping[str, Any], arch: str, origin: str) -> InputFacts:
     Raises:
         InputError: the file says something that cannot be.
     """
-    source = "the file"
+    source = "assumed" if said.get("assumed") is True else "the file"
+    if ("mean" in said) != ("std" in said):
+        raise InputError(f"{origin} states one of mean and std without the other; state both, or neither")
     if "mean" not in said or "std" not in said:
         known = timm_facts(arch.partition(":")[2]) if arch.startswith("timm:") else {}
         if "method" in said:  # hetcl and MoCo train with ImageNet's
@@ -68,6 +70,8 @@ def input_facts(said: Mapping[str, Any], arch: str, origin: str) -> InputFacts:
 
 def _triple(values: Any) -> Triple | None:
     """Three finite numbers, or None."""
+    if isinstance(values, str | bytes):
+        return None
     try:
         a, b, c = (float(v) for v in values)
     except (TypeError, ValueError):

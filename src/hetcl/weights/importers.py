@@ -88,6 +88,13 @@ class Tower:
         """Parts of the prefix."""
         return set(self.prefix.split("."))
 
+    def is_named(self, role: set[str]) -> bool:
+        """Whether the prefix ends in a word of ``role``, or in one and what names no part of an encoder."""
+        parts = self.prefix.removesuffix(".").split(".")
+        while parts and parts[-1] in TRANSPARENT | {"backbone", "encoder", "0"}:
+            parts.pop()
+        return bool(parts) and parts[-1] in role
+
 
 @dataclass(frozen=True)
 class Imported:
@@ -115,8 +122,8 @@ class _Account:
                 self.ignored.setdefault(reason, []).append(key)
 
 
-def state_of(content: Any, origin: str) -> tuple[dict[str, Tensor], str | None]:
-    """The state dict in what a file held, and the architecture it says it is of.
+def state_of(content: Any, origin: str) -> tuple[dict[str, Tensor], str | None, list[str]]:
+    """The state dict in what a file held, the architecture it says it is of, and entries with other state dicts.
 
     DINO's two state dicts become one with ``student.`` and ``teacher.`` in front.
 
@@ -124,14 +131,22 @@ def state_of(content: Any, origin: str) -> tuple[dict[str, Tensor], str | None]:
         InputError: there is none, or it holds something else than tensors.
     """
     said = content.get("arch") if isinstance(content, Mapping) else None
+    others: list[str] = []
     for _ in range(3):
         if not isinstance(content, Mapping) or any(isinstance(v, Tensor) for v in content.values()):
             break
         both = [n for n in ("student", "teacher") if isinstance(content.get(n), Mapping)]
         if both:
             content = {f"{n}.{key}": value for n in both for key, value in content[n].items()}
-        inner = next((content[n] for n in WRAPPERS if isinstance(content.get(n), Mapping)), None)
-        content = content if inner is None else inner
+        inner = [n for n in WRAPPERS if _is_state(content.get(n))]
+        if len(inner) > 1:
+            raise InputError(
+                f"{origin} holds several state dicts ({', '.join(map(repr, inner))}); save the one you mean alone"
+            )
+        if not inner:
+            inner = [n for n in WRAPPERS if isinstance(content.get(n), Mapping)][:1]
+        others += [str(n) for n, v in content.items() if n not in inner and not both and _is_state(v)]
+        content = content[inner[0]] if inner else content
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{origin} holds no state dict (names with tensors), or an empty one")
     strange = next(
@@ -142,7 +157,15 @@ def state_of(content: Any, origin: str) -> tuple[dict[str, Tensor], str | None]:
         raise InputError(
             f"{origin} holds no state dict (names with tensors): {strange!r} is of type {kind}; save only that"
         )
-    return dict(content), said if isinstance(said, str) else None
+    return dict(content), said if isinstance(said, str) else None, others
+
+
+def _is_state(value: Any) -> bool:
+    """Whether something is, or wraps, names with tensors."""
+    if not isinstance(value, Mapping):
+        return False
+    tensors = [isinstance(v, Tensor) for v in value.values()]
+    return bool(tensors) and all(tensors) and all(isinstance(n, str) for n in value)
 
 
 def import_state(
@@ -153,6 +176,7 @@ def import_state(
     said: str | None = None,
     hint: str | None = None,
     moco: bool = False,
+    others: Sequence[str] = (),
     allow_partial: Sequence[str] = (),
 ) -> Imported:
     """An embedding's weights from a stranger's state dict.
@@ -164,12 +188,15 @@ def import_state(
         said: the architecture that the file names (without a library, mostly).
         hint: the architecture to take when nothing else tells.
         moco: the user said that it is of MoCo, so that a plain ``fc`` is its head.
+        others: entries of the file that hold state dicts, too, for the report.
         allow_partial: globs of keys that may be missing, unknown or of another shape.
 
     Raises:
         InputError: keys that nothing explains, several encoders, or values that are not finite.
     """
     account = _Account()
+    if others:
+        account.notes.append(f"other state dicts in the file, not taken: {', '.join(others)}")
     if arch is None:
         arch = arch_of(state) or _named(said, state) or hint
         if arch is None:
@@ -207,9 +234,13 @@ def find_towers(state: Iterable[str], names: Names) -> list[Tower]:
     most = max(map(len, best.values()), default=0)
     out: list[Tower] = []
     for prefix, keys in sorted(best.items(), key=lambda item: (-len(item[1]), len(item[0]))):
-        fresh = not any(set(keys.values()) & set(t.keys.values()) for t in out)
-        if 2 * len(keys) >= most and fresh:
-            out.append(Tower(prefix, keys))
+        tower = Tower(prefix, keys)
+        if any(set(keys.values()) & set(t.keys.values()) for t in out):
+            continue
+        # An encoder that is called one counts however little of it there is, or a cut file would pass for another.
+        cut = any(tower.is_named(role) and not any(t.words & role for t in out) for role in (QUERY, KEY))
+        if 2 * len(keys) >= most or cut:
+            out.append(tower)
     return out
 
 
@@ -347,6 +378,8 @@ def _assemble(
         if not any(n.endswith("num_batches_tracked") for n in tower.keys):
             _add_counters(part, names, account, tower)
         parts.append(part)
+    if key is not None:
+        _compare_heads(parts, key, origin, account)
     faults.unknown = _explain(state, names, query, key, account)
     unexpected = [
         k for k in faults.unknown if allowed(k, allow) or allowed(k.removeprefix(query.prefix), allow)
@@ -369,6 +402,18 @@ def _assemble(
         tuple(account.notes),
     )
     return Imported(names.arch, parts[0], parts[1] if key else None, facts, matched)
+
+
+def _compare_heads(parts: Sequence[State], key: Tower, origin: str, account: _Account) -> None:
+    """Raises ``InputError`` when the momentum copy has another head than the encoder."""
+    query, copy = ({n: v.shape for n, v in p.items() if n.startswith("branches.")} for p in parts)
+    if query and not copy:
+        account.notes.append(f"the momentum copy {key.prefix!r} has no head: it starts from the encoder's")
+    elif query != copy:
+        raise InputError(
+            f"{origin}: the head of the momentum copy {key.prefix!r} has other weights or shapes than the encoder's; "
+            "save the encoder's state dict alone, and both start from it"
+        )
 
 
 @dataclass

@@ -48,6 +48,11 @@ def some(names: Sequence[str], most: int = 3) -> str:
     return ", ".join(names[:most]) + more
 
 
+def patterns(given: str | Sequence[str]) -> tuple[str, ...]:
+    """``allow_partial`` as the caller wrote it: one glob, or several."""
+    return (given,) if isinstance(given, str) else tuple(given)
+
+
 def allowed(name: str, patterns: Sequence[str]) -> bool:
     """Whether one of the glob ``patterns`` names ``name``."""
     return any(fnmatchcase(name, p) for p in patterns)

@@ -21,7 +21,7 @@ from hetcl.runs.folder import RunFolder
 from hetcl.weights import published, unpack
 from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.importers import Imported, import_state, state_of
-from hetcl.weights.matched import Matched, allowed, some
+from hetcl.weights.matched import Matched, allowed, patterns, some
 from hetcl.weights.names import is_constant, names_of
 
 State = dict[str, Tensor]
@@ -49,7 +49,7 @@ class Weights:
     """What became of the file's keys; None for weights that are in no file."""
 
 
-def read_weights(model: str, *, arch: str | None = None, allow_partial: Sequence[str] = ()) -> Weights:
+def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Sequence[str] = ()) -> Weights:
     """Weights named by ``model``.
 
     Args:
@@ -60,6 +60,7 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: Sequence
     Raises:
         InputError: naming the file and what is wrong with it.
     """
+    allow_partial = patterns(allow_partial)
     library, colon, rest = model.partition(":")
     if not model.strip():
         raise InputError(f"an empty name of weights: {GRAMMAR}")
@@ -69,7 +70,7 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: Sequence
         weights = _file(Path(rest), model, hint=arch, moco=True, allow=allow_partial)
     else:
         weights = _path(Path(model), model, arch, allow_partial)
-    for line in weights.matched.lines() if weights.matched else ():
+    for line in weights.matched.lines() if weights.matched and weights.arch is not None else ():
         log.info(line)
     return weights
 
@@ -130,17 +131,15 @@ def _file(
     if facts and any(
         n.startswith("pyramid.") for n in content
     ):  # a whole encoder of `hetcl export --format full`
-        query = {n: v for n, v in content.items() if not n.startswith("key.")}
-        key = {n.removeprefix("key."): v for n, v in content.items() if n.startswith("key.")}
-        return Weights(origin, said, query, key or None, facts, Matched(origin, said, tuple(content)))
-    state, told = state_of(content, origin)
+        return _whole(origin, said, content, facts)
+    state, told, others = state_of(content, origin)
     if arch is None and said:
         try:
             names_of(said)
         except InputError as e:
             raise InputError(f"{origin} says that it is of {said}: {e}") from None
     found = import_state(
-        state, origin, arch=arch or said, said=told, hint=hint, moco=moco, allow_partial=allow
+        state, origin, arch=arch or said, said=told, hint=hint, moco=moco, others=others, allow_partial=allow
     )
     if moco and found.arch is None:
         raise InputError(no_arch(origin, str(path)))
@@ -166,13 +165,58 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> Weights:
     if not isinstance(layout, int) or layout > checkpoint.FORMAT:
         raise InputError(f"{path} was written by a newer hetcl (layout {layout}); upgrade hetcl")
     task = content.get("task", {})
-    if not isinstance(task, Mapping) or not isinstance(task.get("query"), Mapping):
+    encoders = [task[n] for n in ("query", "key") if n in task] if isinstance(task, Mapping) else []
+    if not encoders or "query" not in task:
+        if content.get("kind") == "hetcl-finetune":
+            raise InputError(
+                f"{path} holds a detector or segmenter; its backbone is the backbone.safetensors of the run"
+            )
         raise InputError(f"{path} holds no encoder")
+    sound = isinstance(content.get("arch"), str) and all(
+        isinstance(e, Mapping) and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in e.items())
+        for e in encoders
+    )
     facts: dict[str, Any] = {
         name: content[name] for name in ("method", "size", "semantic_dim", "spatial") if name in content
     }
+    if not sound or not _sound_facts(facts):
+        raise InputError(f"{path} is no checkpoint as hetcl writes them; give the run's own")
     key = dict(task["key"]) if "key" in task else None
-    return Weights(str(path), content.get("arch"), dict(task["query"]), key, facts)
+    return Weights(str(path), content["arch"], dict(task["query"]), key, facts)
+
+
+def _sound_facts(facts: Mapping[str, Any]) -> bool:
+    """Whether what a header says of the branches can be."""
+    spatial = facts.get("spatial") or {}
+    numbers = [facts.get("semantic_dim", 1)]
+    if isinstance(spatial, Mapping):
+        numbers += [spatial.get("side", 1), spatial.get("width", 1)]
+    return isinstance(spatial, Mapping) and all(isinstance(n, int) and n > 0 for n in numbers)
+
+
+def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Weights:
+    """A whole encoder of ``hetcl export --format full``: every key accounted for.
+
+    Raises:
+        InputError: a key that is none of an encoder, a momentum copy that is not one, or values that are not finite.
+    """
+    if arch is None or not _sound_facts(facts):
+        raise InputError(f"{origin}: the facts in its header do not describe an encoder; export it anew")
+    query = {n: v for n, v in content.items() if not n.startswith("key.")}
+    key = {n.removeprefix("key."): v for n, v in content.items() if n.startswith("key.")}
+    strange = [n for n in content if not n.removeprefix("key.").startswith(("pyramid.", "branches."))]
+    if strange:
+        raise InputError(
+            f"{origin} holds {len(strange)} keys of no encoder (e.g. {some(strange)}); export it anew"
+        )
+    shapes = [{n: v.shape for n, v in state.items()} for state in (query, key)]
+    if key and shapes[0] != shapes[1]:
+        odd = sorted(shapes[0].items() ^ shapes[1].items())[0][0]
+        raise InputError(f"{origin}: its momentum copy does not fit its encoder (e.g. {odd}); export it anew")
+    broken = [n for n, v in content.items() if v.is_floating_point() and not bool(v.isfinite().all())]
+    if broken:
+        raise InputError(f"{origin} holds values that are not finite, e.g. in {broken[0]}")
+    return Weights(origin, arch, query, key or None, facts, Matched(origin, arch, tuple(content)))
 
 
 def _weights(origin: str, found: Imported, allow: Sequence[str], facts: Mapping[str, Any]) -> Weights:
@@ -276,7 +320,7 @@ def _renamed(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Ten
     return out
 
 
-def load_backbone(model: str, *, allow_partial: Sequence[str] = ()) -> nn.Module:
+def load_backbone(model: str, *, allow_partial: str | Sequence[str] = ()) -> nn.Module:
     """The backbone that ``model`` names, as a module that gives C2..C5 (``hetcl.model.pyramid.Pyramid``), in eval mode.
 
     Its attribute ``facts`` (:class:`hetcl.weights.facts.InputFacts`) says how pictures are given to it:
@@ -310,6 +354,7 @@ def stated_facts(weights: Weights, model: str) -> InputFacts:
     facts = input_facts(weights.facts, str(weights.arch), weights.origin)
     if facts.source == "assumed" and weights.matched is not None:
         log.info(
-            f"{model}: nothing says how its pictures are normalised; ImageNet's mean and std, RGB, are assumed"
+            f"{model}: nothing says how its pictures are normalised; ImageNet's mean and std, "
+            f"{facts.channel_order}, are assumed"
         )
     return facts

@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import json
 import re
+import warnings
 import zipfile
+import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -55,6 +57,21 @@ class DictStandIn:
 
     def __new__(cls, *args: Any, **kwargs: Any) -> OrderedDict[Any, Any]:  # type: ignore[misc]
         return OrderedDict()
+
+
+TYPES = {
+    *(
+        torch.float64,
+        torch.float32,
+        torch.float16,
+        torch.bfloat16,
+        torch.bool,
+        torch.complex64,
+        torch.complex128,
+    ),
+    *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
+}
+"""Of tensors that can be looked at; others (eight bits of several kinds) can not."""
 
 
 def open_file(path: Path) -> tuple[Any, dict[str, Any]]:
@@ -112,10 +129,18 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise _unreadable(path, "the facts in its header are not hetcl's")
     if not state:
         raise InputError(f"{path} holds no weights")
+    odd = next((n for n, v in state.items() if v.dtype not in TYPES), None)
+    if odd is not None:
+        kind = str(state[odd].dtype).removeprefix("torch.")
+        raise _unreadable(path, f"{odd} is of type {kind}; save it as float32")
     return state, facts
 
 
 # ---- PyTorch ---------------------------------------------------------------------------------------------------------
+
+
+UNZIP = (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, ValueError, NotImplementedError, zlib.error)
+"""What a damaged zip may raise."""
 
 
 def _refuse_other_kinds(path: Path, head: bytes) -> None:
@@ -143,7 +168,7 @@ def _refuse_bombs(path: Path) -> None:
     try:
         with zipfile.ZipFile(path) as archive:
             entries = archive.infolist()
-    except (zipfile.BadZipFile, OSError, ValueError, NotImplementedError):
+    except UNZIP:
         return  # torch says what is wrong
     size, declared = path.stat().st_size, sum(e.file_size for e in entries)
     if declared > ZIP_GROWTH * size + ZIP_SLACK:
@@ -157,6 +182,13 @@ def _refuse_bombs(path: Path) -> None:
         )
     if "data.pkl" not in names:
         raise _unreadable(path, "it is a zip, but not one of torch.save; unpack the weights first")
+    try:
+        with zipfile.ZipFile(path) as archive:
+            damaged = archive.testzip()
+    except UNZIP:
+        return
+    if damaged is not None:
+        raise _unreadable(path, f"it is damaged: the bytes of {damaged} do not match their checksum")
 
 
 def _load(path: Path) -> Any:
@@ -169,7 +201,8 @@ def _load(path: Path) -> Any:
         (type(n, (DictStandIn if DICTIONARIES.fullmatch(n) else Stand_in,), {}), n) for n in strange
     ]
     try:
-        with torch.serialization.safe_globals(stand_ins):
+        with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # of sparse tensors, which are refused in our own words
             return checkpoint.load_tensors(path)
     except (*checkpoint.UNREADABLE, RecursionError, MemoryError, AssertionError) as e:
         named = re.search(r"GLOBAL ([\w.]+)", str(e))
@@ -207,6 +240,10 @@ def _refuse_unbacked(path: Path, content: Any) -> None:
     for name, tensor in _tensors(content):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:
             raise _unreadable(path, f"{name} is no plain tensor ({tensor.layout}, {tensor.device})")
+        if tensor.dtype not in TYPES:
+            raise _unreadable(
+                path, f"{name} is of type {str(tensor.dtype).removeprefix('torch.')}; save it as float32"
+            )
         storage = tensor.untyped_storage()
         storages[storage.data_ptr()] = storage.nbytes()
         if tensor.numel() * tensor.element_size() > most or sum(storages.values()) > most:

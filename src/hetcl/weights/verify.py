@@ -130,14 +130,16 @@ def maps_of(
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """timm warns of the classifier that a backbone leaves out."""
-    logger = logging.getLogger("timm")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
+    """timm warns of the classifier that a backbone leaves out; we would report the hidden file's keys."""
+    loggers = [logging.getLogger(name) for name in ("timm", "hetcl.weights")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
     try:
         yield
     finally:
-        logger.setLevel(level)
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
 
 
 @torch.no_grad()
@@ -206,7 +208,7 @@ def plain_resnet(state: Mapping[str, Tensor], arch: str) -> PlainResNet:
     """
     no = InputError(
         f"{arch} is no plain ResNet, which is all that this format describes (ResNet-18 to 152, ResNeXt); "
-        "export it as timm, torchvision, onnx or safetensors"
+        "export it as onnx or safetensors"
     )
     blocks: list[int] = []
     for stage in range(1, 5):

@@ -137,7 +137,8 @@ def _with_maps(m: Material, target: Target) -> Target:
 def to_torchvision(m: Material, file: Path) -> Payload:
     target = _with_maps(m, _in_library(m, "torchvision", "torchvision"))
     beyond = names_of(f"torchvision:{target.name}").beyond
-    target = replace(target, missing=tuple(sorted(beyond)))
+    counted = (n for n in beyond if not n.endswith("num_batches_tracked"))  # torch adds those itself
+    target = replace(target, missing=tuple(sorted(counted)))
     return Payload(_saved(m.state), m.state, target)
 
 
@@ -180,6 +181,8 @@ def to_safetensors(m: Material, file: Path) -> Payload:
         missing = list(names_of(m.facts.arch).beyond)
     else:
         missing = [n for n in _timm_without_classifier(target.name).state_dict() if n not in m.state]
+    # Of a plain dictionary torch adds the counters that are not there, and does not call them missing.
+    missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     target = replace(target, missing=tuple(sorted(missing)))
     return Payload(save(m.state, {"hetcl": _header(m, "backbone")}), m.state, target)
 
