@@ -72,7 +72,7 @@ def test_targets_are_left_as_they_were() -> None:
 def test_labels_outside_one_to_the_number_of_classes_are_refused(label: int) -> None:
     images, targets = batch()
     targets[0]["labels"][0] = label
-    with pytest.raises(ValueError, match="1..10"):
+    with pytest.raises(ValueError, match=r"1\.\.10"):
         small().train()(images, targets)
 
 
