@@ -68,6 +68,14 @@ def test_targets_are_left_as_they_were() -> None:
     assert all(torch.equal(before[0][k], v) for k, v in targets[0].items())
 
 
+@pytest.mark.parametrize("label", [0, 11])
+def test_labels_outside_one_to_the_number_of_classes_are_refused(label: int) -> None:
+    images, targets = batch()
+    targets[0]["labels"][0] = label
+    with pytest.raises(ValueError, match=r"1\.\.10"):
+        small().train()(images, targets)
+
+
 def test_weights_are_a_function_of_the_seed() -> None:
     torch.manual_seed(0)
     first = small(seed=4).state_dict()

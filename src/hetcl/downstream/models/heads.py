@@ -75,6 +75,14 @@ class Heads(RoIHeads):
     def has_mask(self) -> bool:
         return self.mask_predictor is not None
 
+    def check_targets(self, targets: Targets | None) -> None:
+        """Raises ValueError for missing keys, and for labels outside 1..K (0 would pass for background)."""
+        super().check_targets(targets)
+        classes = self.box_predictor.cls_score.out_features - 1
+        labels = torch.cat([t["labels"] for t in targets or []])
+        if ((labels < 1) | (labels > classes)).any():
+            raise ValueError(f"labels of targets must lie in 1..{classes}: 0 is the background")
+
     def mask_features(
         self, features: dict[str, Tensor], boxes: list[Tensor], sizes: Sizes, shared: Tensor | None
     ) -> Tensor:
