@@ -26,6 +26,7 @@ def build_model(
     test_size: int,
     anchor_scale: float,
     regions: int,
+    test_proposals: int,
     score_threshold: float,
     detections: int,
     dilation: int,
@@ -42,7 +43,7 @@ def build_model(
     Raises:
         InputError: a backbone that does not go with them.
     """
-    given: dict[str, Any] = {"classes": classes, "norm": norm, "seed": seed}
+    given: dict[str, Any] = {"classes": classes, "norm": norm, "seed": seed, "facts": facts}
     if model == "fcn":
         return segmenter(arch, dilation=dilation, **given)
     return detector(
@@ -54,6 +55,7 @@ def build_model(
         test_size=test_size,
         anchor_scale=anchor_scale,
         regions=regions,
+        test_proposals=test_proposals,
         score_threshold=score_threshold,
         detections=detections,
         **given,

@@ -54,6 +54,13 @@ MAY_CHANGE = {"workers", "device", "devices", "threads", "checkpoint_every", "ma
 """Settings that a resumed run may have otherwise."""
 
 
+MODEL_WORDS = (
+    *("model", "neck", "norm", "min_size", "max_size", "test_size", "anchor_scale", "regions", "test_proposals"),
+    *("score_threshold", "detections", "dilation", "seed"),
+)
+"""The settings that decide a model."""
+
+
 def finetune(
     *,
     init: str | None = None,
@@ -479,8 +486,7 @@ def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]
 
 def model_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that :func:`build_model` takes."""
-    names = "model neck norm min_size max_size test_size anchor_scale regions score_threshold detections dilation seed"
-    return {name: settings[name] for name in names.split()}
+    return {name: settings[name] for name in MODEL_WORDS}
 
 
 def peak_memory(device: torch.device) -> int:

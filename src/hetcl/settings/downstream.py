@@ -86,6 +86,8 @@ class FinetuneSettings(MachineSettings):
     """Detectors: multiplies the anchors' sizes of 32 to 512 pixels, for pictures much smaller than 800 pixels."""
     regions: int = 512
     """Detectors: regions drawn from each picture for the heads' losses."""
+    test_proposals: int = 1000
+    """Detectors: regions that the heads look at in evaluation; on a CPU take fewer."""
     score_threshold: float = 0.05
     """Least score of a detection (LVIS: 0.0001)."""
     detections: int = 100
@@ -174,7 +176,17 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
         if not ok:
             faults.append(message)
 
-    for name in ("batch", "steps", "regions", "detections", "evaluations", "log_every", "dilation", "crop"):
+    for name in (
+        "batch",
+        "steps",
+        "regions",
+        "test_proposals",
+        "detections",
+        "evaluations",
+        "log_every",
+        "dilation",
+        "crop",
+    ):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
     for name in ("base_batch", "warmup", "precise_bn", "checkpoint_every", "weight_decay"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")

@@ -378,14 +378,14 @@ def _assemble(
         if not any(n.endswith("num_batches_tracked") for n in tower.keys):
             _add_counters(part, names, account, tower)
         parts.append(part)
-    if key is not None:
-        _compare_heads(parts, key, origin, account)
     faults.unknown = _explain(state, names, query, key, account)
     unexpected = [
         k for k in faults.unknown if allowed(k, allow) or allowed(k.removeprefix(query.prefix), allow)
     ]
     faults.unknown = [k for k in faults.unknown if k not in unexpected]
     faults.refuse(origin, names, _hint(state, names))
+    if key is not None:
+        _compare_heads(parts, key, origin, account)
     broken = [
         k for k in account.taken if state[k].is_floating_point() and not bool(state[k].isfinite().all())
     ]

@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 
 from hetcl.downstream.models.pictures import Scaling, normalised, paste, scaled_size
+from hetcl.weights.facts import InputFacts
 from tests.downstream.models.making import small
 
 
@@ -103,3 +104,23 @@ def test_detections_are_in_the_pictures_own_pixels() -> None:
         assert one["boxes"][:, 0::2].max() <= width + 1e-3
         assert one["boxes"][:, 1::2].max() <= height + 1e-3
         assert torch.equal(one["scores"], one["scores"].sort(descending=True).values)
+
+
+def test_pictures_are_given_as_the_backbone_was_trained() -> None:
+    facts = InputFacts((0.1, 0.2, 0.3), (0.5, 0.25, 0.2), None, "BGR", "the file")
+    pixels = torch.tensor([0.9, 0.5, 0.6]).view(3, 1, 1)  # red, green, blue
+    wanted = torch.tensor([(0.6 - 0.1) / 0.5, (0.5 - 0.2) / 0.25, (0.9 - 0.3) / 0.2])
+    torch.testing.assert_close(normalised(pixels, facts).flatten(), wanted)
+    torch.testing.assert_close(
+        Scaling((8,), 8, 8, divisible=1, facts=facts).normalize(pixels).flatten(), wanted
+    )
+
+
+def test_a_target_may_name_the_side() -> None:
+    scaling = Scaling((8,), 100, 8, divisible=1).train()
+    target = {"boxes": torch.tensor([[0.0, 0.0, 10.0, 20.0]]), "short": torch.tensor(40)}
+    image, scaled = scaling.resize(torch.zeros(3, 20, 30), target)
+    assert image.shape == (3, 40, 60)
+    assert scaled is not None
+    assert scaled["boxes"].tolist() == [[0.0, 0.0, 20.0, 40.0]]
+    assert "short" not in scaled

@@ -22,10 +22,11 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from hetcl.downstream.models.heads import c4_heads, fpn_heads, tower
 from hetcl.downstream.models.norms import Freezable, check_norm, synchronised
-from hetcl.downstream.models.pictures import Scaling
+from hetcl.downstream.models.pictures import IMAGENET, Scaling
 from hetcl.downstream.models.proposals import SIZES, Anchors, proposals
 from hetcl.errors import InputError
 from hetcl.model.pyramid import Pyramid, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
+from hetcl.weights.facts import InputFacts
 
 WIDTH = 256
 """Channels of the FPN."""
@@ -100,6 +101,7 @@ def detector(
     anchor_scale: float = 1.0,
     regions: int = 512,
     test_proposals: int = 1000,
+    facts: InputFacts = IMAGENET,
     seed: int | None = None,
 ) -> Detector:
     """A detector with random weights, numbers as in detectron2's and MoCo's settings (FACTS, "Downstream").
@@ -121,6 +123,7 @@ def detector(
         regions: how many are drawn from each picture for the heads' losses. With C4, layer4 runs over all of
             them, and over all ``test_proposals`` in evaluation: on a CPU take fewer.
         test_proposals: how many of a picture the heads look at in evaluation.
+        facts: how the backbone wants its pictures.
         seed: what the weights are a function of; None draws from torch's global generator.
 
     Raises:
@@ -146,7 +149,7 @@ def detector(
     with seeded(seed, "detector"):
         parts = _fpn if neck == "fpn" else _c4
         backbone, rpn, heads = parts(body, norm != "frozen", sizes, anchor_scale, test_proposals, common)
-    scaling = Scaling(min_size, max_size, test_size, divisible=32 if neck == "fpn" else 16)
+    scaling = Scaling(min_size, max_size, test_size, divisible=32 if neck == "fpn" else 16, facts=facts)
     model: Any = Detector(backbone, rpn, heads, scaling)
     if norm == "frozen":
         model.freeze(body)

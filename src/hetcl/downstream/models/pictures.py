@@ -12,15 +12,19 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.models.detection.transform import GeneralizedRCNNTransform, resize_boxes
 
-MEAN = (123.675 / 255, 116.28 / 255, 103.53 / 255)
-STD = (58.395 / 255, 57.12 / 255, 57.375 / 255)
-"""Of red, green and blue in [0, 1], over ImageNet (FACTS, "Downstream")."""
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+from hetcl.weights.facts import InputFacts
+
+IMAGENET = InputFacts(IMAGENET_MEAN, IMAGENET_STD, None, "RGB", "assumed")
 
 
-def normalised(images: Tensor) -> Tensor:
-    """float ``[..., 3, H, W]`` in [0, 1] -> mean 0 and standard deviation 1 over ImageNet."""
-    mean, std = (torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1) for v in (MEAN, STD))
-    return (images - mean) / std
+def normalised(images: Tensor, facts: InputFacts = IMAGENET) -> Tensor:
+    """float ``[..., 3, H, W]`` in [0, 1], RGB -> mean 0 and standard deviation 1, in the backbone's channel order."""
+    mean, std = (
+        torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1)
+        for v in (facts.mean, facts.std)
+    )
+    return ((images.flip(-3) if facts.channel_order == "BGR" else images) - mean) / std
 
 
 class Scaling(GeneralizedRCNNTransform):
@@ -34,23 +38,35 @@ class Scaling(GeneralizedRCNNTransform):
         max_size: most pixels of the long side.
         test_size: short side in evaluation.
         divisible: height and width of a batch are padded to a multiple of it.
+        facts: how the backbone wants its pictures.
     """
 
-    def __init__(self, min_size: tuple[int, ...], max_size: int, test_size: int, *, divisible: int) -> None:
-        super().__init__(min_size, max_size, list(MEAN), list(STD), size_divisible=divisible)
-        self.test_size = test_size
+    def __init__(
+        self,
+        min_size: tuple[int, ...],
+        max_size: int,
+        test_size: int,
+        *,
+        divisible: int,
+        facts: InputFacts = IMAGENET,
+    ) -> None:
+        super().__init__(min_size, max_size, list(facts.mean), list(facts.std), size_divisible=divisible)
+        self.test_size, self.facts = test_size, facts
 
     def normalize(self, image: Tensor) -> Tensor:
         if not image.is_floating_point():
             raise TypeError(f"a detector takes float pictures in [0, 1], not {image.dtype}")
-        return normalised(image)
+        return normalised(image, self.facts)
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
     ) -> tuple[Tensor, dict[str, Tensor] | None]:
-        """float ``[3, H, W]`` -> ``[3, h, w]``; boxes of the target along."""
+        """float ``[3, H, W]`` -> ``[3, h, w]``; boxes of the target along. A target may hold ``short``, the side."""
         size = (image.shape[-2], image.shape[-1])
-        short = self.torch_choice(list(self.min_size)) if self.training else self.test_size
+        short = self.test_size
+        if self.training:
+            drawn = None if target is None else target.pop("short", None)
+            short = self.torch_choice(list(self.min_size)) if drawn is None else int(drawn)
         new = scaled_size(size, short, self.max_size)
         if new != size:
             image = F.interpolate(image[None], new, mode="bilinear", align_corners=False, antialias=True)[0]

@@ -13,10 +13,11 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from hetcl.downstream.models.norms import Freezable, check_norm, synchronised
-from hetcl.downstream.models.pictures import normalised
+from hetcl.downstream.models.pictures import IMAGENET, normalised
 from hetcl.downstream.models.proposals import full
 from hetcl.errors import InputError
 from hetcl.model.pyramid import Pyramid, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
+from hetcl.weights.facts import InputFacts
 
 IGNORED = 255
 """Label of pixels that do not count."""
@@ -33,10 +34,14 @@ class Segmenter(Freezable):
         pyramid: becomes part of the segmenter as ``backbone``.
         classes: K.
         dilation: of the two convolutions.
+        facts: how the backbone wants its pictures.
     """
 
-    def __init__(self, pyramid: Pyramid, classes: int, *, dilation: int) -> None:
+    def __init__(
+        self, pyramid: Pyramid, classes: int, *, dilation: int, facts: InputFacts = IMAGENET
+    ) -> None:
         super().__init__()
+        self.facts = facts
         self.dilated = isinstance(pyramid, ResNetPyramid)
         if isinstance(pyramid, ResNetPyramid):
             dilate(pyramid.layer4)
@@ -57,7 +62,7 @@ class Segmenter(Freezable):
 
     def features(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` -> ``[B, C, H / 16, W / 16]``."""
-        _, _, c4, c5 = self.backbone(normalised(images))
+        _, _, c4, c5 = self.backbone(normalised(images, self.facts))
         if self.dilated:
             return c5
         wide = F.interpolate(c5, c4.shape[-2:], mode="bilinear", align_corners=False)
@@ -94,7 +99,13 @@ def dilate(layer4: nn.Module) -> None:
 
 
 def segmenter(
-    arch: str | Pyramid, *, classes: int, norm: str, dilation: int = 6, seed: int | None = None
+    arch: str | Pyramid,
+    *,
+    classes: int,
+    norm: str,
+    dilation: int = 6,
+    facts: InputFacts = IMAGENET,
+    seed: int | None = None,
 ) -> Segmenter:
     """An FCN with random weights.
 
@@ -105,6 +116,7 @@ def segmenter(
         norm: ``tuned`` (trained), ``sync`` (trained and shared across ranks), ``frozen`` (the backbone's keeps
             still, the head's is trained).
         dilation: of the two 3x3 convolutions of the head.
+        facts: how the backbone wants its pictures.
         seed: what the weights are a function of; None draws from torch's global generator.
 
     Raises:
@@ -119,7 +131,7 @@ def segmenter(
     if isinstance(body, WrappedPyramid) and body.size is not None:
         raise InputError(f"{body.arch} takes pictures of one size only; choose a backbone that takes any")
     with seeded(seed, "segmenter"):
-        model: Any = Segmenter(body, classes, dilation=dilation)
+        model: Any = Segmenter(body, classes, dilation=dilation, facts=facts)
     if norm == "frozen":
         model.freeze(body)
     return synchronised(model) if norm == "sync" else model  # type: ignore[return-value]
