@@ -1,6 +1,6 @@
 """Pictures of people in COCO's format to VOC's layout for segmentation: person and background, one map a picture.
 
-    python experiments/pennfudan_voc.py DATA OUT       DATA: a folder with annotations/instances_{train,val}.json, images/
+python experiments/pennfudan_voc.py DATA OUT       DATA: a folder with annotations/instances_{train,val}.json, images/
 """
 
 from __future__ import annotations

@@ -53,6 +53,7 @@ ENTRIES = {
     "analysis.probe",
     "weights.exporters",
     "downstream.finetune",
+    "downstream.plan",
     "downstream.evaluate",
     "reproduce.run",
     "report.page",

@@ -141,7 +141,7 @@ def test_what_is_no_lack_of_memory_is_not_called_so() -> None:
         (["pretrian"], "no verb 'pretrian' (did you mean 'pretrain'?); see `hetcl --help`"),
         (
             ["frobnicate"],
-            "no verb 'frobnicate'; there are demo, pretrain, contrast, probe, export, recipes, doctor",
+            "no verb 'frobnicate'; there are demo, pretrain, contrast, probe, export, finetune, evaluate, recipes",
         ),
         (["help"], "see `hetcl --help`"),
         (["-x"], "unexpected argument '-x'; see `hetcl --help`"),
@@ -183,8 +183,11 @@ def test_the_version(capsys: Say) -> None:
 def test_recipes_are_listed_and_shown(capsys: Say) -> None:
     assert cli.main(["recipes"]) == 0
     listed = capsys.readouterr().out.splitlines()
-    assert [line.split()[0] for line in listed[: len(recipe_names())]] == recipe_names()
-    assert all(len(line.split()) > 3 for line in listed[: len(recipe_names())])
+    for verb in ("pretrain", "finetune"):
+        start = listed.index(f"hetcl {verb} --recipe") + 1
+        lines = listed[start : start + len(recipe_names(verb))]
+        assert [line.split()[0] for line in lines] == recipe_names(verb)
+        assert all(len(line.split()) > 3 for line in lines)
     assert cli.main(["recipes", "hcl-r50"]) == 0
     assert capsys.readouterr().out.startswith("# HCL, ResNet-50, 200 + 200 epochs")
 

@@ -9,9 +9,16 @@ import sys
 
 import pytest
 
-from hetcl.settings import ContrastSettings, ProbeSettings, Settings, keys_of
+from hetcl.settings import (
+    ContrastSettings,
+    EvaluateSettings,
+    FinetuneSettings,
+    ProbeSettings,
+    Settings,
+    keys_of,
+)
 
-VERBS = ["demo", "pretrain", "contrast", "probe", "export", "recipes", "doctor"]
+VERBS = ["demo", "pretrain", "contrast", "probe", "export", "finetune", "evaluate", "recipes", "doctor"]
 HEAVY = (
     *(
         "torch",
@@ -95,13 +102,22 @@ def test_help_shows_every_setting_once_with_its_default(answers: Answers, verb: 
         assert line in text
 
 
-@pytest.mark.parametrize(("verb", "cls"), [("contrast", ContrastSettings), ("probe", ProbeSettings)])
+@pytest.mark.parametrize(
+    ("verb", "cls"),
+    [
+        ("contrast", ContrastSettings),
+        ("probe", ProbeSettings),
+        ("finetune", FinetuneSettings),
+        ("evaluate", EvaluateSettings),
+    ],
+)
 def test_help_shows_the_settings_of_analysis(answers: Answers, verb: str, cls: type) -> None:
     text = answers[verb][1]
     for key in keys_of(cls):
         assert text.count(f"  --{key} ") == 1, key
-    assert " ".join(text.split()).count("(default:") == len(keys_of(cls))
-    for word in ("MODEL", "--data", "--out", "--resume"):
+    others = {"finetune": 1}.get(verb, 0)  # --recipe has a default, too
+    assert " ".join(text.split()).count("(default:") == len(keys_of(cls)) + others
+    for word in ("RUN" if verb == "evaluate" else "MODEL", "--data", "--out"):
         assert word in text
 
 

@@ -10,7 +10,10 @@ import shlex
 from pathlib import Path
 
 import pytest
+import torch
 
+COMMANDS_RUN = ("tutorial-own-pictures.md",)
+"""Documents whose ``bash`` blocks are run."""
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
@@ -141,8 +144,17 @@ def test_every_departure_from_the_paper_is_listed_in_the_decisions() -> None:
 def test_python_in_the_documents_runs(
     document: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The blocks of a document, one after the other, in an empty folder."""
+    """The blocks of a document, one after the other, in an empty folder; of some the commands, too."""
+    from hetcl.cli import main
+
     monkeypatch.chdir(tmp_path)
     names: dict[str, object] = {}
-    for block in re.findall(r"^```python\n(.*?)^```", document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
-        exec(compile(block, document.name, "exec"), names)
+    pattern = r"^```(python|bash)\n(.*?)^```"
+    threads = torch.get_num_threads()
+    for kind, block in re.findall(pattern, document.read_text("utf-8"), re.MULTILINE | re.DOTALL):
+        if kind == "python":
+            exec(compile(block, document.name, "exec"), names)
+        elif document.name in COMMANDS_RUN:
+            for words in words_of("hetcl", f"```bash\n{block}```\n"):
+                assert main(words) == 0, words
+    torch.set_num_threads(threads)

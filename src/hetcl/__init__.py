@@ -19,6 +19,7 @@ _HOME = {
     "export": "hetcl.weights.exporters",
     "finetune": "hetcl.downstream.finetune",
     "evaluate": "hetcl.downstream.evaluate",
+    "load_finetuned": "hetcl.downstream.evaluate",
     "load_backbone": "hetcl.weights.sources",
     "Embedding": "hetcl.model.embedding",
     "SemanticBranch": "hetcl.model.branches",
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from hetcl.contrast.infonce import info_nce as info_nce
     from hetcl.contrast.queue import KeyQueue as KeyQueue
     from hetcl.downstream.evaluate import evaluate as evaluate
+    from hetcl.downstream.evaluate import load_finetuned as load_finetuned
     from hetcl.downstream.finetune import finetune as finetune
     from hetcl.model.branches import SemanticBranch as SemanticBranch
     from hetcl.model.branches import SpatialBranch as SpatialBranch

@@ -23,8 +23,8 @@ from hetcl.pretrain.run import Plan, Run
 from hetcl.pretrain.stages import Contrast
 from hetcl.runs.folder import RunFolder
 from hetcl.settings import resolve
+from hetcl.weights.architectures import arch_of
 from hetcl.weights.encoder import load_encoder
-from hetcl.weights.importers import arch_of
 from hetcl.weights.names import library_names, names_of, pyramid_names
 from hetcl.weights.sources import load_backbone, read_weights
 from tests.pretrain.small import SMALL

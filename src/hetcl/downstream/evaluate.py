@@ -15,8 +15,9 @@ from torch import nn
 
 from hetcl.downstream.build import build_model
 from hetcl.downstream.data import open_detection, open_segmentation
-from hetcl.downstream.finetune import KIND, facts_from, model_words, names_of, peak_memory
+from hetcl.downstream.finetune import MODEL_WORDS, facts_from, model_words, names_of, peak_memory
 from hetcl.downstream.objects import Outcome
+from hetcl.downstream.plan import KIND
 from hetcl.downstream.predict import Look, Seen, detect, segment
 from hetcl.downstream.scores import score
 from hetcl.downstream.words import plain, sentences, table, write_outcome
@@ -96,11 +97,8 @@ class Evaluation:
     def __init__(self, run: RunFolder, data: str, out: Path, settings: Any) -> None:
         self.began = time.monotonic()
         self.run, self.spec, self.out, self.settings = run, data, out, settings
-        self.saved = saved = run.read_settings()
-        if saved.get("kind") != KIND:
-            raise InputError(f"{run.path} is no run of `hetcl finetune`; name one that is")
+        self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
-        self.state = self._state()
         if self.words["model"] == "fcn":
             self.data: Any = open_segmentation(data, settings.split)
         else:
@@ -116,18 +114,6 @@ class Evaluation:
         )
         self.main = self.fabric.global_rank == 0
         self.reporter = Reporter(out / "log.txt", quiet=not self.main)
-
-    def _state(self) -> Mapping[str, Any]:
-        """The trained weights. Raises ``InputError``."""
-        found = checkpoint.latest(self.run.checkpoints)
-        if found is None:
-            raise InputError(f"{self.run.path} has no checkpoint yet; let it train first")
-        path, content = found
-        if content.get("kind") != KIND or content.get("arch") != self.saved.get("arch"):
-            raise InputError(f"{path} is not of the run in {self.run.path}; put back its own")
-        done = content["epoch"] * content["steps_per_epoch"] + content["step"]
-        self.trained = f"{done:,} of {content['steps']:,} steps"
-        return content["task"]["model"]
 
     def _check_classes(self) -> None:
         """Raises ``InputError`` when the data has other classes than the run."""
@@ -176,26 +162,16 @@ class Evaluation:
 
     def _model(self) -> nn.Module:
         """The trained model on the device."""
-        s, words = self.settings, dict(self.words)
+        s, changes = self.settings, dict[str, Any]()
         if s.test_size:
-            words |= {"test_size": s.test_size, "max_size": max(words["max_size"], s.test_size)}
-        words["detections"] = s.detections or words["detections"]
-        words["score_threshold"] = words["score_threshold"] if s.score_threshold < 0 else s.score_threshold
-        words["norm"] = "frozen" if words["norm"] == "frozen" else "tuned"  # the same weights, on any device
-        model = build_model(
-            **words,
-            arch=self.saved["arch"],
-            classes=len(self.saved["classes"]),
-            facts=facts_from(self.saved["facts"]),
-        )
-        try:
-            model.load_state_dict(self.state)
-        except RuntimeError as e:
-            raise InputError(
-                f"the checkpoint of {self.run.path} does not fit its settings ({str(e).splitlines()[0][:120]}); put "
-                "back the run's own settings.yaml"
-            ) from None
-        model = model.to(self.fabric.device).eval()
+            changes |= {"test_size": s.test_size, "max_size": max(self.words["max_size"], s.test_size)}
+        if s.detections:
+            changes["detections"] = s.detections
+        if s.score_threshold >= 0:
+            changes["score_threshold"] = s.score_threshold
+        model, done = read_model(self.run, self.saved, **changes)
+        self.trained = done
+        model = model.to(self.fabric.device)
         return model.to(memory_format=_format(s.channels_last))
 
     def _make_folder(self) -> None:
@@ -286,6 +262,60 @@ class Evaluation:
             f"done in {duration(report['seconds'])}, {report['memory_mb']:,} MB at most: {self.out}",
             style="bold",
         )
+
+
+def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
+    """The detector or segmenter of a run of :func:`hetcl.finetune`, in eval mode, and the names of its classes.
+
+    A detector takes a list of pictures, float ``[3, H, W]`` in 0..1 (RGB), and gives for each ``boxes`` ``[n, 4]`` in
+    its pixels, ``scores`` ``[n]``, ``labels`` ``[n]`` (1 is the first class, 0 the background) and, with masks,
+    ``masks`` bool ``[n, 1, H, W]``. A segmenter takes ``[B, 3, H, W]`` and gives logits ``[B, K, H, W]``.
+
+    Raises:
+        InputError: no such run, or a broken one.
+    """
+    folder = RunFolder(run)
+    saved = read_run(folder)
+    return read_model(folder, saved)[0], tuple(saved["classes"])
+
+
+def read_run(folder: RunFolder) -> dict[str, Any]:
+    """The settings of a fine-tuning run. Raises ``InputError`` when it is none."""
+    saved = folder.read_settings()
+    if saved.get("kind") != KIND:
+        raise InputError(f"{folder.path} is no run of `hetcl finetune`; name one that is")
+    lacking = [name for name in ("arch", "classes", "facts") if name not in saved]
+    lacking += [name for name in MODEL_WORDS if name not in saved["settings"]]
+    if lacking:
+        raise InputError(f"{folder.settings} lacks {lacking[0]}; put back the run's own")
+    return saved
+
+
+def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> tuple[nn.Module, str]:
+    """The trained model on the host, in eval mode, with some settings changed; and how far it was trained.
+
+    Raises:
+        InputError: no checkpoint, or one that does not fit.
+    """
+    found = checkpoint.latest(folder.checkpoints)
+    if found is None:
+        raise InputError(f"{folder.path} has no checkpoint yet; let it train first")
+    path, content = found
+    if content.get("kind") != KIND or content.get("arch") != saved["arch"]:
+        raise InputError(f"{path} is not of the run in {folder.path}; put back its own")
+    words = model_words(saved["settings"]) | changes
+    words["norm"] = "frozen" if words["norm"] == "frozen" else "tuned"  # the same weights, on any device
+    model = build_model(
+        **words, arch=saved["arch"], classes=len(saved["classes"]), facts=facts_from(saved["facts"])
+    )
+    try:
+        model.load_state_dict(content["task"]["model"])
+    except RuntimeError as e:
+        raise InputError(
+            f"{path} does not fit {folder.settings} ({str(e).splitlines()[0][:120]}); put back the run's own"
+        ) from None
+    done = content["epoch"] * content["steps_per_epoch"] + content["step"]
+    return model.eval(), f"{done:,} of {content['steps']:,} steps"
 
 
 def _format(channels_last: bool) -> Any:

@@ -6,7 +6,6 @@ The order: open the data, settle the settings, try one picture, make or resume t
 from __future__ import annotations
 
 import json
-import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -22,6 +21,7 @@ from hetcl.downstream.data import open_detection, open_segmentation, repeat_fact
 from hetcl.downstream.loader import DetectionExamples, Examples, SegmentationExamples, Stream, TargetLoader
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.objects import DetectionSet, Outcome, SegmentationSet
+from hetcl.downstream.plan import KIND, new_plan, resumed_plan, scaled
 from hetcl.downstream.predict import Look, Seen, detect, segment
 from hetcl.downstream.scores import score
 from hetcl.downstream.task import LOSSES, Finetune
@@ -32,11 +32,6 @@ from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
 from hetcl.settings import (
     FinetuneSettings,
-    finetune_from_dict,
-    flatten,
-    given_in,
-    keys_of,
-    resolve_finetune,
     to_dict,
 )
 from hetcl.training.bad_pictures import BadPictures
@@ -45,17 +40,20 @@ from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
 from hetcl.weights.facts import InputFacts, input_facts
-from hetcl.weights.matched import patterns
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
-KIND = "hetcl-finetune"
-"""What a fine-tuning run's settings.yaml says that it is."""
-MAY_CHANGE = {"workers", "device", "devices", "threads", "checkpoint_every", "max_bad"}
-"""Settings that a resumed run may have otherwise."""
-
-
 MODEL_WORDS = (
-    *("model", "neck", "norm", "min_size", "max_size", "test_size", "anchor_scale", "regions", "test_proposals"),
+    *(
+        "model",
+        "neck",
+        "norm",
+        "min_size",
+        "max_size",
+        "test_size",
+        "anchor_scale",
+        "regions",
+        "test_proposals",
+    ),
     *("score_threshold", "detections", "dilation", "seed"),
 )
 """The settings that decide a model."""
@@ -95,96 +93,10 @@ def finetune(
     if first_process():
         folder.check(resume=resume)
     if resume and folder.settings.is_file():
-        plan = _resumed(folder, init, data, recipe, allow_partial, overrides)
+        plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
     else:
-        plan = _new(init, data, recipe, allow_partial, overrides)
+        plan = new_plan(init, data, recipe, allow_partial, overrides)
     return Run(folder, plan, resume=resume).go()
-
-
-# ---- what was asked --------------------------------------------------------------------------------------------------
-
-
-def _new(
-    init: str | None,
-    data: str | None,
-    recipe: str | None,
-    allow_partial: str | Sequence[str],
-    overrides: Mapping[str, Any] | Sequence[str],
-) -> dict[str, Any]:
-    """The content of settings.yaml of a new run, with settings as an object. Raises ``InputError``."""
-    if not init or not init.strip():
-        raise InputError("--init is missing: name the backbone, e.g. a run, or torchvision:resnet50:random")
-    if not data:
-        raise InputError("--data is missing: name a data set, e.g. coco:ROOT, voc:ROOT or scenes:N")
-    return {
-        "init": init,
-        "data": data,
-        "recipe": recipe,
-        "allow_partial": list(patterns(allow_partial)),
-        "settings": resolve_finetune(recipe, overrides),
-    }
-
-
-def _resumed(
-    folder: RunFolder,
-    init: str | None,
-    data: str | None,
-    recipe: str | None,
-    allow_partial: str | Sequence[str],
-    overrides: Mapping[str, Any] | Sequence[str],
-) -> dict[str, Any]:
-    """What the folder holds, with what may change from the arguments. Raises on anything else that differs."""
-    saved = folder.read_settings()
-    if saved.get("kind") != KIND:
-        raise InputError(f"--out {folder.path} holds a run of another command; name a new folder")
-    then = finetune_from_dict(saved["settings"], str(folder.settings))
-    for name, given in (("init", init), ("data", data)):
-        if given is not None and saved.get(name) not in (given, absolute(given)):
-            raise InputError(
-                f"--{name} {given}: the run in {folder.path} began with {saved.get(name)}; leave it out"
-            )
-    if allow_partial and list(patterns(allow_partial)) != saved.get("allow_partial"):
-        raise InputError(f"--allow-partial: the run in {folder.path} began otherwise; leave it out")
-    base = resolve_finetune(recipe) if recipe is not None else then
-    now = finetune_from_dict({**flatten(to_dict(base)), **given_in(FinetuneSettings, overrides)}, "the run")
-    old, new = flatten(to_dict(then)), flatten(to_dict(now))
-    differ = [k for k in keys_of(FinetuneSettings) if old[k] != new[k] and k not in MAY_CHANGE]
-    if differ:
-        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
-        raise InputError(
-            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they were (or leave "
-            "--recipe out), or start a new folder"
-        )
-    return saved | {"settings": now}
-
-
-def scaled(s: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
-    """The linear rule: the learning rate grows with the batch and the steps shrink, so that as many pictures are seen.
-
-    Steps are rounded up so that they split evenly over the evaluations.
-
-    Returns:
-        the settings that are used, and what a person should know.
-    """
-    told = []
-    used = s
-    if s.base_batch and s.batch != s.base_batch:
-        factor = s.batch / s.base_batch
-        used = replace(
-            s,
-            lr=s.lr * factor,
-            steps=math.ceil(s.steps / factor),
-            milestones=tuple(math.ceil(m / factor) for m in s.milestones),
-            warmup=math.ceil(s.warmup / factor),
-        )
-        told.append(
-            f"batch {s.batch} instead of {s.base_batch}: lr {s.lr:g} -> {used.lr:g}, steps {s.steps:,} -> "
-            f"{used.steps:,}, milestones and warm-up alike (the linear rule; base_batch 0 switches it off)"
-        )
-    whole = -(-used.steps // s.evaluations) * s.evaluations
-    if whole != used.steps:
-        told.append(f"steps {used.steps:,} -> {whole:,}, so that they split into {s.evaluations} periods")
-    return replace(used, steps=whole), told
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------

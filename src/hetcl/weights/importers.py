@@ -19,6 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from hetcl.errors import InputError
+from hetcl.weights.architectures import arch_of
 from hetcl.weights.heads import Head, find_head
 from hetcl.weights.matched import Matched, allowed, some
 from hetcl.weights.names import Names, names_of
@@ -59,19 +60,6 @@ REASONS = (
     (r"(^|\.)(encoder_k|ema\w*|model_ema)\.(steps|n_averaged)$", "counters"),
 )
 """Keys that an encoder's C2..C5 do not need, by pattern; asked only of keys that were not taken."""
-BLOCKS = {
-    ((2, 2, 2, 2), False, 64, 64): "resnet18",
-    ((3, 4, 6, 3), False, 64, 64): "resnet34",
-    ((3, 4, 6, 3), True, 64, 64): "resnet50",
-    ((3, 4, 23, 3), True, 64, 64): "resnet101",
-    ((3, 8, 36, 3), True, 64, 64): "resnet152",
-    ((3, 4, 6, 3), True, 128, 128): "wide_resnet50_2",
-    ((3, 4, 23, 3), True, 128, 128): "wide_resnet101_2",
-    ((3, 4, 6, 3), True, 128, 4): "resnext50_32x4d",
-    ((3, 4, 23, 3), True, 256, 8): "resnext101_32x8d",
-    ((3, 4, 23, 3), True, 256, 4): "resnext101_64x4d",
-}
-"""Blocks of each stage, whether bottlenecks, and the first two sizes of layer1.0.conv2 -> torchvision's name."""
 
 
 @dataclass(frozen=True)
@@ -244,35 +232,7 @@ def find_towers(state: Iterable[str], names: Names) -> list[Tower]:
     return out
 
 
-def arch_of(state: Mapping[str, Tensor]) -> str | None:
-    """The ResNet of torchvision's whose blocks and widths a file has, or None; of several encoders all must agree."""
-    found = set()
-    for key in state:
-        for first, layers in (("layer1.0.conv1.weight", ("layer1", "layer2", "layer3", "layer4")),
-                              ("4.0.conv1.weight", ("4", "5", "6", "7"))):  # fmt: skip
-            prefix = key.removesuffix(first)
-            stem = state.get(prefix + ("conv1.weight" if layers[0] == "layer1" else "0.weight"))
-            if prefix == key or (prefix and not prefix.endswith(".")) or stem is None or stem.ndim != 4:
-                continue
-            counts = tuple(_count(state, f"{prefix}{layer}.") for layer in layers)
-            conv2 = state.get(f"{prefix}{layers[0]}.0.conv2.weight")
-            if conv2 is None or conv2.ndim != 4:
-                continue
-            deep = f"{prefix}{layers[0]}.0.conv3.weight" in state
-            found.add(BLOCKS.get((counts, deep, *conv2.shape[:2])))
-    name = found.pop() if len(found) == 1 else None
-    return f"torchvision:{name}" if name else None
-
-
 # ---- the parts -------------------------------------------------------------------------------------------------------
-
-
-def _count(state: Mapping[str, Tensor], prefix: str) -> int:
-    """How many blocks a stage has."""
-    n = 0
-    while f"{prefix}{n}.conv1.weight" in state:
-        n += 1
-    return n
 
 
 def _splits(key: str) -> Iterable[tuple[str, str]]:

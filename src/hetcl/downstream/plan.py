@@ -1,0 +1,109 @@
+"""What a fine-tuning run is asked to do, settled before anything is written: new, resumed, scaled to its batch."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from hetcl.errors import InputError
+from hetcl.runs.folder import RunFolder, absolute
+from hetcl.settings import (
+    FinetuneSettings,
+    finetune_from_dict,
+    flatten,
+    given_in,
+    keys_of,
+    resolve_finetune,
+    to_dict,
+)
+from hetcl.weights.matched import patterns
+
+KIND = "hetcl-finetune"
+"""What a fine-tuning run's settings.yaml says that it is."""
+MAY_CHANGE = {"workers", "device", "devices", "threads", "checkpoint_every", "max_bad"}
+"""Settings that a resumed run may have otherwise."""
+
+
+def new_plan(
+    init: str | None,
+    data: str | None,
+    recipe: str | None,
+    allow_partial: str | Sequence[str],
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> dict[str, Any]:
+    """The content of settings.yaml of a new run, with settings as an object. Raises ``InputError``."""
+    if not init or not init.strip():
+        raise InputError("--init is missing: name the backbone, e.g. a run, or torchvision:resnet50:random")
+    if not data:
+        raise InputError("--data is missing: name a data set, e.g. coco:ROOT, voc:ROOT or scenes:N")
+    return {
+        "init": init,
+        "data": data,
+        "recipe": recipe,
+        "allow_partial": list(patterns(allow_partial)),
+        "settings": resolve_finetune(recipe, overrides),
+    }
+
+
+def resumed_plan(
+    folder: RunFolder,
+    init: str | None,
+    data: str | None,
+    recipe: str | None,
+    allow_partial: str | Sequence[str],
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> dict[str, Any]:
+    """What the folder holds, with what may change from the arguments. Raises on anything else that differs."""
+    saved = folder.read_settings()
+    if saved.get("kind") != KIND:
+        raise InputError(f"--out {folder.path} holds a run of another command; name a new folder")
+    then = finetune_from_dict(saved["settings"], str(folder.settings))
+    for name, given in (("init", init), ("data", data)):
+        if given is not None and saved.get(name) not in (given, absolute(given)):
+            raise InputError(
+                f"--{name} {given}: the run in {folder.path} began with {saved.get(name)}; leave it out"
+            )
+    if allow_partial and list(patterns(allow_partial)) != saved.get("allow_partial"):
+        raise InputError(f"--allow-partial: the run in {folder.path} began otherwise; leave it out")
+    base = resolve_finetune(recipe) if recipe is not None else then
+    now = finetune_from_dict({**flatten(to_dict(base)), **given_in(FinetuneSettings, overrides)}, "the run")
+    old, new = flatten(to_dict(then)), flatten(to_dict(now))
+    differ = [k for k in keys_of(FinetuneSettings) if old[k] != new[k] and k not in MAY_CHANGE]
+    if differ:
+        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
+        raise InputError(
+            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they were (or leave "
+            "--recipe out), or start a new folder"
+        )
+    return saved | {"settings": now}
+
+
+def scaled(s: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
+    """The linear rule: the learning rate grows with the batch and the steps shrink, so that as many pictures are seen.
+
+    Steps are rounded up so that they split evenly over the evaluations.
+
+    Returns:
+        the settings that are used, and what a person should know.
+    """
+    told = []
+    used = s
+    if s.base_batch and s.batch != s.base_batch:
+        factor = s.batch / s.base_batch
+        used = replace(
+            s,
+            lr=s.lr * factor,
+            steps=math.ceil(s.steps / factor),
+            milestones=tuple(math.ceil(m / factor) for m in s.milestones),
+            warmup=math.ceil(s.warmup / factor),
+        )
+        told.append(
+            f"batch {s.batch} instead of {s.base_batch}: lr {s.lr:g} -> {used.lr:g}, steps {s.steps:,} -> "
+            f"{used.steps:,}, milestones and warm-up alike (the linear rule; base_batch 0 switches it off)"
+        )
+    whole = -(-used.steps // s.evaluations) * s.evaluations
+    if whole != used.steps:
+        told.append(f"steps {used.steps:,} -> {whole:,}, so that they split into {s.evaluations} periods")
+    return replace(used, steps=whole), told
