@@ -128,7 +128,9 @@ def _with_maps(m: Material, target: Target) -> Target:
         if m.facts.arch.partition(":")[0] != "timm":
             pyramid = build_pyramid(f"timm:{target.name}", seed=0)  # type: ignore[assignment]
         assert isinstance(pyramid, WrappedPyramid)
-        return replace(target, indices=tuple(int(i) for i in pyramid.pick), last=pyramid.last)
+        body: Any = pyramid.body
+        given = list(body.feature_info.out_indices)  # of some models not every level is given
+        return replace(target, indices=tuple(given[int(i)] for i in pyramid.pick), last=pyramid.last)
     size = getattr(m.pyramid, "size", None) or (64, 96)
     found = verify.stage_modules(library_model(f"torchvision:{target.name}", device="cpu"), size)
     return replace(target, stages=tuple(n for n, _ in found), last=tuple(last for _, last in found))
