@@ -48,13 +48,18 @@ def detection_sheet(
         truth = data.truth(index)
         names = [c.name for c in data.classes]
         told = [(names[k], k) for k in truth.labels]
+        if len(names) == 1:  # objects are told apart instead of classes
+            told = [(name, i) for i, (name, _) in enumerate(told)]
         left = _drawn(pixels, truth.boxes, told, truth.segments)
         said = predictions.get(truth.image_id)
         right, n = pixels, 0
         if said is not None:
             keep = np.flatnonzero(said.scores >= CONFIDENT)
             n = len(keep)
-            words = [(f"{names[said.labels[i]]} {said.scores[i]:.2f}", int(said.labels[i])) for i in keep]
+            shade = said.labels[keep].tolist() if len(names) > 1 else range(n)
+            words = [
+                (f"{names[said.labels[i]]} {said.scores[i]:.2f}", s) for i, s in zip(keep, shade, strict=True)
+            ]
             found = None if said.masks is None else [said.masks[i] for i in keep]
             right = _drawn(pixels, said.boxes[keep], words, found)
         pairs.append(
