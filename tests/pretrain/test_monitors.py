@@ -203,6 +203,10 @@ def bad_batch(*indices: int) -> Any:
     return replace(batch_of(views=1, count=10, pixels=2, pictures=100), bad=records)
 
 
+def seen(batch: Any) -> tuple[int, Any]:
+    return len(batch.index), batch.bad
+
+
 def listed(path: Path) -> list[int]:
     with open(path, newline="") as f:
         return [int(row["index"]) for row in csv.DictReader(f)]
@@ -212,10 +216,10 @@ def test_bad_pictures_are_listed_once_and_named_once(tmp_path: Path) -> None:
     path, words = tmp_path / "bad.csv", list[str]()
     bad = BadPictures(path, 0.5, 1000)
     bad.warn = words.append
-    bad.see(bad_batch())
+    bad.see(*seen(bad_batch()))
     assert not path.exists()
-    bad.see(bad_batch(3, 3, 8))
-    bad.see(bad_batch(8, 1))
+    bad.see(*seen(bad_batch(3, 3, 8)))
+    bad.see(*seen(bad_batch(8, 1)))
     assert listed(path) == [3, 8, 1]
     assert bad.known == 3
     assert len(words) == 1
@@ -223,10 +227,10 @@ def test_bad_pictures_are_listed_once_and_named_once(tmp_path: Path) -> None:
 
     again = BadPictures(path, 0.5, 1000)  # resumed, perhaps after a kill within a line
     again.warn = words.append
-    again.see(bad_batch(3, 5))
+    again.see(*seen(bad_batch(3, 5)))
     with open(path, "a") as f:
         f.write("12")
-    BadPictures(path, 0.5, 1000).see(bad_batch(7))
+    BadPictures(path, 0.5, 1000).see(*seen(bad_batch(7)))
     assert listed(path) == [3, 8, 1, 5, 7]
     assert len(words) == 1
 
@@ -234,14 +238,14 @@ def test_bad_pictures_are_listed_once_and_named_once(tmp_path: Path) -> None:
 def test_more_bad_pictures_than_their_share_stop_the_run(tmp_path: Path) -> None:
     bad = BadPictures(tmp_path / "bad.csv", 0.1, 40)
     bad.warn = lambda text: None
-    bad.see(bad_batch(1, 2, 3, 4, 5))  # too early to judge
+    bad.see(*seen(bad_batch(1, 2, 3, 4, 5)))  # too early to judge
     for _ in range(2):
-        bad.see(bad_batch())
+        bad.see(*seen(bad_batch()))
     with pytest.raises(
         WorkFailed, match="5 of the first 45 pictures opened cannot be used, more than max_bad = 10%"
     ):
-        bad.see(bad_batch())
+        bad.see(*seen(bad_batch()))
     calm = BadPictures(tmp_path / "calm.csv", 0.1, 40)
     calm.warn = lambda text: None
     for step in range(20):
-        calm.see(bad_batch(step))
+        calm.see(*seen(bad_batch(step)))

@@ -25,7 +25,7 @@ class Line:
     def __init__(
         self, *, epochs: int = 2, steps: int = 5, disturb: Callable[[int, Line], None] | None = None
     ) -> None:
-        self.lr_setting = "line.lr"
+        self.lr_setting, self.slow_evaluation = "line.lr", False
         self.name, self.seed, self.epochs, self.steps_per_epoch, self.images_per_step = (
             "line",
             7,

@@ -259,6 +259,7 @@ class LinearTask:
 
     name = "linear"
     lr_setting = "lr"
+    slow_evaluation = False
 
     def __init__(
         self,

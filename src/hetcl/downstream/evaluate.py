@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,15 @@ from torch import nn
 
 from hetcl.downstream.build import build_model
 from hetcl.downstream.data import open_detection, open_segmentation
-from hetcl.downstream.finetune import MODEL_WORDS, facts_from, model_words, names_of, peak_memory
-from hetcl.downstream.objects import Outcome
+from hetcl.downstream.finetune import (
+    MODEL_WORDS,
+    check_missing,
+    facts_from,
+    model_words,
+    names_of,
+    peak_memory,
+)
+from hetcl.downstream.objects import Category, Outcome, Truth
 from hetcl.downstream.plan import KIND
 from hetcl.downstream.predict import Look, Seen, detect, segment
 from hetcl.downstream.scores import score
@@ -88,7 +96,43 @@ class Part:
         return self.length
 
     def __getattr__(self, name: str) -> Any:
+        if name == "data":  # (asked for while a copy is being made)
+            raise AttributeError(name)
         return getattr(self.data, name)
+
+
+@dataclass(frozen=True)
+class Renamed:
+    """A detection set under the classes of a run, which hold all of its own by name."""
+
+    data: Any
+    classes: tuple[Category, ...]
+    labels: np.ndarray
+    """int64: which class of the run each class of the set is."""
+
+    def __len__(self) -> int:
+        return len(self.data)
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "data":
+            raise AttributeError(name)
+        return getattr(self.data, name)
+
+    def truth(self, index: int) -> Truth:
+        """What is in a picture, with the run's labels."""
+        truth = self.data.truth(index)
+        given = {
+            k: tuple(int(self.labels[i]) for i in getattr(truth, k)) for k in ("negative", "not_exhaustive")
+        }
+        return replace(truth, labels=self.labels[truth.labels], **given)
+
+
+def renamed(data: Any, names: Sequence[str]) -> Renamed:
+    """``data`` under the classes ``names``; those that it lacks get ids of their own."""
+    own = {c.name: c for c in data.classes}
+    free = max((c.id for c in data.classes), default=0) + 1
+    classes = tuple(own.get(name) or Category(free + i, name) for i, name in enumerate(names))
+    return Renamed(data, classes, np.array([names.index(c.name) for c in data.classes], np.int64))
 
 
 class Evaluation:
@@ -103,6 +147,8 @@ class Evaluation:
             self.data: Any = open_segmentation(data, settings.split)
         else:
             self.data = open_detection(data, settings.split)
+        self.told: list[str] = []
+        check_missing(self.data, settings.max_bad)
         self._check_classes()
         if settings.pictures:
             self.data = Part(self.data, min(settings.pictures, len(self.data)))
@@ -120,11 +166,12 @@ class Evaluation:
         theirs, ours = names_of(self.data), tuple(self.saved["classes"])
         if theirs == ours:
             return
-        if sorted(theirs) == sorted(ours):
-            raise InputError(
-                f"{self.spec} has the run's classes in another order ({', '.join(theirs[:4])}, ... instead "
-                f"of {', '.join(ours[:4])}, ...); give the categories the ids that the training data has"
-            )
+        if self.words["model"] != "fcn" and set(theirs) <= set(ours) and len(set(theirs)) == len(theirs):
+            self.data = renamed(self.data, ours)
+            lacking = [n for n in ours if n not in theirs]
+            if lacking:
+                self.told.append(f"{self.spec} has no {', '.join(lacking[:4])}: there is no figure for that")
+            return
         lacking, more = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
         said = [f"it lacks {', '.join(lacking[:4])}"] * bool(lacking) + [
             f"it has {', '.join(more[:4])}"
@@ -176,6 +223,12 @@ class Evaluation:
 
     def _make_folder(self) -> None:
         try:
+            for name in OURS:  # of an evaluation that was here
+                old = self.out / name
+                if old.is_dir():
+                    shutil.rmtree(old)
+                elif name != "log.txt":
+                    old.unlink(missing_ok=True)
             self.out.mkdir(parents=True, exist_ok=True)
             if self.words["model"] == "fcn":
                 (self.out / "label_maps").mkdir(exist_ok=True)
@@ -189,7 +242,7 @@ class Evaluation:
         say(f"run       {self.run.path}: {self.words['model']}, {self.saved['arch']}, {self.trained}")
         of = f" (the first {len(self.data):,} pictures)" if isinstance(self.data, Part) else ""
         say(f"test      {self.data.description}{of}")
-        for line in self.data.skipped.lines():
+        for line in [*self.data.skipped.lines(), *self.told]:
             self.reporter.warn(line)
         ranks = self.fabric.world_size
         say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))

@@ -18,7 +18,14 @@ from torch import nn
 
 from hetcl.downstream.build import build_model, take_weights
 from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
-from hetcl.downstream.loader import DetectionExamples, Examples, SegmentationExamples, Stream, TargetLoader
+from hetcl.downstream.loader import (
+    DetectionExamples,
+    Examples,
+    SegmentationExamples,
+    Stream,
+    TargetLoader,
+    usable,
+)
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.objects import DetectionSet, Outcome, SegmentationSet
 from hetcl.downstream.plan import KIND, new_plan, resumed_plan, scaled
@@ -42,6 +49,8 @@ from hetcl.training.schedule import schedule
 from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
+NOT_FOUND = "picture not found"
+"""Under which data sets count pictures that their files name and that are not there."""
 MODEL_WORDS = (
     *(
         "model",
@@ -119,7 +128,10 @@ class Run:
         if self.asked.threads:
             torch.set_num_threads(self.asked.threads)  # before the trial
         self.train, self.val = self._data("train"), self._data("val")
-        if plan.get("fingerprint", self.train.fingerprint) != self.train.fingerprint:
+        for data in (self.train, self.val):
+            check_missing(data, self.asked.max_bad)
+        now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
+        if any(plan.get(name, value) != value for name, value in now.items()):
             raise InputError(
                 f"{plan['data']} does not hold what the run in {folder.path} began with (other pictures or "
                 "annotations); give the same data, or start a new folder"
@@ -156,22 +168,37 @@ class Run:
         s, train = self.settings, self.train
         if s.model == "fcn":
             return SegmentationExamples(train, crop=s.crop, scale=s.scale, flip_p=s.flip_p)
-        if s.model == "mask-rcnn" and not train.has_masks:
-            raise InputError(f"{self.plan['data']} has no masks; set model to faster-rcnn")
-        pictures = np.arange(len(train))
-        if not s.empty:
-            objects = np.array([not truth.crowd.all() for truth in map(train.truth, range(len(train)))])
-            pictures = pictures[objects]
-            if len(pictures) < len(train):
-                self.told.append(
-                    f"{count(len(train) - len(pictures), 'picture')} without objects left out of training "
-                    "(set empty to true to keep them)"
-                )
-        if not len(pictures):
+        with_masks = s.model == "mask-rcnn"
+        learned = np.zeros(len(train), bool)
+        objects, useless = 0, list[str]()
+        for index in range(len(train)):
+            truth = train.truth(index)
+            keep = usable(truth, masks=with_masks)
+            learned[index] = keep.any()
+            objects += int((~truth.crowd).sum())
+            useless += [
+                f"{truth.name}, annotation {truth.ids[i]}" for i in np.flatnonzero(~keep & ~truth.crowd)
+            ]
+        if not objects:
             raise InputError(f"{self.plan['data']}: no training picture has an object; check the annotations")
-        return DetectionExamples(
-            train, pictures, masks=s.model == "mask-rcnn", min_size=s.min_size, flip_p=s.flip_p
-        )
+        if with_masks and not train.has_masks:
+            raise InputError(f"{self.plan['data']} has no masks; set model to faster-rcnn")
+        if useless:
+            self.told.append(
+                f"{count(len(useless), 'object')} of the training part without a box or mask to learn from left out "
+                f"(e.g. {', '.join(useless[:3])})"
+            )
+        pictures = np.arange(len(train)) if s.empty else np.flatnonzero(learned)
+        if not len(pictures):
+            raise InputError(
+                f"{self.plan['data']}: nothing in it can be learned from ({useless[0]}, for one)"
+            )
+        if len(pictures) < len(train):
+            self.told.append(
+                f"{count(len(train) - len(pictures), 'picture')} without objects left out of training "
+                "(set empty to true to keep them)"
+            )
+        return DetectionExamples(train, pictures, masks=with_masks, min_size=s.min_size, flip_p=s.flip_p)
 
     def _start(self) -> None:
         """Devices, ranks, reporter."""
@@ -238,6 +265,7 @@ class Run:
                     "recipe": self.plan["recipe"],
                     "allow_partial": list(self.plan["allow_partial"]),
                     "fingerprint": self.train.fingerprint,
+                    "fingerprint_test": self.val.fingerprint,
                     "arch": self.arch,
                     "facts": _facts_tree(self.facts),
                     "classes": list(self.classes),
@@ -282,7 +310,7 @@ class Run:
         s, fabric = self.settings, self.fabric
         factors = None
         if s.repeat_threshold and isinstance(self.examples, DetectionExamples):
-            factors = repeat_factors(self.train, s.repeat_threshold)[self.examples.pictures]
+            factors = repeat_factors(self.train, s.repeat_threshold, pictures=self.examples.pictures)
         loader = TargetLoader(
             self.examples, Stream(len(self.examples), s.seed, "finetune", factors=factors), batch=s.batch,
             seed=s.seed, rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers,
@@ -394,6 +422,17 @@ def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]
         return seen, seen.confusion.outcome(data.classes)
     seen = detect(model, data, look, pictures=range(len(data)))
     return seen, score(data, seen.predictions)
+
+
+def check_missing(data: DetectionSet | SegmentationSet, max_bad: float) -> None:
+    """Raises ``InputError`` when more pictures of a set are missing than may be unusable."""
+    gone = data.skipped.counts.get(NOT_FOUND, 0)
+    if gone > max_bad * (len(data) + gone):
+        example = data.skipped.examples[NOT_FOUND][0]
+        raise InputError(
+            f"{data.description}: {gone} of {len(data) + gone} pictures are missing (e.g. {example}), more than "
+            f"max_bad = {max_bad:.0%}; put them there, or raise max_bad"
+        )
 
 
 def model_words(settings: Mapping[str, Any]) -> dict[str, Any]:

@@ -19,7 +19,7 @@ from PIL import Image
 from torch import Tensor
 
 from hetcl.downstream import masks
-from hetcl.downstream.objects import DetectionSet, SegmentationSet
+from hetcl.downstream.objects import DetectionSet, SegmentationSet, Truth
 from hetcl.draws import Key, generator, permute
 from hetcl.errors import InputError
 from hetcl.types import BadPicture, BadRecord
@@ -147,13 +147,13 @@ class DetectionExamples:
         return self.data.truth(int(self.pictures[index])).name
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
-        """Crowds are left out, boxes cut to the picture, and objects of which nothing is left are dropped."""
+        """Crowds are left out, boxes cut to the picture, and objects that cannot be learned from are dropped."""
         picture = int(self.pictures[index])
         pixels, truth = self.data.picture(picture), self.data.truth(picture)
         flip, short = rng.random() < self.flip_p, int(rng.choice(self.min_size))
         height, width = pixels.shape[:2]
         boxes = np.clip(truth.boxes, 0, [width, height, width, height]).reshape(-1, 4)
-        keep = ~truth.crowd & (boxes[:, 2] > boxes[:, 0] + 1e-5) & (boxes[:, 3] > boxes[:, 1] + 1e-5)
+        keep = usable(truth, masks=self.masks)
         bitmaps = None
         if self.masks:
             bitmaps = _bitmaps(truth.segments, keep, (height, width))
@@ -173,6 +173,20 @@ class DetectionExamples:
         if bitmaps is not None:
             target["masks"] = torch.from_numpy(np.ascontiguousarray(bitmaps))
         return _tensor(pixels), target
+
+
+def usable(truth: Truth, *, masks: bool) -> np.ndarray:
+    """Which objects of a picture can be learned from: bool ``[n]``.
+
+    No crowds, no boxes with less than a hundredth of a pixel inside the picture, and with ``masks`` none without one.
+    """
+    height, width = truth.size
+    boxes = np.clip(truth.boxes, 0, [width, height, width, height]).reshape(-1, 4)
+    keep = ~truth.crowd & ((boxes[:, 2:] - boxes[:, :2]) > 0.01).all(axis=1)
+    if masks:
+        found = truth.segments or (None,) * len(keep)
+        keep &= np.array([segment is not None for segment in found], bool)
+    return keep
 
 
 def _bitmaps(segments: Any, keep: np.ndarray, size: tuple[int, int]) -> np.ndarray:

@@ -40,6 +40,7 @@ class Finetune:
 
     name = "finetune"
     lr_setting = "lr"
+    slow_evaluation = True
 
     def __init__(
         self,

@@ -24,7 +24,13 @@ _OF_KIND = {
     "lvis": ("box", "mask", (*_COCO, "ap_r", "ap_c", "ap_f")),
     "voc": ("box", "", ("ap", "ap50", "ap75")),
 }
-_NAMES = {"miou": "mIoU", "iou": "IoU", "pixel_accuracy": "pixel accuracy", "mean_accuracy": "mean accuracy"}
+_NAMES = {
+    "accuracy": "accuracy",
+    "miou": "mIoU",
+    "iou": "IoU",
+    "pixel_accuracy": "pixel accuracy",
+    "mean_accuracy": "mean accuracy",
+}
 
 
 def figure_names(data: Any, model: str) -> tuple[str, ...]:

@@ -53,7 +53,7 @@ class _Stage:
         channels_last: bool,
         knn_every: int,
     ) -> None:
-        self.lr_setting = f"{name}.lr"
+        self.lr_setting, self.slow_evaluation = f"{name}.lr", False
         self.name, self.fabric, self.loader, self.photometric = name, fabric, loader, photometric
         self._evaluate, self._on_bad = evaluate, on_bad
         self.epochs, self.steps_per_epoch, self.images_per_step = epochs, loader.steps_per_epoch, batch

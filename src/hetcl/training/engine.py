@@ -40,6 +40,8 @@ class Task(Protocol):
     steps_per_epoch: int
     images_per_step: int
     """Pictures in a step over all ranks."""
+    slow_evaluation: bool
+    """Whether an evaluation takes so long, or fails so easily, that the state is saved before it, too."""
     optimizer: torch.optim.Optimizer
 
     def batches(self, epoch: int, start: int) -> Iterator[Any]:
@@ -228,6 +230,8 @@ class Loop:
                 self._stopped(signal)
             waiting_since = time.monotonic()
         self._check_finite()
+        if task.slow_evaluation and self.epoch < task.epochs:
+            self.save()  # whatever becomes of the evaluation, the training is kept
         self.epoch, self.step = self.epoch + 1, 0
         task.before_save()
         speed = watch.take(task.images_per_step)

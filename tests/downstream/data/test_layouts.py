@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from hetcl.downstream.data import open_detection, open_segmentation
+from hetcl.downstream.data.voc_maps import VOC_CLASSES
 from hetcl.downstream.masks import bitmap
 from hetcl.downstream.objects import DetectionSet, SegmentationSet
 from hetcl.images.scenes import CLASSES, Scene
@@ -210,7 +211,13 @@ def test_voc_pixels_train_aug(tmp_path: Path) -> None:
 
 def test_voc_pixels_number_of_classes(tmp_path: Path) -> None:
     layouts.write_voc(tmp_path, devkit=False, names=False)
-    assert len(open_segmentation(f"voc:{tmp_path}", "train").classes) == 21
+    assert open_segmentation(f"voc:{tmp_path}", "train").classes == tuple(f"class {i}" for i in range(11))
+    for xml in tmp_path.rglob("*.xml"):
+        for number, name in enumerate(layouts.VOC_NAMES):
+            xml.write_text(
+                xml.read_text().replace(f"<name>{name}</name>", f"<name>{VOC_CLASSES[number + 1]}</name>")
+            )
+    assert open_segmentation(f"voc:{tmp_path}", "train").classes == VOC_CLASSES
     assert open_segmentation(f"voc:{tmp_path}", "val").classes[20] == "tvmonitor"
     # Values of either split count for both.
     path = tmp_path / "VOC2012" / "SegmentationClass" / "train_000003.png"

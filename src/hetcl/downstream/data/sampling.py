@@ -8,7 +8,9 @@ from hetcl.downstream.data.packed import PackedDetection
 from hetcl.downstream.objects import DetectionSet
 
 
-def repeat_factors(data: DetectionSet, threshold: float = 0.001) -> np.ndarray:
+def repeat_factors(
+    data: DetectionSet, threshold: float = 0.001, *, pictures: np.ndarray | None = None
+) -> np.ndarray:
     """LVIS's repeat factors (Gupta et al., 2019, appendix B.2).
 
     A class c that is in a share f_c of the pictures has the factor max(1, sqrt(threshold / f_c)); a picture has the
@@ -16,18 +18,20 @@ def repeat_factors(data: DetectionSet, threshold: float = 0.001) -> np.ndarray:
 
     Args:
         threshold: share of the pictures below which a class is repeated.
+        pictures: those that are trained on, int64 ``[N]``; None: all.
 
     Returns:
         float64 ``[N]``, each at least 1.
     """
+    chosen = np.arange(len(data)) if pictures is None else pictures
 
     def labels(index: int) -> np.ndarray:
         return data.labels(index) if isinstance(data, PackedDetection) else data.truth(index).labels
 
-    present = [np.unique(labels(i)) for i in range(len(data))]
-    pictures = np.zeros(len(data.classes))
+    present = [np.unique(labels(int(i))) for i in chosen]
+    seen = np.zeros(len(data.classes))
     for classes in present:
-        pictures[classes] += 1
-    share = np.maximum(pictures, 1) / max(len(data), 1)
+        seen[classes] += 1
+    share = np.maximum(seen, 1) / max(len(chosen), 1)
     factor = np.maximum(1.0, np.sqrt(threshold / share))
     return np.array([factor[classes].max(initial=1.0) for classes in present])

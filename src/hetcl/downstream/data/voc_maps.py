@@ -6,6 +6,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import numpy as np
@@ -28,8 +29,8 @@ _LOOKED_AT = 500
 def voc_segmentation(root: Path, split: str) -> MapSet:
     """Open VOC's pixels, of the newest year that has them.
 
-    Classes: the lines of ``ROOT/classes.txt`` (the first is value 0); else VOC's 21 where no value is above 20; else as
-    many as there are values. Raises ``InputError``.
+    Classes: the lines of ``ROOT/classes.txt`` (the first is value 0); else VOC's 21 where no value is above 20 and the
+    set's XML files name VOC's things alone; else as many as there are values. Raises ``InputError``.
     """
     year = years(root, "ImageSets/Segmentation")[-1]
     lists = {name: _list(root, year, name) for name in ("train", "val")}
@@ -40,7 +41,8 @@ def voc_segmentation(root: Path, split: str) -> MapSet:
     pairs = _pairs(files, lists[split] or [], split, skipped)
     others = _pairs(files, lists["val"] or [], "val", Skipped()) if split == "train" else []
     others += _pairs(files, lists["train"] or [], "train", Skipped()) if split == "val" else []
-    classes = _classes(root, [label_map for _, label_map in sorted(pairs + others)])
+    of_voc = _of_voc(root / path_of(year, "Annotations", ""))
+    classes = _classes(root, [label_map for _, label_map in sorted(pairs + others)], of_voc)
     return MapSet("voc", classes, root, pairs, f"{root / year} ({split})", skipped)
 
 
@@ -71,7 +73,17 @@ def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> 
     return found
 
 
-def _classes(root: Path, maps: list[str]) -> tuple[str, ...]:
+def _of_voc(folder: Path) -> bool:
+    """Whether the things in a set are VOC's, by its XML files: all names in some of them, and there are any."""
+    files = sorted(folder.glob("*.xml"))
+    named: set[str] = set()
+    for xml in files[:: -(-len(files) // _LOOKED_AT)] if files else []:
+        text = xml.read_text(encoding="utf-8", errors="replace")
+        named |= set(re.findall(r"<object>\s*<name>\s*([^<]*?)\s*</name>", text))
+    return bool(named) and named <= set(VOC_CLASSES)
+
+
+def _classes(root: Path, maps: list[str], of_voc: bool) -> tuple[str, ...]:
     """Names of the classes. The maps are those of both splits, so that both have the same classes."""
     path = root / "classes.txt"
     names: tuple[str, ...] = ()
@@ -86,7 +98,7 @@ def _classes(root: Path, maps: list[str]) -> tuple[str, ...]:
                 f"{path}: names {len(names)} classes, the first being value 0; {where} holds the value {top}"
             )
         return names
-    if top < len(VOC_CLASSES):
+    if of_voc and top < len(VOC_CLASSES):
         return VOC_CLASSES
     top, _ = _highest(root, maps)
     return tuple(f"class {i}" for i in range(top + 1))

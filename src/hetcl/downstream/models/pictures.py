@@ -72,7 +72,18 @@ class Scaling(GeneralizedRCNNTransform):
             image = F.interpolate(image[None], new, mode="bilinear", align_corners=False, antialias=True)[0]
         if target is not None:
             target["boxes"] = resize_boxes(target["boxes"], list(size), list(new))
+            self._drop_slivers(target)
         return image, target
+
+    @staticmethod
+    def _drop_slivers(target: dict[str, Tensor]) -> None:
+        """Leave out objects whose box has no width or height in the numbers it is now written in."""
+        boxes = target["boxes"]
+        keep = ((boxes[:, 2:] - boxes[:, :2]) > 1e-5).all(dim=1)
+        if not bool(keep.all()):
+            for name in ("boxes", "labels", "masks"):
+                if name in target:
+                    target[name] = target[name][keep]
 
     def postprocess(
         self,
