@@ -131,7 +131,7 @@ def test_a_fine_tuned_run_is_no_encoder(
         "export",
         str(run / "backbone.safetensors"),
         "--format",
-        "torchvision",
+        "timm",
         "--out",
         str(tmp_path / "b.pth"),
     ]
