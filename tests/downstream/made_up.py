@@ -14,7 +14,7 @@ from hetcl.types import BadPicture
 FINETUNE = (
     "--batch 2 --base_batch 2 --steps 4 --milestones 3 --warmup 1 --lr 0.01 --min_size 48,64 --test_size 64 "
     "--max_size 96 --anchor_scale 0.25 --regions 16 --test_proposals 20 --detections 10 --evaluations 2 --log_every 1 "
-    "--checkpoint_every 1 --norm tuned --crop 48 --workers 0 --threads 1 --device cpu"
+    "--checkpoint_every 1 --precise_bn 0 --norm tuned --crop 48 --workers 0 --threads 1 --device cpu"
 ).split()
 
 

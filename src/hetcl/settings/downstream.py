@@ -47,8 +47,9 @@ class FinetuneSettings(MachineSettings):
     or frozen."""
     inherit_fpn: bool = False
     """Start the FPN's laterals from the spatial branch's (paper section 4.3.2), which must have 256 channels."""
-    precise_bn: int = 0
-    """Batches over which batch norm's statistics are measured anew at the end (PreciseBN); 0: they stay as they are."""
+    precise_bn: int = 200
+    """Batches over which batch norm's statistics are measured anew at the end (PreciseBN, which MoCo's settings switch
+    on; 200 is detectron2's number); 0: they stay as they are."""
     batch: int = 16
     """Pictures in a step, over all devices."""
     base_batch: int = 16
