@@ -132,7 +132,7 @@ class DetectionSet(Protocol):
         ...
 
     def picture(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W, 3]``, RGB, as stored (no EXIF turn: annotations are of the stored pixels).
+        """uint8 ``[H, W, 3]``, RGB, as annotated: as stored, or turned by EXIF where only that has the right size.
 
         Raises:
             hetcl.types.BadPicture: it cannot be read, or has another size than the annotations say.

@@ -44,7 +44,7 @@ class Picture:
         width, height: size of the upright original in pixels.
     """
 
-    def __init__(self, data: bytes | np.ndarray, max_pixels: int) -> None:
+    def __init__(self, data: bytes | np.ndarray, max_pixels: int, *, upright: bool = True) -> None:
         self._data = data
         self._max_pixels = max_pixels
         self._header: Image.Image | None = None
@@ -55,7 +55,7 @@ class Picture:
             self.height, self.width = data.shape[:2]
             return
         self._header = _open(data, max_pixels)
-        self._turn = _orientation(self._header, data)
+        self._turn = _orientation(self._header, data) if upright else 1
         self.width, self.height = self._header.size
         if self._turn in _SIDEWAYS:
             self.width, self.height = self.height, self.width
@@ -98,18 +98,19 @@ class Picture:
         return np.asarray(self.image(reduce))
 
 
-def open_picture(sample: Sample | bytes, *, max_pixels: int = MAX_PIXELS) -> Picture:
+def open_picture(sample: Sample | bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Picture:
     """Read a picture's header.
 
     Args:
         sample: a sample of a source, or the bytes of an image file.
         max_pixels: width times height above which the picture is refused, undecoded. (Pillow itself refuses,
             above twice ``PIL.Image.MAX_IMAGE_PIXELS``, what is not a JPEG.)
+        upright: turn it as its EXIF orientation says; otherwise it stays as it is stored.
 
     Raises:
         BadPicture: empty, not a picture, damaged header, no pixels, or too many.
     """
-    return Picture(sample if isinstance(sample, bytes) else sample.data, max_pixels)
+    return Picture(sample if isinstance(sample, bytes) else sample.data, max_pixels, upright=upright)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:

@@ -42,6 +42,14 @@ def test_exif_does_not_turn_a_picture(tmp_path: Path, images: Path) -> None:
     assert (one_picture(tmp_path).picture(0) == pixels).all()
 
 
+def test_exif_turns_a_picture_that_was_annotated_upright(tmp_path: Path, images: Path) -> None:
+    upright = np.random.default_rng(0).integers(0, 256, (H, W, 3), dtype=np.uint8)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # stored lying on its side: to be turned clockwise
+    Image.fromarray(np.ascontiguousarray(np.rot90(upright))).save(images / "a.png", exif=exif)
+    assert (one_picture(tmp_path).picture(0) == upright).all()
+
+
 def test_gray_and_sixteen_bits(tmp_path: Path, images: Path) -> None:
     gray = (gradient() // 257).astype(np.uint8)
     Image.fromarray(gray).save(images / "a.png")

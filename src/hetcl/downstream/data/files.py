@@ -43,7 +43,8 @@ class Files:
 
 
 def read_picture(root: str, name: str, size: tuple[int, int] | None) -> np.ndarray:
-    """The pixels of a picture as stored (no EXIF turn).
+    """The pixels of a picture as they are annotated: as stored, or, where that has another size than the annotations
+    and the upright picture has theirs, turned as its EXIF orientation says.
 
     Args:
         root, name: folder, and path below it.
@@ -55,8 +56,12 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None) -> np.ndarr
     Raises:
         BadPicture: it cannot be read, or has another size.
     """
-    picture = open_picture(_bytes(os.path.join(root, name)))
-    picture._turn = 1  # annotations are of the pixels as stored
+    data = _bytes(os.path.join(root, name))
+    picture = open_picture(data, upright=False)
+    if size is not None and (picture.height, picture.width) != size:
+        upright = open_picture(data)
+        if (upright.height, upright.width) == size:
+            picture = upright
     pixels = np.array(picture.image())
     if size is not None and pixels.shape[:2] != size:
         raise BadPicture(f"{_by(pixels.shape[:2])} pixels, the annotations are of {_by(size)}")
