@@ -188,8 +188,8 @@ class Pairs:
     ) -> tuple[int, int]:
         """Decode a picture once and cut all its views; returns its width and height. Raises ``BadPicture``."""
         sample = self.source.sample(index)
-        limit = {} if self.max_pixels is None else {"max_pixels": self.max_pixels}
-        picture = open_picture(sample, **limit)
+        most = self.max_pixels
+        picture = open_picture(sample) if most is None else open_picture(sample, max_pixels=most)
         plane = picture.width, picture.height
         chosen = {cut: [crops.box_from(d, *plane, *cut) for d in draws] for cut in boxes}
         scaled: dict[int, np.ndarray] = {}  # by reduction, which must not depend on what else is asked for
