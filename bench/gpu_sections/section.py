@@ -60,13 +60,14 @@ class Section:
         """A row of what ``work`` finds, or of why it could not: no time, no memory, an error.
 
         Args:
-            cap: most seconds it may take; it is left out when the section has less than a third of that left.
+            cap: most seconds it may take on a GPU; it is left out when the section has less than a third of that left.
             **known: values that the row has in any case.
 
         Returns:
             whether it was found.
         """
-        if self.left < cap / 3:
+        cap *= 20 if self.toy else 1  # a rehearsal is about the code
+        if self.left < min(cap / 3, 20):
             self.row(name, **known, skipped=f"{max(0.0, self.left):.0f} s left")
             return False
         began = time.monotonic()
