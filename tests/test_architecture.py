@@ -46,6 +46,7 @@ DATA = {"recipes"}
 
 ENTRIES = {
     "pretrain.run",
+    "pretrain.build",
     "pretrain.plan",
     "pretrain.demo",
     "pretrain.doctor",

@@ -8,70 +8,100 @@ from __future__ import annotations
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from lightning_fabric import Fabric
 
 from hetcl.errors import InputError
 from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
+from hetcl.pretrain.build import build_model, build_task
 from hetcl.pretrain.monitors import some_pictures
 from hetcl.runs.folder import machine
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
+from hetcl.training.devices import choose_kernels, device_name, make_fabric, precision_on
 from hetcl.training.progress import count, duration
-from hetcl.types import BadPicture, Source
+from hetcl.types import BadPicture, Source, ViewBatch, ViewPolicy
+from hetcl.views import photometric
 
 SAMPLES = 64
 """Pictures that are opened to judge the data."""
 
 
-def step_seconds(
-    model: nn.Module, *, images: int, size: int, device: torch.device, bf16: bool = False
-) -> float:
-    """Seconds for ``images`` pictures through a training step: query forward and backward, key forward.
+@dataclass(frozen=True)
+class Pace:
+    """What a real step took on this device."""
 
-    The second of two tries counts; the first one warms up. The model's statistics move: give one made for this.
+    images_per_second: float
+    """Over all ranks; 0 where the step does not fit into the memory."""
+    memory: int
+    """Bytes that PyTorch held at most, on a GPU; 0 elsewhere."""
+
+    def seconds(self, images: int) -> float:
+        """How long that many images take."""
+        return images / self.images_per_second if self.images_per_second else float("inf")
+
+
+class _OneBatch:
+    """A loader that gives one batch of noise for ever, so that the step alone is timed."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, policy: ViewPolicy, *, images: int, size: int, views: int) -> None:
+        noise, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+        colour = np.stack([photometric.draw(policy, rng) for _ in range(views * images)])
+        self.batch = ViewBatch(
+            images=torch.randint(256, (views, images, 3, size, size), generator=noise, dtype=torch.uint8),
+            boxes=torch.zeros(views, images, 4),
+            sizes=torch.ones(images, 2),
+            colour=torch.from_numpy(colour).reshape(views, images, -1),
+            index=torch.arange(images),
+            label=torch.zeros(images, dtype=torch.int64),
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ViewBatch]:
+        while True:
+            yield self.batch
+
+    def close(self) -> None:
+        pass
+
+
+def measure_step(
+    settings: Settings, stage: StageSettings, *, fabric: Fabric, classes: int | None = None
+) -> Pace:
+    """Time a stage's real step: views, both encoders, loss, queue and optimiser, on noise. Called on every rank.
+
+    A GPU takes the recipe's batch; a CPU, where a batch may take minutes, 16 images at most. The first steps warm up.
     """
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.zeros(images, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    seconds = 0.0
-    for _ in range(2):
-        _wait(device)
-        began = time.monotonic()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            out = model(x)
-            parts = list(out.values()) if isinstance(out, dict) else [out]
-            torch.stack([p.float().mean() for p in parts]).sum().backward()
-            with torch.no_grad():
-                model(x)
-        _wait(device)
-        seconds = time.monotonic() - began
-    model.zero_grad()
-    return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def expected_seconds(
-    model: nn.Module,
-    stage: StageSettings,
-    *,
-    settings: Settings,
-    pictures: int,
-    device: torch.device,
-    bf16: bool,
-    ranks: int = 1,
-) -> float:
-    """About how long a stage takes on ``ranks`` devices like this one, by timing a few pictures."""
-    some = max(2, min(settings.batch // settings.groups, 16 if device.type == "cpu" else 256))
-    each = step_seconds(model, images=some, size=settings.size, device=device, bf16=bf16) / some
-    return each * pictures * stage.epochs / ranks
+    cuda, ranks, s = fabric.device.type == "cuda", fabric.world_size, settings
+    if not cuda:
+        group = min(16, s.batch // s.groups)
+        groups = ranks * min(max(1, 16 // group), max(1, s.groups // ranks))
+        s = replace(s, batch=group * groups, groups=groups, accumulate=1)
+    views = 1 if stage.method == "supervised" else 2
+    loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views)
+    seconds = []
+    try:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(fabric.device)
+        model = build_model(s, stage, classes)
+        task = build_task(s, "trial", stage, model, fabric=fabric, loader=loader)  # type: ignore[arg-type]
+        batches = task.batches(0, 0)
+        for step in range(8 if cuda else 2):
+            began = time.monotonic()
+            task.step(next(batches), step)
+            if cuda:
+                torch.cuda.synchronize(fabric.device)
+            seconds.append(time.monotonic() - began)
+    except torch.OutOfMemoryError:
+        return Pace(0, torch.cuda.max_memory_allocated(fabric.device))
+    memory = torch.cuda.max_memory_allocated(fabric.device) if cuda else 0
+    return Pace(s.batch / float(np.median(seconds[3 if cuda else 1 :])), memory)
 
 
 def doctor(
@@ -176,37 +206,50 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
 
 
 def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: list[str]) -> None:
-    """What a recipe costs here."""
-    from hetcl.model.build import build_embedding
+    """What a recipe costs here, from real steps."""
     from hetcl.model.embedding import cost_of
 
-    device = torch.device(
-        "cuda" if settings.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
+    fabric = make_fabric(
+        device=settings.device, devices=1, precision=settings.precision, threads=settings.threads
     )
-    bf16 = device.type == "cuda" and settings.precision in ("auto", "bf16")
+    choose_kernels(deterministic=settings.deterministic)
     pictures = len(source) if source else 1_281_167
+    classes = len(source.classes or ("",)) if source else 1000
     print(
         f"recipe    {recipe}: {settings.backbone} at {settings.size} pixels, "
         f"batch {settings.batch} in {settings.groups} groups"
     )
+    print(
+        f"device    {device_name(fabric.device)}, {precision_on(settings.precision, fabric.device.type)}: "
+        "timing a step of each stage ..."
+    )
     total = 0.0
     for name, stage in stages_of(settings).items():
-        model = build_embedding(
-            stage.method, settings.backbone, seed=0, semantic_dim=settings.semantic.dim, side=settings.spatial.side,
-            width=settings.spatial.width, fused=settings.spatial.fused,
-            classes=len(source.classes or ("",)) if source else 1000,
-        )  # fmt: skip
+        model = build_model(settings, stage, classes)
         cost = cost_of(model, 1, 3, settings.size, settings.size)
-        seconds = expected_seconds(
-            model, stage, settings=settings, pictures=pictures, device=device, bf16=bf16
-        )
-        total += seconds
+        pace = measure_step(settings, stage, fabric=fabric, classes=classes)
+        total += pace.seconds(pictures * stage.epochs)
         print(
             f"          {name}: {stage.method}, {count(stage.epochs, 'epoch')}, {cost.parameters / 1e6:.1f} M weights, "
-            f"{cost.multiply_adds / 1e9:.2f} G multiply-adds a view: about {duration(seconds)}"
+            f"{cost.multiply_adds / 1e9:.2f} G multiply-adds a view"
         )
+        if not pace.images_per_second:
+            warnings.append(
+                f"{name}: a batch of {settings.batch} does not fit into this GPU's memory; try --accumulate 2 "
+                "(the same numbers in two pieces) or a smaller batch"
+            )
+            continue
+        memory = f", {pace.memory / 2**30:.1f} GiB of GPU memory" if pace.memory else ""
+        print(
+            f"          {pace.images_per_second:.0f} images/s{memory}: "
+            f"about {duration(pace.seconds(pictures * stage.epochs))}"
+        )
+    if total == float("inf"):
+        return
     of = "this data" if source else "ImageNet's 1.28 million pictures (give --data for yours)"
-    print(f"          in all about {duration(total)} on one such device for {of}")
+    print(
+        f"          in all about {duration(total)} on one such device for {of}, if the images are read as fast"
+    )
     if total > 86400:
         warnings.append(
             f"this recipe would take about {duration(total)} here; `--recipe small` is made for one small machine"

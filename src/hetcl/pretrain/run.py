@@ -14,13 +14,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetcl.contrast.queue import KeyQueue
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source, open_validation
-from hetcl.model.build import build_embedding
-from hetcl.model.momentum import MomentumPair
-from hetcl.pretrain import monitors, stages
-from hetcl.pretrain.doctor import expected_seconds
+from hetcl.pretrain import monitors
+from hetcl.pretrain.build import DTYPES, build_model, build_task
+from hetcl.pretrain.doctor import measure_step
 from hetcl.pretrain.knn_check import KnnCheck
 from hetcl.pretrain.plan import Plan, absolute_data, common_window, fit, new_plan, resumed_plan
 from hetcl.pretrain.rehearse import rehearse
@@ -32,16 +30,14 @@ from hetcl.settings import (
     to_dict,
 )
 from hetcl.training.bad_pictures import BadPictures
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import choose_kernels, device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.facts import input_facts
 from hetcl.weights.sources import Weights, install, read_weights
-
-DTYPES = {"fp64": torch.float64}
 
 
 def pretrain(
@@ -124,6 +120,7 @@ class Run:
             batch=s.batch,
             groups=s.groups,
         )
+        choose_kernels(deterministic=s.deterministic)
         self.window = common_window(plan, self.source, self.fabric)
         self.settings, self.told = fit(s, self.source, self.fabric.world_size)
         self.main = self.fabric.global_rank == 0
@@ -179,7 +176,7 @@ class Run:
                 )
 
             def build(stage: StageSettings = stage, weights: Weights | None = init) -> nn.Module:
-                model = self._embedding(stage)
+                model = self._model(stage)
                 if weights is not None:
                     install(model, weights.query, weights.origin, arch=weights.arch)
                 return model
@@ -243,7 +240,7 @@ class Run:
         self.reporter.note(f"window    {self.window} (pictures mixed at a time; 0: all)")
         for line in self.told:
             self.reporter.warn(line)
-        if self.main and not self.resume:
+        if not self.resume:  # every rank takes part
             self._foretell(todo)
         if s.knn.every and self.source.classes is None:
             say("no labels in the data, so no kNN check; accuracy within the batch is the figure to watch")
@@ -253,91 +250,67 @@ class Run:
         n, s = len(self.source), self.settings
         if n * sum(stage.epochs for stage in todo.values()) < 100_000:
             return
-        bf16 = precision_on(s.precision, self.fabric.device.type) == "bf16"
+        classes = None if self.source.classes is None else len(self.source.classes)
         seconds = sum(
-            expected_seconds(
-                self._embedding(stage),
-                stage,
-                settings=s,
-                pictures=n,
-                device=self.fabric.device,
-                bf16=bf16,
-                ranks=self.fabric.world_size,
-            )
+            measure_step(s, stage, fabric=self.fabric, classes=classes).seconds(n * stage.epochs)
             for stage in todo.values()
         )
+        if self.fabric.device.type == "cuda":
+            torch.cuda.empty_cache()
         if seconds > 86400:
             self.reporter.warn(
                 f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes on; "
                 "`--recipe small` is made for one small machine"
+                if seconds < float("inf")
+                else f"a batch of {s.batch} does not fit into this GPU's memory; try --accumulate 2 (the same numbers "
+                "in two pieces) or a smaller batch"
             )
 
     # ---- one stage -----------------------------------------------------------------------------------------------
 
-    def _embedding(self, stage: StageSettings) -> nn.Module:
-        s = self.settings
-        return build_embedding(
-            stage.method,
-            s.backbone,
-            seed=s.seed,
-            semantic_dim=s.semantic.dim,
-            side=s.spatial.side,
-            width=s.spatial.width,
-            fused=s.spatial.fused,
-            classes=len(self.source.classes) if self.source.classes is not None else None,
+    def _model(self, stage: StageSettings) -> nn.Module:
+        return build_model(
+            self.settings, stage, None if self.source.classes is None else len(self.source.classes)
         )
 
     def _task(self, name: str, stage: StageSettings, before: Weights | None) -> Task:
         """The stage with its initial weights: random, or query and key encoder from ``before``."""
         s, fabric = self.settings, self.fabric
-        model = self._embedding(stage)
+        model = self._model(stage)
         if before is not None:
             for line in install(model, before.query, before.origin):
                 self.reporter.say(f"{name}: {line}")
-        groups = max(1, s.groups // fabric.world_size)
-        dtype = DTYPES.get(s.precision, torch.float32)
-        common: dict[str, Any] = {
-            "fabric": fabric,
-            "loader": ViewLoader(
-                self.source,
-                policy=stage.views,
-                size=s.size,
-                batch=s.batch,
-                seed=s.seed,
-                stage=name,
-                views=1 if stage.method == "supervised" else 2,
-                rank=fabric.global_rank,
-                ranks=fabric.world_size,
-                workers=self.workers,
-                window=self.window,
-                pin=fabric.device.type == "cuda",
-            ),
-            "photometric": Photometric(stage.views, dtype=dtype),
-            "evaluate": self._knn_check().accuracy,
-            "on_bad": lambda batch: self.bad.see(len(batch.index), batch.bad),
-            "epochs": stage.epochs,
-            "batch": s.batch,
-            "seed": s.seed,
-            "accumulate": s.accumulate,
-            "channels_last": s.channels_last,
-            "knn_every": s.knn.every,
-            "lr": stage.lr,
-            "sgd_momentum": stage.sgd_momentum,
-            "weight_decay": stage.weight_decay,
-        }
-        if stage.method == "supervised":
-            return stages.Supervised(name, model=self._place(model), groups=groups, **common)
-        pair = MomentumPair(model, momentum=stage.key_momentum, groups=groups)
-        if before is not None and before.key is not None:
-            install(pair.key, before.key, before.origin)
-        queue = KeyQueue(stage.queue, model.dims, seed=s.seed)  # type: ignore[arg-type]
-        return stages.Contrast(
+        loader = ViewLoader(
+            self.source,
+            policy=stage.views,
+            size=s.size,
+            batch=s.batch,
+            seed=s.seed,
+            stage=name,
+            views=1 if stage.method == "supervised" else 2,
+            rank=fabric.global_rank,
+            ranks=fabric.world_size,
+            workers=self.workers,
+            window=self.window,
+            pin=fabric.device.type == "cuda",
+        )
+
+        def start_key(key: nn.Module) -> None:
+            if before is not None and before.key is not None:
+                install(key, before.key, before.origin)
+
+        if s.compile:
+            self.reporter.say(f"{name}: compiling in the first steps, about a minute")
+        return build_task(
+            s,
             name,
-            pair=self._place(pair),
-            queue=queue.to(fabric.device, dtype),
-            temperature=stage.temperature,
-            mask_own=s.mask_own,
-            **common,
+            stage,
+            model,
+            fabric=fabric,
+            loader=loader,
+            start_key=start_key,
+            evaluate=self._knn_check().accuracy,
+            on_bad=lambda batch: self.bad.see(len(batch.index), batch.bad),
         )
 
     def _knn_check(self) -> KnnCheck:
@@ -347,16 +320,6 @@ class Run:
             size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
             dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last,
         )  # fmt: skip
-
-    def _place(self, module: Any) -> Any:
-        s = self.settings
-        module = module.to(self.fabric.device, DTYPES.get(s.precision, torch.float32))
-        if s.channels_last:
-            module = module.to(memory_format=torch.channels_last)
-        if s.compile:
-            for encoder in (module.query, module.key) if isinstance(module, MomentumPair) else (module,):
-                encoder.compile()
-        return module
 
     def _train(self, task: Task, stage: StageSettings, resumed: dict[str, Any] | None) -> None:
         s = self.settings

@@ -130,7 +130,9 @@ class Settings:
     channels_last: bool = True
     """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
     compile: bool = False
-    """Use torch.compile on both encoders."""
+    """Use torch.compile on both encoders: fewer passes over memory, for about a minute at the start."""
+    deterministic: bool = False
+    """Only GPU operations whose bits repeat, so that a resumed run equals an undisturbed one; somewhat slower."""
     threads: int = 0
     """Threads for computing on a CPU; 0 leaves PyTorch's choice. Bits repeat only for equal numbers."""
     log_every: int = 50

@@ -62,6 +62,20 @@ def make_fabric(
     return fabric
 
 
+def choose_kernels(*, deterministic: bool) -> None:
+    """For steps whose shapes stay the same: let cuDNN time its kernels once, or keep to those that repeat their bits.
+
+    Args:
+        deterministic: two equal runs on one GPU end in equal bits, at some cost in speed. An operation that cannot
+            do so raises RuntimeError.
+    """
+    if deterministic:
+        # cuBLAS reads it when it starts; PyTorch asks for it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+
+
 def precision_on(precision: str, device: str) -> str:
     """``auto`` settled for a kind of device: bf16 on a GPU that has it, else fp32."""
     if precision != "auto":
