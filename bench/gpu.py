@@ -5,7 +5,7 @@
     python bench/gpu.py --out DIR                      on a GPU, 8 minutes at most
     python bench/gpu.py --out DIR --toy                the same code on a CPU, small: a rehearsal of about a minute
     python bench/gpu.py --out DIR --only steps,detect  some sections, with all the time for them
-    bash bench/pack_gpu.sh ...                         what a GPU machine without network needs; prints the command for it
+    bash bench/pack_gpu.sh --photos P --shards S       for a GPU machine without network: packs, prints the command
 
 It runs from a bare checkout. Each section is a process of its own with its own time limit: one that fails or hangs
 takes nothing with it, and every row is in ``DIR/gpu.json`` as soon as it is found. ``DIR/gpu.md`` is the table for
@@ -59,6 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     args = parse(arguments)
     if args.child:
         return child(args)
+    args.minutes = args.minutes or (60.0 if args.toy else 8.0)
     wanted = args.only.split(",") if args.only else list(SECTIONS)
     unknown = [name for name in wanted if name not in SECTIONS]
     if unknown:
@@ -85,7 +86,9 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--out", help="folder for gpu.json, gpu.md and gpu.log; default bench/out/gpu")
     parser.add_argument("--only", help=f"sections, joined by commas: {', '.join(SECTIONS)}")
     parser.add_argument("--toy", action="store_true", help="rehearse on the CPU with small models")
-    parser.add_argument("--minutes", type=float, default=8.0, help="most it may take in all; default 8")
+    parser.add_argument(
+        "--minutes", type=float, help="most it may take in all; default 8, 60 for a rehearsal"
+    )
     parser.add_argument("--photos", help="folder of photographs (loader); else drawn scenes")
     parser.add_argument("--shards", help="DATA with labels, such as shards (train); else drawn scenes")
     parser.add_argument("--masks", help="DATASET with masks, such as coco:ROOT (train); else drawn scenes")
@@ -155,7 +158,8 @@ class Bench:
         """0, or 1 when something failed or was not equal."""
         sections = self.report["sections"]
         bad = [name for name, s in sections.items() if s["status"] != "done"]
-        unequal = [row["name"] for row in sections.get("correct", {}).get("rows", []) if row.get("ok") is False]
+        rows = sections.get("correct", {}).get("rows", [])
+        unequal = [row["name"] for row in rows if row.get("ok") is False or "error" in row]
         for what, names in (("not done", bad), ("not equal", unequal)):
             if names:
                 print(f"gpu: {what}: {', '.join(names)}", file=sys.stderr)
@@ -176,10 +180,14 @@ class Bench:
                 value = getattr(self.args, option)
                 words += [f"--{option}", value] if value else []
             command = [sys.executable, str(Path(__file__).resolve()), *words, *["--toy"] * self.args.toy]
+            threads = {"OMP_NUM_THREADS": "1"} if self.args.toy else {}  # small models gain nothing by more
             state = isolate.run(
-                command, rows=rows, log=self.out / "gpu.log", limit=limit, changed=changed
+                command, rows=rows, log=self.out / "gpu.log", limit=limit, changed=changed, env=threads
             )
-        print(f"gpu: {name} {state['status']} in {state['seconds']:.0f} s" + f" ({state['error']})" * bool(state["error"]))
+        print(
+            f"gpu: {name} {state['status']} in {state['seconds']:.0f} s"
+            + f" ({state['error']})" * bool(state["error"])
+        )
         isolate.write_atomic(self.out / "gpu.md", table.markdown(self.report))
         return state
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import functools
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode
 
 from gpu_sections.runs import Evaluated, Resumed
 from gpu_sections.section import Section
-from gpu_sections.stages import KINDS, batch_of, fabric_on, policy_of, stage_of
+from gpu_sections.stages import batch_of, deterministic, fabric_on, stage_of
 from hetcl.analysis.retrieval import first_in_first_out
 from hetcl.downstream.models import detector, segmenter
 from hetcl.images.scenes import ScenesSource
@@ -33,8 +34,9 @@ EXACT = 1e-9
 """Between two devices in float64: a few steps magnify rounding to about 1e-12."""
 SINGLE_VIEWS = 1e-4
 """Of views in fp32, in standard deviations of a channel."""
-LOSSES = {"fp32": 0.01, "bf16": 0.1}
-"""Of the loss (about 7 here) over 20 steps: rounding grows tenfold a step until two runs are two samples of one."""
+LOSSES = {"fp32": (2e-3, 0.1), "bf16": (0.05, 0.3)}
+"""Of the loss: in the first step, and in any of 20 (where it is 6: rounding grows tenfold a step until two runs are two
+samples of one). On a CPU, ResNet-18, batch 32: 3e-7 and 0.024, 0.003 and 0.093."""
 
 
 @dataclass(frozen=True)
@@ -66,25 +68,27 @@ class Scale:
 
 
 FULL = Scale("torchvision:resnet18", 64, 16, 8, 512, 2, 20, 224, (192, 256), 32, 1024, "inductor")
-TOY = Scale("timm:test_resnet", 32, 8, 4, 32, 2, 4, 48, (64, 64), 4, 64, "aot_eager")
+TOY = Scale("timm:test_resnet", 32, 8, 4, 32, 2, 2, 48, (64, 64), 4, 64, "aot_eager")
 
 
 def run(section: Section) -> None:
     """All checks; what is slow to compile and what runs beside come last."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # for deterministic products
     scale = TOY if section.toy else FULL
     kinds = [True] if section.toy else [False, True]
     beside = [*(Resumed(section, deterministic=d) for d in kinds), Evaluated(section)]
-    cases = [(k, g, a, last) for k in ("stage 1", "stage 2") for g, a in scale.splits for last in (False, True)]
-    for kind, groups, accumulate, last in cases[:: 3 if section.toy else 1]:
+    cases = [
+        (k, g, a, last) for k in ("stage 1", "stage 2") for g, a in scale.splits for last in (False, True)
+    ]
+    for kind, groups, accumulate, last in cases[:: 5 if section.toy else 1]:
         how = {"groups": groups, "accumulate": accumulate}
-        name = f"{KINDS[kind]}, groups {groups}, accumulate {accumulate}, {'channels last' if last else 'NCHW'}"
+        name = f"{kind}, groups {groups}, accumulate {accumulate}, {'channels last' if last else 'NCHW'}"
         section.attempt(name, lambda k=kind, h=how, c=last: steps(section, scale, k, h, c), cap=30)
     for policy in ("moco-v1", "moco-v2", "hcl"):
         section.attempt(f"views of {policy}", lambda p=policy: views(section, scale, p), cap=20)
-    for precision, limit in LOSSES.items():
-        section.attempt(
-            f"losses in {precision}", lambda p=precision, m=limit: drift(section, scale, p, m), cap=30
-        )
+    for precision in LOSSES:
+        section.attempt(f"losses in {precision}", lambda p=precision: drift(section, scale, p), cap=30)
+    section.attempt("operations", lambda: operations(section, scale), cap=20)
     for neck in ("fpn", "c4"):
         section.attempt(f"Mask R-CNN {neck}", lambda n=neck: detectors(section, scale, n), cap=30)
     section.attempt("FCN", lambda: segmenters(section, scale), cap=20)
@@ -130,7 +134,7 @@ def trajectory(
     """What there is after each step: logits, loss, queue, both encoders with their statistics."""
     stage = stage_of(
         kind, fabric=fabric_on(device, precision), precision=precision, backbone=scale.backbone, size=scale.size,
-        batch=scale.batch, queue=scale.queue, width=32, **how,
+        batch=scale.batch, queue=scale.queue, spatial={"side": scale.size // 16, "width": 32}, **how,
     )  # fmt: skip
     out = []
     for t in range(steps):
@@ -155,7 +159,9 @@ def trajectory(
 
 def steps(section: Section, scale: Scale, kind: str, how: dict[str, Any], last: bool) -> dict[str, Any]:
     """Some steps here and on the CPU, in float64."""
-    ours = trajectory(section.device, scale, kind, precision="fp64", steps=scale.steps, channels_last=last, **how)
+    ours = trajectory(
+        section.device, scale, kind, precision="fp64", steps=scale.steps, channels_last=last, **how
+    )
     theirs = on_the_cpu(scale, kind, **how)
     worst: dict[str, float] = {}
     for mine, cpu in zip(ours, theirs, strict=True):
@@ -187,14 +193,28 @@ def views(section: Section, scale: Scale, policy: str) -> dict[str, Any]:
     return {**row, "ok": row["ok"] and single < SINGLE_VIEWS, "fp32": single, "fp32_limit": SINGLE_VIEWS}
 
 
-def drift(section: Section, scale: Scale, precision: str, limit: float) -> dict[str, Any]:
+def drift(section: Section, scale: Scale, precision: str) -> dict[str, Any]:
     """Losses of some steps in a precision against float64."""
     made = {"groups": scale.groups, "steps": scale.drift}
     losses = [
         torch.stack([t["loss"] for t in trajectory(section.device, scale, "stage 2", precision=p, **made)])
         for p in (precision, "fp64")
     ]
-    return {**verdict({"loss": apart(*losses)}, limit), "first": apart(losses[0][:1], losses[1][:1])}
+    first, any_of = apart(losses[0][:1], losses[1][:1]), apart(*losses)
+    row = verdict({"loss": any_of}, LOSSES[precision][1])
+    return {
+        **row,
+        "ok": row["ok"] and first < LOSSES[precision][0],
+        "first": first,
+        "first_limit": LOSSES[precision][0],
+    }
+
+
+def operations(section: Section, scale: Scale) -> dict[str, Any]:
+    """Which operations of a step have no deterministic kernel here, if any."""
+    with deterministic() as objections:
+        trajectory(section.device, scale, "stage 2", precision="fp32", groups=scale.groups, steps=1)
+    return {"ok": not objections, "objections": objections}
 
 
 def compiled(section: Section, scale: Scale) -> dict[str, Any]:
@@ -248,11 +268,15 @@ def detectors(section: Section, scale: Scale, neck: str) -> dict[str, Any]:
             torch.stack(list(losses.values())).sum().backward()
             out = {name: loss.detach() for name, loss in losses.items()}
             out |= {
-                f"gradient of {n}": p.grad for n, p in here.named_parameters() if p.grad is not None and p.ndim == 4
+                f"gradient of {n}": p.grad
+                for n, p in here.named_parameters()
+                if p.grad is not None and p.ndim == 4
             }
             with torch.no_grad():
                 for i, found in enumerate(here.eval()(given)):
-                    out |= {f"{name} of picture {i}": value.to(torch.float64) for name, value in found.items()}
+                    out |= {
+                        f"{name} of picture {i}": value.to(torch.float64) for name, value in found.items()
+                    }
             return out
 
     return compared(all_of, section.device)
@@ -278,11 +302,19 @@ def segmenters(section: Section, scale: Scale) -> dict[str, Any]:
 def compared(all_of: Callable[[torch.device], dict[str, Tensor]], device: torch.device) -> dict[str, Any]:
     """What a device gives against the CPU, tensor by tensor; gradients relative to their largest value."""
     ours, theirs = all_of(device), all_of(torch.device("cpu"))
-    worst = {name: apart(ours[name], v) / max(1.0, float(v.abs().max()) if v.numel() else 1.0) for name, v in theirs.items()}
-    return {**verdict(worst, EXACT), "detections": sum(len(v) for n, v in theirs.items() if n.startswith("scores"))}
+    worst = {
+        name: apart(ours[name], v) / max(1.0, float(v.abs().max()) if v.numel() else 1.0)
+        for name, v in theirs.items()
+    }
+    return {
+        **verdict(worst, EXACT),
+        "detections": sum(len(v) for n, v in theirs.items() if n.startswith("scores")),
+    }
 
 
-def objects(count: int, height: int, width: int, *, most: int = 6) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
+def objects(
+    count: int, height: int, width: int, *, most: int = 6
+) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
     """Pictures of noise with some boxes and their masks, for detectors."""
     rng = np.random.default_rng(0)
     images = [torch.rand(3, height, width) for _ in range(count)]
@@ -319,7 +351,12 @@ def ranks(section: Section, scale: Scale) -> dict[str, Any]:
 
     def searched(vectors: list[np.ndarray], device: torch.device) -> np.ndarray:
         found = first_in_first_out(
-            *vectors, np.arange(len(vectors[0])), dims=model.dims, gallery=len(vectors[0]) // 2, batch=64, device=device
+            *vectors,
+            np.arange(len(vectors[0])),
+            dims=model.dims,
+            gallery=len(vectors[0]) // 2,
+            batch=64,
+            device=device,
         )
         return np.concatenate([f.rank.numpy() for _, f, _ in found])
 

@@ -20,7 +20,7 @@ from torchvision.models.segmentation import fcn_resnet50
 from gpu_sections import roof
 from gpu_sections.correct import objects
 from gpu_sections.section import Section, free
-from gpu_sections.stages import fabric_on
+from gpu_sections.stages import NoLoader, fabric_on, precision_for
 from gpu_sections.steps import memory
 from hetcl.downstream.build import build_model
 from hetcl.downstream.finetune import MODEL_WORDS
@@ -63,7 +63,7 @@ TOY = Scale("timm:test_resnet", "resnet18", (2,), 1, SMALL, (64, 64))
 def run(section: Section) -> None:
     """Each model: training steps, evaluation; ours, then torchvision's."""
     scale = TOY if section.toy else FULL
-    fabric = fabric_on(section.device, "bf16" if section.device.type == "cuda" else "fp32")
+    fabric = fabric_on(section.device, precision_for(section.device))
     for name, recipe in RECIPES.items():
         settings = resolve_finetune(recipe, scale.overrides)
         fcn = settings.model == "fcn"
@@ -71,7 +71,7 @@ def run(section: Section) -> None:
             given = pictures(settings, scale, batch)
             for whose, make in sides(name, settings, scale):
                 words = f"{name}, step of {batch}, {whose}"
-                section.attempt(words, lambda m=make, g=given: stepped(m(), g, fabric, settings, scale), cap=25)
+                section.attempt(words, lambda m=make, g=given: stepped(m(), g, fabric, scale), cap=25)
         for whose, make in sides(name, settings, scale):
             given = pictures(settings, scale, 1)
             words = f"{name}, evaluation, {whose}"
@@ -119,7 +119,9 @@ def pictures(settings: Any, scale: Scale, count: int) -> Batch:
     if settings.model == "fcn":
         side, classes = settings.crop, CLASSES["fcn"]
         labels = tuple({"labels": torch.randint(classes, (side, side))} for _ in range(count))
-        return Batch(tuple(torch.randint(256, (3, side, side), dtype=torch.uint8) for _ in range(count)), labels)
+        return Batch(
+            tuple(torch.randint(256, (3, side, side), dtype=torch.uint8) for _ in range(count)), labels
+        )
     images, targets = objects(count, *scale.picture, most=12)
     for i, target in enumerate(targets):
         target["boxes"] = target["boxes"].float()
@@ -127,13 +129,7 @@ def pictures(settings: Any, scale: Scale, count: int) -> Batch:
     return Batch(tuple((image * 255).to(torch.uint8) for image in images), tuple(targets))
 
 
-class NoLoader:
-    """In place of a loader: batches are given to the step by hand."""
-
-    def close(self) -> None: ...
-
-
-def stepped(model: nn.Module, given: Batch, fabric: Fabric, settings: Any, scale: Scale) -> dict[str, Any]:
+def stepped(model: nn.Module, given: Batch, fabric: Fabric, scale: Scale) -> dict[str, Any]:
     """A training step as a run makes it (torchvision's model goes through the same one)."""
     task = Finetune(
         model.to(fabric.device, memory_format=torch.channels_last), fabric=fabric, loader=NoLoader(), steps=1,

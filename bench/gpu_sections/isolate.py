@@ -27,6 +27,7 @@ def run(
     log: Path,
     limit: float,
     changed: Callable[[Mapping[str, Any]], None],
+    env: Mapping[str, str] = {},
 ) -> dict[str, Any]:
     """Run a section and collect what it finds.
 
@@ -35,7 +36,8 @@ def run(
         rows: lines of JSON.
         log: what it says goes there, behind what is there.
         limit: seconds after which it is ended, and all it has started.
-        changed: called with the section's state whenever there is something new.
+        changed: called with the section's state a few times a second.
+        env: added to its environment.
 
     Returns:
         ``{"status": "done" | "failed" | "out of time", "seconds", "limit", "rows", "error"}``.
@@ -46,8 +48,9 @@ def run(
     with open(log, "ab") as out, open(rows, encoding="utf-8") as lines:
         start = out.tell()
         process = subprocess.Popen(
-            command, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT, start_new_session=True
-        )
+            command, env={**os.environ, **env}, stdin=subprocess.DEVNULL, stdout=out, stderr=subprocess.STDOUT,
+            start_new_session=True,
+        )  # fmt: skip
         half = ""
         status: int | None = None
         try:

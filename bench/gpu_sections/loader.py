@@ -14,9 +14,10 @@ from PIL import Image
 
 from gpu_sections import roof
 from gpu_sections.section import Section
-from gpu_sections.stages import batch_of, fabric_on, policy_of, stage_of
+from gpu_sections.stages import batch_of, fabric_on, precision_for, settings_of, stage_of
 from hetcl.images.scenes import scene
 from hetcl.images.sources import open_source
+from hetcl.training.devices import choose_kernels
 from hetcl.types import Sample, Source
 from hetcl.views.loader import ViewLoader
 
@@ -89,7 +90,7 @@ def run(section: Section) -> None:
 
     def loader(workers: int, batch: int) -> ViewLoader:
         pin = section.device.type == "cuda"
-        how = {"policy": policy_of(KIND), "size": scale.size, "seed": 0, "stage": KIND}
+        how = {"policy": settings_of(KIND)[1].views, "size": scale.size, "seed": 0, "stage": KIND}
         return ViewLoader(source, batch=batch, workers=workers, pin=pin, **how)  # type: ignore[arg-type]
 
     def one_core() -> dict[str, Any]:
@@ -106,13 +107,14 @@ def run(section: Section) -> None:
 
     def alone() -> dict[str, Any]:
         made = loader(cores, scale.batch)
-        found = paced(made.epoch(0), lambda _: None, section.device, scale)
+        found = paced(made.epoch(0), lambda _: None, section.device, scale.seconds)
         made.close()
         return {"workers": cores, "images_per_second": found["images_per_second"]}
 
     def training(from_files: bool) -> dict[str, Any]:
         made = loader(cores, scale.batch) if from_files else None
-        fabric = fabric_on(section.device, "bf16" if section.device.type == "cuda" else "fp32")
+        fabric = fabric_on(section.device, precision_for(section.device))
+        choose_kernels(deterministic=False)
         stage = stage_of(
             KIND, fabric=fabric, backbone=scale.backbone, size=scale.size, batch=scale.batch, groups=scale.groups,
             queue=scale.queue, loader=made,
@@ -120,7 +122,7 @@ def run(section: Section) -> None:
         numbers = iter(range(10**9))
         ready = batch_of(KIND, batch=scale.batch, size=scale.size).to(section.device)
         batches = stage.batches(0, 0) if from_files else iter(lambda: ready, None)
-        found = paced(batches, lambda batch: stage.step(batch, next(numbers)), section.device, scale)
+        found = paced(batches, lambda batch: stage.step(batch, next(numbers)), section.device, scale.seconds)
         stage.close()
         if from_files:
             return {"workers": cores, **found}
@@ -134,7 +136,7 @@ def run(section: Section) -> None:
     section.attempt("training from files", lambda: training(True), cap=30)
 
 
-def paced(batches: Any, step: Callable[[Any], Any], device: torch.device, scale: Scale) -> dict[str, float]:
+def paced(batches: Any, step: Callable[[Any], Any], device: torch.device, seconds: float) -> dict[str, float]:
     """Images a second and the share of time spent waiting for batches, after some that warm up.
 
     The device is waited for only now and then, as in a run.
@@ -143,7 +145,7 @@ def paced(batches: Any, step: Callable[[Any], Any], device: torch.device, scale:
         step(next(batches))
     roof.wait(device)
     began, waited, images, steps = time.perf_counter(), 0.0, 0, 0
-    while time.perf_counter() - began < scale.seconds:
+    while time.perf_counter() - began < seconds:
         asked = time.perf_counter()
         batch = next(batches)
         waited += time.perf_counter() - asked

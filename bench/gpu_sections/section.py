@@ -70,6 +70,7 @@ class Section:
         if self.left < min(cap / 3, 20):
             self.row(name, **known, skipped=f"{max(0.0, self.left):.0f} s left")
             return False
+        print(f"... {name}", flush=True)
         began = time.monotonic()
         try:
             with at_most(min(cap, max(1.0, self.left))):

@@ -1,6 +1,6 @@
-"""The product's training steps on made-up batches: what ``steps``, ``loader`` and ``correct`` drive.
+"""The product's training steps on made-up batches: what ``steps``, ``loader``, ``correct`` and ``train`` drive.
 
-Shapes: V views, B images, H W pixels (``hetcl/types.py``).
+Shapes: V views, B images (``hetcl/types.py``).
 """
 
 from __future__ import annotations
@@ -9,41 +9,48 @@ import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from hetcl.contrast.queue import KeyQueue
-from hetcl.model.build import build_embedding
-from hetcl.model.momentum import MomentumPair
+from hetcl.pretrain.build import build_model, build_task
 from hetcl.pretrain.stages import Contrast, Supervised
+from hetcl.settings import Settings, StageSettings, resolve, stages_of
 from hetcl.training.devices import make_fabric
-from hetcl.types import ViewBatch, ViewPolicy
-from hetcl.views.photometric import Photometric, draw
+from hetcl.types import ViewBatch
+from hetcl.views.photometric import draw
 from hetcl.views.policies import POLICIES
 
 KINDS = {
-    "stage 1": "moco-v2",
-    "stage 2": "hcl",
-    "stage 2, vanilla": "hcl",
-    "supervised": "supervised",
+    "stage 1": ("hcl-r50", "stage1"),
+    "stage 2": ("hcl-r50", "stage2"),
+    "stage 2, vanilla": ("hcl-r50-vanilla", "stage2"),
+    "supervised": ("supervised-r50", "stage1"),
 }
-"""What is trained, and the product's method for it."""
-NO_COLOUR = POLICIES["crop"]
-DTYPES = {"fp64": torch.float64}
+"""What is trained: the recipe, and which of its stages."""
 CLASSES = 1000
 
 
-def policy_of(kind: str) -> ViewPolicy:
-    """How the views of a kind of training are drawn."""
-    return POLICIES[KINDS[kind]]
+def settings_of(kind: str, **overrides: Any) -> tuple[Settings, StageSettings]:
+    """Settings of a kind's recipe, and its stage."""
+    recipe, stage = KINDS[kind]
+    queue = overrides.pop("queue", None)
+    settings = resolve(recipe, overrides)
+    chosen = stages_of(settings)[stage]
+    return settings, replace(chosen, queue=queue) if queue else chosen
 
 
 def fabric_on(device: torch.device, precision: str) -> Fabric:
     """One device, as the product sets it up."""
     return make_fabric(device=device.type, devices=1, precision=precision, threads=0)
+
+
+def precision_for(device: torch.device) -> str:
+    """What a run takes: bf16 on a GPU."""
+    return "bf16" if device.type == "cuda" else "fp32"
 
 
 def batch_of(
@@ -55,9 +62,9 @@ def batch_of(
         pictures: how many pictures they are of, so that some come again; 0: each is one of its own.
     """
     generator = torch.Generator().manual_seed(seed)
-    views = 1 if kind == "supervised" else 2
     rng = np.random.default_rng(seed)
-    policy = NO_COLOUR if plain else policy_of(kind)
+    views = 1 if kind == "supervised" else 2
+    policy = POLICIES["crop"] if plain else settings_of(kind)[1].views
     colour = np.stack([[draw(policy, rng) for _ in range(batch)] for _ in range(views)])
     index = torch.randint(pictures, (batch,), generator=generator) if pictures else torch.arange(batch)
     return ViewBatch(
@@ -66,7 +73,7 @@ def batch_of(
         sizes=torch.full((batch, 2), float(size)),
         colour=torch.from_numpy(colour),
         index=index,
-        label=torch.randint(CLASSES, (batch,), generator=generator) if kind == "supervised" else None,
+        label=torch.randint(CLASSES, (batch,), generator=generator),
     )
 
 
@@ -75,23 +82,40 @@ class NoLoader:
 
     steps_per_epoch = 1
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[ViewBatch]:
-        yield from ()
-
     def close(self) -> None: ...
+
+
+def stage_of(
+    kind: str, *, fabric: Fabric, loader: Any = None, compiler: str | None = None, **overrides: Any
+) -> Contrast | Supervised:
+    """A stage as a run builds it, with its recipe's numbers unless said otherwise.
+
+    Args:
+        kind: one of ``KINDS``.
+        loader: where batches come from; None: they are given to ``step`` by hand.
+        compiler: backend of ``torch.compile`` for the encoders; None leaves them eager.
+        **overrides: of settings; ``queue`` is the stage's.
+    """
+    settings, stage = settings_of(kind, **overrides)
+    model = build_model(settings, stage, CLASSES)
+    task = build_task(settings, kind, stage, model, fabric=fabric, loader=loader or NoLoader())
+    if compiler:
+        encoders = [task.model] if isinstance(task, Supervised) else [task.pair.query, task.pair.key]
+        for encoder in encoders:
+            encoder.compile(backend=compiler)
+    return task
 
 
 @contextmanager
 def deterministic(on: bool = True) -> Iterator[list[str]]:
     """Inside, operations are deterministic where PyTorch can; gives the names of those where it cannot.
 
-    CUBLAS_WORKSPACE_CONFIG must be set before the first product of matrices. Memory is not filled for it.
+    CUBLAS_WORKSPACE_CONFIG must be set before the first product of matrices.
     """
     objections: list[str] = []
     if not on:
         yield objections
         return
-    torch.utils.deterministic.fill_uninitialized_memory = False
     torch.use_deterministic_algorithms(True, warn_only=True)
     try:
         with warnings.catch_warnings(record=True) as caught:
@@ -101,63 +125,3 @@ def deterministic(on: bool = True) -> Iterator[list[str]]:
             objections += sorted({found[1] for found in said if found})
     finally:
         torch.use_deterministic_algorithms(False)
-        torch.utils.deterministic.fill_uninitialized_memory = True
-
-
-def stage_of(
-    kind: str,
-    *,
-    fabric: Fabric,
-    backbone: str,
-    size: int,
-    batch: int,
-    groups: int,
-    queue: int,
-    precision: str = "fp32",
-    accumulate: int = 1,
-    channels_last: bool = True,
-    compiler: str | None = None,
-    loader: Any = None,
-    width: int = 256,
-    lr: float = 0.03,
-    key_momentum: float = 0.999,
-) -> Contrast | Supervised:
-    """A stage as a run builds it (``hetcl/pretrain/run.py``), with the published numbers unless said otherwise.
-
-    Args:
-        kind: one of ``KINDS``.
-        compiler: backend of ``torch.compile`` for the encoders; None leaves them eager.
-        loader: where batches come from; None: they are given to ``step`` by hand.
-    """
-    method, dtype = KINDS[kind], DTYPES.get(precision, torch.float32)
-    fused = kind != "stage 2, vanilla"
-    model = build_embedding(
-        method, backbone, seed=0, side=max(1, size // 16), width=width, fused=fused, classes=CLASSES
-    )
-    common: dict[str, Any] = {
-        "fabric": fabric,
-        "loader": loader or NoLoader(),
-        "photometric": Photometric(policy_of(kind), dtype=dtype),
-        "evaluate": lambda _: {},
-        "on_bad": lambda _: None,
-        "epochs": 1,
-        "batch": batch,
-        "seed": 0,
-        "accumulate": accumulate,
-        "channels_last": channels_last,
-        "knn_every": 0,
-        "lr": lr,
-        "sgd_momentum": 0.9,
-        "weight_decay": 1e-4,
-    }
-    pair = None if method == "supervised" else MomentumPair(model, momentum=key_momentum, groups=groups)
-    placed = (pair or model).to(fabric.device, dtype)
-    if channels_last:
-        placed = placed.to(memory_format=torch.channels_last)
-    if compiler:
-        for encoder in (pair.query, pair.key) if pair else (model,):
-            encoder.compile(backend=compiler)
-    if pair is None:
-        return Supervised(kind, model=placed, groups=groups, **common)
-    keys = KeyQueue(queue, model.dims, seed=0).to(fabric.device, dtype)
-    return Contrast(kind, pair=placed, queue=keys, temperature=0.2, mask_own=True, **common)

@@ -11,7 +11,7 @@ import itertools
 import os
 import statistics
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -21,7 +21,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from gpu_sections import roof
 from gpu_sections.section import Section, free
-from gpu_sections.stages import batch_of, deterministic, fabric_on, stage_of
+from gpu_sections.stages import batch_of, deterministic, fabric_on, precision_for, stage_of
 from hetcl.views.photometric import Photometric
 
 CLASSES = {
@@ -43,7 +43,7 @@ class Variant:
     channels_last: bool = True
     compiler: str | None = None
     benchmark: bool = True
-    """Of cuDNN: whether it times its kernels for each shape."""
+    """Of cuDNN: whether it times its kernels for each shape, as a run does."""
     sgd: str | None = None
     """``fused``, ``foreach`` or ``loop``; None: PyTorch's choice."""
     deterministic: bool = False
@@ -68,15 +68,16 @@ class Scale:
 
     def stage(self, device: torch.device, v: Variant) -> Any:
         """The stage of a variant."""
-        precision = "bf16" if device.type == "cuda" else "fp32"
+        side = max(1, self.size // 16)
         return stage_of(
-            v.kind, fabric=fabric_on(device, precision), backbone=self.backbone, size=self.size, batch=v.batch,
-            groups=v.groups, queue=self.queue, channels_last=v.channels_last, compiler=v.compiler,
+            v.kind, fabric=fabric_on(device, precision_for(device)), compiler=v.compiler, backbone=self.backbone,
+            size=self.size, batch=v.batch, groups=v.groups, queue=self.queue, channels_last=v.channels_last,
+            spatial={"side": side},
         )  # fmt: skip
 
 
 FULL = Scale("torchvision:resnet50", 224, 256, 8, 65536, "inductor", 2.0, 3)
-TOY = Scale("timm:test_resnet", 32, 16, 2, 64, "aot_eager", 0.1, 1)
+TOY = Scale("timm:test_resnet", 32, 16, 2, 64, "eager", 0.1, 1)
 
 
 def run(section: Section) -> None:
@@ -174,17 +175,13 @@ class Grid:
             views: Photometric = stage.photometric
             keys = stage.queue.keys[: v.batch].clone()
             pieces: dict[str, Callable[[], Any]] = {
-                "views, both": lambda: [
-                    views(i, c) for i, c in zip(batch.images, batch.colour, strict=True)
-                ],
+                "views, both": lambda: [views(i, c) for i, c in zip(batch.images, batch.colour, strict=True)],
                 "key update": stage.pair.update_key,
                 "optimiser": stage.optimizer.step,
                 "enqueue": lambda: stage.queue.push(keys, batch.index),
                 "whole step": lambda: stage.step(batch, 1),
             }
-            return {
-                "ms": {k: 1000 * roof.best_of(f, self.device, rounds=5) for k, f in pieces.items()}
-            }
+            return {"ms": {k: 1000 * roof.best_of(f, self.device, rounds=5) for k, f in pieces.items()}}
 
         self.section.attempt(name, time_them, cap=15)
 
@@ -224,7 +221,11 @@ class Grid:
         return batch_of(v.kind, batch=v.batch, size=self.scale.size, plain=plain).to(self.device)
 
     def _step(self, v: Variant, *, plain: bool = False) -> Callable[[], Any]:
-        stage, batch, numbers = self.scale.stage(self.device, v), self._batch(v, plain=plain), itertools.count()
+        stage, batch, numbers = (
+            self.scale.stage(self.device, v),
+            self._batch(v, plain=plain),
+            itertools.count(),
+        )
         if v.sgd:
             optimizer = getattr(stage.optimizer, "optimizer", stage.optimizer)
             for group in optimizer.param_groups:
@@ -276,19 +277,25 @@ def memory(device: torch.device) -> float:
 
 def profiled(step: Callable[[], Any], device: torch.device, steps: int) -> dict[str, Any]:
     """Shares of the device's time by class of kernel, the longest kernels, and the share of time it was idle."""
-    gpu = device.type == "cuda"
-    with profile(activities=[ProfilerActivity.CUDA if gpu else ProfilerActivity.CPU]) as prof:
+    if device.type != "cuda":
+        events = _profile(step, device, steps, [ProfilerActivity.CPU]).key_averages()
+        return {**shares([(e.key, e.self_cpu_time_total) for e in events]), "idle": None}
+    kernels: list[Any] = []
+    for activities in ([ProfilerActivity.CUDA], [ProfilerActivity.CPU, ProfilerActivity.CUDA]):
+        found = _profile(step, device, steps, activities).events() or []
+        kernels = [e for e in found if e.device_type == torch.autograd.DeviceType.CUDA]
+        if kernels:
+            break
+    spans = [(e.time_range.start, e.time_range.end) for e in kernels]
+    return {**shares([(e.name, e.time_range.elapsed_us()) for e in kernels]), "idle": idle(spans)}
+
+
+def _profile(step: Callable[[], Any], device: torch.device, steps: int, activities: list[Any]) -> Any:
+    with profile(activities=activities) as prof:
         for _ in range(steps):
             step()
         roof.wait(device)
-    spans = []
-    if gpu:
-        events = [e for e in prof.events() or [] if e.device_type == torch.autograd.DeviceType.CUDA]
-        spans = [(e.time_range.start, e.time_range.end) for e in events]
-        each = [(e.name, e.time_range.elapsed_us()) for e in events]
-    else:
-        each = [(e.key, e.self_cpu_time_total) for e in prof.key_averages()]
-    return {**shares(each), "idle": idle(spans)}
+    return prof
 
 
 def shares(each: list[tuple[str, float]]) -> dict[str, Any]:
@@ -318,15 +325,3 @@ def idle(spans: list[tuple[float, float]]) -> float | None:
         busy += max(0.0, stop - max(start, end))
         end = max(end, stop)
     return 1 - busy / max(end - spans[0][0], 1e-9)
-
-
-def ratios(rates: Mapping[str, float]) -> dict[str, float]:
-    """Time over time, for the goals: stage 2 over stage 1, groups 8 over groups 1, and so on."""
-    pairs = {
-        "stage 2 over stage 1": ("stage 1", "stage 2"),
-        "stage 2 over stage 1, compiled": ("stage 1, compiled", "stage 2, compiled"),
-        "vanilla over fused branch": ("stage 2", "stage 2, vanilla"),
-        "groups 8 over groups 1": ("stage 1, groups 1", "stage 1"),
-        "eager over compiled": ("stage 1, compiled", "stage 1"),
-    }
-    return {k: rates[a] / rates[b] for k, (a, b) in pairs.items() if a in rates and b in rates}
