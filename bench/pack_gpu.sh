@@ -9,13 +9,14 @@
 #               training shards and a sixth as many to test on: for the section train
 #   --masks     the root of a set in COCO's layout: for the frozen masks of train
 #
-# The machine there has Python 3.12 on x86-64 Linux, torch, torchvision, timm, safetensors, tensorboard, fsspec, pillow,
-# matplotlib and numpy. Wheels of the rest come from where pip takes them here, at the versions of constraints.txt.
+# The machine there has Python 3.12 on x86-64 Linux and the packages named `there` below. Wheels of what else
+# pyproject.toml asks for come from where pip takes them here, at the versions of constraints.txt.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
-lacking="lightning-fabric lightning-utilities jsonargparse rich markdown-it-py mdurl Pygments faster-coco-eval"
+there="torch torchvision timm safetensors tensorboard fsspec pillow matplotlib numpy pyyaml filelock"
+needs="lightning-utilities markdown-it-py mdurl Pygments"  # of those that go along
 most=60
 photos='' shards='' masks='' pictures=12000
 while [ $# -gt 0 ]; do
@@ -73,11 +74,18 @@ if [ -n "$masks" ]; then
 fi
 tar czf .gpu/data.tar.gz -C "$work/data" .
 
+lacking=$("$python" - $there <<'PYTHON'
+import re, sys, tomllib
+
+with open("pyproject.toml", "rb") as f:
+    asked = [re.match(r"[\w.-]+", line)[0] for line in tomllib.load(f)["project"]["dependencies"]]
+print(*(name for name in asked if name not in sys.argv[1:]))
+PYTHON
+)
 platforms=''
 for tag in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1; do platforms+=" --platform ${tag}_x86_64"; done
-# shellcheck disable=SC2086
 "$python" -m pip download --quiet --no-deps --only-binary=:all: --python-version 3.12 --implementation cp $platforms \
-  --constraint constraints.txt --dest .gpu/wheels $lacking
+  --constraint constraints.txt --dest .gpu/wheels $lacking $needs
 
 size=$(du -sm .gpu | cut -f1)
 if [ "$size" -ge "$most" ]; then

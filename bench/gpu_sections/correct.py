@@ -67,7 +67,7 @@ class Scale:
         return [(1, 1), (self.groups, 1), (self.groups, 2)]
 
 
-FULL = Scale("torchvision:resnet18", 64, 16, 8, 512, 2, 20, 224, (192, 256), 32, 1024, "inductor")
+FULL = Scale("torchvision:resnet18", 64, 16, 8, 512, 2, 20, 224, (192, 256), 32, 512, "inductor")
 TOY = Scale("timm:test_resnet", 32, 16, 4, 64, 2, 2, 48, (64, 64), 4, 64, "aot_eager")
 
 
