@@ -75,7 +75,7 @@ def test_a_failure_is_one_line_and_a_status(
 
 
 def test_several_faults_are_a_line_each(demo_does: Any, capsys: Say) -> None:
-    demo_does(InputError("a\nb"))
+    demo_does(InputError("a", "b"))
     assert cli.main(["demo"]) == 2
     assert capsys.readouterr().err == "hetcl: a\nhetcl: b\n"
 

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from hetcl import arguments
 from hetcl.errors import InputError, Stopped, WorkFailed, out_of_memory
+from hetcl.printable import printable
 
 
 def demo(args: argparse.Namespace, _: list[str]) -> None:
@@ -203,7 +204,7 @@ def _listening() -> Iterator[None]:
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            line = ("! " if record.levelno >= logging.WARNING else "") + record.getMessage()
+            line = ("! " if record.levelno >= logging.WARNING else "") + printable(record.getMessage())
             if line not in said and first_process():
                 said.add(line)
                 with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
@@ -228,10 +229,10 @@ def _complain(text: str) -> None:
 
 def _unforeseen(e: Exception) -> str:
     """A failure that nobody saw coming, in one line."""
-    text = (str(e).strip().splitlines() or [""])[0][:300]
+    text = printable((str(e).strip().splitlines() or [""])[0][:300])
     if isinstance(e, OSError) and e.errno:
         why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
-        return f"{e.filename}: {why}" if e.filename else str(why)
+        return printable(f"{e.filename}: {why}" if e.filename else why)
     if memory := out_of_memory(e):
         return f"{memory}: lower batch, size or queue, or raise accumulate"
     return f"{type(e).__name__}: {text}; --debug shows where"

@@ -16,6 +16,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from hetcl.printable import printable
 from hetcl.runs.folder import disk_problem
 
 
@@ -96,7 +97,7 @@ class Reporter:
         """A line that stays."""
         if self.quiet:
             return
-        self.console.print(escape(text), style=style)
+        self.console.print(escape(printable(text)), style=style)
         self.note(text)
 
     def show(self, table: Table) -> None:
@@ -118,8 +119,8 @@ class Reporter:
         if self._log is None or self.quiet:
             return
         try:
-            with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as f:
-                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            with open(self._log, "a", encoding="utf-8") as f:
+                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
         except OSError as e:
             raise disk_problem(self._log, e) from None
 
@@ -146,6 +147,7 @@ class Reporter:
         if self.quiet:
             return
         self.note(text)
+        text = printable(text)
         if self._bar is not None:
             self._bar.update(self._task, text=escape(text))
         elif last or time.monotonic() - self._shown > 10:
