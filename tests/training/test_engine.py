@@ -13,8 +13,8 @@ import torch
 
 from hetcl.errors import Stopped, WorkFailed
 from hetcl.runs import checkpoint
+from hetcl.signals import StopSignal
 from hetcl.training.engine import Loop, Meters
-from hetcl.training.signals import StopSignal
 from tests.training.task import Line, loop_of
 
 

@@ -22,6 +22,7 @@ from typing import Any
 
 from hetcl import __version__
 from hetcl.errors import InputError, WorkFailed
+from hetcl.machine import cores
 
 
 def disk_problem(path: Path, error: OSError) -> WorkFailed:
@@ -208,7 +209,7 @@ def machine() -> dict[str, Any]:
         "torch": of("torch"),
         "torchvision": of("torchvision"),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
+        "cores": cores(),
     }
 
 

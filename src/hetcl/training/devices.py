@@ -10,6 +10,7 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from hetcl.errors import InputError
+from hetcl.machine import cores
 from hetcl.training.progress import count
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
@@ -42,8 +43,7 @@ def make_fabric(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and devices > torch.cuda.device_count():
         raise InputError(f"devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads, devices)
     total = devices * nodes
     if batch % total or groups % total:
         raise InputError(f"batch ({batch}) and groups ({groups}) must be multiples of the {total} devices")
@@ -62,6 +62,20 @@ def make_fabric(
     return fabric
 
 
+def use_threads(threads: int, processes: int = 1) -> None:
+    """Compute with as many threads as are asked for; 0: PyTorch's choice, but no more than the cores allow.
+
+    Args:
+        processes: how many share this machine's cores.
+    """
+    if not threads and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, min(torch.get_num_threads(), cores() // processes))
+    if threads:
+        torch.set_num_threads(threads)
+        if processes > 1:  # or Fabric would set another number
+            os.environ["OMP_NUM_THREADS"] = str(threads)
+
+
 def precision_on(precision: str, device: str) -> str:
     """``auto`` settled for a kind of device: bf16 on a GPU that has it, else fp32."""
     if precision != "auto":
@@ -78,5 +92,5 @@ def device_name(device: torch.device) -> str:
 
 
 def workers_of(workers: int) -> int:
-    """Worker processes; -1 is one for each core up to eight."""
-    return workers if workers >= 0 else min(8, os.cpu_count() or 1)
+    """Worker processes; -1 is one for each core that this process may use, up to eight."""
+    return workers if workers >= 0 else min(8, cores())
