@@ -16,7 +16,16 @@ from hetcl.settings import Settings, flatten, from_dict, given_keys, keys_of, re
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
-MAY_CHANGE = {"workers", "device", "devices", "threads", "compile", "checkpoint_every", "checkpoint_minutes", "max_bad"}
+MAY_CHANGE = {
+    "workers",
+    "device",
+    "devices",
+    "threads",
+    "compile",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "max_bad",
+}
 """Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat
 only for equal device, threads and compile)."""
 

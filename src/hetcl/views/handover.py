@@ -123,15 +123,15 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, item: Any) -> Any:
         if type(item) is not Tensor or item.device.type != "cpu" or item.layout != torch.strided:
             return NotImplemented
+        if not item.numel():
+            return _tensor, (b"", item.dtype, tuple(item.shape))
         flat = item.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
         return _tensor, (pickle.PickleBuffer(flat), item.dtype, tuple(item.shape))
 
 
 def _tensor(data: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
     """Around the memory that holds it."""
-    if not len(memoryview(data)):
-        return torch.empty(shape, dtype=dtype)
-    return torch.frombuffer(data, dtype=dtype).reshape(shape)
+    return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
 
 
 def _dump(content: Any) -> tuple[bytes, list[tuple[int, memoryview]], int]:
