@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import socket
 import threading
 import time
 from types import FrameType
@@ -25,20 +27,24 @@ _current: list[StopSignal] = []
 class StopSignal:
     """Inside, the first signal that asks to stop sets ``number``; a later SIGTERM or SIGINT ends the program at once.
 
-    Signals are received by the main thread; elsewhere ``number`` stays 0.
+    That needs no Python in the main thread, which may be inside a call that never returns (another rank hangs).
+    Signals are received by the main thread; used in another, ``number`` stays 0.
     """
 
     def __init__(self) -> None:
         self.number = 0
-        self._since = 0.0
         self._old: dict[int, Any] = {}
+        self._ear: socket.socket | None = None
 
     def _receive(self, number: int, frame: FrameType | None) -> None:
-        if not self.number:
-            self.number, self._since = number, time.monotonic()
-        elif number in ALWAYS and time.monotonic() - self._since > APART:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        self.number = self.number or number
+
+    def _listen(self) -> None:
+        """Have a thread told of every signal by the system's handler itself."""
+        ear, mouth = socket.socketpair()
+        mouth.setblocking(False)
+        self._ear, self._fd_before = mouth, signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
+        threading.Thread(target=_end_at_second, args=(ear,), daemon=True, name="hetcl-signals").start()
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():
@@ -46,6 +52,7 @@ class StopSignal:
             taken = [n for n in OTHERS if n in ours or signal.getsignal(n) is signal.SIG_DFL]
             for number in (*ALWAYS, *taken):
                 self._old[number] = signal.signal(number, self._receive)
+            self._listen()
         self.number = asked()
         _current.append(self)
         return self
@@ -54,6 +61,21 @@ class StopSignal:
         _current.remove(self)
         for number, handler in self._old.items():
             signal.signal(number, handler)
+        if self._ear is not None:
+            signal.set_wakeup_fd(self._fd_before)
+            self._ear.close()
+
+
+def _end_at_second(ear: socket.socket) -> None:
+    """End the program at the second SIGTERM or SIGINT."""
+    first = None
+    with ear:
+        while numbers := ear.recv(64):
+            for number in numbers:
+                if first is None:
+                    first = time.monotonic()
+                elif number in ALWAYS and time.monotonic() - first > APART:
+                    os._exit(128 + number)
 
 
 def asked() -> int:

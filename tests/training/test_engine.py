@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
+import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -348,23 +351,34 @@ def test_one_inside_another_hears_the_same() -> None:
 
 
 def twice(apart: float, second: int) -> None:
-    """What a process does of which the first signal asks to stop, and another comes."""
+    """A process whose main thread waits where Python cannot answer; the first signal asks to stop, another comes."""
     import hetcl.signals
 
     hetcl.signals.APART = 0.5
+    library, mutex, held = ctypes.CDLL(None), ctypes.create_string_buffer(64), threading.Event()
+
+    def hold() -> None:
+        library.pthread_mutex_lock(mutex)
+        held.set()
+        for seconds, number in ((0.2, signal.SIGTERM), (apart, second), (0.5, 0)):
+            time.sleep(seconds)
+            os.kill(os.getpid(), number)
+        library.pthread_mutex_unlock(mutex)
+
     with StopSignal():
-        signal.raise_signal(signal.SIGTERM)
-        time.sleep(apart)
-        signal.raise_signal(second)
+        threading.Thread(target=hold).start()
+        held.wait()
+        library.pthread_mutex_lock(mutex)
     os._exit(7)
 
 
+@pytest.mark.skipif(sys.platform != "linux", reason="knows how long Linux's mutexes are")
 @pytest.mark.parametrize(
     ("apart", "second", "status"),
     [
         (0.0, signal.SIGTERM, 7),  # a key that reaches a process and its launcher, which passes it on
-        (0.7, signal.SIGTERM, -signal.SIGTERM),
-        (0.7, signal.SIGINT, -signal.SIGINT),
+        (0.7, signal.SIGTERM, 128 + signal.SIGTERM),
+        (0.7, signal.SIGINT, 128 + signal.SIGINT),
         (0.7, signal.SIGHUP, 7),  # a terminal that closes says so more than once
     ],
 )

@@ -12,6 +12,7 @@ from lightning_fabric.strategies import DDPStrategy
 from hetcl.errors import InputError
 from hetcl.machine import cores
 from hetcl.training.progress import count
+from hetcl.training.ranks import launch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
 """Fabric's names. Its "64-true" rounds what a model gives to fp32, so for fp64 it converts nothing and we do it."""
@@ -58,7 +59,7 @@ def make_fabric(
         strategy=strategy,
         precision=PRECISIONS[precision_on(precision, device)],  # type: ignore[arg-type]
     )
-    fabric.launch()
+    launch(fabric)
     return fabric
 
 

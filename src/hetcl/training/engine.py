@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hetcl.draws import seed_of
-from hetcl.errors import Stopped, WorkFailed
+from hetcl.errors import Stopped, WorkFailed, mark_alone
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
 from hetcl.signals import StopSignal
@@ -259,6 +259,7 @@ class Loop:
         try:
             return next(batches, None)
         except Exception as error:
+            mark_alone(error)
             if _ranks() == 1:
                 if isinstance(error, Stopped):
                     self._stopped(error.signum)

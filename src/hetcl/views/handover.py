@@ -12,7 +12,6 @@ the pickle; the block, unless it is in a file. Tensors and arrays begin at multi
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import mmap
 import os
 import pickle
@@ -20,7 +19,6 @@ import select
 import signal
 import socket
 import struct
-import sys
 from collections import deque
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -32,6 +30,7 @@ import torch
 from torch import Tensor
 
 from hetcl.errors import InputError, WorkFailed
+from hetcl.machine import die_with_parent
 
 HEAD = struct.Struct("=QQ?")
 SMALL = 1 << 16
@@ -273,9 +272,3 @@ def _first_to_go() -> None:
     with contextlib.suppress(OSError, ValueError):
         score = Path("/proc/self/oom_score_adj")
         score.write_text(str(max(500, int(score.read_text()))))
-
-
-def die_with_parent() -> None:
-    """Have this process killed when the thread that started it ends, however that ends. Linux alone."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(1, signal.SIGKILL)  # PR_SET_PDEATHSIG

@@ -26,7 +26,7 @@ import torch
 import torch.distributed as dist
 
 from hetcl import signals
-from hetcl.errors import Stopped, WorkFailed
+from hetcl.errors import Stopped, WorkFailed, mark_alone
 from hetcl.views.handover import Failure, Inbox, send, work
 
 PREFETCH = 2
@@ -124,6 +124,7 @@ class Pool(Iterator[Any]):
             batch = self._awaited()
         if isinstance(batch, Failure):
             self.running = False
+            mark_alone(batch.error)
             raise batch.error
         return batch.pin_memory() if self.pin and hasattr(batch, "pin_memory") else batch
 
@@ -237,9 +238,11 @@ class Pool(Iterator[Any]):
             why = f"{signal.Signals(-code).name}: try with 0 workers to see the reason"
         else:
             why = f"exit status {code}: try with 0 workers to see the reason"
-        raise WorkFailed(
+        error = WorkFailed(
             f"a process that prepares pictures died; {why}. What was saved is kept; --resume goes on from it"
         )
+        mark_alone(error)
+        raise error
 
 
 @atexit.register
