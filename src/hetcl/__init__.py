@@ -10,6 +10,8 @@ import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from hetcl.machine import quiet_threads
+
 __version__ = "0.1.0"
 
 _HOME = {
@@ -30,6 +32,8 @@ _HOME = {
     "build_pyramid": "hetcl.model.pyramid",
 }
 __all__ = ["__version__", *_HOME]
+
+quiet_threads()
 
 if TYPE_CHECKING:
     from hetcl.analysis.contrastive_test import contrast as contrast

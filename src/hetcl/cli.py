@@ -13,7 +13,7 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from hetcl import arguments
-from hetcl.errors import InputError, Stopped, WorkFailed, out_of_memory
+from hetcl.errors import InputError, Stopped, WorkFailed, others_ended, out_of_memory
 from hetcl.printable import printable
 
 
@@ -148,27 +148,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a file name that the console cannot show stops nothing
             stream.reconfigure(errors="backslashreplace")
     try:
+        return _status(words, debug)
+    finally:
         try:
-            return _run(words)
-        finally:
-            sys.stdout.flush()  # here, where a reader that has gone away (`| head`) is no failure
+            sys.stdout.flush()  # here, where a reader or terminal that has gone away is no failure
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _status(words: list[str], debug: bool) -> int:
+    """Run a command and say how it failed, if it did; its exit status."""
+    try:
+        return _run(words)
     except (InputError, WorkFailed, Stopped) as e:
         if debug and not isinstance(e, Stopped):
             raise
-        _complain(str(e) or type(e).__name__)
+        _complain(str(e) or type(e).__name__, alone=any(getattr(x, "alone", False) for x in (e, e.__cause__)))
         return 128 + e.signum if isinstance(e, Stopped) else 2 if isinstance(e, InputError) else 1
     except KeyboardInterrupt:
         if debug:
             raise
         _complain("interrupted before the run could save anything new")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head`
         return 0
     except Exception as e:
         if debug:
             raise
-        _complain(f"{_unforeseen(e)}; what was saved before is intact")
+        if others_ended(e):
+            from hetcl.runs.folder import rank_name
+
+            _complain(  # (ranks 0 and 1, one of which lives)
+                "another process of this run ended, and this one cannot go on alone; its own line says why (if there "
+                "is none, it was killed, most often because memory ran out). What was saved is kept; --resume goes "
+                "on from it",
+                alone=rank_name() == "1",
+            )
+        else:
+            _complain(f"{_unforeseen(e)}; what was saved before is intact", alone=True)
         return 1
 
 
@@ -219,12 +236,14 @@ def _listening() -> Iterator[None]:
         rooms.removeHandler(console)
 
 
-def _complain(text: str) -> None:
-    """Say what went wrong, a line each, once for all ranks."""
-    from hetcl.runs.folder import first_process
+def _complain(text: str, *, alone: bool = False) -> None:
+    """Say what went wrong, a line each: once for all ranks, or by the rank that it befell alone."""
+    from hetcl.runs.folder import first_process, rank_name
 
-    if first_process():
-        print("\n".join(f"hetcl: {line}" for line in text.splitlines()), file=sys.stderr)
+    if alone or first_process():
+        who = "hetcl" if first_process() else f"hetcl, rank {rank_name()}"
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            print("\n".join(f"{who}: {line}" for line in text.splitlines()), file=sys.stderr)
 
 
 def _unforeseen(e: Exception) -> str:

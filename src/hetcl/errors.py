@@ -36,6 +36,17 @@ class Stopped(Exception):
         self.signum = signum
 
 
+def mark_alone(error: BaseException) -> None:
+    """Note that an error befell this rank alone, which has to say so itself."""
+    error.alone = True  # type: ignore[attr-defined]
+
+
+def others_ended(error: BaseException) -> bool:
+    """Whether an error means that another rank is gone (as gloo and NCCL put it)."""
+    words = r"connection (closed|reset|refused)|remote process exited|broken pipe|TCPStore"
+    return isinstance(error, RuntimeError) and bool(re.search(words, str(error), re.IGNORECASE))
+
+
 def out_of_memory(error: BaseException) -> str | None:
     """``out of memory (tried to allocate 240000000000 bytes)`` when that is what an error means, else None."""
     text = str(error)

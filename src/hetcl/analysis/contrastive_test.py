@@ -26,9 +26,9 @@ from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.runs.folder import first_process, machine, write_atomic
 from hetcl.settings import resolve_contrast
+from hetcl.signals import StopSignal
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import Reporter, count, duration
-from hetcl.training.signals import StopSignal
 from hetcl.types import ViewPolicy
 from hetcl.views.pairs import Pairs
 from hetcl.views.policies import policy_of

@@ -23,8 +23,8 @@ from hetcl.draws import permute
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source, open_validation
 from hetcl.runs.folder import disk_problem, write_atomic
+from hetcl.signals import StopSignal
 from hetcl.training.progress import Reporter, duration
-from hetcl.training.signals import StopSignal
 from hetcl.types import Sample, Source, ViewBatch
 from hetcl.views.loader import ordered
 

@@ -21,8 +21,8 @@ from hetcl.analysis.extract import Extractor
 from hetcl.analysis.store import Folder
 from hetcl.errors import Stopped, WorkFailed
 from hetcl.runs.folder import disk_problem
+from hetcl.signals import StopSignal
 from hetcl.training.progress import Reporter, duration
-from hetcl.training.signals import StopSignal
 from hetcl.types import BadRecord, ViewBatch, ViewPolicy
 from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric

@@ -28,11 +28,11 @@ from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
 from hetcl.settings import resolve_probe, to_dict
+from hetcl.signals import StopSignal
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
-from hetcl.training.signals import StopSignal
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
 from hetcl.views.policies import POLICIES

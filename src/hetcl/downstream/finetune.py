@@ -42,7 +42,7 @@ from hetcl.settings import (
     to_dict,
 )
 from hetcl.training.bad_pictures import BadPictures
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import device_name, make_fabric, precision_on, use_threads, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
@@ -125,8 +125,7 @@ class Run:
         self.began = time.monotonic()
         self.asked: FinetuneSettings = plan["settings"]
         self.settings, self.told = scaled(self.asked)
-        if self.asked.threads:
-            torch.set_num_threads(self.asked.threads)  # before the trial
+        use_threads(self.asked.threads)  # before the trial
         self.train, self.val = self._data("train"), self._data("val")
         for data in (self.train, self.val):
             check_missing(data, self.asked.max_bad)
@@ -347,6 +346,7 @@ class Run:
             reporter=self.reporter,
             log_every=s.log_every,
             checkpoint_every=s.checkpoint_every,
+            checkpoint_minutes=s.checkpoint_minutes,
             extra={
                 "kind": KIND,
                 "arch": self.arch,

@@ -24,6 +24,7 @@ MAY_CHANGE = {
     "compile",
     "deterministic",
     "checkpoint_every",
+    "checkpoint_minutes",
     "max_bad",
 }
 """Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat

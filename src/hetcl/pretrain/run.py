@@ -339,6 +339,7 @@ class Run:
             reporter=self.reporter,
             log_every=s.log_every,
             checkpoint_every=s.checkpoint_every,
+            checkpoint_minutes=s.checkpoint_minutes,
             extra={
                 "arch": s.backbone,
                 "method": stage.method,

@@ -22,6 +22,7 @@ from typing import Any
 
 from hetcl import __version__
 from hetcl.errors import InputError, WorkFailed
+from hetcl.machine import cores
 
 
 def disk_problem(path: Path, error: OSError) -> WorkFailed:
@@ -33,10 +34,14 @@ def disk_problem(path: Path, error: OSError) -> WorkFailed:
     )
 
 
+def rank_name() -> str:
+    """Which process of a run this is, as far as its launcher says, before ranks meet; ``0``: the first or only one."""
+    return next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "0")
+
+
 def first_process() -> bool:
-    """Whether this is the process that writes and speaks (rank 0), as far as its launcher says, before ranks meet."""
-    rank = next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "0")
-    return rank == "0"
+    """Whether this is the process that writes and speaks (rank 0)."""
+    return rank_name() == "0"
 
 
 def absolute(spec: str) -> str:
@@ -208,7 +213,7 @@ def machine() -> dict[str, Any]:
         "torch": of("torch"),
         "torchvision": of("torchvision"),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
+        "cores": cores(),
     }
 
 

@@ -107,6 +107,8 @@ class FinetuneSettings(MachineSettings):
     """Steps between rows of metrics.csv."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; 0: at evaluations only (and on a signal)."""
+    checkpoint_minutes: float = 15.0
+    """Minutes after which there is a checkpoint in any case, so that a kill costs no more; 0: none by time."""
 
 
 @dataclass(frozen=True)
@@ -189,7 +191,14 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
         "crop",
     ):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
-    for name in ("base_batch", "warmup", "precise_bn", "checkpoint_every", "weight_decay"):
+    for name in (
+        "base_batch",
+        "warmup",
+        "precise_bn",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "weight_decay",
+    ):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
     for name in ("norm_weight_decay", "clip_grad", "score_threshold", "repeat_threshold"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")

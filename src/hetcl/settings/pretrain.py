@@ -139,6 +139,8 @@ class Settings:
     """Steps between rows of metrics.csv."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: every epoch only (it is also saved every epoch, and on a signal)."""
+    checkpoint_minutes: float = 15.0
+    """Minutes after which there is a checkpoint in any case, so that a kill costs no more; 0: none by time."""
 
 
 def stages_of(settings: Settings) -> dict[str, StageSettings]:
@@ -192,7 +194,7 @@ def check(settings: Settings) -> list[str]:
         return faults
     for name in ("size", "batch", "groups", "accumulate", "devices", "log_every"):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
-    for name in ("window", "threads", "checkpoint_every"):
+    for name in ("window", "threads", "checkpoint_every", "checkpoint_minutes"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
     want(s.threads <= 1024, f"setting threads must be at most 1024, not {s.threads}")
     want(-1 <= s.workers <= 1024, f"setting workers must be -1 (choose) or 0 to 1024, not {s.workers}")

@@ -10,7 +10,9 @@ from lightning_fabric import Fabric
 from lightning_fabric.strategies import DDPStrategy
 
 from hetcl.errors import InputError
+from hetcl.machine import cores
 from hetcl.training.progress import count
+from hetcl.training.ranks import launch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
 """Fabric's names. Its "64-true" rounds what a model gives to fp32, so for fp64 it converts nothing and we do it."""
@@ -42,8 +44,7 @@ def make_fabric(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and devices > torch.cuda.device_count():
         raise InputError(f"devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads, devices)
     total = devices * nodes
     if batch % total or groups % total:
         raise InputError(f"batch ({batch}) and groups ({groups}) must be multiples of the {total} devices")
@@ -58,7 +59,7 @@ def make_fabric(
         strategy=strategy,
         precision=PRECISIONS[precision_on(precision, device)],  # type: ignore[arg-type]
     )
-    fabric.launch()
+    launch(fabric)
     return fabric
 
 
@@ -74,6 +75,20 @@ def choose_kernels(*, deterministic: bool) -> None:
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+
+
+def use_threads(threads: int, processes: int = 1) -> None:
+    """Compute with as many threads as are asked for; 0: PyTorch's choice, but no more than the cores allow.
+
+    Args:
+        processes: how many share this machine's cores.
+    """
+    if not threads and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, min(torch.get_num_threads(), cores() // processes))
+    if threads:
+        torch.set_num_threads(threads)
+        if processes > 1:  # or Fabric would set another number
+            os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def precision_on(precision: str, device: str) -> str:
@@ -92,5 +107,5 @@ def device_name(device: torch.device) -> str:
 
 
 def workers_of(workers: int) -> int:
-    """Worker processes; -1 is one for each core up to eight."""
-    return workers if workers >= 0 else min(8, os.cpu_count() or 1)
+    """Worker processes; -1 is one for each core that this process may use, up to eight."""
+    return workers if workers >= 0 else min(8, cores())

@@ -6,10 +6,11 @@ import contextlib
 import io
 import os
 import socket
+import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -74,6 +75,22 @@ class Events:
             raise disk_problem(self._path, e) from None
 
 
+class _Output:
+    """Standard output, whose end stops no work: a terminal that was closed, a pipe that nobody reads any more."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+
+
 class Reporter:
     """Lines for a person and for log.txt, a bar on a terminal, and TensorBoard. Silent on all ranks but the first.
 
@@ -87,7 +104,7 @@ class Reporter:
         self, log: Path | None = None, tensorboard: Path | None = None, *, quiet: bool = False
     ) -> None:
         self.quiet, self._log, self._tensorboard = quiet, log, tensorboard
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(file=cast(IO[str], _Output()), highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: Any = None
         self._events: Events | None = None

@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from hetcl.downstream.data.packed import PackedDetection, Packer
 from hetcl.downstream.masks import from_uncompressed
 from hetcl.downstream.objects import Category, Rle, Skipped
 from hetcl.errors import InputError
+from hetcl.machine import cores
 from hetcl.types import BadPicture
 
 LABELS = {
@@ -63,7 +63,7 @@ def cityscapes_detection(root: Path, split: str) -> PackedDetection:
             return error
         return (values.shape[0], values.shape[1]), instances(values)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, cores())) as pool:
         for (picture, _), found in zip(pairs, pool.map(read, [name for _, name in pairs]), strict=True):
             if isinstance(found, BadPicture):
                 skipped.add("instance map that cannot be read", str(found))
