@@ -120,7 +120,7 @@ def cut(
         boxes: V rectangles in the plane of the original.
         size: S, in pixels.
         plane: (width, height) of the original; None when ``pixels`` is the original.
-        out: uint8 ``[V, 3, S, S]`` to write into.
+        out: uint8 ``[V, 3, S, S]`` to write into, quickest where it is channels last in memory.
 
     Returns:
         uint8 ``[V, 3, S, S]``.
@@ -136,5 +136,5 @@ def cut(
         # reorders the result in a slow way.
         part = torch.from_numpy(pixels[None, t:b, l:r].copy()).permute(0, 3, 1, 2)
         part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
-        view[:] = part[0].numpy()  # to channels first
+        view[:] = part[0].numpy()
     return out
