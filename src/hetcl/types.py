@@ -128,7 +128,7 @@ class ViewBatch:
     """A batch of views as it leaves the loader; colour changes and flips are still to be applied."""
 
     images: Tensor
-    """uint8 ``[V, B, 3, H, W]``: cut and resized, RGB, not yet flipped."""
+    """uint8 ``[V, B, 3, H, W]``: cut and resized, RGB, not yet flipped; in any memory format."""
     boxes: Tensor
     """float32 ``[V, B, 4]``: crop rectangles (left, top, right, bottom) in pixels of the upright original."""
     sizes: Tensor
