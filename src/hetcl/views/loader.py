@@ -13,7 +13,6 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
-from torch.utils.data import get_worker_info
 
 from hetcl.draws import Key, generator
 from hetcl.errors import InputError
@@ -87,15 +86,9 @@ def bad_record(source: Source, index: int, error: BadPicture) -> BadRecord:
 def blank(views: int, count: int, size: int) -> torch.Tensor:
     """Where views are cut into: uint8 ``[V, B, 3, S, S]``, not filled; each view is channels last in memory.
 
-    That is how they are resized; the device turns them into floats and reorders them on the way. In a worker process
-    it is memory that the main process reads, so that a batch need not be copied there.
+    That is how they are resized; the device turns them into floats and reorders them on the way.
     """
-    shape = (views, count, size, size, 3)
-    if get_worker_info() is None:
-        images = torch.from_numpy(np.empty(shape, np.uint8))  # numpy asks for large pages
-    else:
-        shared = torch.UntypedStorage._new_shared(math.prod(shape))
-        images = torch.empty(0, dtype=torch.uint8).set_(shared).view(shape)
+    images = torch.from_numpy(np.empty((views, count, size, size, 3), np.uint8))  # numpy asks for large pages
     return images.permute(0, 1, 4, 2, 3)
 
 
