@@ -43,7 +43,7 @@ def read_text(path: Path | str) -> str:
     return decode(data, os.fspath(path))
 
 
-def decode(data: bytes, name: str) -> str:
+def decode(data: bytes, name: str, *, warn: bool = True) -> str:
     r"""Bytes of a text file to text whose lines end in ``\n`` alone, without a byte order mark.
 
     UTF-8, UTF-16 and UTF-32 by their mark; UTF-16 without one by where its zeros stand; else UTF-8; else Windows-1252,
@@ -52,6 +52,7 @@ def decode(data: bytes, name: str) -> str:
     Args:
         data: the bytes.
         name: the file, for messages.
+        warn: say so when the encoding had to be guessed; false where nothing but ASCII counts.
 
     Raises:
         InputError: no text: zeros or control characters that no text has, or half a character.
@@ -68,7 +69,7 @@ def decode(data: bytes, name: str) -> str:
                 "save it as UTF-8"
             ) from error
         text = _windows(data)
-        if not _is_binary(text):
+        if warn and not _is_binary(text):
             log.warning(
                 "%s is not UTF-8 (byte %s) and was read as Windows-1252: save it as UTF-8 if letters look wrong",
                 name,
@@ -101,7 +102,7 @@ def _without_mark(data: bytes) -> str:
 
 def _is_binary(text: str) -> bool:
     """Whether there are control characters that no text has; zeros at the very end are padding."""
-    return re.search(r"[\x00-\x08\x0e-\x19\x1c-\x1f]", text.rstrip("\x00\x1a")[:_SEEN]) is not None
+    return re.search(r"[\x00-\x08\x0e-\x1a\x1c-\x1f]", text.rstrip("\x00\x1a \r\n")[:_SEEN]) is not None
 
 
 def strip(text: str) -> str:
