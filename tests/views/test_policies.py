@@ -74,7 +74,7 @@ def test_faults(text: str, said: str) -> None:
         (b"a: [1\n", "not valid YAML"),
         (b"base: 3\n", "no views named '3'"),
         (b"area: {a: 1}\n", "area must be 2 numbers"),
-        (b"\x89PNG\r\n\x1a\n\0", "not text"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not text"),
     ],
 )
 def test_files_with_faults(tmp_path: Path, content: bytes, said: str) -> None:
