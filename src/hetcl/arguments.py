@@ -30,11 +30,23 @@ DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their fol
 class _Parser(argparse.ArgumentParser):
     """Faults as ``InputError``: one line, exit status 2."""
 
+    new: tuple[str, ...] = ()
+    """Options that a new run needs besides the required ones; a resumed run knows them."""
+    _words: tuple[str, ...] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = tuple(args or ())
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> Any:
         missing = re.fullmatch(r"the following arguments are required: (.+)", message)
         valueless = re.fullmatch(r"argument (\S+): expected one argument", message)
         if missing:
-            message = f"{missing[1]} is missing"
+            given = {word.split("=", 1)[0] for word in self._words}
+            new = () if "--resume" in given else self.new
+            names = [*(name for name in new if name not in given), *missing[1].split(", ")]
+            are = "are" if len(names) > 1 else "is"
+            message = f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {are} missing"
         elif valueless:
             message = f"{valueless[1]} needs a value"
         raise InputError(f"{message}; see `{self.prog} --help`")
@@ -58,7 +70,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     parser.add_argument("--version", action="version", version=f"hetcl {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
-    made = {}
+    made: dict[str, _Parser] = {}
     for name, (function, text) in verbs.items():
         made[name] = subparsers.add_parser(
             name,
@@ -82,6 +94,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
         "  hetcl pretrain --data photos/ --out run --resume                     go on after a stop\n"
         "  torchrun --nproc-per-node 8 $(which hetcl) pretrain --data ... --out run"
     )
+    p.new = ("--data",)
     p.add_argument("--data", help=f"{DATA_HELP}; a resumed run knows it")
     p.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
     p.add_argument("--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: hcl-r50)")
@@ -129,7 +142,8 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
         _add_partial(p)
 
 
-def _add_downstream(finetune: argparse.ArgumentParser, evaluate: argparse.ArgumentParser) -> None:
+def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
+    finetune.new = ("--init", "--data")
     finetune.usage = (
         "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] ..."
     )

@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from hetcl import arguments
 from hetcl.errors import InputError, Stopped, WorkFailed, others_ended, out_of_memory
+from hetcl.paths import shelter
 from hetcl.printable import printable
 
 
@@ -206,6 +207,7 @@ def _run(words: list[str]) -> int:
     if rest and verb not in arguments.SETTINGS:
         raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {verb} --help`")
     with _listening():
+        shelter()
         args.function(args, [*(getattr(args, "settings", None) or []), *rest])
     return 0
 

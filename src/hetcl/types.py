@@ -47,6 +47,8 @@ class Source(Protocol):
     """Short hash of what pictures there are and in which order; a resumed run compares it."""
     description: str
     """A line for the console: how many pictures, where from."""
+    unlabelled: int
+    """Where the data has labels: how many pictures have none."""
     prefers_window: int
     """0, or mix pictures within windows of that many: not all remote shards fit on the disk (``images/copies.py``)."""
 

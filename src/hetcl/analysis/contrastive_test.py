@@ -7,6 +7,7 @@ query is searched for; what became of them is counted, compared, drawn and said.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -24,6 +25,7 @@ from hetcl.analysis.store import Folder, plain
 from hetcl.analysis.vectors import vectors_of
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
+from hetcl.paths import expand
 from hetcl.runs.folder import first_process, machine, write_atomic
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
@@ -66,10 +68,11 @@ def contrast(
         WorkFailed: the work began and could not go on.
         Stopped: a signal came; what was computed is kept.
     """
-    out = Path(out)
+    out = Path(expand(out))
     if first_process():
         _check_out(out, resume)
-    models = [models] if isinstance(models, str) else list(models)
+    models = [models] if isinstance(models, str | os.PathLike) else list(models)
+    models, data = [os.fspath(model) for model in models], os.fspath(data)
     return Test(models, data, out, resolve_contrast(overrides), allow_partial).go()
 
 
@@ -120,7 +123,7 @@ class Test:
         self.policies = dict(policy_of(text) for text in s.views)
         if len(self.policies) < len(s.views):
             raise InputError(f"setting views names something twice: {', '.join(s.views)}")
-        self.source = open_source(data, window=s.window)
+        self.source = open_source(data, split=s.data_split, window=s.window)
         self.pictures = min(s.pictures or len(self.source), len(self.source))
         if self.pictures < 2:
             raise InputError(

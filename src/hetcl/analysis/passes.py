@@ -22,8 +22,10 @@ from hetcl.analysis.store import Folder
 from hetcl.errors import Stopped, WorkFailed
 from hetcl.runs.folder import disk_problem
 from hetcl.signals import StopSignal
+from hetcl.training.devices import not_finite_because
 from hetcl.training.progress import Reporter, duration
-from hetcl.types import BadRecord, ViewBatch, ViewPolicy
+from hetcl.types import BadRecord, Source, ViewBatch, ViewPolicy
+from hetcl.views.loader import name_of
 from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric
 from hetcl.weights.encoder import Encoder
@@ -67,7 +69,7 @@ def fill(
         WorkFailed: features that are not finite, too many unusable pictures, or a disk that refuses.
         Stopped: a signal came; what was computed is kept.
     """
-    work = _Pass(jobs, fabric, channels_last)
+    work = _Pass(jobs, pairs.source, fabric, channels_last)
     waiting = {id(job): set(job.folder.todo().tolist()) for job in jobs}
     todo = np.array(sorted(set().union(*waiting.values())), np.int64)
     mine = todo[fabric.global_rank :: fabric.world_size]
@@ -106,8 +108,8 @@ def fill(
 class _Pass:
     """Batches of views to features, for all jobs at once: each encoder sees each view once."""
 
-    def __init__(self, jobs: Sequence[Job], fabric: Fabric, channels_last: bool) -> None:
-        self.fabric = fabric
+    def __init__(self, jobs: Sequence[Job], source: Source, fabric: Fabric, channels_last: bool) -> None:
+        self.source, self.fabric = source, fabric
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.photometric = {job.policy: Photometric(job.policy) for job in jobs}
         # (encoder, policy, size) -> its jobs: one pass through the encoder gives all their features.
@@ -137,7 +139,7 @@ class _Pass:
                 continue
             views = [self._features((model, policy, size), batch, view) for view in (0, 1)]
             for job in group:
-                query, key = (_finite(view[job.features], job, batch) for view in views)
+                query, key = (self._finite(view[job.features], job, batch) for view in views)
                 out.append((job, (query, key, index, boxes)))
         return out
 
@@ -149,19 +151,18 @@ class _Pass:
         with self.fabric.autocast():
             return self.extractors[key](images)
 
-
-def _finite(features: Tensor, job: Job, batch: ViewBatch) -> np.ndarray:
-    """To the host. Raises ``WorkFailed`` when a value is not finite."""
-    values = features.float().cpu().numpy()
-    wrong = ~np.isfinite(values).all(axis=1)
-    if wrong.any():
-        which = int(batch.index[int(np.flatnonzero(wrong)[0])])
-        raise WorkFailed(
-            f"{job.encoder.model} gives {job.features} features that are not finite (NaN or infinite) for "
-            f"{int(wrong.sum())} of {len(wrong)} pictures, e.g. picture {which}: its weights are broken, or "
-            "precision bf16 is too coarse for it; leave that model out or set precision to fp32"
-        )
-    return values
+    def _finite(self, features: Tensor, job: Job, batch: ViewBatch) -> np.ndarray:
+        """To the host. Raises ``WorkFailed`` when a value is not finite."""
+        values = features.float().cpu().numpy()
+        wrong = ~np.isfinite(values).all(axis=1)
+        if wrong.any():
+            which = int(batch.index[int(np.flatnonzero(wrong)[0])])
+            raise WorkFailed(
+                f"{job.encoder.model} gives {job.features} features that are not finite (NaN or infinite) for "
+                f"{int(wrong.sum())} of {len(wrong)} pictures, e.g. {name_of(self.source, which)}: "
+                f"{not_finite_because(self.fabric)}; or leave that model out"
+            )
+        return values
 
 
 class _LeftOut:

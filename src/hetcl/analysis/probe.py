@@ -7,6 +7,7 @@ check that nothing in the encoder has moved; what was found, in words.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +30,13 @@ from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import (
+    device_name,
+    make_fabric,
+    not_finite_because,
+    precision_on,
+    workers_of,
+)
 from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
@@ -74,6 +81,7 @@ def probe(
     folder = RunFolder(out)
     if first_process():
         _check_out(folder, resume)
+    model, data = os.fspath(model), os.fspath(data)
     return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
 
 
@@ -111,7 +119,7 @@ class Probe:
             raise InputError("neither knn nor linear is to be done; set one of them")
         self.parts = open_parts(
             data, folder_classes=s.folder_classes, window=s.window, holdout=s.holdout,
-            pictures=s.pictures, seed=s.seed,
+            pictures=s.pictures, seed=s.seed, data_split=s.data_split, test_split=s.test_split,
         )  # fmt: skip
         assert self.parts.train.classes is not None
         self.classes = len(self.parts.train.classes)
@@ -181,7 +189,10 @@ class Probe:
     def _introduce(self) -> None:
         say, p, e = self.reporter.say, self.parts, self.encoder
         say(f"train     {p.train.description}")
-        say(f"test      {p.test.description}" + (" (held out: there is no validation part)" * p.held_out))
+        say(
+            f"test      {p.test.description}"
+            + (" (held out: there is no validation or test part with labels)" * p.held_out)
+        )
         unsure = (
             ""
             if self.settings.size or e.size
@@ -230,7 +241,8 @@ class Probe:
             banks,
             lambda batch: self.look(batch.images[0], batch.colour[0]),
             size=self.size, batch=s.batch, workers=workers_of(s.workers), reporter=self.reporter, signal=signal,
-            max_bad=s.max_bad, rank=fabric.global_rank, ranks=fabric.world_size, pin=fabric.device.type == "cuda",
+            max_bad=s.max_bad, why=not_finite_because(fabric), rank=fabric.global_rank, ranks=fabric.world_size,
+            pin=fabric.device.type == "cuda",
         )  # fmt: skip
         fabric.barrier()
         if self.main:

@@ -30,6 +30,7 @@ from hetcl.downstream.predict import Look, Seen, detect, segment
 from hetcl.downstream.scores import score
 from hetcl.downstream.words import plain, sentences, table, write_outcome
 from hetcl.errors import InputError, WorkFailed
+from hetcl.paths import expand
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
 from hetcl.settings import resolve_evaluate
@@ -67,7 +68,7 @@ def evaluate(
         InputError: unusable arguments, run or data; nothing has been written then.
         WorkFailed: the work began and could not go on.
     """
-    out = Path(out)
+    out = Path(expand(out))
     if first_process():
         _check_out(out, overwrite)
     return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides)).go()

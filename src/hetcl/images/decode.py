@@ -24,6 +24,7 @@ try:
 except ImportError:  # a bare checkout; everything works without, more slowly
     simplejpeg = None
 
+from hetcl.images.formats import HEAD, why_unreadable
 from hetcl.types import BadPicture, Sample
 
 MAX_PIXELS = 200_000_000
@@ -155,7 +156,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadPicture(f"too many pixels, a decompression bomb? ({str(error).split(',')[0]})") from error
     except Image.UnidentifiedImageError as error:
-        raise BadPicture(f"not a picture (starts with {data[:8]!r})") from error
+        raise BadPicture(why_unreadable(data[:HEAD])) from error
     except Exception as error:
         raise BadPicture(_reason(error)) from error
     w, h = picture.size
@@ -255,8 +256,8 @@ def _reason(error: Exception) -> str:
 
 def _orientation(picture: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
-    if picture.format == "TIFF":  # Pillow has turned it already
-        return 1
+    if picture.format == "TIFF" or (picture.format == "JXL" and not getattr(picture, "jpeg", False)):
+        return 1  # its decoder has turned it already
     try:
         if picture.format == "PNG" and "exif" not in picture.info and b"eXIf" in data:
             picture.load()  # EXIF may stand behind the pixels

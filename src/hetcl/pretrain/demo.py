@@ -11,6 +11,7 @@ from PIL import Image, ImageDraw
 from hetcl.errors import InputError, Stopped
 from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
+from hetcl.paths import expand
 from hetcl.pretrain.run import pretrain
 from hetcl.runs.folder import RunFolder, write_atomic
 from hetcl.settings import resolve
@@ -27,7 +28,7 @@ def demo(out: str | Path) -> None:
     Raises:
         InputError: ``out`` holds something that is not a finished or stopped demo.
     """
-    out = Path(out)
+    out = Path(expand(out))
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
     if out.is_dir() and any(p.name not in ("run", "views.png", "views.png.part") for p in out.iterdir()):

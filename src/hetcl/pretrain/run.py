@@ -6,6 +6,7 @@ The order: open the data, settle the settings, make or resume the folder, then t
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +15,15 @@ from typing import Any
 import torch
 from torch import nn
 
+from hetcl.analysis.labelled import why_none, with_labels
 from hetcl.errors import InputError, WorkFailed
-from hetcl.images.sources import open_source, open_validation
+from hetcl.images.folder import FolderSource
+from hetcl.images.sources import absolute_data, open_source
 from hetcl.pretrain import monitors
 from hetcl.pretrain.build import DTYPES, build_model, build_task
 from hetcl.pretrain.doctor import measure_step
 from hetcl.pretrain.knn_check import KnnCheck
-from hetcl.pretrain.plan import Plan, absolute_data, common_window, fit, new_plan, resumed_plan
+from hetcl.pretrain.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
 from hetcl.pretrain.rehearse import rehearse
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
@@ -71,6 +74,7 @@ def pretrain(
         Stopped: a signal came; the run saved itself.
     """
     folder = RunFolder(out)
+    data, init = (None if given is None else os.fspath(given) for given in (data, init))
     if first_process():
         folder.check(resume=resume)
     resumed = resume and folder.settings.is_file()
@@ -98,8 +102,16 @@ class Run:
         self.folder, self.plan, self.resume = folder, plan, resume
         self.began = time.monotonic()
         self.settings = s = plan.settings
-        self.source = open_source(plan.data, folder_classes=s.folder_classes, window=plan.window)
-        self.held_out = open_validation(plan.data, folder_classes=s.folder_classes, window=plan.window)
+        self.source = open_source(
+            plan.data, split=s.data_split, folder_classes=s.folder_classes, window=plan.window
+        )
+        self.held_out = held_out_of(plan.data, s, plan.window)
+        if s.folder_classes and isinstance(self.source, FolderSource) and self.source.classes is None:
+            raise InputError(
+                f"folder_classes is true, but {self.source.why_no_labels}: move each image into the folder of its "
+                "class, or leave folder_classes out"
+            )
+        self.labelled = with_labels(self.source)
         if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
             raise InputError(
                 f"{plan.data} does not hold the pictures that the run in {folder.path} began with "
@@ -122,7 +134,9 @@ class Run:
         )
         choose_kernels(deterministic=s.deterministic)
         self.window = common_window(plan, self.source, self.fabric)
-        self.settings, self.told = fit(s, self.source, self.fabric.world_size)
+        supervised = any(stage.method == "supervised" for stage in self._todo().values())
+        fitted = self.labelled if supervised else self.source
+        self.settings, self.told = fit(s, fitted, self.fabric.world_size)
         self.main = self.fabric.global_rank == 0
         self.workers = workers_of(self.settings.workers)
         self.bad = BadPictures(folder.bad_pictures, self.settings.max_bad, len(self.source))
@@ -171,8 +185,8 @@ class Run:
         for name, stage in self._todo().items():
             if stage.method == "supervised" and self.source.classes is None:
                 raise InputError(
-                    f"{self.plan.data} has no labels, which supervised training needs; shards hold them as KEY.cls, "
-                    "a folder as sub-folders with --folder_classes true"
+                    f"{self.plan.data} has no labels, which supervised training needs{why_none(self.source)}; shards "
+                    "hold them as KEY.cls, a folder as sub-folders with --folder_classes true"
                 )
 
             def build(stage: StageSettings = stage, weights: Weights | None = init) -> nn.Module:
@@ -281,7 +295,7 @@ class Run:
             for line in install(model, before.query, before.origin):
                 self.reporter.say(f"{name}: {line}")
         loader = ViewLoader(
-            self.source,
+            self.labelled if stage.method == "supervised" else self.source,
             policy=stage.views,
             size=s.size,
             batch=s.batch,
@@ -316,7 +330,7 @@ class Run:
     def _knn_check(self) -> KnnCheck:
         s = self.settings
         return KnnCheck(
-            self.source, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
+            self.labelled, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
             size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
             dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last,
         )  # fmt: skip

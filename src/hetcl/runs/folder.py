@@ -23,6 +23,7 @@ from typing import Any
 from hetcl import __version__
 from hetcl.errors import InputError, WorkFailed
 from hetcl.machine import cores
+from hetcl.paths import expand, expand_spec
 
 
 def disk_problem(path: Path, error: OSError) -> WorkFailed:
@@ -46,6 +47,7 @@ def first_process() -> bool:
 
 def absolute(spec: str) -> str:
     """A MODEL or DATASET as a run elsewhere would have to name it: the file or folder in it is written in full."""
+    spec = expand_spec(spec)
     head, colon, path = spec.rpartition(":")
     if colon and not os.path.exists(spec):
         return head + colon + os.path.abspath(path) if os.path.exists(path) else spec
@@ -75,7 +77,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(expand(path))
         self.settings = self.path / "settings.yaml"
         self.metrics = self.path / "metrics.csv"
         self.timing = self.path / "timing.csv"

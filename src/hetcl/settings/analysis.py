@@ -59,6 +59,8 @@ class ContrastSettings(ComputeSettings):
     """Successes and failures of each bin that are drawn for each model; 0: no pictures."""
     size: int = 0
     """Side of a view in pixels; 0: what each model was trained at, 224 where that is not known."""
+    data_split: Literal["train", "val", "test", "all"] = "train"
+    """What to read where the data has splits, by the names of folders or shards (docs/data.md); all: everything."""
     seed: int = 0
     """Where every random number comes from: the same seed gives every model the same views."""
 
@@ -86,6 +88,11 @@ class ProbeSettings(ComputeSettings):
     """Train on that many pictures drawn at random; 0: all."""
     folder_classes: bool = True
     """Take sub-folders as classes."""
+    data_split: Literal["train", "all"] = "train"
+    """What to train on where the data has splits, by the names of folders or shards (docs/data.md); all: splits put
+    aside, and a share held out to test on."""
+    test_split: Literal["auto", "val", "test"] = "auto"
+    """What to test on then; auto: val, or test where val has no labels."""
     seed: int = 0
     """Where every random number comes from."""
 

@@ -99,6 +99,15 @@ def precision_on(precision: str, device: str) -> str:
     return "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def not_finite_because(fabric: Fabric) -> str:
+    """Why an encoder may give values that are not finite: ``the weights are broken``, and bf16 where it is used."""
+    with fabric.autocast():
+        coarse = torch.is_autocast_enabled(fabric.device.type)
+    return "the weights are broken" + (
+        ", or precision bf16 is too coarse for them (set precision to fp32)" if coarse else ""
+    )
+
+
 def device_name(device: torch.device) -> str:
     """What to call a device in a line for people."""
     if device.type == "cuda":

@@ -20,6 +20,7 @@ from hetcl.downstream.data.voc import voc_detection
 from hetcl.downstream.data.voc_maps import voc_segmentation
 from hetcl.downstream.objects import DetectionSet, SegmentationSet
 from hetcl.errors import InputError
+from hetcl.paths import expand
 
 __all__ = ["open_detection", "open_segmentation", "repeat_factors"]
 
@@ -70,7 +71,7 @@ def _open(spec: str, split: str, layouts: dict[str, Callable[[Path, str], Set]],
     if not colon or not folder or layout not in layouts:
         known = ", ".join(f"{name}:ROOT" for name in layouts)
         raise InputError(f"{spec}: a data set with {what} is one of {known}, or scenes:N")
-    root = Path(folder).expanduser()
+    root = Path(expand(folder))
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}")
     return layouts[layout](root, _known(split))
