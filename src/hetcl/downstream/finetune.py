@@ -17,19 +17,20 @@ import torch
 from torch import nn
 
 from hetcl.downstream.build import build_model, take_weights
-from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
+from hetcl.downstream.data import repeat_factors
 from hetcl.downstream.loader import (
     DetectionExamples,
     Examples,
     SegmentationExamples,
     Stream,
     TargetLoader,
-    usable,
 )
 from hetcl.downstream.models import pyramid_state
-from hetcl.downstream.objects import DetectionSet, Outcome, SegmentationSet
+from hetcl.downstream.objects import Outcome
+from hetcl.downstream.parts import learnable, open_parts
 from hetcl.downstream.plan import KIND, new_plan, resumed_plan, scaled
 from hetcl.downstream.predict import Look, Seen, detect, segment
+from hetcl.downstream.renamed import names_of
 from hetcl.downstream.scores import score
 from hetcl.downstream.task import LOSSES, Finetune
 from hetcl.downstream.trial import Trial, try_one
@@ -49,8 +50,6 @@ from hetcl.training.schedule import schedule
 from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
-NOT_FOUND = "picture not found"
-"""Under which data sets count pictures that their files name and that are not there."""
 MODEL_WORDS = (
     *(
         "model",
@@ -127,9 +126,15 @@ class Run:
         self.settings, self.told = scaled(self.asked)
         if self.asked.threads:
             torch.set_num_threads(self.asked.threads)  # before the trial
-        self.train, self.val = self._data("train"), self._data("val")
-        for data in (self.train, self.val):
-            check_missing(data, self.asked.max_bad)
+        s = self.settings
+        parts = open_parts(
+            plan["data"],
+            model=s.model,
+            max_bad=s.max_bad,
+            detections=s.detections,
+            train_list=s.train_list,
+        )
+        self.train, self.val, self.told = parts.train, parts.val, self.told + parts.told
         now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
         if any(plan.get(name, value) != value for name, value in now.items()):
             raise InputError(
@@ -137,10 +142,6 @@ class Run:
                 "annotations); give the same data, or start a new folder"
             )
         self.classes = names_of(self.train)
-        if names_of(self.val) != self.classes:
-            raise InputError(
-                f"{plan['data']}: the training and the validation part have other classes; make them agree"
-            )
         self.examples = self._examples()
         begun = resume and any(folder.checkpoints.glob("*.ckpt"))
         self.init: Weights | None = None
@@ -150,10 +151,6 @@ class Run:
         if "arch" not in plan:
             self.trial = self._try()
         self._start()
-
-    def _data(self, part: str) -> Any:
-        spec = self.plan["data"]
-        return open_segmentation(spec, part) if self.asked.model == "fcn" else open_detection(spec, part)
 
     def _read_init(self) -> None:
         """The backbone's weights. Raises ``InputError``."""
@@ -169,16 +166,7 @@ class Run:
         if s.model == "fcn":
             return SegmentationExamples(train, crop=s.crop, scale=s.scale, flip_p=s.flip_p)
         with_masks = s.model == "mask-rcnn"
-        learned = np.zeros(len(train), bool)
-        objects, useless = 0, list[str]()
-        for index in range(len(train)):
-            truth = train.truth(index)
-            keep = usable(truth, masks=with_masks)
-            learned[index] = keep.any()
-            objects += int((~truth.crowd).sum())
-            useless += [
-                f"{truth.name}, annotation {truth.ids[i]}" for i in np.flatnonzero(~keep & ~truth.crowd)
-            ]
+        learned, objects, useless = learnable(train, masks=with_masks)
         if not objects:
             raise InputError(f"{self.plan['data']}: no training picture has an object; check the annotations")
         if with_masks and not train.has_masks:
@@ -285,10 +273,10 @@ class Run:
             for line in data.skipped.lines():
                 self.reporter.warn(f"{name}: {line}")
         kind = s.model if s.model == "fcn" else f"{s.model}, neck {s.neck}"
+        say(f"model     {kind}, {self.arch}, {count(len(self.classes), 'class')}")
         say(
-            f"model     {kind}, {self.arch}, {count(len(self.classes), 'class').replace('classs', 'classes')}"
+            f"training  {count(s.steps, 'step')} of {count(s.batch, 'picture')}, lr {s.lr:g}, batch norm {s.norm}"
         )
-        say(f"training  {s.steps:,} steps of {count(s.batch, 'picture')}, lr {s.lr:g}, batch norm {s.norm}")
         ranks = self.fabric.world_size
         say(
             f"device    {device_name(self.fabric.device)}"
@@ -424,17 +412,6 @@ def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]
     return seen, score(data, seen.predictions)
 
 
-def check_missing(data: DetectionSet | SegmentationSet, max_bad: float) -> None:
-    """Raises ``InputError`` when more pictures of a set are missing than may be unusable."""
-    gone = data.skipped.counts.get(NOT_FOUND, 0)
-    if gone > max_bad * (len(data) + gone):
-        example = data.skipped.examples[NOT_FOUND][0]
-        raise InputError(
-            f"{data.description}: {gone} of {len(data) + gone} pictures are missing (e.g. {example}), more than "
-            f"max_bad = {max_bad:.0%}; put them there, or raise max_bad"
-        )
-
-
 def model_words(settings: Mapping[str, Any]) -> dict[str, Any]:
     """The settings that :func:`build_model` takes."""
     return {name: settings[name] for name in MODEL_WORDS}
@@ -449,10 +426,6 @@ def peak_memory(device: torch.device) -> int:
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(used / (1e6 if sys.platform == "darwin" else 1e3))
-
-
-def names_of(data: DetectionSet | SegmentationSet) -> tuple[str, ...]:
-    return tuple(c if isinstance(c, str) else c.name for c in data.classes)
 
 
 def _facts_tree(facts: InputFacts) -> dict[str, Any]:
