@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -105,6 +106,8 @@ class Evaluation:
 
     def __init__(self, run: RunFolder, data: str, out: Path, settings: Any) -> None:
         self.began = time.monotonic()
+        self.first: tuple[int, float] | None = None
+        self.above: str | None = None
         self.run, self.spec, self.out, self.settings = run, data, out, settings
         self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
@@ -195,11 +198,12 @@ class Evaluation:
 
     def _advance(self, done: int, total: int) -> None:
         self.reporter.advance(done)
-        spent = time.monotonic() - self.began
-        self.reporter.row(
-            f"pictures  {done:,} of {total:,}, {duration(spent / done * (total - done))} left",
-            last=done == total,
-        )
+        now = time.monotonic()
+        if self.first is None:  # it has the start of the workers and of the device in it
+            self.first = done, now
+        seconds = (now - self.first[1]) / max(1, done - self.first[0]) * (total - done)
+        left = f", {duration(seconds)} left" if done > self.first[0] else ""
+        self.reporter.row(f"pictures  {done:,} of {total:,}{left}", last=done == total)
 
     def _look(self, model: nn.Module, look: Look) -> tuple[Seen, Outcome]:
         pictures = range(len(self.data))
@@ -212,11 +216,21 @@ class Evaluation:
 
     def _keep(self, index: int, labels: np.ndarray) -> None:
         """Save a label map as a PNG of class numbers. Raises ``WorkFailed``."""
-        path = self.out / "label_maps" / f"{Path(self.data.name(index)).stem}.png"
+        path = self.out / "label_maps" / f"{self._map_name(index)}.png"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels).save(path)
         except OSError as e:
             raise disk_problem(path, e) from None
+
+    def _map_name(self, index: int) -> str:
+        """The picture's name; with its folders where pictures of several folders have the same names."""
+        if self.above is None:
+            names = [Path(self.data.name(i)) for i in range(len(self.data))]
+            apart = len({name.stem for name in names}) == len(names)
+            self.above = "" if apart else os.path.commonpath([name.parent for name in names])
+        path = Path(self.data.name(index))
+        return str(path.relative_to(self.above).with_suffix("")) if self.above else path.stem
 
     def _report(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:
         """The content of evaluation.json."""

@@ -12,7 +12,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
@@ -20,14 +19,12 @@ from hetcl.downstream.build import build_model, take_weights
 from hetcl.downstream.data import repeat_factors
 from hetcl.downstream.loader import (
     DetectionExamples,
-    Examples,
-    SegmentationExamples,
     Stream,
     TargetLoader,
 )
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.objects import Outcome
-from hetcl.downstream.parts import learnable, open_parts
+from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import KIND, new_plan, resumed_plan, scaled
 from hetcl.downstream.predict import Look, Seen, detect, segment
 from hetcl.downstream.renamed import names_of
@@ -126,14 +123,9 @@ class Run:
         self.settings, self.told = scaled(self.asked)
         if self.asked.threads:
             torch.set_num_threads(self.asked.threads)  # before the trial
-        s = self.settings
-        parts = open_parts(
-            plan["data"],
-            model=s.model,
-            max_bad=s.max_bad,
-            detections=s.detections,
-            train_list=s.train_list,
-        )
+        s, spec = self.settings, plan["data"]
+        train, val = (open_part(spec, split, s.model) for split in ("train", "val"))
+        parts = joined(spec, train, val, **part_words(s))
         self.train, self.val, self.told = parts.train, parts.val, self.told + parts.told
         now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
         if any(plan.get(name, value) != value for name, value in now.items()):
@@ -142,7 +134,8 @@ class Run:
                 "annotations); give the same data, or start a new folder"
             )
         self.classes = names_of(self.train)
-        self.examples = self._examples()
+        self.examples, told = examples_of(self.train, spec, **example_words(s))
+        self.told += told
         begun = resume and any(folder.checkpoints.glob("*.ckpt"))
         self.init: Weights | None = None
         self.arch, self.facts = plan.get("arch", ""), facts_from(plan.get("facts"))
@@ -159,34 +152,6 @@ class Run:
             raise InputError(no_arch(self.plan["init"]))
         self.arch = weights.arch
         self.facts = input_facts(weights.facts, weights.arch, weights.origin)
-
-    def _examples(self) -> Examples:
-        """The pictures to train on. Raises ``InputError`` when there are none."""
-        s, train = self.settings, self.train
-        if s.model == "fcn":
-            return SegmentationExamples(train, crop=s.crop, scale=s.scale, flip_p=s.flip_p)
-        with_masks = s.model == "mask-rcnn"
-        learned, objects, useless = learnable(train, masks=with_masks)
-        if not objects:
-            raise InputError(f"{self.plan['data']}: no training picture has an object; check the annotations")
-        if with_masks and not train.has_masks:
-            raise InputError(f"{self.plan['data']} has no masks; set model to faster-rcnn")
-        if useless:
-            self.told.append(
-                f"{count(len(useless), 'object')} of the training part without a box or mask to learn from left out "
-                f"(e.g. {', '.join(useless[:3])})"
-            )
-        pictures = np.arange(len(train)) if s.empty else np.flatnonzero(learned)
-        if not len(pictures):
-            raise InputError(
-                f"{self.plan['data']}: nothing in it can be learned from ({useless[0]}, for one)"
-            )
-        if len(pictures) < len(train):
-            self.told.append(
-                f"{count(len(train) - len(pictures), 'picture')} without objects left out of training "
-                "(set empty to true to keep them)"
-            )
-        return DetectionExamples(train, pictures, masks=with_masks, min_size=s.min_size, flip_p=s.flip_p)
 
     def _start(self) -> None:
         """Devices, ranks, reporter."""
@@ -400,6 +365,16 @@ class Run:
         facts = {"arch": self.arch, **_facts_tree(self.facts)}
         facts.pop("source")
         write_atomic(self.folder.backbone, save(state, {"hetcl": json.dumps(facts, sort_keys=True)}))
+
+
+def part_words(s: FinetuneSettings) -> dict[str, Any]:
+    """The settings that :func:`joined` takes."""
+    return {name: getattr(s, name) for name in ("model", "max_bad", "detections", "train_list")}
+
+
+def example_words(s: FinetuneSettings) -> dict[str, Any]:
+    """The settings that :func:`examples_of` takes."""
+    return {name: getattr(s, name) for name in ("model", "min_size", "flip_p", "crop", "scale", "empty")}
 
 
 def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]:

@@ -5,13 +5,14 @@ What cannot give a figure at all is refused; what will give a poor one is told.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from hetcl.downstream.data import open_detection, open_segmentation
-from hetcl.downstream.loader import usable
+from hetcl.downstream.loader import DetectionExamples, Examples, SegmentationExamples, usable
 from hetcl.downstream.objects import DetectionSet, SegmentationSet
 from hetcl.downstream.renamed import VOID, Renamed, names_of, objects_of, under
 from hetcl.errors import InputError
@@ -36,7 +37,7 @@ class Parts:
 
     train: Any
     val: Any
-    told: list[str] = field(default_factory=list)
+    told: list[str]
     """What a person should know before the work begins."""
 
 
@@ -45,31 +46,37 @@ def open_part(spec: str, split: str, model: str) -> Any:
     return open_segmentation(spec, split) if model == "fcn" else open_detection(spec, split)
 
 
-def open_parts(spec: str, *, model: str, max_bad: float, detections: int, train_list: str = "") -> Parts:
-    """Both parts, judged.
+def joined(
+    spec: str,
+    train: Any,
+    val: Any,
+    *,
+    model: str,
+    max_bad: float,
+    detections: int,
+    train_list: str = "",
+) -> Parts:
+    """Both parts under one set of classes, judged.
 
     Args:
-        spec: DATASET.
+        spec: DATASET, for messages.
+        train, val: as ``open_part`` gave them.
         model: ``mask-rcnn``, ``faster-rcnn`` or ``fcn``.
         max_bad: share of the pictures that may be missing.
         detections: most detections of a picture.
         train_list: VOC's list that the recipe's source trains on; another is told.
 
     Raises:
-        InputError: a part that cannot be used, pictures that are missing, classes that differ, nothing to evaluate on.
+        InputError: pictures that are missing, classes that differ, nothing to evaluate on.
     """
-    parts = Parts(open_part(spec, "train", model), open_part(spec, "val", model))
-    for data in (parts.train, parts.val):
+    for data in (train, val):
         check_missing(data, max_bad)
     here, there = f"the validation part of {spec}", "its training part"
-    parts.val, parts.told = under(parts.val, names_of(parts.train), here, there)
-    parts.told += judge(parts.val, here, model=model, detections=detections)
-    parts.told += _shared(parts.train, parts.val) + _list(parts.train, train_list)
-    if model == "fcn":
-        parts.told += _judge_maps(parts.train, f"the training part of {spec}")
-    else:
-        parts.told += _not_in(parts.train, parts.val)
-    return parts
+    val, told = under(val, names_of(train), here, there)
+    told += judge(val, here, model=model, detections=detections)
+    told += _shared(train, val) + _list(train, train_list)
+    told += _judge_maps(train, f"the training part of {spec}") if model == "fcn" else _not_in(train, val)
+    return Parts(train, val, told)
 
 
 def check_missing(data: DetectionSet | SegmentationSet, max_bad: float) -> None:
@@ -164,10 +171,10 @@ def _judge_maps(data: Any, what: str) -> list[str]:
     if len(classes) == 1:
         names = names_of(data)
         void = " and 255, which does not count" if seen[VOID] else ""
-        told.append(
-            f"{what}: the {len(chosen) - len(faults)} label maps looked at hold the class {names[classes[0]]!r} "
-            f"alone{void}"
-        )
+        alone = f"the {len(chosen) - len(faults)} label maps looked at hold the class {names[classes[0]]!r} alone{void}"
+        if void and len(chosen) == len(data) and len(names) > 1:
+            raise InputError(f"{what}: {alone}; no figure can come of it")
+        told.append(f"{what}: {alone}")
     return told
 
 
@@ -219,6 +226,48 @@ def _list(train: Any, wanted: str) -> list[str]:
         f"the recipe's source trains on the list {wanted}{images}; here it is {', '.join(lists)}: figures will not "
         "compare with the source's"
     ]
+
+
+def examples_of(
+    train: Any,
+    spec: str,
+    *,
+    model: str,
+    min_size: Sequence[int],
+    flip_p: float,
+    crop: int,
+    scale: tuple[float, float],
+    empty: bool,
+) -> tuple[Examples, list[str]]:
+    """The pictures to train on, and what a person should know; settings as ``FinetuneSettings`` has them.
+
+    Raises:
+        InputError: there is nothing to learn from.
+    """
+    if model == "fcn":
+        return SegmentationExamples(train, crop=crop, scale=scale, flip_p=flip_p), []
+    told, masks = [], model == "mask-rcnn"
+    learned, objects, useless = learnable(train, masks=masks)
+    if not objects:
+        crowds = sum(len(train.truth(index).labels) for index in range(len(train)))
+        why = f": each of {count(crowds, 'annotation')} is flagged iscrowd" * bool(crowds)
+        raise InputError(f"{spec}: no training picture has an object{why}; check the annotations")
+    if masks and not train.has_masks:
+        raise InputError(f"{spec} has no masks; set model to faster-rcnn")
+    if useless:
+        told.append(
+            f"{count(len(useless), 'object')} of the training part without a box or mask to learn from left out "
+            f"(e.g. {', '.join(useless[:3])})"
+        )
+    pictures = np.arange(len(train)) if empty else np.flatnonzero(learned)
+    if not len(pictures):
+        raise InputError(f"{spec}: nothing in it can be learned from ({useless[0]}, for one)")
+    if len(pictures) < len(train):
+        told.append(
+            f"{count(len(train) - len(pictures), 'picture')} without objects left out of training "
+            "(set empty to true to keep them)"
+        )
+    return DetectionExamples(train, pictures, masks=masks, min_size=min_size, flip_p=flip_p), told
 
 
 def learnable(data: Any, *, masks: bool) -> tuple[np.ndarray, int, list[str]]:

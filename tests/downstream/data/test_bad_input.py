@@ -250,7 +250,7 @@ def test_images_without_size_or_name(coco: Path) -> None:
     assert len(data) == 1
     assert data.skipped.lines() == [
         "left out 2: image without a usable file_name, width and height "
-        f"(e.g. {FILE}, image 100, {FILE}, image 101)"
+        f"(e.g. {FILE}, image 100, {FILE}, image 101 (val2017/000000000501.jpg))"
     ]
 
 

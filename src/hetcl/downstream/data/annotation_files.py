@@ -7,7 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
-from hetcl.downstream.data.recognise import head, is_coco, one_line
+from hetcl.downstream.data.recognise import OTHERS, head, is_coco, one_line, tokens
 from hetcl.errors import InputError
 
 WORDS = {
@@ -17,8 +17,6 @@ WORDS = {
 """The words by which a part is called, best first; a part for testing stands in for validation where there is none."""
 FOLDERS = ("annotations", "annotation", "labels", "ann", "json")
 """Below the root, where files of annotations are looked for, besides the root and folders called as a part."""
-OTHERS = {"captions", "keypoints", "stuff", "panoptic", "lvis", "info", "results", "predictions", "createml"}
-"""A file with such a word in its name holds something else."""
 
 
 @dataclass(frozen=True)
@@ -64,8 +62,19 @@ def annotation_file(root: Path, split: str) -> Found:
         if found:
             return found[0]
     other = next((o for o in WORDS if o != split and any(_called(root, words) for words in WORDS[o])), "")
-    hint = f"; it has annotations of {other} alone" if other else one_line(root)
+    hint = f"; it has annotations of {other} alone" if other else _below(root) or one_line(root)
     raise InputError(f"{root}: has neither {' nor '.join(names)}{hint}")
+
+
+def _below(root: Path) -> str:
+    """A hint where the set lies a folder further down."""
+    for folder in _folders(root):
+        names = [f"annotations/instances_{split}{year}.json" for split in WORDS for year in ("", "2017")]
+        if any((folder / name).is_file() for name in names) or any(
+            _called(folder, words) for group in WORDS.values() for words in group
+        ):
+            return f"; it lies in {folder.name}: name it coco:{folder}"
+    return ""
 
 
 def _called(root: Path, words: tuple[str, ...]) -> list[Found]:
@@ -76,8 +85,8 @@ def _called(root: Path, words: tuple[str, ...]) -> list[Found]:
         for below in (folder, *(_folders(folder) if folder != root and folder.name.lower() in every else ())):
             for path in sorted(below.glob("*.json")):
                 word = _word(path.stem, every) or _word(folder.name, every)
-                if bare(word) in words and not _tokens(path.stem) & OTHERS and is_coco(head(path)):
-                    found.append((bool(_tokens(path.stem) & {"instances", "coco"}), Found(path, word)))
+                if bare(word) in words and not tokens(path.stem) & OTHERS and is_coco(head(path)):
+                    found.append((bool(tokens(path.stem) & {"instances", "coco"}), Found(path, word)))
     clear = [file for sure, file in found if sure]
     return clear or [file for _, file in found]
 
@@ -87,10 +96,6 @@ def _folders(folder: Path) -> list[Path]:
         return sorted(path for path in folder.iterdir() if path.is_dir())
     except OSError:
         return []
-
-
-def _tokens(name: str) -> set[str]:
-    return set(re.findall(r"[a-z]+", name.lower()))
 
 
 def _word(name: str, words: list[str]) -> str:

@@ -73,7 +73,7 @@ class Instances:
         else:
             fault = f"holds a {type(self.document).__name__}, not a JSON object with images, annotations and categories"
         whose = whose_json(head(self.path))
-        raise InputError(f"{self.path}: {fault}" + (f" It looks like {whose}" if whose else ""))
+        raise InputError(f"{self.path}: {fault}" + (f"; it looks like {whose}" if whose else ""))
 
     def pack(self, kind: str, root: Path, locate: Locate, folders: Sequence[str]) -> PackedDetection:
         """Check everything and pack it.
@@ -97,7 +97,8 @@ class Instances:
                 continue
             size = self._size(image, root, names[key])
             if size is None:
-                self._skip("image without a usable file_name, width and height", f"image {key}")
+                what = f"image {key} ({names[key]})"
+                self._skip("image without a usable file_name, width and height", what)
                 continue
             absent, partly = (
                 self._labels(image, field) for field in ("neg_category_ids", "not_exhaustive_category_ids")
@@ -160,14 +161,18 @@ class Instances:
                 otherwise.append(key)
             else:
                 self._claim(key, name, found, owners, images)
-        for key in otherwise:
+        meant = {key: files.like(folders, images[key]["file_name"]) for key in otherwise}
+        wanted = {name: {images[owner]["file_name"]} for name, owner in owners.items()}
+        for key, name in meant.items():
+            if name is not None:
+                wanted.setdefault(name, set()).add(images[key]["file_name"])
+        for key, name in meant.items():
             asked = images[key]["file_name"]
-            name = files.like(folders, asked)
             if name is None:
                 self._skip("picture not found", f"image {key} ({asked}){self._near(files, folders, asked)}")
-            elif name in owners and images[owners[name]]["file_name"] != asked:
-                other = images[owners[name]]["file_name"]
-                self._skip("picture not found", f"image {key} ({asked}; {name} is the file of {other})")
+            elif len(wanted[name]) > 1:
+                other = min(wanted[name] - {asked})
+                self._skip("picture not found", f"image {key} ({asked}; {name} may be {other} as well)")
             else:
                 self._keep("picture whose file is called otherwise", f"{asked} is {name}")
                 self._claim(key, name, found, owners, images)
@@ -208,7 +213,7 @@ class Instances:
         for category in image.get(field) or ():
             found = self._classes.find(category)
             if found is None:
-                self._skip(f"unknown category in {field}", f"image {image['id']} (category {category})")
+                self._skip(f"unknown category in {field}", f"{image['file_name']} (category {category})")
             else:
                 labels.append(self._label[int(found)])
         return labels

@@ -148,13 +148,15 @@ class _Judge:
 
     def _by_outlines(self, best: Convention, agree: float) -> Verdict | None:
         """Boxes against polygons and run lengths."""
-        if (self.agreement(best) or 0) >= 0.9:
+        swapped = self.agreement(self.stated, self.outlines[:, [1, 0, 3, 2]]) or 0
+        if swapped >= 0.9 and self.out(self.stated).mean() >= self._outlines_out():
+            swapped = 0  # the outlines fit their images as they are: it is the boxes
+        if (self.agreement(best) or 0) >= 0.9 and swapped < 0.9:
             return self._looks(
                 best, f"and their outlines overlap by {agree:.0%} on average", None, certain=True
             )
         if agree >= 0.5:
             return None
-        swapped = self.agreement(self.stated, self.outlines[:, [1, 0, 3, 2]]) or 0
         shares = np.abs(self.outlines).max() <= 1.5
         example = self.names[int(self.outlined[int(np.argmin(self._overlaps(self.stated, self.outlines)))])]
         if shares or swapped >= 0.9:
@@ -170,12 +172,16 @@ class _Judge:
         """Boxes against the sides of their images."""
         n, elsewhere = int(out.sum()), int(self.out(best).sum())
         share = n / len(out)
-        certain = (n >= 6 and share >= 0.25 and not elsewhere) or (
-            n >= 10 and share >= 0.1 and elsewhere <= n / 50
-        )
+        if best.whole > 1:  # many numbers can be percent or thousandths
+            certain = n >= 10 and share >= 0.5 and elsewhere <= n / 50
+        else:
+            few = n >= 6 and share >= 0.25 and not elsewhere
+            certain = few or (n >= 10 and share >= 0.1 and elsewhere <= n / 50)
         if certain or (n >= 5 and elsewhere <= n / 10):
             return self._looks(best, "leave their image or have no size as they stand", out, certain=certain)
-        return None
+        corners, told = self._pixels(self.stated), self._outside(out)
+        apart = ((corners[:, :2] >= self.sides) | (corners[:, 2:] <= 0)).any(1)  # no part of the box is in the image
+        return Verdict(told.text, certain=True) if told and apart.sum() >= 5 and apart.mean() >= 0.1 else None
 
     def _corner(self) -> Verdict | None:
         """Boxes that all lie in the upper left corner are of smaller images, or in percent."""
@@ -226,6 +232,11 @@ class _Judge:
         corners, slack = self._pixels(way), np.maximum(PIXELS, SHARE * self.sides)
         inside = (corners[:, :2] >= -slack).all(1) & (corners[:, 2:] <= self.sides + slack).all(1)
         return np.logical_not(inside & (corners[:, 2:] > corners[:, :2]).all(1))
+
+    def _outlines_out(self) -> float:
+        """Share of the outlines that leave their image."""
+        sides = self.sides[self.outlined]
+        return float((self.outlines[:, 2:] > sides + np.maximum(PIXELS, SHARE * sides)).any(1).mean())
 
     def agreement(self, way: Convention, outlines: np.ndarray | None = None) -> float | None:
         """Mean overlap of boxes and outlines; None where fewer than five have one."""

@@ -16,6 +16,7 @@ import numpy as np
 from hetcl.downstream.data.files import read_indices, read_picture, stored_size
 from hetcl.downstream.objects import Skipped
 from hetcl.errors import InputError
+from hetcl.training.progress import count
 from hetcl.types import BadPicture
 
 VOID = 255
@@ -60,7 +61,8 @@ class MapSet:
         self._names, self._maps = (np.array([os.fsencode(p[i]) for p in pairs]) for i in (0, 1))
         content = [json.dumps(classes).encode(), *self._names.tolist(), *self._maps.tolist()]
         self.fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
-        self.description = f"{len(pairs):,} pictures with pixels in {len(classes)} classes, from {source}"
+        pictures, kinds = count(len(pairs), "picture"), count(len(classes), "class")
+        self.description = f"{pictures} with pixels in {kinds}, from {source}"
 
     def __len__(self) -> int:
         return len(self._names)

@@ -10,9 +10,11 @@ from pathlib import Path
 HEAD = 100_000
 """Characters of a JSON file by which it is judged."""
 MOST = 3_000
-"""Files that are looked at, in a folder and two levels below."""
+"""Files that are looked at, in a folder and three levels below."""
 
-COCO = "export it as COCO, or convert it"
+COCO = "export or convert it to COCO's format: annotations/instances_train.json and instances_val.json"
+OTHERS = {"captions", "keypoints", "stuff", "panoptic", "lvis", "info", "results", "predictions", "createml"}
+"""A file with such a word in its name holds something else than boxes and masks of objects."""
 PACKED = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz")
 
 
@@ -23,7 +25,7 @@ def whose_json(text: str) -> str | None:
         return all(f'"{name}"' in text for name in keys)
 
     if has("shapes", "imagePath"):
-        return f"LabelMe's annotations of one image: convert them all to one file in COCO's format ({COCO})"
+        return "LabelMe's annotations of one image: convert those of each part to one file in COCO's format"
     if has("_via_img_metadata") or has("regions", "filename"):
         return "a project of the VGG Image Annotator: export it as COCO there"
     if has("completed_by", "result") or (has("result") and '"rectanglelabels"' in text):
@@ -54,6 +56,11 @@ def is_coco(text: str) -> bool:
     return '"images"' in text and ('"file_name"' in text or '"coco_url"' in text or '"annotations"' in text)
 
 
+def tokens(name: str) -> set[str]:
+    """The words in a name, in small letters."""
+    return set(re.findall(r"[a-z]+", name.lower()))
+
+
 def head(path: Path) -> str:
     """The beginning of a text file; empty where it cannot be read."""
     try:
@@ -77,9 +84,9 @@ def one_line(root: Path) -> str:
 
 
 def _below(root: Path) -> Iterator[Path]:
-    """Paths of files, relative to ``root``: its own, then those one and two folders down, some of each folder."""
+    """Paths of files, relative to ``root``: its own, then those up to three folders down, some of each folder."""
     level = [root]
-    for _ in range(3):
+    for _ in range(4):
         folders = []
         for folder in level:
             try:
@@ -88,17 +95,21 @@ def _below(root: Path) -> Iterator[Path]:
                 continue
             yield from (entry.relative_to(root) for entry in entries if entry.is_file())
             folders += [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
-        level = folders[:100]
+        level = folders[:30]
 
 
 def _layout_of_ours(root: Path, files: list[Path]) -> str:
-    names = {file.name for file in files}
-    folders = {part for file in files for part in file.parts[:-1]}
-    for needle, kind in (("JPEGImages", "voc"), ("leftImg8bit", "cityscapes"), ("gtFine", "cityscapes")):
-        if needle in folders and not any(is_coco(head(root / f)) for f in files if f.suffix == ".json"):
-            return f"its folder {needle} is of {kind}'s layout: name it {kind}:{root}"
-    lvis = sorted(name for name in names if re.fullmatch(r"lvis_v.*\.json", name))
-    return f"found {lvis[0]}: name it lvis:{root}" if lvis else ""
+    for file in files:
+        for needle, kind in (("JPEGImages", "voc"), ("leftImg8bit", "cityscapes"), ("gtFine", "cityscapes")):
+            if needle in file.parts[:-1] and not any(
+                is_coco(head(root / f)) for f in files if f.suffix == ".json"
+            ):
+                base = root.joinpath(*file.parts[: file.parts.index(needle)])
+                return f"its folder {needle} is of {kind}'s layout: name it {kind}:{base}"
+        if re.fullmatch(r"lvis_v.*\.json", file.name):
+            base = root / file.parent
+            return f"found {file}: name it lvis:{base.parent if base.name == 'annotations' else base}"
+    return ""
 
 
 def _json(root: Path, files: list[Path]) -> str:
@@ -107,6 +118,8 @@ def _json(root: Path, files: list[Path]) -> str:
         whose = whose_json(text)
         if whose:
             return f"found {file}: {whose}"
+        if is_coco(text) and tokens(file.stem) & OTHERS:
+            return f"found {file}, which is of another kind by its name: take instances_... of the same set"
         if is_coco(text):
             return (
                 f"found {file}, which is in COCO's format and names no part: split it into "
@@ -118,12 +131,12 @@ def _json(root: Path, files: list[Path]) -> str:
 def _yolo(root: Path, files: list[Path]) -> str:
     for file in files:
         if file.suffix in (".yaml", ".yml") and re.search(r"^names\s*:", head(root / file), re.MULTILINE):
-            return f"found {file}: YOLO's layout: {COCO} to annotations/instances_train.json and ..._val.json"
+            return f"found {file}: YOLO's layout: {COCO}"
     for file in files:
         if file.name in ("obj.names", "obj.data", "_darknet.labels") or (
             file.suffix == ".txt" and re.match(r"\d+( [\d.]+){4,}\s*$", head(root / file).split("\n")[0])
         ):
-            return f"found {file}: YOLO's annotations: {COCO} to annotations/instances_train.json and ..._val.json"
+            return f"found {file}: YOLO's annotations: {COCO}"
     return ""
 
 
@@ -146,10 +159,10 @@ def _others(root: Path, files: list[Path]) -> str:
             file.name in ("_annotations.csv", "_classes.csv", "_annotations.txt")
             or file.suffix == ".tfrecord"
         ):
-            return f"found {file}: {COCO} to annotations/instances_train.json and ..._val.json"
+            return f"found {file}: {COCO}"
     packed = next((f for f in files if f.suffix.lower() in PACKED), None)
     return f"found {packed}: unpack it" if packed is not None else ""
 
 
 def _one_below(root: Path, files: list[Path]) -> str:
-    return "" if files else "there are no files in it nor two folders down"
+    return "" if files else "there are no files in it, up to three folders down"

@@ -243,10 +243,21 @@ def _parsed(path: Path) -> ElementTree.Element:
         first = error
     named = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""", data)
     try:
-        text = data.decode(named[1].decode()) if named else decode(data, str(path))
-        return ElementTree.fromstring(re.sub(r"^\s*<\?xml[^>]*\?>", "", strip(text)))
+        text = data.decode(named[1].decode()) if named else _text(data, path)
+        text = re.sub(r"^\s*<\?xml[^>]*\?>", "", strip(text))
+        return ElementTree.fromstring(re.sub(r"&(?!\w+;|#)", "&amp;", text))
     except (ElementTree.ParseError, ValueError, LookupError, InputError):
         raise Unusable(str(first)) from first
+
+
+def _text(data: bytes, path: Path) -> str:
+    """Text without a declared encoding: old Windows programs write theirs in bytes that are no UTF-8."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        if data[:1] == b"<":  # no byte order mark
+            return data.decode("cp1252", errors="replace")
+    return decode(data, str(path))
 
 
 def _picture(root: Path, files: Files, entry: Entry, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:

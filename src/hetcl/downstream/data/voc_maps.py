@@ -50,7 +50,9 @@ def voc_segmentation(root: Path, split: str) -> MapSet:
     """
     year = years(root, "ImageSets/Segmentation")[-1]
     files, skipped = Files(root), Skipped()
-    parts = {name: _part(files, year, name, skipped) for name in ("train", "val")}
+    parts = {
+        name: _part(files, year, name, skipped if name == split else Skipped()) for name in ("train", "val")
+    }
     chosen = parts[split]
     if chosen is None:
         wanted = "train_aug.txt, train.txt or trainval.txt" if split == "train" else "val.txt"
