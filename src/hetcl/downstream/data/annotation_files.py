@@ -33,7 +33,7 @@ class Found:
         own = "" if own == "." else own
         places = [f"{split}2017", split, f"images/{split}2017", f"images/{split}", "images", ""]
         places += [self.word, f"images/{self.word}", f"{self.word}/images", f"{self.word}/data", own]
-        places += [f"{own}/{name}" if own else name for name in ("images", "data")]
+        places += [f"{own}/{name}" if own else name for name in ("images", "data", "JPEGImages", "img")]
         places += ["images/default", "JPEGImages", "img"]
         return list(dict.fromkeys(places))
 
@@ -84,7 +84,7 @@ def _called(root: Path, words: tuple[str, ...]) -> list[Found]:
     for folder in [root, *(f for f in _folders(root) if f.name.lower() in (*FOLDERS, *every))]:
         for below in (folder, *(_folders(folder) if folder != root and folder.name.lower() in every else ())):
             for path in sorted(below.glob("*.json")):
-                word = _word(path.stem, every) or _word(folder.name, every)
+                word = _word(path.stem, every) or ("" if folder == root else _word(folder.name, every))
                 if bare(word) in words and not tokens(path.stem) & OTHERS and is_coco(head(path)):
                     found.append((bool(tokens(path.stem) & {"instances", "coco"}), Found(path, word)))
     clear = [file for sure, file in found if sure]

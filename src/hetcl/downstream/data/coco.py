@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -160,7 +161,8 @@ class Instances:
             if name is None:
                 otherwise.append(key)
             else:
-                self._claim(key, name, found, owners, images)
+                plain = os.path.normpath(name) if "./" in name or "//" in name else name
+                self._claim(key, plain, found, owners, images)
         meant = {key: files.like(folders, images[key]["file_name"]) for key in otherwise}
         wanted = {name: {images[owner]["file_name"]} for name, owner in owners.items()}
         for key, name in meant.items():

@@ -180,7 +180,9 @@ class _Judge:
         if certain or (n >= 5 and elsewhere <= n / 10):
             return self._looks(best, "leave their image or have no size as they stand", out, certain=certain)
         corners, told = self._pixels(self.stated), self._outside(out)
-        apart = ((corners[:, :2] >= self.sides) | (corners[:, 2:] <= 0)).any(1)  # no part of the box is in the image
+        apart = ((corners[:, :2] >= self.sides) | (corners[:, 2:] <= 0)).any(
+            1
+        )  # no part of the box is in the image
         return Verdict(told.text, certain=True) if told and apart.sum() >= 5 and apart.mean() >= 0.1 else None
 
     def _corner(self) -> Verdict | None:
