@@ -57,7 +57,14 @@ def under(data: Any, names: Sequence[str], here: str, there: str) -> tuple[Any, 
     more = [name for name in more if name not in unused]
     lacking = [name for name in names if name not in found.values()]
     if more or not found:
-        raise InputError(_differ(data, here, there, theirs, names, more, lacking, objects))
+        counted = [f"{name} ({count(objects[name], 'object')})" if name in objects else name for name in more]
+        maps = hasattr(data, "label_map")
+        said = f"{there} lacks {_listed(counted)}" * bool(more) + "; " * bool(more and lacking)
+        said += f"it lacks {_listed(lacking)}" * bool(lacking)
+        raise InputError(
+            f"{here} has other classes than {there}{', and none in common' * (not found)}: {said}"
+            f"{_fix(theirs, names, maps=maps)}"
+        )
     if lacking:
         told.append(f"{here} has no {_listed(lacking)}: there is no figure for that")
     if unused:
@@ -100,32 +107,15 @@ def objects_of(data: Any) -> np.ndarray:
     return counts
 
 
-def _differ(
-    data: Any,
-    here: str,
-    there: str,
-    theirs: Sequence[str],
-    names: Sequence[str],
-    more: list[str],
-    lacking: list[str],
-    objects: dict[str, int],
-) -> str:
-    """Which class is missing where, and what to do."""
-    counted = [f"{name} ({count(objects[name], 'object')})" if name in objects else name for name in more]
-    said = []
-    if more:
-        said.append(f"{there} lacks {_listed(counted)}")
-    if lacking:
-        said.append(f"it lacks {_listed(lacking)}")
-    if any(UNNAMED.fullmatch(name) for name in (*theirs, *names)) and hasattr(data, "label_map"):
-        fix = (
-            f"name its classes in classes.txt, a line each, the first being value 0 (here {len(names)} lines)"
-        )
-    else:
-        fix = "give classes that are the same the same name, and leave out what the other does not know"
-    common = "" if len(more) < len(theirs) else ", and none in common"
-    numbers = f" ({len(theirs)} classes, not {len(names)})" * (len(theirs) != len(names))
-    return f"{here} has other classes than {there}{common}: {'; '.join(said)}{numbers}; {fix}"
+def _fix(theirs: Sequence[str], ours: Sequence[str], *, maps: bool) -> str:
+    """What makes classes agree."""
+    numbers = f" ({len(theirs)} classes, not {len(ours)})" * (len(theirs) != len(ours))
+    if maps and any(UNNAMED.fullmatch(name) for name in (*theirs, *ours)):
+        lines = count(len(ours), "line")
+        return f"{numbers}; name its classes in classes.txt, the first being value 0 (here {lines})"
+    return (
+        f"{numbers}; give classes that are the same the same name, and leave out what the other does not know"
+    )
 
 
 def _listed(names: Sequence[str]) -> str:
