@@ -153,6 +153,7 @@ def test_ids_of_another_kind(tmp_path: Path, coco: Path, key: object) -> None:
 def test_two_categories_of_one_name_are_told_apart(coco: Path) -> None:
     data = changed(coco, lambda d: [c.update(name="same") for c in d["categories"] if c["id"] in (1, 4)])
     assert [c.name for c in data.classes][:2] == ["same (1)", "same (4)"]
+    assert data.skipped.remarks == [f"{FILE}: 2 categories are called 'same': they are told apart by id"]
 
 
 def test_ids_may_be_text(coco: Path) -> None:

@@ -302,6 +302,24 @@ def test_a_few_images_of_another_size_are_said(tmp_path: Path) -> None:
     ]
 
 
+def test_a_size_that_a_tool_rounded(tmp_path: Path) -> None:
+    """Off by a pixel: used where no mask hangs on it."""
+    data = write(tmp_path, lambda d: [im.update(width=63, height=49) for im in d["images"]])
+    pixels = np.asarray(Image.open(tmp_path / "images" / "0.png"))
+    assert data.picture(0).shape == (49, 63, 3)
+    assert (data.picture(0)[:48] == pixels[:, :63]).all()
+    assert not data.skipped.lines()
+    square = [[41, 6, 50, 6, 50, 20]]
+    with pytest.raises(InputError, match="6 of 6 images"):
+        write(
+            tmp_path,
+            lambda d: [
+                *(im.update(width=63) for im in d["images"]),
+                *(a.update(segmentation=square) for a in d["annotations"]),
+            ],
+        )
+
+
 def test_an_upright_size_is_right(tmp_path: Path) -> None:
     write(tmp_path)
     exif = Image.Exif()
@@ -386,6 +404,14 @@ def test_a_pixel_s_width_is_kept_and_said(coco: Path) -> None:
     assert data.truth(0).boxes[0].tolist() == [5, 5, 6, 14]
     assert data.skipped.lines() == [
         "kept 1: box that is a pixel wide or high, or less (e.g. instances_val.json, annotation 1 of val-0.jpg)"
+    ]
+
+
+def test_an_object_that_repeats_another_is_said(coco: Path) -> None:
+    data = changed(coco, lambda d: d["annotations"].append({**d["annotations"][0], "id": 999}))
+    assert data.skipped.lines() == [
+        "kept 1: object that repeats another of its picture, of the same class and box (e.g. instances_val.json, "
+        "annotation 999 of val-0.jpg)"
     ]
 
 

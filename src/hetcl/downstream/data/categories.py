@@ -47,6 +47,10 @@ def categories(path: Path, entries: list[Any], skipped: Skipped) -> tuple[tuple[
     ids = {key: n if text else int(key) for n, key in enumerate(names, 1)}
     _remark_alike([name for name, _ in names.values()], path.name, skipped)
     every = [name for name, _ in names.values()]
+    for name in sorted({name for name in every if every.count(name) > 1}):
+        skipped.remark(
+            f"{path.name}: {every.count(name)} categories are called {name!r}: they are told apart by id"
+        )
     found = sorted(
         (
             Category(ids[key], name if every.count(name) == 1 else f"{name} ({key})", frequency)

@@ -111,7 +111,7 @@ class Instances:
             example = self.skipped.examples["picture not found"][0]
             places = " or ".join(f"{folder}/" for folder in folders[:5] if folder)
             raise InputError(f"{self.path}: none of its pictures is in {places} of {root} (e.g. {example})")
-        check_sizes(root, packer.names, packer.image_sizes(), str(self.path), self.skipped)
+        check_sizes(root, packer.names, packer.image_sizes(), str(self.path), self.skipped, packer.slack)
         self._judge()
         return packer.finish(kind, self.classes, root, str(self.path), self.skipped)
 
@@ -288,8 +288,9 @@ class Instances:
         except segments.Unusable as reason:
             self._skip(str(reason), what)
             return
-        if min(box[2] - box[0], box[3] - box[1]) <= 1:
-            self._keep("box that is a pixel wide or high, or less", what)
+        reservation = packer.reservation(box, label)
+        if reservation:
+            self._keep(reservation, what)
         crowd = values.flag(annotation.get("iscrowd"))
         if crowd is None:
             self._keep("iscrowd that is neither 0 nor 1, taken for 0", what)

@@ -132,13 +132,14 @@ def _tails(name: str) -> Iterator[str]:
             yield "/".join(parts[first:])
 
 
-def read_picture(root: str, name: str, size: tuple[int, int] | None) -> np.ndarray:
+def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int = 0) -> np.ndarray:
     """The pixels of a picture as they are annotated: as stored, or, where that has another size than the annotations
     and the upright picture has theirs, turned as its EXIF orientation says.
 
     Args:
         root, name: folder, and path below it.
         size: height and width that the annotations are of, or None.
+        slack: pixels that either may be off; the edge is cut off or repeated.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, writable.
@@ -148,14 +149,17 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None) -> np.ndarr
     """
     data = _bytes(os.path.join(root, name))
     picture = open_picture(data, upright=False)
-    if size is not None and (picture.height, picture.width) != size:
+    if size is not None and not near((picture.height, picture.width), size, slack):
         upright = open_picture(data)
-        if (upright.height, upright.width) == size:
+        if near((upright.height, upright.width), size, slack):
             picture = upright
     pixels = np.array(picture.image())
-    if size is not None and pixels.shape[:2] != size:
+    if size is not None and not near(pixels.shape, size, slack):
         raise BadPicture(f"{_by(pixels.shape[:2])} pixels, the annotations are of {_by(size)}")
-    return pixels
+    if size is None or pixels.shape[:2] == size:
+        return pixels
+    more = [(0, max(0, wanted - there)) for wanted, there in zip(size, pixels.shape, strict=False)]
+    return np.pad(pixels, [*more, (0, 0)], mode="edge")[: size[0], : size[1]].copy()
 
 
 def read_indices(root: str, name: str, colours: Mapping[int, int] | None = None) -> np.ndarray:
@@ -233,6 +237,11 @@ def read_json(path: Path) -> Any:
         ) from error
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
+
+
+def near(found: tuple[int, ...], wanted: tuple[int, int], slack: int) -> bool:
+    """Whether a size (H, W) is another but for ``slack`` pixels a side."""
+    return abs(found[0] - wanted[0]) <= slack and abs(found[1] - wanted[1]) <= slack
 
 
 def _bytes(path: str) -> bytes:

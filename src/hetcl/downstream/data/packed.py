@@ -25,6 +25,8 @@ Box = Sequence[float]
 """Left, top, right, bottom."""
 
 _CROWD, _DIFFICULT = 1, 2
+SLACK = 2
+"""Pixels that the size of a picture may be off where no mask hangs on it: some tools round."""
 
 
 def box_fault(box: Box, size: tuple[int, int]) -> str | None:
@@ -65,6 +67,7 @@ class Packer:
         self.labels, self.flags = array("q"), array("B")
         self.forms, self.ends, self.data = array("B"), array("q", [0]), bytearray()
         self.negative, self.not_exhaustive = _Lists(), _Lists()
+        self._here: set[tuple[float, ...]] = set()
 
     def picture(
         self,
@@ -79,12 +82,27 @@ class Packer:
         self.names.append(name)
         self.sizes.extend(size)
         self.starts.append(len(self.labels))
+        self._here = set()
         self.negative.append(negative)
         self.not_exhaustive.append(not_exhaustive)
+
+    def reservation(self, box: Box, label: int) -> str | None:
+        """What should be said of an object of the last picture that is kept, or None."""
+        left, top, right, bottom = box
+        repeated = (label, *box) in self._here
+        self._here.add((label, *box))
+        if repeated:
+            return "object that repeats another of its picture, of the same class and box"
+        return "box that is a pixel wide or high, or less" if min(right - left, bottom - top) <= 1 else None
 
     def image_sizes(self) -> list[tuple[int, int]]:
         """Height and width of each picture."""
         return list(zip(self.sizes[::2], self.sizes[1::2], strict=True))
+
+    @property
+    def slack(self) -> int:
+        """Pixels that the sizes of these pictures may be off."""
+        return 0 if any(self.forms) else SLACK
 
     def add(
         self,
@@ -196,7 +214,7 @@ class PackedDetection:
         """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadPicture``."""
         index = range(len(self))[index]
         height, width = self._sizes[index].tolist()
-        return read_picture(self._root, self.name(index), (height, width))
+        return read_picture(self._root, self.name(index), (height, width), 0 if self.has_masks else SLACK)
 
     def name(self, index: int) -> str:
         """The picture's file, relative to the root."""

@@ -7,6 +7,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from hetcl.downstream.data.files import near
 from hetcl.downstream.objects import Skipped
 from hetcl.errors import InputError
 
@@ -17,40 +18,43 @@ _TURNED = (5, 6, 7, 8)
 
 
 def check_sizes(
-    root: Path, names: Sequence[str], sizes: Sequence[tuple[int, int]], source: str, skipped: Skipped
+    root: Path,
+    names: Sequence[str],
+    sizes: Sequence[tuple[int, int]],
+    source: str,
+    skipped: Skipped,
+    slack: int = 0,
 ) -> None:
-    """Compare headers with annotated sizes (H, W).
+    """Compare headers with annotated sizes (H, W), which may be off by ``slack`` pixels.
 
     Raises:
         InputError: more than half of the images, and at least three, have another size; or theirs with sides exchanged.
     """
     step = max(1, len(names) // SOME)
-    seen, other, exchanged, example = 0, 0, 0, ""
+    seen, wrong, exchanged, example = 0, 0, 0, ""
     for name, size in zip(names[::step], sizes[::step], strict=True):
         found = stored(root, name)
         if found is None:
             continue
         seen += 1
-        if size in found:
+        if any(near(one, size, slack) for one in found):
             continue
-        other += 1
+        wrong += 1
         exchanged += size[::-1] in found
         example = (
             example or f"{name} is {found[0][1]} x {found[0][0]} pixels, annotated as {size[1]} x {size[0]}"
         )
-    if not other:
+    if not wrong:
         return
-    count = (
-        f"{other} of {seen} images looked at have another size than their annotations say (e.g. {example})"
-    )
-    if other >= 3 and other > seen / 2:
+    told = f"{wrong} of {seen} images looked at have another size than their annotations say (e.g. {example})"
+    if wrong >= 3 and wrong > seen / 2:
         fix = (
             "width and height are exchanged in the annotations: exchange them back"
-            if exchanged > other / 2
+            if exchanged > wrong / 2
             else "put back the images that were annotated, or scale the annotations"
         )
-        raise InputError(f"{source}: {count}; {fix}")
-    skipped.remark(f"{count}: such images are not used")
+        raise InputError(f"{source}: {told}; {fix}")
+    skipped.remark(f"{told}: such images are not used")
 
 
 def stored(root: Path, name: str) -> list[tuple[int, int]] | None:

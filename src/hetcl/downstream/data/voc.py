@@ -91,7 +91,7 @@ def voc_detection(root: Path, split: str) -> PackedDetection:
         for thing in sheet.things:
             _add(packer, thing, size, label, boxes, skipped, f"{where}, object {thing.n}")
     source = f"{root} ({split}: {', '.join(parts[split].lists)})"
-    check_sizes(root, packer.names, packer.image_sizes(), source, skipped)
+    check_sizes(root, packer.names, packer.image_sizes(), source, skipped, packer.slack)
     verdict = boxes.verdict()
     if verdict is not None and verdict.certain:
         raise InputError(f"{source}: {verdict.text}")
@@ -127,8 +127,9 @@ def _add(
         skipped.keep(
             "box that counts pixels from 0 and not from 1: it is read a pixel further left and up", what
         )
-    if min(box[2] - box[0], box[3] - box[1]) <= 1:
-        skipped.keep("box that is a pixel wide or high, or less", what)
+    reservation = packer.reservation(box, label[thing.name])
+    if reservation:
+        skipped.keep(reservation, what)
     packer.add(len(packer.ids) + 1, box, label[thing.name], difficult=thing.difficult)
 
 
