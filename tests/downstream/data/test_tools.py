@@ -169,6 +169,16 @@ def test_other_tools_are_named_with_the_fix(tmp_path: Path, tool: str) -> None:
     assert wanted in said(tmp_path)
 
 
+def test_the_documents_split_one_file_for_all(tmp_path: Path) -> None:
+    place(tmp_path, {"train": ("result.json", "images")})
+    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8")
+    named: dict[str, Any] = {}
+    exec(text.split("```python")[1].split("```")[0], named)
+    named["split"](str(tmp_path), "result.json")
+    assert lengths(tmp_path) == (2, 1)
+    assert open_detection(f"coco:{tmp_path}", "val").truth(0).name == "images/train-0.jpg"
+
+
 def test_a_set_of_another_kind_or_a_folder_further_down_is_named(tmp_path: Path) -> None:
     layouts.write_voc(tmp_path / "voc", train=1, val=1)
     layouts.write_cityscapes(tmp_path / "city", train=2, val=2)
