@@ -53,6 +53,7 @@ ENTRIES = {
     "analysis.contrastive_test",
     "analysis.probe",
     "weights.exporters",
+    "downstream.doctor",
     "downstream.finetune",
     "downstream.plan",
     "downstream.evaluate",

@@ -24,6 +24,8 @@ DATASET_HELP = (
     "coco:ROOT (any set in COCO's format), lvis:ROOT, voc:ROOT, cityscapes:ROOT, each in its published layout, "
     "or scenes:N"
 )
+DATASETS = ("coco:", "lvis:", "voc:", "cityscapes:")
+"""What a DATASET begins with that is no DATA."""
 DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
 
 
@@ -86,7 +88,12 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
 
     p = made["pretrain"]
     p.usage = "hetcl pretrain --data DATA --out RUN [--recipe NAME|FILE] [--resume] [--init MODEL] [--SETTING VALUE]"
-    made["doctor"].usage = "hetcl doctor [--data DATA] [--recipe NAME|FILE] [--SETTING VALUE]"
+    made["doctor"].usage = "hetcl doctor [--data DATA|DATASET] [--recipe NAME|FILE] [--SETTING VALUE]"
+    made["doctor"].epilog = (
+        "examples:\n"
+        "  hetcl doctor --data photos/ --recipe small\n"
+        "  hetcl doctor --data coco:my-set --recipe tiny-mask-rcnn-fpn      what fine-tuning would do with a data set"
+    )
     p.epilog = (
         "examples:\n"
         "  hetcl pretrain --data photos/ --out run --recipe small\n"
@@ -113,8 +120,11 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     _add_export(made["export"])
     _add_downstream(made["finetune"], made["evaluate"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
-    made["doctor"].add_argument("--data", help=DATA_HELP)
-    made["doctor"].add_argument("--recipe", help="recipe to judge (default: hcl-r50)")
+    made["doctor"].add_argument("--data", help=f"{DATA_HELP}; or a data set to fine-tune on: {DATASET_HELP}")
+    made["doctor"].add_argument(
+        "--recipe",
+        help="recipe to judge (default: hcl-r50; for a data set to fine-tune on coco-mask-rcnn-r50-fpn-1x)",
+    )
     for name, add in SETTINGS.items():
         if verb in (None, name):
             add(made[name])

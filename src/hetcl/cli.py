@@ -53,7 +53,12 @@ def recipes(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
-    from hetcl.pretrain.doctor import doctor
+    from hetcl.settings import recipe_names
+
+    if (args.data or "").startswith(arguments.DATASETS) or args.recipe in recipe_names("finetune"):
+        from hetcl.downstream.doctor import doctor
+    else:
+        from hetcl.pretrain.doctor import doctor
 
     doctor(data=args.data, recipe=args.recipe, overrides=overrides)
 

@@ -14,9 +14,10 @@ import torch
 
 from hetcl.cli import main
 from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
-from hetcl.downstream.evaluate import Part, renamed
+from hetcl.downstream.evaluate import Part
 from hetcl.downstream.loader import DetectionExamples, usable
 from hetcl.downstream.models.pictures import Scaling
+from hetcl.downstream.renamed import under
 from hetcl.downstream.words import in_words
 from hetcl.draws import generator
 from hetcl.runs import checkpoint
@@ -143,7 +144,7 @@ def test_a_set_that_lacks_classes_is_evaluated_by_name(
     assert report["figures"]["box_ap"] is not None
 
     data = open_detection(f"voc:{other}", "val")
-    again = renamed(data, names)
+    again, _ = under(data, names, "here", "there")
     assert [c.name for c in again.classes] == names
     for index in range(len(data)):
         theirs, ours = data.truth(index).labels, again.truth(index).labels

@@ -16,6 +16,7 @@ from hetcl.downstream.predict import Look, Seen
 from hetcl.downstream.scores import results
 from hetcl.downstream.sheets import detection_sheet, segmentation_sheet
 from hetcl.runs.folder import write_atomic
+from hetcl.training.progress import count
 
 _COCO = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
 _OF_KIND = {
@@ -90,7 +91,7 @@ def sentences(outcome: Outcome, pictures: int) -> list[str]:
     rest = [n for n in f if not n.startswith(("box_", "mask_"))]
     if rest:
         out.append("  ".join(f"{in_words(n)} {shown(f[n])}" for n in rest))
-    return [*out, f"in percent, on {pictures:,} pictures"]
+    return [*out, f"in percent, on {count(pictures, 'picture')}"]
 
 
 def plain(figures: dict[str, float]) -> dict[str, float | None]:

@@ -97,6 +97,9 @@ class FinetuneSettings(MachineSettings):
     """Pictures with classes in fewer than this share of all pictures come more often (LVIS: 0.001); 0: all alike."""
     empty: bool = False
     """Train on pictures without objects too."""
+    train_list: str = ""
+    """VOC: the list that the recipe's source trains on (train_aug for pixels, trainval for boxes); where the data has
+    another, it is said. Empty: any will do."""
     dilation: int = 6
     """FCN: of the two 3x3 convolutions of its head."""
     evaluations: int = 1
@@ -125,6 +128,8 @@ class EvaluateSettings(MachineSettings):
     """Least score of a detection; -1: as the run was trained to."""
     detections: int = 0
     """Most detections of a picture; 0: as the run was trained to."""
+    test_proposals: int = 0
+    """Detectors: regions that the heads look at; 0: as the run was trained to."""
     examples: int = 8
     """Pictures drawn on the sheet of predictions; 0: no sheet."""
 
@@ -237,7 +242,7 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
 def check_evaluate(s: EvaluateSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
     faults = _check_machine(s)
-    for name in ("pictures", "detections", "examples"):
+    for name in ("pictures", "detections", "test_proposals", "examples"):
         if getattr(s, name) < 0:
             faults.append(f"setting {name} must be 0 or more, not {getattr(s, name)}")
     if s.test_size and s.test_size < 32:

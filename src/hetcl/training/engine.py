@@ -22,13 +22,15 @@ from hetcl.errors import Stopped, WorkFailed, mark_alone
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
 from hetcl.signals import StopSignal
-from hetcl.training.progress import Reporter, duration
+from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import Schedule
 
 CHECKPOINT_MINUTES = 15.0
 """A kill costs no more than these, by default."""
 TIMING_COLUMNS = ("stage", "step", "images_per_second", "waiting", "seconds")
 """The header of timing.csv."""
+PACE = 0.8
+"""What an older row counts for, against the next, when the time that is left is judged."""
 
 
 class Task(Protocol):
@@ -121,7 +123,9 @@ class Stopwatch:
     since: float = field(default_factory=time.monotonic)
     waited: float = 0.0
     steps: int = 0
-    seconds_per_step: float = 0.0
+    rows: int = 0
+    paced: tuple[float, float] = (0.0, 0.0)
+    """Seconds and steps of the rows so far, the older the less; by them the rest is judged."""
 
     def take(self, images_per_step: int) -> dict[str, float]:
         """Figures since the last call (or :meth:`restart`); nothing when no step was made."""
@@ -129,8 +133,9 @@ class Stopwatch:
             return {}
         spent = max(time.monotonic() - self.since, 1e-9)
         out = {"images_per_second": self.steps * images_per_step / spent, "waiting": self.waited / spent}
-        now = spent / self.steps
-        self.seconds_per_step = 0.5 * (self.seconds_per_step + now) if self.seconds_per_step else now
+        kept = PACE if self.rows > 1 else 0.0  # the first row has the start of the workers in it
+        self.paced = kept * self.paced[0] + spent, kept * self.paced[1] + self.steps
+        self.rows += 1
         self.restart()
         return out
 
@@ -139,8 +144,9 @@ class Stopwatch:
         self.since, self.waited, self.steps = time.monotonic(), 0.0, 0
 
     def left(self, steps: int) -> float:
-        """Seconds for ``steps`` more, by the pace of late."""
-        return steps * self.seconds_per_step
+        """Seconds for ``steps`` more, by the pace of the last rows."""
+        seconds, done = self.paced
+        return steps * seconds / max(done, 1.0)
 
 
 class Loop:
@@ -179,6 +185,8 @@ class Loop:
         self.checkpoint_seconds, self.saved = 60 * checkpoint_minutes, time.monotonic()
         self.timing = Table(folder.timing, TIMING_COLUMNS)
         self.meters, self.watch = Meters(), Stopwatch()
+        self.evaluation: float | None = None
+        """Seconds of the last evaluation of this process."""
         self.epoch = self.step = 0
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=fabric.device)
 
@@ -245,7 +253,9 @@ class Loop:
             self.save()  # whatever becomes of the evaluation, the training is kept
         task.before_save()
         speed = watch.take(task.images_per_step)
+        began = time.monotonic()
         figures = self._evaluated()
+        self.evaluation = time.monotonic() - began
         self.epoch, self.step = self.epoch + 1, 0
         self._row(figures, speed=speed, last=True)
         self.save()
@@ -294,8 +304,8 @@ class Loop:
             self.timing.append({"stage": self.task.name, "step": self.done, **speed, "seconds": spent})
         self.reporter.scalars({f"{self.task.name}/{k}": v for k, v in {**row, **speed}.items()}, self.done)
         left = self.task.epochs * self.task.steps_per_epoch - self.done
+        ahead = self._ahead(left) if speed and left else ""
         pace = f"{speed['images_per_second']:.0f} img/s, waiting {speed['waiting']:.0%}" if speed else ""
-        ahead = f"{duration(self.watch.left(left))} left" if speed and left else ""
         words = [
             f"{self.task.name} {self.epoch}/{self.task.epochs} step {self.done}",
             self.task.line(row),
@@ -305,6 +315,15 @@ class Loop:
         self.reporter.row("  ".join(w for w in words if w), last=last)
         for message in self.task.messages({**row, "epoch": self.epoch, "step": self.done}):
             self.reporter.warn(message)
+
+    def _ahead(self, steps: int) -> str:
+        """How long ``steps`` more will take, with the evaluations that are to come where those are slow."""
+        if not self.task.slow_evaluation:
+            return f"{duration(self.watch.left(steps))} left"
+        evaluations = self.task.epochs - self.epoch
+        seconds = self.watch.left(steps) + evaluations * (self.evaluation or 0.0)
+        more = "" if self.evaluation is not None else f" and {count(evaluations, 'evaluation')}"
+        return f"{duration(seconds)} left{more}"
 
     def _check_finite(self) -> None:
         """Stop every rank when a loss was not finite on any. CPU-GPU sync point."""

@@ -35,8 +35,9 @@ def duration(seconds: float) -> str:
 
 
 def count(n: int, thing: str) -> str:
-    """``1 epoch``, ``2 epochs``."""
-    return f"{n:,} {thing}{'s' * (n != 1)}"
+    """``1 epoch``, ``2 epochs``, ``2 classes``."""
+    plural = "es" if thing.endswith("s") else "s"
+    return f"{n:,} {thing}{plural * (n != 1)}"
 
 
 class Events:

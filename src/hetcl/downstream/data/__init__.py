@@ -14,6 +14,7 @@ from typing import TypeVar
 from hetcl.downstream.data.cityscapes import cityscapes_detection, cityscapes_segmentation
 from hetcl.downstream.data.coco import coco_detection
 from hetcl.downstream.data.lvis import lvis_detection
+from hetcl.downstream.data.recognise import PACKED
 from hetcl.downstream.data.sampling import repeat_factors
 from hetcl.downstream.data.scenes import scenes_detection, scenes_segmentation
 from hetcl.downstream.data.voc import voc_detection
@@ -72,6 +73,14 @@ def _open(spec: str, split: str, layouts: dict[str, Callable[[Path, str], Set]],
         known = ", ".join(f"{name}:ROOT" for name in layouts)
         raise InputError(f"{spec}: a data set with {what} is one of {known}, or scenes:N")
     root = Path(expand(folder))
+    if root.is_file():
+        packed = root.suffix.lower() in PACKED
+        fix = (
+            "unpack it, and name the folder"
+            if packed
+            else f"name the folder that the set lies in ({layout}:ROOT)"
+        )
+        raise InputError(f"{spec}: {root} is a file; {fix}")
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}")
     return layouts[layout](root, _known(split))
