@@ -159,6 +159,14 @@ class DetectionSet(Protocol):
         ...
 
 
+class InstanceMaps(Protocol):
+    """What a detection set of kind ``cityscapes`` can do besides: its rules of evaluation need to know what is void."""
+
+    def instance_map(self, index: int) -> np.ndarray:
+        """Unsigned integers or int32 ``[H, W]``: the ids of ``*_gtFine_instanceIds.png``. Raises ``InputError``."""
+        ...
+
+
 class SegmentationSet(Protocol):
     """Pictures with a class for each pixel."""
 

@@ -136,13 +136,17 @@ class Packer:
             source: what was read, for messages.
 
         Raises:
-            InputError: no picture, or every annotation had to be left out.
+            InputError: see ``check``.
         """
+        self.check(source, skipped)
+        return PackedDetection(self, kind, classes, root, source, skipped)
+
+    def check(self, source: str, skipped: Skipped) -> None:
+        """Raises ``InputError`` where there is no picture, or every annotation had to be left out."""
         if not self.names:
             raise InputError(f"{source}: no picture that can be used; {_reasons(skipped)}")
         if not self.labels and skipped.counts:
             raise InputError(f"{source}: no annotation that can be used; {_reasons(skipped)}")
-        return PackedDetection(self, kind, classes, root, source, skipped)
 
 
 def _reasons(skipped: Skipped) -> str:
