@@ -113,9 +113,9 @@ class _Pass:
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.photometric = {job.policy: Photometric(job.policy) for job in jobs}
         # (encoder, policy, size) -> its jobs: one pass through the encoder gives all their features.
-        self.groups: dict[tuple[str, ViewPolicy, int], list[Job]] = {}
+        self.groups: dict[tuple[int, ViewPolicy, int], list[Job]] = {}
         for job in jobs:
-            self.groups.setdefault((job.encoder.model, job.policy, job.size), []).append(job)
+            self.groups.setdefault((id(job.encoder), job.policy, job.size), []).append(job)
         self.extractors = {
             key: Extractor(group[0].encoder, [job.features for job in group])
             .to(fabric.device, memory_format=self.format)  # type: ignore[call-overload]
@@ -128,7 +128,7 @@ class _Pass:
     ) -> list[tuple[Job, tuple[np.ndarray, ...]]]:
         """``(job, (query [b, D], key [b, D], index [b], boxes [b, 2, 4]))`` for every job."""
         out: list[tuple[Job, tuple[np.ndarray, ...]]] = []
-        for (model, policy, size), group in self.groups.items():
+        for (encoder, policy, size), group in self.groups.items():
             batch = batches[policy, size]
             index = batch.index.numpy()
             boxes = batch.boxes.transpose(0, 1).contiguous().numpy()
@@ -137,14 +137,14 @@ class _Pass:
                     empty = np.zeros((0, sum(job.folder.dims.values())), np.float32)
                     out.append((job, (empty, empty, index, boxes)))
                 continue
-            views = [self._features((model, policy, size), batch, view) for view in (0, 1)]
+            views = [self._features((encoder, policy, size), batch, view) for view in (0, 1)]
             for job in group:
                 query, key = (self._finite(view[job.features], job, batch) for view in views)
                 out.append((job, (query, key, index, boxes)))
         return out
 
     @torch.no_grad()
-    def _features(self, key: tuple[str, ViewPolicy, int], batch: ViewBatch, view: int) -> dict[str, Tensor]:
+    def _features(self, key: tuple[int, ViewPolicy, int], batch: ViewBatch, view: int) -> dict[str, Tensor]:
         """Features of one view of a batch, fp32 on the device."""
         images = batch.images[view].to(self.fabric.device, non_blocking=True)
         images = self.photometric[key[1]](images, batch.colour[view]).contiguous(memory_format=self.format)
