@@ -123,7 +123,8 @@ class _Pickler(pickle.Pickler):
         if type(item) is not Tensor or item.device.type != "cpu" or item.layout != torch.strided:
             return NotImplemented
         # In the order in which it lies in memory (views are channels last), so that nothing is reordered.
-        order = sorted(range(item.dim()), key=lambda axis: -item.stride(axis))
+        strides = item.stride()
+        order = sorted(range(item.dim()), key=lambda axis: -strides[axis])
         item = item.detach().permute(order).contiguous()
         if not item.numel():
             return _tensor, (b"", item.dtype, tuple(item.shape), order)
