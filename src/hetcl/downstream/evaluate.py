@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import shutil
 import time
 from collections.abc import Mapping, Sequence
@@ -25,16 +26,19 @@ from hetcl.downstream.finetune import (
     peak_memory,
 )
 from hetcl.downstream.objects import Category, Outcome, Truth
-from hetcl.downstream.plan import KIND
+from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import Look, Seen, detect, segment
 from hetcl.downstream.scores import score
 from hetcl.downstream.words import plain, sentences, table, write_outcome
 from hetcl.errors import InputError, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
-from hetcl.settings import resolve_evaluate
+from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.settings import resolve_evaluate, to_dict
 from hetcl.training.devices import device_name, make_fabric, workers_of
 from hetcl.training.progress import Reporter, count, duration
+
+log = logging.getLogger(__name__)
 
 OURS = ("evaluation.json", "results.json", "predictions.png", "label_maps", "log.txt", "bad_pictures.csv")
 """What ``--out`` may hold when it is written anew."""
@@ -70,13 +74,15 @@ def evaluate(
     out = Path(out)
     if first_process():
         _check_out(out, overwrite)
-    return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides)).go()
+    with FolderLock(out) as lock:
+        return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides), lock, overwrite).go()
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    held = {p.name for p in out.iterdir()} - {"log.txt"} if out.is_dir() else set()
+    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    held = {name for name in names - {"log.txt"} if not is_lock(name)}
     if held - set(OURS) or (held and "evaluation.json" not in held and not held <= set(OURS)):
         raise InputError(f"--out {out} holds something that is no evaluation; name a new or empty folder")
     if "evaluation.json" in held and not overwrite:
@@ -138,9 +144,12 @@ def renamed(data: Any, names: Sequence[str]) -> Renamed:
 class Evaluation:
     """One evaluation: reads, looks, scores, writes, says."""
 
-    def __init__(self, run: RunFolder, data: str, out: Path, settings: Any) -> None:
+    def __init__(
+        self, run: RunFolder, data: str, out: Path, settings: Any, lock: FolderLock, overwrite: bool
+    ) -> None:
         self.began = time.monotonic()
         self.run, self.spec, self.out, self.settings = run, data, out, settings
+        self.lock, self.overwrite = lock, overwrite
         self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
         if self.words["model"] == "fcn":
@@ -223,13 +232,15 @@ class Evaluation:
 
     def _make_folder(self) -> None:
         try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock.hold()
+            _check_out(self.out, self.overwrite)
             for name in OURS:  # of an evaluation that was here
                 old = self.out / name
                 if old.is_dir():
                     shutil.rmtree(old)
                 elif name != "log.txt":
                     old.unlink(missing_ok=True)
-            self.out.mkdir(parents=True, exist_ok=True)
             if self.words["model"] == "fcn":
                 (self.out / "label_maps").mkdir(exist_ok=True)
         except OSError as e:
@@ -341,7 +352,7 @@ def read_run(folder: RunFolder) -> dict[str, Any]:
     lacking += [name for name in MODEL_WORDS if name not in saved["settings"]]
     if lacking:
         raise InputError(f"{folder.settings} lacks {lacking[0]}; put back the run's own")
-    return saved
+    return saved | {"settings": to_dict(saved_settings(folder, saved))}
 
 
 def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> tuple[nn.Module, str]:
@@ -353,7 +364,9 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     found = checkpoint.latest(folder.checkpoints)
     if found is None:
         raise InputError(f"{folder.path} has no checkpoint yet; let it train first")
-    path, content = found
+    path, content = found.path, found.state
+    if found.told:
+        log.warning(found.told)
     if content.get("kind") != KIND or content.get("arch") != saved["arch"]:
         raise InputError(f"{path} is not of the run in {folder.path}; put back its own")
     words = model_words(saved["settings"]) | changes
@@ -363,12 +376,13 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     )
     try:
         model.load_state_dict(content["task"]["model"])
-    except RuntimeError as e:
+        done = content["epoch"] * content["steps_per_epoch"] + content["step"]
+        trained = f"{done:,} of {content['steps']:,} steps"
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise InputError(
-            f"{path} does not fit {folder.settings} ({str(e).splitlines()[0][:120]}); put back the run's own"
+            f"{path} does not fit {folder.settings} ({(str(e).splitlines() or [''])[0][:120]}); put back the run's own"
         ) from None
-    done = content["epoch"] * content["steps_per_epoch"] + content["step"]
-    return model.eval(), f"{done:,} of {content['steps']:,} steps"
+    return model.eval(), trained
 
 
 def _format(channels_last: bool) -> Any:

@@ -19,7 +19,7 @@ from hetcl.settings.downstream import (
     resolve_evaluate,
     resolve_finetune,
 )
-from hetcl.settings.parse import documented, flatten, given_in, keys_of, to_dict
+from hetcl.settings.parse import check_whole, documented, flatten, given_in, keys_of, to_dict
 from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, given_keys, resolve, stages_of
 from hetcl.settings.recipes import recipe_names, recipe_text
 
@@ -33,6 +33,7 @@ __all__ = [
     "Settings",
     "StageSettings",
     "check",
+    "check_whole",
     "documented",
     "finetune_from_dict",
     "flatten",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -109,6 +109,21 @@ def override_pairs(cls: type, arguments: Sequence[str]) -> dict[str, str]:
 def given_in(cls: type, overrides: Mapping[str, Any] | Sequence[str]) -> dict[str, Any]:
     """Overrides of the settings ``cls``, a tree or command-line words, by dotted name."""
     return flatten(overrides) if isinstance(overrides, Mapping) else dict(override_pairs(cls, overrides))
+
+
+def check_whole(cls: type, tree: Mapping[str, Any], origin: str, but: Collection[str]) -> None:
+    """Raises ``InputError`` when a saved tree lacks a setting of ``cls``: a default in its place would be another run.
+
+    Args:
+        but: settings that decide no numbers, whose defaults will do.
+    """
+    lacking = [key for key in keys_of(cls) if key not in flatten(tree) and key not in but]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise InputError(
+            f"{origin} lacks the setting {lacking[0]}{more}: it is damaged, or of an older hetcl; put back the run's "
+            "own, or start a new folder"
+        )
 
 
 def to_dict(settings: Any) -> dict[str, Any]:
