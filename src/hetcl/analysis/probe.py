@@ -27,7 +27,7 @@ from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
-from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.runs.lock import is_lock
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
@@ -75,8 +75,8 @@ def probe(
     folder = RunFolder(out)
     if first_process():
         _check_out(folder, resume)
-    with FolderLock(folder.path) as lock:
-        return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial, lock=lock).go()
+    with folder.lock:
+        return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
 
 
 def _check_out(folder: RunFolder, resume: bool) -> None:
@@ -108,12 +108,10 @@ class Probe:
         resume: bool,
         settings: Any,
         allow_partial: str | Sequence[str] = (),
-        *,
-        lock: FolderLock,
     ) -> None:
         self.began = time.monotonic()
         self.settings = s = settings
-        self.data, self.folder, self.resume, self.lock = data, folder, resume, lock
+        self.data, self.folder, self.resume = data, folder, resume
         if not s.knn and s.linear == "none":
             raise InputError("neither knn nor linear is to be done; set one of them")
         self.parts = open_parts(
@@ -175,7 +173,7 @@ class Probe:
             raise InputError(
                 f"cannot make the folder {self.folder.path}: {e.strerror}; name another with --out"
             ) from None
-        self.lock.hold()
+        self.folder.lock.hold()
         _check_out(self.folder, self.resume)
         self.folder.write_settings(
             {

@@ -36,7 +36,6 @@ from hetcl.downstream.words import figure_names, plain, sentences, table, write_
 from hetcl.errors import InputError, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
-from hetcl.runs.lock import FolderLock
 from hetcl.settings import (
     FinetuneSettings,
     to_dict,
@@ -102,12 +101,12 @@ def finetune(
     folder = RunFolder(out)
     if first_process():
         folder.check(resume=resume)
-    with FolderLock(folder.path) as lock:
+    with folder.lock:
         if resume and folder.settings.is_file():
             plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
         else:
             plan = new_plan(init, data, recipe, allow_partial, overrides)
-        return Run(folder, plan, lock, resume=resume).go()
+        return Run(folder, plan, resume=resume).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
@@ -119,12 +118,11 @@ class Run:
     Args:
         folder: where to write.
         plan: what settings.yaml will hold; ``settings`` as an object.
-        lock: of the folder.
         resume: go on if the folder holds a checkpoint.
     """
 
-    def __init__(self, folder: RunFolder, plan: dict[str, Any], lock: FolderLock, *, resume: bool) -> None:
-        self.folder, self.plan, self.lock, self.resume = folder, plan, lock, resume
+    def __init__(self, folder: RunFolder, plan: dict[str, Any], *, resume: bool) -> None:
+        self.folder, self.plan, self.resume = folder, plan, resume
         self.began = time.monotonic()
         self.asked: FinetuneSettings = plan["settings"]
         self.settings, self.told = scaled(self.asked)
@@ -250,7 +248,7 @@ class Run:
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
         if self.main:
-            self.folder.begin(self.lock, resume=self.resume, known="arch" in self.plan)
+            self.folder.begin(resume=self.resume, known="arch" in self.plan)
         self.fabric.barrier()
         found = checkpoint.resume(self.folder, ["finetune"]) if self.resume else None
         last = found.state if found else None

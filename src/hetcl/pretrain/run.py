@@ -25,7 +25,6 @@ from hetcl.pretrain.plan import Plan, absolute_data, common_window, fit, new_pla
 from hetcl.pretrain.rehearse import rehearse
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
-from hetcl.runs.lock import FolderLock
 from hetcl.settings import (
     StageSettings,
     stages_of,
@@ -78,14 +77,14 @@ def pretrain(
     folder = RunFolder(out)
     if first_process():
         folder.check(resume=resume)
-    with FolderLock(folder.path) as lock:
+    with folder.lock:
         resumed = resume and folder.settings.is_file()
         plan = (
             resumed_plan(folder, data, recipe, init, allow_partial, overrides)
             if resumed
             else new_plan(data, recipe, init, allow_partial, overrides)
         )
-        return Run(folder, plan, lock, resume=resume).go()
+        return Run(folder, plan, resume=resume).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
@@ -97,12 +96,11 @@ class Run:
     Args:
         folder: where to write.
         plan: what to do.
-        lock: of the folder.
         resume: go on if the folder holds a checkpoint.
     """
 
-    def __init__(self, folder: RunFolder, plan: Plan, lock: FolderLock, *, resume: bool) -> None:
-        self.folder, self.plan, self.lock, self.resume = folder, plan, lock, resume
+    def __init__(self, folder: RunFolder, plan: Plan, *, resume: bool) -> None:
+        self.folder, self.plan, self.resume = folder, plan, resume
         self.began = time.monotonic()
         self.settings = s = plan.settings
         self.source = open_source(plan.data, folder_classes=s.folder_classes, window=plan.window)
@@ -194,7 +192,7 @@ class Run:
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
         if self.main:
-            self.folder.begin(self.lock, resume=self.resume, known=self.plan.fingerprint is not None)
+            self.folder.begin(resume=self.resume, known=self.plan.fingerprint is not None)
         self.fabric.barrier()
         stages = list(self._todo())
         ended = [f"{name}.ckpt" for name in reversed(stages)]

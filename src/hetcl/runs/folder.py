@@ -9,7 +9,6 @@ the end. docs/reliability.md says how each is protected, and what becomes of a d
 from __future__ import annotations
 
 import contextlib
-import json
 import os
 import platform
 import re
@@ -23,6 +22,7 @@ from typing import Any
 from hetcl import __version__
 from hetcl.errors import InputError
 from hetcl.runs.files import disk_problem as disk_problem
+from hetcl.runs.files import seal, unseal
 from hetcl.runs.files import write_atomic as write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.runs.lock import first_process as first_process
@@ -56,6 +56,7 @@ class RunFolder:
         self.bad_pictures = self.path / "bad_pictures.csv"
         self.backbone = self.path / "backbone.safetensors"
         self.summary = self.path / "summary.json"
+        self.lock = FolderLock(self.path)
 
     def check(self, *, resume: bool) -> None:
         """Raises ``InputError`` when the folder holds a run and ``resume`` is off, or is not a run at all."""
@@ -108,7 +109,7 @@ class RunFolder:
                 f"cannot make the run folder {self.path}: {e.strerror}; name another with --out"
             ) from None
 
-    def begin(self, lock: FolderLock, *, resume: bool, known: bool) -> None:
+    def begin(self, *, resume: bool, known: bool) -> None:
         """Make and lock the folder, and look again whether it may be written.
 
         Args:
@@ -118,7 +119,7 @@ class RunFolder:
             InputError: as :meth:`create`, or another process was here since the folder was first looked at.
         """
         self.create(resume=resume)
-        lock.hold()
+        self.lock.hold()
         self.check(resume=resume)
         if self.settings.is_file() and not known:
             raise InputError(
@@ -226,8 +227,15 @@ class RunFolder:
         return Table(self.metrics, columns).read()
 
     def write_summary(self, tree: Mapping[str, Any]) -> None:
-        """Final figures, machine, commit and wall time as JSON."""
-        write_atomic(self.summary, (json.dumps(dict(tree), indent=2) + "\n").encode())
+        """Final figures, machine, commit and wall time as JSON, with its checksum."""
+        write_atomic(self.summary, seal(tree))
+
+    def read_summary(self) -> dict[str, Any]:
+        """What :meth:`write_summary` saved; empty when it is not there, or damaged."""
+        try:
+            return unseal(self.summary.read_bytes())
+        except (OSError, TreeError):
+            return {}
 
 
 def _version(text: Any) -> tuple[int, ...]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import os
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,12 @@ from typing import Any
 from hetcl.errors import InputError
 from hetcl.runs.files import disk_problem, set_aside, write_atomic
 
+RECORD = re.compile(rb'(?>[^"\n]+|"(?>[^"]+|"")*+")*+\n|[^\n]*\n')
+"""A line, with the line ends that are between quotes in it; where a quote is not closed, up to its own end."""
+
 
 class Table:
-    """A table of numbers and some text, a row on each line.
+    """A table of numbers and some text.
 
     Args:
         path: the file; its header is written when it is new.
@@ -84,7 +88,7 @@ class Table:
 
     def _mend(self, data: bytes) -> tuple[bytes, int]:
         """The header and the whole rows of ``data``, and how many lines are neither."""
-        if not (lines := data.splitlines(keepends=True)):
+        if not (lines := RECORD.findall(data)):
             return b"", 0
         known = lines[0] == self._header
         rest = lines[1:] if known or self._cells(lines[0]) is None else lines
@@ -94,14 +98,13 @@ class Table:
     def _cells(self, line: bytes) -> list[str] | None:
         """The cells of a line; None when it is no row of this table."""
         try:
-            text = line.decode().removesuffix("\n")
-            cells = next(csv.reader([text], strict=True), [])
+            (cells,) = csv.reader(io.StringIO(line.decode(), newline=""), strict=True)
             for name, cell in zip(self.columns, cells, strict=True):
                 if name not in self.text and cell:
                     float(cell)
         except (ValueError, csv.Error):
             return None
-        return cells if line.endswith(b"\n") and text.isprintable() and any(cells) else None
+        return cells if b"\0" not in line and any(cells) else None
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row. Floats keep nine digits, which is exact for fp32. Raises ``WorkFailed``."""
@@ -120,16 +123,12 @@ class Table:
         self.held += line
 
     def _line(self, row: Mapping[str, Any]) -> bytes:
-        """A row as it stands in the file; what cannot be shown in one line is written as Python escapes it."""
+        """A row as it stands in the file."""
         text = io.StringIO()
-        shown = {
-            k: "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in v)
-            if isinstance(v, str)
-            else v
-            for k, v in row.items()
-        }
-        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(shown)
-        return text.getvalue().encode("utf-8", "backslashreplace")
+        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(dict(row))
+        return text.getvalue().encode(
+            "utf-8", "backslashreplace"
+        )  # a file name need not be text in any encoding
 
     def rows(self) -> list[dict[str, float | str]]:
         """What :attr:`held` says, numbers as floats; empty cells are left out."""
@@ -143,7 +142,7 @@ class Table:
             return []
 
     def _rows(self, data: bytes) -> Iterator[dict[str, float | str]]:
-        for line in data.splitlines(keepends=True):
+        for line in RECORD.findall(data):
             cells = self._cells(line)
             if cells is not None and cells != [*self.columns]:
                 row = zip(self.columns, cells, strict=True)

@@ -78,8 +78,8 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Se
 def _path(path: Path, model: str, hint: str | None, allow: Sequence[str]) -> Weights:
     if path.is_dir():
         run = RunFolder(path)
-        ended = _last_stage(run.read_settings()) if run.backbone.exists() else None
-        if ended is not None and not (run.checkpoints / ended).is_file():
+        ended = _last_stage(run.read_settings())
+        if ended and run.backbone.exists() and not (run.checkpoints / ended).is_file():
             raise InputError(
                 f"{path} is a run that has ended, but its checkpoint {ended} is gone; name other weights, such as "
                 f"{run.backbone}"

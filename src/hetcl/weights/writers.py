@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from hetcl.errors import InputError
 from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid, seeded
 from hetcl.runs.folder import RunFolder, machine
-from hetcl.trees import TreeError, parse_json
 from hetcl.weights import verify
 from hetcl.weights.cards import Facts, Target
 from hetcl.weights.names import library_model, library_names, names_of
@@ -76,10 +75,9 @@ def run_of(model: str) -> dict[str, Any] | None:
             continue
         with contextlib.suppress(InputError):
             tree = run.read_settings()
-            made: Any = {}
-            with contextlib.suppress(OSError, TreeError):
-                made = parse_json(run.summary.read_bytes())
-            by, data = (_part(made, name) for name in ("machine", "data"))
+            run.check_settings(tree, {})
+            made = run.read_summary()
+            by, data = (made[n] if isinstance(made.get(n), dict) else {} for n in ("machine", "data"))
             return {
                 "hetcl": tree.get("hetcl"),
                 "recipe": tree.get("recipe"),
@@ -88,12 +86,6 @@ def run_of(model: str) -> dict[str, Any] | None:
                 "pictures": data.get("pictures"),
             }
     return None
-
-
-def _part(tree: Any, name: str) -> dict[str, Any]:
-    """A mapping in a tree that somebody may have spoiled."""
-    part = tree.get(name) if isinstance(tree, dict) else None
-    return part if isinstance(part, dict) else {}
 
 
 def _saved(content: Any) -> bytes:
