@@ -73,13 +73,13 @@ def words(text: str, *more: Sequence[str]) -> list[str]:
 VERBS = {
     "pretrain": Verb(
         words("pretrain --data scenes:27 --out {out}", SMALL, VIEWS, HERE),
-        words("pretrain --out {out} --resume"),
+        words("pretrain --data scenes:27 --out {out} --resume", SMALL, VIEWS, HERE),
         ("backbone.safetensors", "metrics.csv"),
         ("metrics.csv", b"stage2,0,3,"),
     ),
     "finetune": Verb(
         words("finetune --init timm:test_resnet --data scenes:6@64 --out {out}", DETECTOR, HERE),
-        words("finetune --out {out} --resume"),
+        words("finetune --init timm:test_resnet --data scenes:6@64 --out {out} --resume", DETECTOR, HERE),
         ("backbone.safetensors", "metrics.csv", "results.json"),
         ("metrics.csv", b"finetune,1,"),
     ),

@@ -11,7 +11,8 @@ from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder, absolute
 from hetcl.settings import (
     FinetuneSettings,
-    check_whole,
+    build_saved,
+    check_finetune,
     finetune_from_dict,
     flatten,
     given_in,
@@ -88,9 +89,10 @@ def resumed_plan(
 
 def saved_settings(folder: RunFolder, saved: Mapping[str, Any]) -> FinetuneSettings:
     """The settings in what a fine-tuning run's folder holds. Raises ``InputError`` when something is wrong with it."""
-    settings = finetune_from_dict(saved["settings"], str(folder.settings))
-    folder.check_settings(saved, FIELDS)
-    check_whole(FinetuneSettings, saved["settings"], str(folder.settings), but=MAY_CHANGE)
+    settings = build_saved(
+        FinetuneSettings, saved["settings"], str(folder.settings), check_finetune, but=MAY_CHANGE,
+        beside=lambda: folder.check_settings(saved, FIELDS),
+    )  # fmt: skip
     facts = {"mean": list, "std": list, "size": int | None, "channels": str, "source": str}
     sound = all(
         name in saved["facts"] and isinstance(saved["facts"][name], kind) for name, kind in facts.items()

@@ -12,7 +12,17 @@ from lightning_fabric import Fabric
 
 from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder, absolute
-from hetcl.settings import Settings, check_whole, flatten, from_dict, given_keys, keys_of, resolve, to_dict
+from hetcl.settings import (
+    Settings,
+    build_saved,
+    check,
+    flatten,
+    from_dict,
+    given_keys,
+    keys_of,
+    resolve,
+    to_dict,
+)
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
@@ -70,9 +80,10 @@ def resumed_plan(
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = folder.read_settings()
-    then = from_dict(saved["settings"], str(folder.settings))
-    folder.check_settings(saved, FIELDS)
-    check_whole(Settings, saved["settings"], str(folder.settings), but=MAY_CHANGE)
+    then = build_saved(
+        Settings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
+        beside=lambda: folder.check_settings(saved, FIELDS),
+    )  # fmt: skip
     plan = Plan(
         data=saved["data"],
         recipe=saved["recipe"],

@@ -82,8 +82,10 @@ class FolderLock:
             )
         self._lock, self._home = lock, os.getpid()
         who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
+        part = self.note.with_name(f"{self.note.name}.part")
         with contextlib.suppress(OSError):  # a full disk: it is locked all the same
-            self.note.write_bytes(seal(who | {"command": shlex.join(sys.argv)[:300]}))
+            part.write_bytes(seal(who | {"command": shlex.join(sys.argv)[:300]}))
+            os.replace(part, self.note)
 
     def _holder(self) -> str:
         """Who holds the lock, as far as its note says."""

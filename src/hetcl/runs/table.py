@@ -55,10 +55,13 @@ class Table:
             there = self.path.read_bytes() if self.path.is_file() else b""
         except OSError as e:
             raise disk_problem(self.path, e) from None
-        whole = there[: there.rfind(b"\n") + 1]
+        end = there.rfind(b"\n") + 1
+        whole, cut_short = there[:end], there[end:]
         mended, lost = self._mend(whole[: size or None])
         if saved is not None:
-            lost = 0 if whole.startswith(saved) or saved.startswith(whole) else 1
+            lost = 0 if there.startswith(saved) or saved.startswith(there) else 1
+        elif b"\0" in cut_short or not (whole or self._header.startswith(cut_short)):
+            lost += 1
         kept = b"" if size == 0 else mended if saved is None else saved
         told = None
         if lost:

@@ -43,7 +43,7 @@ def unseal(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str
 
 
 def crc_of(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> str:
-    """CRC-32 of names, types, shapes and bytes, about a gigabyte a second, and of the facts: 8 hexadecimal digits."""
+    """CRC-32 of the facts and of names, types, shapes and bytes (3 GB a second of one core): 8 hexadecimal digits."""
     crc = zlib.crc32(json.dumps(dict(facts), sort_keys=True).encode())
     for name in sorted(state):
         value = state[name].detach().contiguous()
