@@ -29,6 +29,7 @@ from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.paths import expand
 from hetcl.runs.folder import first_process, machine, write_atomic
+from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
@@ -76,14 +77,17 @@ def contrast(
         _check_out(out, resume)
     models = [models] if isinstance(models, str | os.PathLike) else list(models)
     models, data = [os.fspath(model) for model in models], os.fspath(data)
-    return Test(models, data, out, resolve_contrast(overrides), allow_partial).go()
+    with FolderLock(out) as lock:
+        return Test(
+            models, data, out, resolve_contrast(overrides), allow_partial, lock=lock, resume=resume
+        ).go()
 
 
 def _check_out(out: Path, resume: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    held = {p.name for p in out.iterdir()} if out.is_dir() else set()
-    ours = {name for name in held if name.removesuffix(".part") in OURS}
+    held = {p.name for p in out.iterdir() if not is_lock(p.name)} if out.is_dir() else set()
+    ours = {name for name in held if name.partition(".damaged")[0].removesuffix(".part") in OURS}
     if held - ours or (held and not held & {"contrast.json", "features"}):
         raise InputError(
             f"--out {out} holds something that is no contrastive test; name a new or empty folder"
@@ -116,10 +120,13 @@ class Test:
         out: Path,
         settings: Any,
         allow_partial: str | Sequence[str] = (),
+        *,
+        lock: FolderLock,
+        resume: bool,
     ) -> None:
         self.began = time.monotonic()
         self.settings = s = settings
-        self.data, self.out = data, out
+        self.data, self.out, self.lock, self.resume = data, out, lock, resume
         self.policies = dict(policy_of(text) for text in s.views)
         if len(self.policies) < len(s.views):
             raise InputError(f"setting views names something twice: {', '.join(s.views)}")
@@ -174,7 +181,10 @@ class Test:
         """Everything, in order."""
         if self.main:
             try:
-                (self.out / "features").mkdir(parents=True, exist_ok=True)
+                self.out.mkdir(parents=True, exist_ok=True)
+                self.lock.hold()
+                _check_out(self.out, self.resume)
+                (self.out / "features").mkdir(exist_ok=True)
             except OSError as e:
                 raise InputError(
                     f"cannot make the folder {self.out}: {e.strerror}; name another with --out"

@@ -12,6 +12,7 @@ import io
 import json
 import logging
 import time
+import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,17 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
+from hetcl.analysis.store import UNREADABLE
 from hetcl.draws import permute
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_held_out, open_source
-from hetcl.runs.folder import disk_problem, write_atomic
+from hetcl.runs.files import crc_of, disk_problem, seal, unseal, write_atomic
 from hetcl.signals import StopSignal
 from hetcl.training.progress import Reporter, duration
 from hetcl.types import Sample, Source, ViewBatch
 from hetcl.views.loader import name_of, ordered
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -216,7 +220,8 @@ class Bank:
     """The features of a part on disk, in blocks that are each written wholly or not at all.
 
     ``train-0003.npy`` float32 ``[b, D]`` are the features of the fourth block's usable pictures; ``train-0003.json``
-    lists the unusable ones.
+    lists the unusable ones and holds the CRC-32 of the features. A block is compared with it once, when it is first
+    read; what is damaged is computed again.
 
     Args:
         root: the folder of all features.
@@ -232,6 +237,8 @@ class Bank:
         length = min(LARGEST, max(SMALLEST, -(-len(part) // BLOCKS)))
         self.length = max(LEAST, min(length, BYTES // (4 * dim)))
         self.count = -(-len(part) // self.length)
+        self._sound: set[int] = set()
+        """Blocks that were compared with their checksum."""
 
     def rows_of(self, block: int) -> np.ndarray:
         """The rows of the part that a block is of."""
@@ -253,21 +260,31 @@ class Bank:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as e:
             raise disk_problem(self.path, e) from None
-        write_atomic(self.file(block, "json"), json.dumps([list(r) for r in bad]).encode())
-        write_atomic(self.file(block), stream.getvalue())
+        data = stream.getvalue()
+        write_atomic(
+            self.file(block, "json"), seal({"bad": [list(r) for r in bad], "features": zlib.crc32(data)})
+        )
+        write_atomic(self.file(block), data)
 
     def _read(self, block: int) -> tuple[np.ndarray, np.ndarray, list[tuple[int, str, str]]] | None:
-        """Features (memory-mapped), rows of the part, unusable ones of a block."""
+        """Features (memory-mapped), rows of the part, unusable ones of a block; None: it is not there, or damaged."""
         rows = self.rows_of(block)
-        with contextlib.suppress(OSError, ValueError, TypeError, EOFError):
-            bad = [(int(i), str(n), str(r)) for i, n, r in json.loads(self.file(block, "json").read_bytes())]
+        try:
+            tree = unseal(self.file(block, "json").read_bytes())
+            bad = [(int(i), str(n), str(r)) for i, n, r in tree["bad"]]
+            if block not in self._sound and crc_of(self.file(block)) != tree["features"]:
+                raise ValueError("the features do not match their checksum")
             rows = np.setdiff1d(rows, [i for i, _, _ in bad])
-            if not len(rows):
-                return np.zeros((0, self.dim), np.float32), rows, bad
-            features = np.load(self.file(block), mmap_mode="r")
-            if features.shape == (len(rows), self.dim) and features.dtype == np.float32:
-                return features, rows, bad
-        return None
+            features = np.load(self.file(block), mmap_mode="r" if len(rows) else None)
+            if features.shape != (len(rows), self.dim) or features.dtype != np.float32:
+                raise ValueError("the features are of another shape")
+        except FileNotFoundError:
+            return None
+        except (*UNREADABLE, LookupError) as e:
+            log.warning("%s cannot be used and is computed again: %s", self.file(block), e)
+            return None
+        self._sound.add(block)
+        return features, rows, bad
 
     def _all(self) -> Iterator[tuple[np.ndarray, np.ndarray, list[tuple[int, str, str]]]]:
         for block in range(self.count):

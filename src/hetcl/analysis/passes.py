@@ -6,7 +6,6 @@ ranks. B pictures in a step, V = 2 views, D dimensions.
 
 from __future__ import annotations
 
-import csv
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -20,11 +19,11 @@ from torch import Tensor
 from hetcl.analysis.extract import Extractor
 from hetcl.analysis.store import Folder
 from hetcl.errors import Stopped, WorkFailed
-from hetcl.runs.folder import disk_problem
 from hetcl.signals import StopSignal
+from hetcl.training.bad_pictures import BadList
 from hetcl.training.devices import not_finite_because
 from hetcl.training.progress import Reporter, duration
-from hetcl.types import BadRecord, Source, ViewBatch, ViewPolicy
+from hetcl.types import Source, ViewBatch, ViewPolicy
 from hetcl.views.loader import name_of
 from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric
@@ -172,15 +171,9 @@ class _LeftOut:
         self.path, self.max_bad, self.pictures, self.reporter = path, max_bad, pictures, reporter
         self.known: set[int] = set()
         self.seen = 0
-        self._listed = self._read()
-
-    def _read(self) -> set[int]:
-        """Pictures that an earlier pass has listed."""
-        try:
-            with open(self.path, newline="", encoding="utf-8") as f:
-                return {int(row["index"]) for row in csv.DictReader(f) if (row.get("index") or "").isdigit()}
-        except OSError:
-            return set()
+        self.list = BadList(path)
+        if self.list.told:
+            reporter.warn(self.list.told)
 
     def see(self, batch: ViewBatch) -> None:
         """Count a batch. Raises ``WorkFailed``."""
@@ -193,20 +186,9 @@ class _LeftOut:
                 f"{new[0].name} cannot be used ({new[0].reason}) and is left out; {self.path} lists all such pictures"
             )
         self.known |= {r.index for r in new}
-        self._list([r for r in new if r.index not in self._listed])
+        self.list.add(new)
         if self.seen >= min(self.pictures, 1000) and len(self.known) > self.max_bad * self.seen:
             raise WorkFailed(
                 f"{len(self.known)} of the first {self.seen} pictures cannot be used, more than max_bad = "
                 f"{self.max_bad:.0%}; {self.path} lists them: mend the data, or raise max_bad and go on with --resume"
             )
-
-    def _list(self, records: Sequence[BadRecord]) -> None:
-        try:
-            fresh = not self.path.exists()
-            with open(self.path, "a", newline="", encoding="utf-8", errors="backslashreplace") as f:
-                rows = csv.writer(f, lineterminator="\n")
-                if fresh:
-                    rows.writerow(("index", "name", "reason"))
-                rows.writerows((r.index, r.name, r.reason) for r in records)
-        except OSError as e:
-            raise disk_problem(self.path, e) from None

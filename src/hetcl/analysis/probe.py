@@ -28,6 +28,7 @@ from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
+from hetcl.runs.lock import is_lock
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
 from hetcl.training.devices import (
@@ -82,7 +83,8 @@ def probe(
     if first_process():
         _check_out(folder, resume)
     model, data = os.fspath(model), os.fspath(data)
-    return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
+    with folder.lock:
+        return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
 
 
 def _check_out(folder: RunFolder, resume: bool) -> None:
@@ -90,10 +92,13 @@ def _check_out(folder: RunFolder, resume: bool) -> None:
     path = folder.path
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file; name a folder")
-    held = [p for p in path.iterdir() if p.name != "log.txt"] if path.is_dir() else []
+    paths = path.iterdir() if path.is_dir() else ()
+    held = [p for p in paths if p.name != "log.txt" and not is_lock(p.name)]
     ours = folder.settings.is_file() and folder.read_settings().get("kind") == KIND
     if held and not ours and [p.name for p in held] != ["settings.yaml.part"]:
         raise InputError(f"--out {path} holds something that is no probe; name a new or empty folder")
+    if ours:
+        folder.check_kinds()
     if ours and not resume:
         raise InputError(
             f"--out {path} holds a probe; add --resume to use its features again, or name a new folder"
@@ -176,6 +181,8 @@ class Probe:
             raise InputError(
                 f"cannot make the folder {self.folder.path}: {e.strerror}; name another with --out"
             ) from None
+        self.folder.lock.hold()
+        _check_out(self.folder, self.resume)
         self.folder.write_settings(
             {
                 "kind": KIND,
@@ -325,12 +332,13 @@ class Probe:
             "labels": pictures.fingerprint, "batch": batch, "epochs": s.epochs, "lr": lr, "seed": s.seed,
             "window": s.window or pictures.prefers_window,
         }  # fmt: skip
-        state = self._resumed(asked)
+        found = self._resumed(asked)
+        state = found.state if found else None
         metrics = Table(folder.metrics, COLUMNS)
         if self.main:
             folder.checkpoints.mkdir(exist_ok=True)
-            metrics.cut(state["metrics_bytes"] if state else 0)
-            Table(folder.timing, TIMING_COLUMNS).cut(None if state else 0)
+            for line in checkpoint.settle(found, metrics, Table(folder.timing, TIMING_COLUMNS)):
+                self.reporter.warn(line)
         fabric.barrier()
         loop = Loop(
             task, fabric=fabric, folder=folder, metrics=metrics, reporter=self.reporter, checkpoint_every=1000,
@@ -352,21 +360,25 @@ class Probe:
             task.close()
         return {"kind": "moco", "epochs": s.epochs, "batch": batch, "lr": lr}, task.ranks()
 
-    def _resumed(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The state to go on from. Raises ``WorkFailed`` when it is of something else."""
-        found = checkpoint.latest(self.folder.checkpoints)
+    def _resumed(self, asked: Mapping[str, Any]) -> checkpoint.Found | None:
+        """What to go on from. Raises ``WorkFailed`` when it is of something else."""
+        found = checkpoint.resume(self.folder, [LinearTask.name])
         if not found:
             return None
-        then = json.loads(found[1].get("probe", "{}"))
+        try:
+            then = dict(json.loads(found.state.get("probe", "{}")))
+        except (TypeError, ValueError):
+            then = {}
         differ = [f"{k} was {then.get(k)}, now {v}" for k, v in asked.items() if then.get(k) != v]
         if differ:
             raise WorkFailed(
-                f"{found[0]} is of another linear probe ({', '.join(differ[:3])}); name a new --out, or set these back"
+                f"{found.path} is of another linear probe ({', '.join(differ[:3])}); name a new --out, or set these "
+                "back"
             )
         self.reporter.say(
-            f"going on with the linear probe at epoch {found[1]['epoch']}, step {found[1]['step']}"
+            f"going on with the linear probe at epoch {found.state['epoch']}, step {found.state['step']}"
         )
-        return found[1]
+        return found
 
     def _check_unchanged(self) -> None:
         """Raises ``WorkFailed`` when a weight or a statistic of the encoder has moved."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import time
@@ -24,7 +25,7 @@ from hetcl.downstream.finetune import (
 )
 from hetcl.downstream.objects import Outcome
 from hetcl.downstream.parts import check_missing, judge, open_part
-from hetcl.downstream.plan import KIND
+from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import Look, Seen, detect, segment
 from hetcl.downstream.renamed import under
 from hetcl.downstream.scores import score
@@ -33,9 +34,12 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.paths import expand
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
-from hetcl.settings import resolve_evaluate
+from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.settings import resolve_evaluate, to_dict
 from hetcl.training.devices import device_name, make_fabric, workers_of
 from hetcl.training.progress import Reporter, count, duration
+
+log = logging.getLogger(__name__)
 
 OURS = ("evaluation.json", "results.json", "predictions.png", "label_maps", "log.txt", "bad_pictures.csv")
 """What ``--out`` may hold when it is written anew."""
@@ -71,13 +75,15 @@ def evaluate(
     out = Path(expand(out))
     if first_process():
         _check_out(out, overwrite)
-    return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides)).go()
+    with FolderLock(out) as lock:
+        return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides), lock, overwrite).go()
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    held = {p.name for p in out.iterdir()} - {"log.txt"} if out.is_dir() else set()
+    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    held = {name for name in names - {"log.txt"} if not is_lock(name)}
     if held - set(OURS) or (held and "evaluation.json" not in held and not held <= set(OURS)):
         raise InputError(f"--out {out} holds something that is no evaluation; name a new or empty folder")
     if "evaluation.json" in held and not overwrite:
@@ -105,11 +111,14 @@ class Part:
 class Evaluation:
     """One evaluation: reads, looks, scores, writes, says."""
 
-    def __init__(self, run: RunFolder, data: str, out: Path, settings: Any) -> None:
+    def __init__(
+        self, run: RunFolder, data: str, out: Path, settings: Any, lock: FolderLock, overwrite: bool
+    ) -> None:
         self.began = time.monotonic()
         self.first: tuple[int, float] | None = None
         self.above: str | None = None
         self.run, self.spec, self.out, self.settings = run, data, out, settings
+        self.lock, self.overwrite = lock, overwrite
         self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
         self.data = open_part(data, settings.split, self.words["model"])
@@ -172,13 +181,15 @@ class Evaluation:
 
     def _make_folder(self) -> None:
         try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock.hold()
+            _check_out(self.out, self.overwrite)
             for name in OURS:  # of an evaluation that was here
                 old = self.out / name
                 if old.is_dir():
                     shutil.rmtree(old)
                 elif name != "log.txt":
                     old.unlink(missing_ok=True)
-            self.out.mkdir(parents=True, exist_ok=True)
             if self.words["model"] == "fcn":
                 (self.out / "label_maps").mkdir(exist_ok=True)
         except OSError as e:
@@ -301,7 +312,7 @@ def read_run(folder: RunFolder) -> dict[str, Any]:
     lacking += [name for name in MODEL_WORDS if name not in saved["settings"]]
     if lacking:
         raise InputError(f"{folder.settings} lacks {lacking[0]}; put back the run's own")
-    return saved
+    return saved | {"settings": to_dict(saved_settings(folder, saved))}
 
 
 def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> tuple[nn.Module, str]:
@@ -313,7 +324,9 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     found = checkpoint.latest(folder.checkpoints)
     if found is None:
         raise InputError(f"{folder.path} has no checkpoint yet; let it train first")
-    path, content = found
+    path, content = found.path, found.state
+    if found.told:
+        log.warning(found.told)
     if content.get("kind") != KIND or content.get("arch") != saved["arch"]:
         raise InputError(f"{path} is not of the run in {folder.path}; put back its own")
     words = model_words(saved["settings"]) | changes
@@ -323,12 +336,13 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     )
     try:
         model.load_state_dict(content["task"]["model"])
-    except RuntimeError as e:
+        done = content["epoch"] * content["steps_per_epoch"] + content["step"]
+        trained = f"{done:,} of {content['steps']:,} steps"
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise InputError(
-            f"{path} does not fit {folder.settings} ({str(e).splitlines()[0][:120]}); put back the run's own"
+            f"{path} does not fit {folder.settings} ({(str(e).splitlines() or [''])[0][:120]}); put back the run's own"
         ) from None
-    done = content["epoch"] * content["steps_per_epoch"] + content["step"]
-    return model.eval(), f"{done:,} of {count(content['steps'], 'step')}"
+    return model.eval(), trained
 
 
 def _format(channels_last: bool) -> Any:

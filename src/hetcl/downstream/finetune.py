@@ -5,7 +5,6 @@ The order: open the data, settle the settings, try one picture, make or resume t
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -45,6 +44,7 @@ from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
 from hetcl.weights.facts import InputFacts, input_facts
+from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
 MODEL_WORDS = (
@@ -97,11 +97,12 @@ def finetune(
     folder = RunFolder(out)
     if first_process():
         folder.check(resume=resume)
-    if resume and folder.settings.is_file():
-        plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
-    else:
-        plan = new_plan(init, data, recipe, allow_partial, overrides)
-    return Run(folder, plan, resume=resume).go()
+    with folder.lock:
+        if resume and folder.settings.is_file():
+            plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
+        else:
+            plan = new_plan(init, data, recipe, allow_partial, overrides)
+        return Run(folder, plan, resume=resume).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
@@ -166,6 +167,7 @@ class Run:
         self.bad = BadPictures(self.folder.bad_pictures, s.max_bad, len(self.examples))
         self.reporter = Reporter(self.folder.log, self.folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
+        self.told += [self.bad.list.told] if self.bad.list.told else []
 
     def _model(self, settings: FinetuneSettings | None = None) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
@@ -198,13 +200,13 @@ class Run:
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
         if self.main:
-            self.folder.create(resume=self.resume)
+            self.folder.begin(resume=self.resume, known="arch" in self.plan)
         self.fabric.barrier()
-        found = checkpoint.latest(self.folder.checkpoints) if self.resume else None
-        last = found[1] if found else None
-        if found and (last is None or last.get("kind") != KIND or last.get("arch") != self.arch):
+        found = checkpoint.resume(self.folder, ["finetune"]) if self.resume else None
+        last = found.state if found else None
+        if found and (found.state.get("kind") != KIND or found.state.get("arch") != self.arch):
             raise InputError(
-                f"{found[0]} is of another run; put back the run's own checkpoint or start a new folder"
+                f"{found.path} is of another run; put back the run's own checkpoint or start a new folder"
             )
         figures = figure_names(self.val, self.settings.model)
         self.metrics = Table(self.folder.metrics, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"))
@@ -225,8 +227,7 @@ class Run:
                     "settings": to_dict(self.asked),
                 }
             )
-            self.metrics.cut(last["metrics_bytes"] if last else 0)
-            Table(self.folder.timing, TIMING_COLUMNS).cut(None if last else 0)
+            self.told += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
         self.fabric.barrier()
         return last
 
@@ -356,15 +357,13 @@ class Run:
 
     def _write_backbone(self, model: nn.Module) -> None:
         """The fine-tuned backbone, for whoever wants it alone."""
-        from safetensors.torch import save
-
         state = {
             name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
             for name, value in pyramid_state(model).items()
         }
         facts = {"arch": self.arch, **_facts_tree(self.facts)}
         facts.pop("source")
-        write_atomic(self.folder.backbone, save(state, {"hetcl": json.dumps(facts, sort_keys=True)}))
+        write_atomic(self.folder.backbone, seal(state, facts))
 
 
 def part_words(s: FinetuneSettings) -> dict[str, Any]:

@@ -77,6 +77,8 @@ def lessons(rows: list[dict[str, float | str]]) -> list[str]:
             f"with random weights it was {knn[0]:.1%}, by chance 10%. Classes take longer than a demo."
         )
     trained = [r for r in rows if "accuracy_batch" in r]
+    if not trained:
+        return [*said, "The table of figures is damaged: it no longer says how training went."]
     first, last = trained[0], trained[-1]
     said.append(
         f"A view finds the other view of its picture among those of its batch in "

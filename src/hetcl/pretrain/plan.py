@@ -13,7 +13,15 @@ from hetcl.analysis.labelled import with_labels
 from hetcl.errors import InputError
 from hetcl.images.sources import open_validation
 from hetcl.runs.folder import RunFolder, absolute
-from hetcl.settings import Settings, flatten, from_dict, keys_of, resolve, to_dict
+from hetcl.settings import (
+    Settings,
+    build_saved,
+    check,
+    flatten,
+    keys_of,
+    resolve,
+    to_dict,
+)
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
@@ -30,6 +38,11 @@ MAY_CHANGE = {
 }
 """Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat
 only for equal device, threads and compile)."""
+FIELDS = {
+    **{"data": str, "recipe": str, "init": str | None, "allow_partial": list, "fingerprint": str},
+    **{"window": int, "hetcl": str, "settings": dict},
+}
+"""What the settings.yaml of a run holds."""
 
 
 @dataclass(frozen=True)
@@ -76,19 +89,19 @@ def resumed_plan(
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = folder.read_settings()
-    try:
-        then = from_dict(saved["settings"], str(folder.settings))
-        plan = Plan(
-            data=saved["data"],
-            recipe=saved["recipe"],
-            init=saved.get("init"),
-            settings=then,
-            fingerprint=saved.get("fingerprint"),
-            allow_partial=tuple(saved.get("allow_partial", ())),
-            window=int(saved.get("window", then.window)),
-        )
-    except KeyError as e:
-        raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
+    then = build_saved(
+        Settings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
+        beside=lambda: folder.check_settings(saved, FIELDS),
+    )  # fmt: skip
+    plan = Plan(
+        data=saved["data"],
+        recipe=saved["recipe"],
+        init=saved["init"],
+        settings=then,
+        fingerprint=saved["fingerprint"],
+        allow_partial=tuple(map(str, saved["allow_partial"])),
+        window=saved["window"],
+    )
     if init is not None and plan.init not in (init, absolute(init)):
         raise InputError(
             f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"

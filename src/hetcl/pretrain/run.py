@@ -5,7 +5,6 @@ The order: open the data, settle the settings, make or resume the folder, then t
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -40,6 +39,7 @@ from hetcl.training.schedule import schedule
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.facts import input_facts
+from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights, install, read_weights
 
 
@@ -77,13 +77,14 @@ def pretrain(
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
     if first_process():
         folder.check(resume=resume)
-    resumed = resume and folder.settings.is_file()
-    plan = (
-        resumed_plan(folder, data, recipe, init, allow_partial, overrides)
-        if resumed
-        else new_plan(data, recipe, init, allow_partial, overrides)
-    )
-    return Run(folder, plan, resume=resume).go()
+    with folder.lock:
+        resumed = resume and folder.settings.is_file()
+        plan = (
+            resumed_plan(folder, data, recipe, init, allow_partial, overrides)
+            if resumed
+            else new_plan(data, recipe, init, allow_partial, overrides)
+        )
+        return Run(folder, plan, resume=resume).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
@@ -142,6 +143,7 @@ class Run:
         self.bad = BadPictures(folder.bad_pictures, self.settings.max_bad, len(self.source))
         self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
+        self.told += [self.bad.list.told] if self.bad.list.told else []
 
     def go(self) -> RunFolder:
         """Everything, in order."""
@@ -200,21 +202,18 @@ class Run:
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
-        last = None
         if self.main:
-            self.folder.create(resume=self.resume)
+            self.folder.begin(resume=self.resume, known=self.plan.fingerprint is not None)
         self.fabric.barrier()
-        if self.resume:
-            found = checkpoint.latest(self.folder.checkpoints)
-            if found:
-                path, last = found
-                if path.name != "last.ckpt":
-                    self.told.append(f"last.ckpt cannot be read; {path} takes its place")
-                if last.get("arch") != self.settings.backbone:
-                    raise InputError(
-                        f"{path} is of the backbone {last.get('arch')}, this run's is {self.settings.backbone}; "
-                        "put back the run's own checkpoint or start a new folder"
-                    )
+        stages = list(self._todo())
+        ended = [f"{name}.ckpt" for name in reversed(stages)]
+        found = checkpoint.resume(self.folder, stages, ended) if self.resume else None
+        last = found.state if found else None
+        if found and found.state.get("arch") != self.settings.backbone:
+            raise InputError(
+                f"{found.path} is of the backbone {found.state.get('arch')}, this run's is {self.settings.backbone}; "
+                "put back the run's own checkpoint or start a new folder"
+            )
         self.metrics = Table(self.folder.metrics, monitors.COLUMNS)
         if self.main:
             # First, since a folder that holds anything else without settings is not taken for a run.
@@ -230,11 +229,7 @@ class Run:
                     "settings": to_dict(self.plan.settings),
                 }
             )
-            size = self.folder.metrics.stat().st_size if last and self.folder.metrics.exists() else 0
-            if last and size < last["metrics_bytes"]:
-                self.told.append(f"{self.folder.metrics} has lost rows; the run goes on without them")
-            self.metrics.cut(last["metrics_bytes"] if last else 0)
-            Table(self.folder.timing, TIMING_COLUMNS).cut(None if last else 0)
+            self.told += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
         return last
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
@@ -377,8 +372,6 @@ class Run:
     def _finish(self, todo: Mapping[str, StageSettings]) -> None:
         if not self.main:
             return
-        from safetensors.torch import save
-
         s = self.settings
         final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
         backbone = {
@@ -396,9 +389,8 @@ class Run:
             "std": list(IMAGENET_STD),
             "channels": "RGB",
         }
-        # One entry only: safetensors writes several in an order that changes from run to run.
-        write_atomic(self.folder.backbone, save(backbone, {"hetcl": json.dumps(facts, sort_keys=True)}))
-        rows = self.folder.read_metrics()
+        write_atomic(self.folder.backbone, seal(backbone, facts))
+        rows = self.metrics.rows()
         last = {
             str(r["stage"]): r for r in rows if "loss" in r and r["stage"] in todo
         }  # the last row of each

@@ -15,11 +15,12 @@ from hetcl.settings.downstream import (
     EvaluateSettings,
     FinetuneSettings,
     MachineSettings,
+    check_finetune,
     finetune_from_dict,
     resolve_evaluate,
     resolve_finetune,
 )
-from hetcl.settings.parse import documented, flatten, given_in, keys_of, to_dict
+from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, to_dict
 from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, resolve, stages_of
 from hetcl.settings.recipes import recipe_names, recipe_text
 
@@ -32,7 +33,9 @@ __all__ = [
     "ProbeSettings",
     "Settings",
     "StageSettings",
+    "build_saved",
     "check",
+    "check_finetune",
     "documented",
     "finetune_from_dict",
     "flatten",

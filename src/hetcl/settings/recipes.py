@@ -10,6 +10,7 @@ from hetcl.errors import InputError
 from hetcl.paths import expand
 from hetcl.settings.parse import near
 from hetcl.textfiles import read_text
+from hetcl.trees import TreeError, parse_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 VERBS = ("pretrain", "finetune")
@@ -48,16 +49,10 @@ def recipe_text(recipe: str, verb: str | None = None) -> str:
 
 def recipe_tree(name: str, verb: str) -> Mapping[Any, Any]:
     """What a recipe sets; of a run's ``settings.yaml``, what the run was set to."""
-    import yaml
-
-    text = recipe_text(name, verb)
     try:
-        tree = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as e:
-        line = f" in line {e.problem_mark.line + 1}" if e.problem_mark else ""
-        raise InputError(f"recipe {name} is not valid YAML{line}: {e.problem or e.context}") from None
-    except yaml.YAMLError as e:
-        raise InputError(f"recipe {name} is not valid YAML: {str(e).splitlines()[0]}") from None
+        tree = parse_yaml(recipe_text(name, verb))
+    except TreeError as e:
+        raise InputError(f"recipe {name} is {e}") from None
     if tree is None:
         return {}
     if isinstance(tree, Mapping) and isinstance(tree.get("settings"), Mapping):

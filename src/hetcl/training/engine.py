@@ -12,13 +12,14 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from hetcl.draws import seed_of
-from hetcl.errors import Stopped, WorkFailed, mark_alone
+from hetcl.errors import InputError, Stopped, WorkFailed, mark_alone
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
 from hetcl.signals import StopSignal
@@ -378,6 +379,7 @@ class Loop:
             "task": self.task.state_dict(),
             "meters": {"sums": self.meters.sums, "count": self.meters.count},
             "metrics_bytes": self.metrics.size() if self.main else 0,
+            "metrics": torch.from_numpy(np.frombuffer(self.metrics.held, np.uint8).copy()),
         }
 
     def save(self) -> None:
@@ -392,12 +394,19 @@ class Loop:
         self.saved = time.monotonic()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.task.load_state_dict(state["task"])
+        """Raises ``InputError`` when the state is not of this task."""
         device = self.fabric.device
-        self.meters = Meters(
-            {k: v.to(device) for k, v in state["meters"]["sums"].items()}, state["meters"]["count"]
-        )
+        try:
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.task.load_state_dict(state["task"])
+            sums, count = state["meters"]["sums"], state["meters"]["count"]
+            self.meters = Meters({k: v.to(device) for k, v in sums.items()}, count)
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as e:
+            why = (str(e).splitlines() or [""])[0][:120]
+            raise InputError(
+                f"the checkpoint in {self.folder.checkpoints} does not fit this run ({type(e).__name__}: {why}); put "
+                "back the run's own, or start a new folder"
+            ) from e
 
 
 def _ranks() -> int:

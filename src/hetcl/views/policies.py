@@ -11,6 +11,7 @@ from typing import Any
 from hetcl.errors import InputError
 from hetcl.paths import expand
 from hetcl.textfiles import read_text
+from hetcl.trees import TreeError, parse_yaml
 from hetcl.types import ViewPolicy
 
 _PLAIN = ViewPolicy(jitter_p=0.0, grayscale_p=0.0, blur_p=0.0, flip_p=0.0)
@@ -66,12 +67,10 @@ def _named(name: str, text: str) -> ViewPolicy:
 
 
 def _from_file(path: Path) -> ViewPolicy:
-    import yaml
-
     try:
-        tree = yaml.safe_load(read_text(path))
-    except yaml.YAMLError as e:
-        raise InputError(f"{path} is not valid YAML: {str(e).splitlines()[0]}") from None
+        tree = parse_yaml(read_text(path))
+    except TreeError as e:
+        raise InputError(f"{path} is {e}") from None
     if not isinstance(tree, Mapping):
         raise InputError(f"{path} must hold fields of the views as 'name: value' lines")
     base = _named(str(tree.get("base", "standard")), str(path))

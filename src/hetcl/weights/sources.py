@@ -79,7 +79,12 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Se
 def _path(path: Path, model: str, hint: str | None, allow: Sequence[str]) -> Weights:
     if path.is_dir():
         run = RunFolder(path)
-        run.read_settings()
+        ended = _last_stage(run.read_settings())
+        if ended and run.backbone.exists() and not (run.checkpoints / ended).is_file():
+            raise InputError(
+                f"{path} is a run that has ended, but its checkpoint {ended} is gone; name other weights, such as "
+                f"{run.backbone}"
+            )
         for name in ("stage2.ckpt", "stage1.ckpt", "last.ckpt"):
             if (run.checkpoints / name).is_file():
                 return _file(run.checkpoints / name, str(run.checkpoints / name), allow=allow)
@@ -89,6 +94,14 @@ def _path(path: Path, model: str, hint: str | None, allow: Sequence[str]) -> Wei
     if not path.is_file():
         raise InputError(f"no weights {model!r}: {GRAMMAR}")
     return _file(path, model, hint=hint, allow=allow)
+
+
+def _last_stage(tree: Mapping[str, Any]) -> str | None:
+    """The checkpoint that a pre-training run ends with; None of other runs."""
+    stage = tree["settings"].get("stage2")
+    if "kind" in tree or not isinstance(stage, Mapping):
+        return None
+    return "stage2.ckpt" if stage.get("epochs") else "stage1.ckpt"
 
 
 def _library(model: str, library: str, rest: str, allow: Sequence[str]) -> Weights:
