@@ -26,6 +26,11 @@ def printable(text: object) -> str:
     return _UNSEEN.sub(lambda m: m[0].encode("unicode_escape").decode(), str(text))
 
 
+def say(text: object = "") -> None:
+    """Print one line."""
+    print(printable(text))
+
+
 def csv_row(cells: Iterable[Any]) -> list[Any]:
     """Cells for a CSV file: text made printable, with an apostrophe before what a spreadsheet would compute.
 

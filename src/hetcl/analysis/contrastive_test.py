@@ -28,6 +28,7 @@ from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.paths import expand
+from hetcl.printable import printable
 from hetcl.runs.folder import first_process, machine, write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.settings import resolve_contrast
@@ -490,5 +491,6 @@ def _distinct(models: Sequence[str], allow_partial: str | Sequence[str]) -> list
         same = next((o for o in encoders[:i] if o.digest == e.digest), None)
         if same is not None:
             raise InputError(f"{same.model} and {e.model} hold the same weights; leave one out")
+    encoders = [replace(e, name=printable(e.name)) for e in encoders]
     names = [e.name for e in encoders]
     return [replace(e, name=e.model) if names.count(e.name) > 1 else e for e in encoders]

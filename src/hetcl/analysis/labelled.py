@@ -25,6 +25,7 @@ from hetcl.analysis.store import UNREADABLE
 from hetcl.draws import permute
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_held_out, open_source
+from hetcl.printable import csv_row
 from hetcl.runs.files import crc_of, disk_problem, seal, unseal, write_atomic
 from hetcl.signals import StopSignal
 from hetcl.training.progress import Reporter, duration
@@ -418,6 +419,8 @@ def list_bad(path: Path, banks: Sequence[Bank]) -> int:
     rows = [(bank.part.name, *record) for bank in banks for record in bank.bad()]
     if rows:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("part", "index", "name", "reason"), *rows])
+        csv.writer(text, lineterminator="\n").writerows(
+            [("part", "index", "name", "reason"), *map(csv_row, rows)]
+        )
         write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
     return len(rows)

@@ -10,6 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hetcl.printable import printable
+
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
@@ -105,7 +107,7 @@ def table(report: Report) -> Table:
             percent(row["top5"]["value"]),
             f"{row['mrr']['value']:.3f}",
         )
-        out.add_row(*map(Text, cells))  # as text: a name with brackets is no markup
+        out.add_row(*(Text(printable(cell)) for cell in cells))  # as text: a name with brackets is no markup
     return out
 
 

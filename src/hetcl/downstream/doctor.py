@@ -10,6 +10,7 @@ from hetcl.downstream.finetune import example_words, part_words
 from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import scaled
 from hetcl.errors import InputError
+from hetcl.printable import say
 from hetcl.settings import FinetuneSettings, resolve_finetune
 from hetcl.settings.downstream import DEFAULT
 from hetcl.training.progress import count
@@ -37,14 +38,14 @@ def doctor(
     look = _Look(data, used)
     look.open()
     _recipe(recipe or DEFAULT, used, look)
-    print()
+    say()
     warnings += look.warnings
     for line in warnings:
-        print(f"! {line}")
+        say(f"! {line}")
     if look.refusals:
         raise InputError("\n".join(dict.fromkeys(look.refusals)))
     if not warnings:
-        print("nothing to object to")
+        say("nothing to object to")
     return warnings
 
 
@@ -64,7 +65,7 @@ class _Look:
             part = self._try(lambda split=split: open_part(self.spec, split, s.model))  # type: ignore[misc]
             if part is not None:
                 self.parts[split] = part
-                print(f"{name:<9} {part.description}")
+                say(f"{name:<9} {part.description}")
                 self.warnings += [f"{name}: {line}" for line in part.skipped.lines()]
         if len(self.parts) == 2:
             both = self._try(
@@ -102,6 +103,6 @@ def _recipe(recipe: str, s: FinetuneSettings, look: _Look) -> None:
         passes = s.steps * s.batch / len(look.examples)
         times = f"{passes:.1f}" if passes < 10 else f"{passes:,.0f}"
         line += f"; each of {count(len(look.examples), 'picture')} is seen about {times} times"
-    print(line)
+    say(line)
     if "val" in look.parts:
-        print(f"          {count(s.evaluations, 'evaluation')} on {count(len(look.parts['val']), 'picture')}")
+        say(f"          {count(s.evaluations, 'evaluation')} on {count(len(look.parts['val']), 'picture')}")

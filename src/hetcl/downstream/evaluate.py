@@ -337,7 +337,7 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     try:
         model.load_state_dict(content["task"]["model"])
         done = content["epoch"] * content["steps_per_epoch"] + content["step"]
-        trained = f"{done:,} of {content['steps']:,} steps"
+        trained = f"{done:,} of {count(content['steps'], 'step')}"
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise InputError(
             f"{path} does not fit {folder.settings} ({(str(e).splitlines() or [''])[0][:120]}); put back the run's own"

@@ -19,6 +19,7 @@ from torch import nn
 from hetcl.downstream import masks
 from hetcl.downstream.objects import DetectionSet, Prediction, SegmentationSet
 from hetcl.downstream.predict import Look, label_map
+from hetcl.printable import printable
 from hetcl.types import BadPicture
 
 CELL = 420
@@ -64,7 +65,7 @@ def detection_sheet(
 ) -> bytes | None:
     """PNG of ``pictures``, truth on the left and confident detections on the right; None when none can be read."""
     pairs, used = [], set[int]()
-    names = [c.name for c in data.classes]
+    names = [printable(c.name) for c in data.classes]
     for index in pictures:
         try:
             pixels = data.picture(index)
@@ -124,13 +125,14 @@ def segmentation_sheet(
     finally:
         model.train(training)
     key = [
-        Entry(data.classes[label], None if plain and label == 0 else colour(label))
+        Entry(printable(data.classes[label]), None if plain and label == 0 else colour(label))
         for label in sorted(used - {VOID})
     ]
     return _sheet(pairs, [*key, *[Entry("does not count", (90, 90, 90), hatched=True)] * (VOID in used)])
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 34 else "..." + name[-31:]
 
 

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from hetcl.downstream.objects import Outcome
 from hetcl.downstream.predict import Look, Seen
 from hetcl.downstream.scores import results
 from hetcl.downstream.sheets import detection_sheet, segmentation_sheet
+from hetcl.printable import printable
 from hetcl.runs.folder import write_atomic
 from hetcl.training.progress import count
 
@@ -73,7 +75,7 @@ def table(outcome: Outcome, most: int = 100) -> Table:
         known = [r for r in rows if not math.isnan(r[1].get(columns[0], math.nan))]
         rows = [*known[:10], ("...", {}), *known[10:][-10:]]
     for name, row in rows:
-        out.add_row(name, *(shown(row[c]) if c in row else "" for c in columns))
+        out.add_row(Text(printable(name)), *(shown(row[c]) if c in row else "" for c in columns))
     return out
 
 

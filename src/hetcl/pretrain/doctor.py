@@ -25,6 +25,7 @@ from hetcl.images.sources import open_source
 from hetcl.pretrain.build import build_model, build_task
 from hetcl.pretrain.monitors import some_pictures
 from hetcl.pretrain.plan import held_out_of
+from hetcl.printable import say
 from hetcl.runs.folder import machine
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
 from hetcl.training.devices import choose_kernels, device_name, make_fabric, precision_on
@@ -139,11 +140,11 @@ def doctor(
             held_out = held_out_of(data, settings, settings.window)
         _data(source, held_out, settings, warnings)
     _recipe(settings, recipe or "hcl-r50", source, warnings)
-    print()
+    say()
     for line in warnings:
-        print(f"! {line}")
+        say(f"! {line}")
     if not warnings:
-        print("nothing to object to")
+        say("nothing to object to")
     return warnings
 
 
@@ -154,7 +155,7 @@ def _aloud() -> Iterator[None]:
     class Here(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             mark = "! " if record.levelno >= logging.WARNING else ""
-            print(f"data      {mark}{record.getMessage()}")
+            say(f"data      {mark}{record.getMessage()}")
 
     rooms = logging.getLogger("hetcl")
     before = rooms.handlers, rooms.level, rooms.propagate
@@ -171,25 +172,25 @@ def _machine(warnings: list[str]) -> None:
     facts = machine()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
     free = shutil.disk_usage(".").free / 2**30
-    print(
+    say(
         f"machine   {facts['system']}, {facts['cores']} cores, {memory:.0f} GiB memory, {free:.0f} GiB free here"
     )
-    print(
+    say(
         f"software  hetcl {facts['hetcl']}, Python {facts['python']}, "
         f"torch {facts['torch']}, torchvision {facts['torchvision']}"
     )
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        print(f"GPUs      {torch.cuda.device_count()} x {', '.join(sorted(names))}")
+        say(f"GPUs      {torch.cuda.device_count()} x {', '.join(sorted(names))}")
     else:
-        print("GPUs      none that PyTorch can use; the CPU trains, slowly")
+        say("GPUs      none that PyTorch can use; the CPU trains, slowly")
     if free < 2:
         warnings.append(f"only {free:.1f} GiB of disk are free here: checkpoints may not fit")
 
 
 def _data(source: Source, held_out: Source | None, settings: Settings, warnings: list[str]) -> None:
     """Open some pictures, spread over the data, and say what training will make of it."""
-    print(f"data      {source.description}")
+    say(f"data      {source.description}")
     sizes, bad = [], []
     began = time.monotonic()
     near = source.prefers_window > 0
@@ -205,11 +206,11 @@ def _data(source: Source, held_out: Source | None, settings: Settings, warnings:
         raise InputError(f"none of {len(bad)} pictures can be read; the first, {bad[0]}")
     width, height = (int(x) for x in np.median(np.array(sizes), axis=0))
     smallest = min(map(min, sizes))
-    print(
+    say(
         f"          of {len(sizes) + len(bad)} opened: {len(bad)} unusable, "
         f"median {width} x {height}, {1000 * seconds:.1f} ms to decode"
     )
-    print(f"kNN check {_knn_words(source, held_out, settings)}")
+    say(f"kNN check {_knn_words(source, held_out, settings)}")
     if source.prefers_window:
         warnings.append(
             "the disk is too small for all shards: they are fetched again in each epoch, and pictures are mixed within "
@@ -274,11 +275,11 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
     choose_kernels(deterministic=settings.deterministic)
     pictures = len(source) if source else 1_281_167
     classes = len(source.classes or ("",)) if source else 1000
-    print(
+    say(
         f"recipe    {recipe}: {settings.backbone} at {settings.size} pixels, "
         f"batch {settings.batch} in {settings.groups} groups"
     )
-    print(
+    say(
         f"device    {device_name(fabric.device)}, {precision_on(settings.precision, fabric.device.type)}: "
         "timing a step of each stage ..."
     )
@@ -288,7 +289,7 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
         cost = cost_of(model, 1, 3, settings.size, settings.size)
         pace = measure_step(settings, stage, fabric=fabric, classes=classes)
         total += pace.seconds(pictures * stage.epochs)
-        print(
+        say(
             f"          {name}: {stage.method}, {count(stage.epochs, 'epoch')}, {cost.parameters / 1e6:.1f} M weights, "
             f"{cost.multiply_adds / 1e9:.2f} G multiply-adds a view"
         )
@@ -299,14 +300,14 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
             )
             continue
         memory = f", {pace.memory / 2**30:.1f} GiB of GPU memory" if pace.memory else ""
-        print(
+        say(
             f"          {pace.images_per_second:.0f} images/s{memory}: "
             f"about {duration(pace.seconds(pictures * stage.epochs))}"
         )
     if total == float("inf"):
         return
     of = "this data" if source else "ImageNet's 1.28 million pictures (give --data for yours)"
-    print(
+    say(
         f"          in all about {duration(total)} on one such device for {of}, if the images are read as fast"
     )
     if total > 86400:
