@@ -31,7 +31,6 @@ DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)
 QUIET, GROUND, INK = "#8a8a8a", "#f3f3f3", "#444444"
 STYLE: Any = {
     "font.size": 9,
-    "text.parse_math": False,  # a dollar sign in a name is one
     "axes.spines.top": False,
     "axes.spines.right": False,
     "axes.edgecolor": INK,
