@@ -44,7 +44,7 @@ class CityscapesDetection(PackedDetection):
 
     def instance_map(self, index: int) -> np.ndarray:
         """The instance ids of a picture as stored: uint8 or int32 ``[H, W]``. Raises ``InputError``."""
-        name = _map_of(self._name(range(len(self))[index]), "instanceIds")
+        name = _map_of(self.truth(index).name, "instanceIds")
         try:
             return read_indices(self._root, name)
         except BadPicture as error:  # it was read when the set was opened
