@@ -36,7 +36,7 @@ from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.settings import resolve_evaluate, to_dict
-from hetcl.training.devices import device_name, make_fabric, workers_of
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import Reporter, count, duration
 
 log = logging.getLogger(__name__)
@@ -121,6 +121,8 @@ class Evaluation:
         self.lock, self.overwrite = lock, overwrite
         self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
+        asked = settings.precision
+        self.precision = saved["settings"].get("precision", "auto") if asked == "auto" else asked
         self.data = open_part(data, settings.split, self.words["model"])
         check_missing(self.data, settings.max_bad)
         self.data, self.told = under(self.data, saved["classes"], data, f"the run {run.path}")
@@ -133,7 +135,7 @@ class Evaluation:
         self.fabric = make_fabric(
             device=settings.device,
             devices=settings.devices,
-            precision=settings.precision,
+            precision=self.precision,
             threads=settings.threads,
         )
         self.main = self.fabric.global_rank == 0
@@ -205,7 +207,11 @@ class Evaluation:
         for line in [*self.data.skipped.lines(), *self.told]:
             self.reporter.warn(line)
         ranks = self.fabric.world_size
-        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
+        say(
+            f"device    {device_name(self.fabric.device)}"
+            + (f" x {ranks}" if ranks > 1 else "")
+            + f", {precision_on(self.precision, self.fabric.device.type)}"
+        )
         say(f"folder    {self.out}")
 
     def _advance(self, done: int, total: int) -> None:
@@ -261,7 +267,11 @@ class Evaluation:
             "figures": plain(outcome.figures),
             "per_class": {name: plain(row) for name, row in outcome.per_class.items()},
             "machine": machine()
-            | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
+            | {
+                "device": device_name(self.fabric.device),
+                "precision": precision_on(self.precision, self.fabric.device.type),
+                "ranks": self.fabric.world_size,
+            },
             "memory_mb": peak_memory(self.fabric.device),
             "seconds": round(time.monotonic() - self.began, 1),
         }

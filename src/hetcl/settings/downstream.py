@@ -24,8 +24,6 @@ class MachineSettings:
     """Where to compute."""
     devices: int = 1
     """Devices of this process's machine; under torchrun or SLURM the launcher decides."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere. Losses and boxes are never below fp32."""
     channels_last: bool = True
     """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
     threads: int = 0
@@ -38,6 +36,9 @@ class MachineSettings:
 class FinetuneSettings(MachineSettings):
     """Everything that decides a fine-tuning run, but for the weights, the data and the folder it writes."""
 
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """fp32, as the paper and detectron2; auto: bf16 autocast on a GPU that has it, fp32 elsewhere. Losses and boxes are
+    never below fp32. (PyTorch rounds the inputs of fp32 convolutions to TF32 on GPUs that have it.)"""
     model: Literal["mask-rcnn", "faster-rcnn", "fcn"] = "mask-rcnn"
     """What to train: mask-rcnn (boxes and masks), faster-rcnn (boxes), fcn (a class for each pixel)."""
     neck: Literal["fpn", "c4"] = "fpn"
@@ -118,6 +119,8 @@ class FinetuneSettings(MachineSettings):
 class EvaluateSettings(MachineSettings):
     """What is evaluated, and how."""
 
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: as the run was trained. Losses and boxes are never below fp32."""
     split: Literal["val", "train"] = "val"
     """Which part of the data set."""
     pictures: int = 0
