@@ -258,6 +258,11 @@ class Loop:
         if speed:
             spent = time.monotonic() - self.watch.began
             self.timing.append({"stage": self.task.name, "step": self.done, **speed, "seconds": spent})
+        with self.reporter.reporting():
+            self._show(row, speed or {}, last)
+
+    def _show(self, row: Mapping[str, float], speed: Mapping[str, float], last: bool) -> None:
+        """A row for a person: TensorBoard, a line, messages."""
         self.reporter.scalars({f"{self.task.name}/{k}": v for k, v in {**row, **speed}.items()}, self.done)
         left = self.task.epochs * self.task.steps_per_epoch - self.done
         pace = f"{speed['images_per_second']:.0f} img/s, waiting {speed['waiting']:.0%}" if speed else ""
