@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
+from hetcl.pretrain.run import Run
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.lock import FolderLock
 from hetcl.weights.exporters import _lock
@@ -147,6 +148,16 @@ def test_a_damaged_table_stops_no_training(change: Any, run: Path, finished: Pat
         assert (run / "metrics.csv.damaged").exists()
     says(*RESUME, status=0)
     assert "was damaged" not in says.out
+
+
+def test_words_that_fail_stop_no_run(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> str:
+        raise KeyError("knn")
+
+    monkeypatch.setattr(Run, "conclusion", broken)
+    says.pretrain(status=0)
+    assert "some of this could not be shown (KeyError: 'knn'); the files have it" in says.out
+    assert Path("new/summary.json").is_file()
 
 
 @pytest.mark.parametrize("name", ["metrics.csv", "log.txt", "checkpoints/last.ckpt", "summary.json"])

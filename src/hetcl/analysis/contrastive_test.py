@@ -202,7 +202,8 @@ class Test:
         if self.main:
             report = self._report(tested)
             self._draw(report, tested)
-            self._say(report)
+            with self.reporter.reporting():
+                self._say(report)
         self.fabric.barrier()
         return report
 

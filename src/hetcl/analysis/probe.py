@@ -169,7 +169,8 @@ class Probe:
         report: dict[str, Any] = {}
         if self.main:
             report = self._report(train, test, hits, linear, ranks)
-            self._say(report)
+            with self.reporter.reporting():
+                self._say(report)
         self.fabric.barrier()
         return report
 

@@ -164,7 +164,8 @@ class Evaluation:
             write_outcome(
                 self.out, self.data, seen, model=model, look=look, pictures=pictures, examples=s.examples
             )
-            self._say(report, outcome)
+            with self.reporter.reporting():
+                self._say(report, outcome)
         self.fabric.barrier()
         return report
 

@@ -325,9 +325,6 @@ class Run:
         if not self.main:
             return
         self._write_backbone(task.raw)
-        write_outcome(
-            self.folder.path, self.val, seen, model=task.raw, look=self._look(), pictures=range(len(self.val))
-        )
         seconds = time.monotonic() - self.began
         self.folder.write_summary(
             {
@@ -344,6 +341,14 @@ class Run:
                 "seconds_of_this_process": round(seconds, 1),
             }
         )
+        write_outcome(
+            self.folder.path, self.val, seen, model=task.raw, look=self._look(), pictures=range(len(self.val))
+        )
+        with self.reporter.reporting():
+            self._say(outcome, seconds)
+
+    def _say(self, outcome: Outcome, seconds: float) -> None:
+        """The table and the last lines."""
         self.reporter.say("")
         if len(outcome.per_class) > 1:
             self.reporter.show(table(outcome))

@@ -410,15 +410,19 @@ class Run:
             "seconds_of_this_process": round(seconds, 1),
         }
         self.folder.write_summary(summary)
+        with self.reporter.reporting():
+            self._conclude(seconds, self.conclusion(last, knn))
+
+    def _conclude(self, seconds: float, learned: str) -> None:
+        """The last lines."""
         self.reporter.say("")
-        learned = self.conclusion(last, knn)
         self.reporter.say(f"done in {duration(seconds)}" + (f"; {learned}" if learned else ""), style="bold")
         if self.bad.known:
             self.reporter.say(
                 f"{count(self.bad.known, 'picture')} could not be used: {self.folder.bad_pictures} lists them"
             )
         self.reporter.say(f"the backbone is {self.folder.backbone}")
-        library = "timm" if s.backbone.startswith("timm:") else "torchvision"
+        library = "timm" if self.settings.backbone.startswith("timm:") else "torchvision"
         self.reporter.say(
             f"use it:   hetcl export {self.folder.path} --format {library} --out backbone.pth   "
             "(`hetcl export --help` lists others)"

@@ -30,7 +30,7 @@ from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.runs.lock import first_process as first_process
 from hetcl.runs.lock import rank_name as rank_name
 from hetcl.runs.table import Table as Table
-from hetcl.trees import TreeError, parse_yaml
+from hetcl.trees import LONGEST, TreeError, parse_yaml
 
 
 def absolute(spec: str) -> str:
@@ -82,15 +82,8 @@ class RunFolder:
 
     def check_kinds(self) -> None:
         """Raises ``InputError`` when something else is where a file or folder of the run belongs: before the work."""
-        files = [
-            self.settings,
-            self.metrics,
-            self.timing,
-            self.log,
-            self.bad_pictures,
-            self.backbone,
-            self.summary,
-        ]
+        tables = (self.metrics, self.timing, self.bad_pictures)
+        files = (self.settings, *tables, self.log, self.backbone, self.summary)
         for path in [*files, *self.checkpoints.glob("*.ckpt"), self.tensorboard]:
             try:
                 mode = path.stat().st_mode
@@ -176,7 +169,8 @@ class RunFolder:
     def read_settings(self) -> dict[str, Any]:
         """What :meth:`write_settings` saved. Raises ``InputError``: it is missing, broken or of a newer hetcl."""
         try:
-            tree = parse_yaml(self.settings.read_text(encoding="utf-8"))
+            with open(self.settings, encoding="utf-8") as f:
+                tree = parse_yaml(f.read(LONGEST + 1))
         except FileNotFoundError:
             raise InputError(f"{self.path} is no run folder: it has no settings.yaml") from None
         except TreeError as e:

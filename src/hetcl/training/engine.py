@@ -303,6 +303,11 @@ class Loop:
         if speed:
             spent = time.monotonic() - self.watch.began
             self.timing.append({"stage": self.task.name, "step": self.done, **speed, "seconds": spent})
+        with self.reporter.reporting():
+            self._show(row, speed or {}, last)
+
+    def _show(self, row: Mapping[str, float], speed: Mapping[str, float], last: bool) -> None:
+        """A row for a person: TensorBoard, a line, messages."""
         self.reporter.scalars({f"{self.task.name}/{k}": v for k, v in {**row, **speed}.items()}, self.done)
         left = self.task.epochs * self.task.steps_per_epoch - self.done
         ahead = self._ahead(left) if speed and left else ""

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -17,6 +17,7 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.printable import printable
 from hetcl.runs.folder import disk_problem
 
@@ -141,6 +142,17 @@ class Reporter:
                 f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
         except OSError as e:
             raise disk_problem(self._log, e) from None
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Inside, what cannot be shown is said, and stops nothing that was computed. A full disk is another matter."""
+        try:
+            yield
+        except (InputError, WorkFailed, Stopped):
+            raise
+        except Exception as e:
+            why = (str(e).splitlines() or [""])[0][:200]
+            self.warn(f"some of this could not be shown ({type(e).__name__}: {why}); the files have it")
 
     def start(self, name: str, done: int, total: int) -> None:
         """A new stage of ``total`` steps."""
