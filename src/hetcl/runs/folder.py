@@ -164,7 +164,10 @@ class Table:
     def cut(self, size: int | None) -> None:
         """Forget everything after the first ``size`` bytes (0: start anew; None: a last line that is cut short)."""
         try:
-            kept = self.path.read_bytes()[:size] if self.path.exists() and size != 0 else b""
+            kept = b""
+            if self.path.exists() and size != 0:
+                with open(self.path, "rb") as f:
+                    kept = f.read(os.fstat(f.fileno()).st_size if size is None else size)
             kept = kept[: kept.rfind(b"\n") + 1]
             with open(self.path, "r+b" if self.path.exists() else "w+b") as f:
                 f.truncate(len(kept))
