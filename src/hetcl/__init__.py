@@ -6,11 +6,10 @@ Everything is loaded on first use, so that ``import hetcl`` costs nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
-
-from hetcl.machine import quiet_threads
 
 __version__ = "0.1.0"
 
@@ -33,7 +32,10 @@ _HOME = {
 }
 __all__ = ["__version__", *_HOME]
 
-quiet_threads()
+if "torch" not in sys.modules:
+    # OpenMP's threads sleep while they wait for each other, unless the user has said how they should wait: awake they
+    # take the time of the very thread that they wait for (bench/busy.py). Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from hetcl.analysis.contrastive_test import contrast as contrast

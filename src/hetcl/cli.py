@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 
 from hetcl import arguments
 from hetcl.errors import InputError, Stopped, WorkFailed, others_ended, out_of_memory
+from hetcl.machine import check_libraries, memory
 from hetcl.paths import shelter
 from hetcl.printable import printable
 
@@ -213,6 +214,8 @@ def _run(words: list[str]) -> int:
         raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {verb} --help`")
     with _listening():
         shelter()
+        if verb != "recipes":
+            check_libraries()
         args.function(args, [*(getattr(args, "settings", None) or []), *rest])
     return 0
 
@@ -256,11 +259,12 @@ def _complain(text: str, *, alone: bool = False) -> None:
 def _unforeseen(e: Exception) -> str:
     """A failure that nobody saw coming, in one line."""
     text = printable((str(e).strip().splitlines() or [""])[0][:300])
-    if isinstance(e, OSError) and e.errno:
+    if isinstance(e, OSError) and e.errno not in (None, errno.ENOMEM):
         why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
         return printable(f"{e.filename}: {why}" if e.filename else why)
-    if memory := out_of_memory(e):
-        return f"{memory}: lower batch, size or queue, or raise accumulate"
+    if short := out_of_memory(e):
+        room = "" if "CUDA" in text else f", {memory()}"
+        return f"{short}{room}: lower batch, size, queue or workers, or raise accumulate"
     return f"{type(e).__name__}: {text}; --debug shows where"
 
 

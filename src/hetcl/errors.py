@@ -47,11 +47,13 @@ def others_ended(error: BaseException) -> bool:
     return isinstance(error, RuntimeError) and bool(re.search(words, str(error), re.IGNORECASE))
 
 
-def out_of_memory(error: BaseException) -> str | None:
+def out_of_memory(error: BaseException | str) -> str | None:
     """``out of memory (tried to allocate 240000000000 bytes)`` when that is what an error means, else None."""
     text = str(error)
     if not isinstance(error, MemoryError) and not re.search(
-        r"out of memory|(can't|cannot|unable to) allocate", text, re.IGNORECASE
+        r"out of memory|(can't|cannot|unable to) allocate|bad_alloc|failed to map segment",
+        text,
+        re.IGNORECASE,
     ):
         return None
     size = re.search(r"allocate ([\d.]+ ?[A-Za-z]+)", text)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import signal
 import sys
@@ -10,19 +11,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from hetcl.errors import InputError, out_of_memory
+
 ROOT = Path("/")
 UNLIMITED = 1 << 60
 """Bytes from which a limit is none."""
+LIBRARIES = 800_000_000
+"""Bytes of memory that torch, torchvision, timm and Fabric take when they are loaded, about."""
 
-
-def quiet_threads() -> None:
-    """Have OpenMP's threads sleep while they wait for each other, unless the user has said how they should wait.
-
-    Awake, they take the time of the very thread that they wait for where a core is busy (``bench/busy.py``). To be
-    called before torch is loaded, which reads it once.
-    """
-    if "torch" not in sys.modules:
-        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+log = logging.getLogger(__name__)
 
 
 def die_with_parent() -> None:
@@ -76,7 +73,13 @@ class Room:
 
 def memory(root: Path = ROOT) -> Room | None:
     """The tightest of the machine's memory, its control groups' and the limit on addresses; None where nobody says."""
-    rooms = [*_machine(root), *_addresses(root)]
+    rooms = [*_machine(root), *_addresses(root), *grouped_memory(root)]
+    return min(rooms, key=lambda room: room.free, default=None)
+
+
+def grouped_memory(root: Path = ROOT) -> list[Room]:
+    """What control groups (a container, a job) leave, where they limit memory."""
+    rooms = []
     for group in _groups("memory", root):
         for limit, used in (
             ("memory.max", "memory.current"),
@@ -87,7 +90,7 @@ def memory(root: Path = ROOT) -> Room | None:
                 held = _fields(group / "memory.stat")
                 now -= held.get("total_inactive_file", held.get("inactive_file", 0))  # given back when needed
                 rooms.append(Room(max(0, most - max(0, now)), most, "this control group (container, job)"))
-    return min(rooms, key=lambda room: room.free, default=None)
+    return rooms
 
 
 def _machine(root: Path) -> list[Room]:
@@ -112,6 +115,37 @@ def _addresses(root: Path) -> list[Room]:
     if most == resource.RLIM_INFINITY or most < 0 or used is None:
         return []
     return [Room(max(0, most - 1024 * used), most, "the address space (ulimit -v)")]
+
+
+def check_libraries() -> None:
+    """Before torch is loaded, warn where that alone may be too much: a process out of memory is killed without a word.
+
+    Where ``ulimit -v`` limits addresses, it is tried in another process, since some libraries abort instead of raising
+    an error; without such a limit this costs next to nothing.
+
+    Raises:
+        InputError: they cannot be loaded.
+    """
+    if "torch" in sys.modules:
+        return
+    room, rooms = memory(), _addresses(ROOT)
+    if room is not None and room.free < LIBRARIES:
+        log.warning(
+            "PyTorch and its libraries alone take about %.1f GB, and %s: when memory runs out, the system kills this "
+            "process without a word (exit status 137)",
+            LIBRARIES / 1e9,
+            room,
+        )
+    if not rooms:
+        return
+    import subprocess
+
+    code = "import torch, torchvision, timm, lightning_fabric"
+    done = subprocess.run(
+        [sys.executable, "-c", code], stdin=subprocess.DEVNULL, capture_output=True, text=True
+    )
+    if done.returncode < 0 or out_of_memory(done.stderr):
+        raise InputError(f"PyTorch and its libraries do not fit: {rooms[0]}; raise that limit")
 
 
 # ---- control groups ------------------------------------------------------------------------------------------------

@@ -22,6 +22,7 @@ from hetcl.errors import Stopped, WorkFailed
 from hetcl.signals import StopSignal
 from hetcl.training.bad_pictures import BadList
 from hetcl.training.devices import not_finite_because
+from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, duration
 from hetcl.types import Source, ViewBatch, ViewPolicy
 from hetcl.views.loader import name_of
@@ -69,6 +70,9 @@ def fill(
         Stopped: a signal came; what was computed is kept.
     """
     work = _Pass(jobs, pairs.source, fabric, channels_last)
+    _, warned = outlook(Need(work.room(pairs.batch), pairs.room), fabric.device, "lower batch or workers")
+    if warned:
+        reporter.warn(warned)
     waiting = {id(job): set(job.folder.todo().tolist()) for job in jobs}
     todo = np.array(sorted(set().union(*waiting.values())), np.int64)
     mine = todo[fabric.global_rank :: fabric.world_size]
@@ -121,6 +125,17 @@ class _Pass:
             .eval()
             for key, group in self.groups.items()
         }
+
+    def room(self, batch: int) -> int:
+        """Bytes of the encoder that takes most, with the pictures of both views."""
+
+        def bytes_for_one(key: tuple[int, ViewPolicy, int]) -> int:
+            size, device = key[2], self.fabric.device
+            images = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=self.format)
+            return bytes_of(lambda: self.extractors[key](images)) + 2 * 5 * images.numel()
+
+        with torch.no_grad(), self.fabric.autocast():
+            return batch * max(map(bytes_for_one, self.extractors))
 
     def __call__(
         self, batches: Mapping[tuple[ViewPolicy, int], ViewBatch]

@@ -39,11 +39,13 @@ from hetcl.training.devices import (
     workers_of,
 )
 from hetcl.training.engine import TIMING_COLUMNS, Loop
+from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import Photometric
+from hetcl.views.photometric import NOTHING, Photometric
 from hetcl.views.policies import POLICIES
+from hetcl.views.workers import room
 from hetcl.weights.encoder import digest_of, load_encoder
 
 SCHEMA = 1
@@ -245,6 +247,8 @@ class Probe:
                 f"the features of {count(missing, 'picture')} need {needed / 1e9:.1f} GB and {self.folder.path} has "
                 f"{free / 1e9:.1f} GB free; make room and go on with --resume, or set pictures to train on fewer"
             )
+        if missing:
+            self._foretell_memory()
         fill(
             banks,
             lambda batch: self.look(batch.images[0], batch.colour[0]),
@@ -257,6 +261,16 @@ class Probe:
             list_bad(self.folder.bad_pictures, banks)
         self._check_enough(*banks)
         return banks[0], banks[1]
+
+    def _foretell_memory(self) -> None:
+        """Warn where a batch may not fit. Raises ``InputError``."""
+        s, pixels = self.settings, 3 * self.size**2
+        images = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
+        one = bytes_of(lambda: self.look(images, torch.from_numpy(NOTHING)[None]))
+        need = Need(s.batch * (one + pixels), room(workers_of(s.workers), s.batch * pixels))
+        _, warned = outlook(need, self.fabric.device, "lower batch or workers")
+        if warned:
+            self.reporter.warn(warned)
 
     def _bank(self, part: Part, key: Mapping[str, Any]) -> Bank:
         return Bank(self.folder.path / "features", part, key, dim=sum(self.dims.values()))

@@ -41,8 +41,10 @@ from hetcl.settings import (
 from hetcl.training.bad_pictures import BadPictures
 from hetcl.training.devices import device_name, make_fabric, precision_on, use_threads, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
+from hetcl.training.memory import Need, outlook
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
+from hetcl.views.workers import room
 from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights, no_arch, read_weights
@@ -168,6 +170,19 @@ class Run:
         self.reporter = Reporter(self.folder.log, self.folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
         self.told += [self.bad.list.told] if self.bad.list.told else []
+        self.memory = self._memory() if hasattr(self, "trial") else ""
+
+    def _memory(self) -> str:
+        """What training will take, in words; warns where there is less. Raises ``InputError``."""
+        trial, s, device = self.trial, self.settings, self.fabric.device
+        here = 1 if device.type == "cuda" else max(1, s.devices)  # processes that share the memory
+        batch = s.batch // self.fabric.world_size
+        half = 0.6 if precision_on(s.precision, device.type) == "bf16" else 1.0
+        step = 3 * trial.weights + round(half * batch * trial.activations)
+        need = Need(here * step, here * room(self.workers, batch * trial.picture))
+        said, warned = outlook(need, device, "lower batch, workers or the sizes of pictures")
+        self.told += [warned] if warned else []
+        return said
 
     def _model(self, settings: FinetuneSettings | None = None) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
@@ -248,6 +263,8 @@ class Run:
             + (f" x {ranks}" if ranks > 1 else "")
             + f", {precision_on(s.precision, self.fabric.device.type)}"
         )
+        if self.memory:
+            say(f"memory    {self.memory}")
         say(f"folder    {self.folder.path}")
         for line in self.told:
             self.reporter.warn(line)

@@ -23,7 +23,7 @@ from hetcl.pretrain.build import DTYPES, build_model, build_task
 from hetcl.pretrain.doctor import measure_step
 from hetcl.pretrain.knn_check import KnnCheck
 from hetcl.pretrain.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
-from hetcl.pretrain.rehearse import rehearse
+from hetcl.pretrain.rehearse import Rehearsed, memory_of, rehearse
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
 from hetcl.settings import (
@@ -123,8 +123,7 @@ class Run:
         self.init: Weights | None = None
         if plan.init is not None and not begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
-        if plan.fingerprint is None:
-            self._rehearse()
+        self.rehearsed = self._rehearse() if plan.fingerprint is None else {}
         self.fabric = make_fabric(
             device=s.device,
             devices=s.devices,
@@ -144,6 +143,7 @@ class Run:
         self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
         self.told += [self.bad.list.told] if self.bad.list.told else []
+        self.memory = self._memory()
 
     def go(self) -> RunFolder:
         """Everything, in order."""
@@ -181,9 +181,10 @@ class Run:
         todo = stages_of(self.settings)
         return {"stage2": todo["stage2"]} if self.plan.init is not None and len(todo) == 2 else todo
 
-    def _rehearse(self) -> None:
+    def _rehearse(self) -> dict[str, Rehearsed]:
         """Find what cannot run before anything is written. Raises ``InputError``."""
         s, init = self.settings, self.init
+        rehearsed = {}
         for name, stage in self._todo().items():
             if stage.method == "supervised" and self.source.classes is None:
                 raise InputError(
@@ -197,8 +198,23 @@ class Run:
                     install(model, weights.query, weights.origin, arch=weights.arch)
                 return model
 
-            rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
+            rehearsed[name] = rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
             init = None  # the first stage takes it
+        return rehearsed
+
+    def _memory(self) -> str:
+        """What the largest stage will take, in words; warns where there is less. Raises ``InputError``."""
+        s, fabric = self.settings, self.fabric
+        stages = [
+            (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.rehearsed.items()
+        ]
+        said, warned = memory_of(
+            stages, batch=s.batch // fabric.world_size,
+            pieces=s.accumulate, size=s.size, precision=precision_on(s.precision, fabric.device.type),
+            device=fabric.device, processes=s.devices, workers=self.workers,
+        )  # fmt: skip
+        self.told += [warned] if warned else []
+        return said
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
@@ -245,6 +261,8 @@ class Run:
             + (f" x {ranks}" if ranks > 1 else "")
             + f", {precision_on(s.precision, self.fabric.device.type)}"
         )
+        if self.memory:
+            say(f"memory    {self.memory}")
         say(f"folder    {self.folder.path}")
         self.reporter.note(f"window    {self.window} (pictures mixed at a time; 0: all)")
         for line in self.told:

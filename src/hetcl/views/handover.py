@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from hetcl.errors import InputError, WorkFailed
-from hetcl.machine import die_with_parent
+from hetcl.machine import die_with_parent, grouped_memory
 
 HEAD = struct.Struct("=QQ?")
 SMALL = 1 << 16
@@ -273,7 +273,7 @@ def _told(error: Exception) -> Exception:
 
 
 def _first_to_go() -> None:
-    """When memory runs out, a worker is killed sooner than the main process, which can save and say so. Linux alone."""
-    with contextlib.suppress(OSError, ValueError):
-        score = Path("/proc/self/oom_score_adj")
-        score.write_text(str(max(500, int(score.read_text()))))
+    """Where a container's or job's memory runs out, be killed before the main process, which can save and say so."""
+    if grouped_memory():
+        with contextlib.suppress(OSError):
+            Path("/proc/self/oom_score_adj").write_text("1000")

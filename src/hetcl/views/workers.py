@@ -29,6 +29,8 @@ from hetcl import signals
 from hetcl.errors import Stopped, WorkFailed, mark_alone
 from hetcl.views.handover import Failure, Inbox, send, work
 
+OWN = 100_000_000
+"""Bytes of a worker process, without its batches."""
 PREFETCH = 2
 """Batches that each worker prepares ahead."""
 START = "fork" if sys.platform == "linux" else "spawn"
@@ -74,6 +76,11 @@ class _Worker:
         self.process.kill()
         self.process.join()
         return self.process.exitcode or 0
+
+
+def room(workers: int, batch: int) -> int:
+    """Bytes of host memory that workers take with the batches, of that many bytes each, ahead and in use, about."""
+    return workers * (OWN + PREFETCH * batch) + 2 * batch
 
 
 _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
