@@ -136,7 +136,7 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
     contrast.epilog = (
         "examples:\n"
         "  hetcl contrast run --data photos/ --out contrast\n"
-        "  hetcl contrast hcl/ moco/ torchvision:resnet50:random --data 'val-{0000..0004}.tar' --out contrast\n"
+        "  hetcl contrast hcl/ moco/ --data 'val-{0000..0004}.tar' --out contrast\n"
         "  hetcl contrast hcl/ moco/ --data ... --out contrast --resume --dims 32,64 --splits 0,0.5,1   no second pass"
     )
     contrast.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
