@@ -36,7 +36,7 @@ SINGLE_VIEWS = 1e-4
 """Of views in fp32, in standard deviations of a channel."""
 LOSSES = {"fp32": (2e-3, 0.1), "bf16": (0.05, 0.3)}
 """Of the loss: in the first step, and in any of 20 (where it is 6: rounding grows tenfold a step until two runs are two
-samples of one). On a CPU, ResNet-18, batch 32: 3e-7 and 0.024, 0.003 and 0.093."""
+samples of one). On a CPU they were 9e-7 and 0.020 in fp32, 0.003 and 0.085 in bf16."""
 
 
 @dataclass(frozen=True)
@@ -68,7 +68,7 @@ class Scale:
 
 
 FULL = Scale("torchvision:resnet18", 64, 16, 8, 512, 2, 20, 224, (192, 256), 32, 1024, "inductor")
-TOY = Scale("timm:test_resnet", 32, 8, 4, 32, 2, 2, 48, (64, 64), 4, 64, "aot_eager")
+TOY = Scale("timm:test_resnet", 32, 16, 4, 64, 2, 2, 48, (64, 64), 4, 64, "aot_eager")
 
 
 def run(section: Section) -> None:

@@ -9,7 +9,6 @@ import torch
 from gpu_sections.roof import ceilings, copy_bandwidth, product_rate
 from gpu_sections.section import Section
 from hetcl.runs.folder import machine
-from hetcl.training.devices import device_name
 
 GIB = 2**30
 
@@ -21,6 +20,8 @@ def run(section: Section) -> None:
     section.row("facts", cuda=cuda, **facts, memory_gib=_memory())
     if not (cuda or section.toy):
         return
+    from hetcl.training.devices import device_name  # (loads much, for nothing where there is no GPU)
+
     device = section.device
     gpu = device.type == "cuda"
     name = device_name(device)
