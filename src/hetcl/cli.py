@@ -206,6 +206,7 @@ def _listening() -> Iterator[None]:
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             line = ("! " if record.levelno >= logging.WARNING else "") + record.getMessage()
+            line = line.replace("\n", "\\n")  # of a file's name
             if line not in said and first_process():
                 said.add(line)
                 with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
