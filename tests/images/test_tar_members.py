@@ -230,3 +230,24 @@ def test_files_of_other_kinds(name: str, data: bytes, said: str, tmp_path: Path,
     with pytest.raises(InputError, match=said) as caught:
         open_source(str(tmp_path / name), cache=cache)
     assert "\n" not in str(caught.value)
+
+
+def test_names_with_dots_are_images_of_their_own(tmp_path: Path, cache: Path) -> None:
+    """Neither a date nor a number behind a dot makes two photos one sample; masks of a sample stay no images."""
+    path = tar(
+        tmp_path / "x.tar",
+        [
+            ("2020.01.02.jpg", b"a"),
+            ("2020.01.02.cls", b"1"),
+            ("2020.01.03.jpg", b"b"),
+            ("2020.01.03.cls", b"0"),
+            ("room.mask.png", b"m"),
+            ("room.rgb.png", b"c"),
+            ("v1.5/d.jpg", b"d"),
+            ("v1.5/d.seg.png", b"m"),
+            ("e.left.png", b"e"),
+        ],
+    )
+    assert contents(open_source(str(path), cache=cache)) == [
+        (b"a", 1), (b"b", 0), (b"c", None), (b"d", None), (b"e", None),
+    ]  # fmt: skip

@@ -310,6 +310,15 @@ class Folder:
             left.append(f"{images(layout.base.loose)} beside the splits")
         if left:
             lines.append((logging.INFO, f"left aside in {self.root}: {_some(left)} ({OVERRIDE})"))
+        if self.table.meta["twice"]:
+            link = self.table.meta["link"]
+            lines.append(
+                (
+                    logging.WARNING,
+                    f"links in {self.root} lead to what lies there too ({self.table.meta['twice']:,}, e.g. {link}): "
+                    "it is read twice, maybe to train and to test on; name one of the folders",
+                )
+            )
         if aside := left_aside(self.root, Aside(self.table.meta["aside"])):
             lines.append(aside)
         return lines

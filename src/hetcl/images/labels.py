@@ -52,8 +52,8 @@ class LabelReader:
     def _number(self, value: object, name: str) -> int:
         number = -1
         with contextlib.suppress(ValueError, OverflowError):
-            if isinstance(value, (str, int)) or (isinstance(value, float) and value == int(value)):
-                number = int(value)
+            if isinstance(value, str | int | float) and float(value).is_integer():
+                number = int(float(value))
         if not 0 <= number < LARGEST_LABEL:
             self.complaint = self.complaint or f"{name} says {str(value)[:40]!r}, which is no class number"
             return -1

@@ -38,7 +38,7 @@ _SETTLED_S = 2.0
 _OLD_S = 7 * 24 * 3600
 _TRIED = 16
 """Files of one unknown ending in one folder whose content is looked at; if they differ, all are."""
-_VERSION = 2
+_VERSION = 3
 """Of the listing; it rises when other files are taken for images."""
 
 
@@ -50,6 +50,10 @@ class Walk:
     """Files that are no images."""
     hidden: int = 0
     """Hidden files and folders."""
+    twice: int = 0
+    """Links that lead to something else below the root: it is met twice."""
+    example: str = ""
+    """One of them, and what it leads to."""
     folder: Callable[[bytes, int], None] = lambda path, mtime: None
     """Called with each folder's path and its mtime (ns), as it was before the folder was read."""
 
@@ -74,7 +78,7 @@ def _walk(root: bytes, inside: bytes, above: frozenset[tuple[int, int]], found: 
         if here in above:
             return
         found.folder(inside, status.st_mtime_ns)
-        images, folders = _entries(path, inside, found)
+        images, folders = _entries(root, inside, found)
     except OSError as error:
         raise InputError(
             f"cannot read the folder {os.fsdecode(path)} ({error.strerror}): make it readable, "
@@ -88,8 +92,9 @@ def _walk(root: bytes, inside: bytes, above: frozenset[tuple[int, int]], found: 
         yield from _walk(root, prefix + name, above | {here}, found)
 
 
-def _entries(path: bytes, inside: bytes, found: Walk) -> tuple[list[bytes], list[bytes]]:
+def _entries(root: bytes, inside: bytes, found: Walk) -> tuple[list[bytes], list[bytes]]:
     """Names of the images and of the sub-folders of one folder, each sorted."""
+    path = os.path.join(root, inside) if inside else root
     images: list[bytes] = []
     folders: list[bytes] = []
     unsure: dict[str, list[bytes]] = {}
@@ -104,6 +109,8 @@ def _entries(path: bytes, inside: bytes, found: Walk) -> tuple[list[bytes], list
                 found.hidden += 1
                 continue
             try:
+                if entry.is_symlink():
+                    _note_link(root, inside, name, found)
                 if entry.is_dir():
                     if name.lower().decode("ascii", "replace") not in SYSTEM_FOLDERS:
                         folders.append(name)
@@ -125,6 +132,20 @@ def _entries(path: bytes, inside: bytes, found: Walk) -> tuple[list[bytes], list
         if len(good) < len(names):
             aside(kind, min(set(names) - set(good)), len(names) - len(good))
     return sorted(images), sorted(folders)
+
+
+def _note_link(root: bytes, inside: bytes, name: bytes, found: Walk) -> None:
+    """Count a link to something that lies below the root by itself, and not above the link, where it makes a circle."""
+    place = os.path.join(root, inside)
+    target = os.path.normpath(os.path.join(place, os.readlink(os.path.join(place, name))))
+    if (
+        target.startswith(root + b"/")
+        and not (place + b"/").startswith(target + b"/")
+        and os.path.exists(target)
+    ):
+        found.twice += 1
+        link, to = (os.fsdecode(os.path.relpath(p, root)) for p in (os.path.join(place, name), target))
+        found.example = found.example or f"{link} -> {to}"
 
 
 def _images_among(path: bytes, names: list[bytes]) -> list[bytes]:
@@ -224,6 +245,7 @@ def _list(root: str, cache: Path, key: str, seen: Path) -> Table:
             raise InputError(_nothing(root, found))
         table.append("digest", names.digest())
         table.meta.update(fingerprint=digest.hexdigest(), aside=found.aside.found)
+        table.meta.update(twice=found.twice, link=found.example)
         written = table.finish(cache / f"folder-{key}-{digest.hexdigest()}.table")
         folders.meta.update(table=written.name, listed_ns=listed, rules=_rules())
         folders.finish()

@@ -38,7 +38,7 @@ class Shards:
         whole: bool = False,
     ) -> None:
         self.name, self.files, self.root, self.cache, self.room = name, list(files), root, cache, room
-        relative = [file.removeprefix(root or "").lstrip("/") for file in self.files]
+        relative = [self._below(file) for file in self.files]
         parts = {} if whole or root is None else split_shards(relative)
         place = dict(zip(relative, self.files, strict=True))
         self.parts = {split: [place[name] for name in names] for split, names in parts.items()}
@@ -68,6 +68,11 @@ class Shards:
         if names is None and like is not None and (like.meta["classes"] or 0) >= (table.meta["classes"] or 0):
             names = tuple(str(i) for i in range(like.meta["classes"] or 0)) or None
         return ShardSource(table, name=self.name, classes=names, copies=copies, window=window)
+
+    def _below(self, file: str) -> str:
+        """The path or address of a shard below the folder of all."""
+        tail = (self.root or "").rpartition("://")[2].strip("/")
+        return (file.partition(tail)[2] if tail and tail in file else file).lstrip("/")
 
     def _names(self, first: str) -> tuple[str, ...] | None:
         """Class names out of ``classes.json`` or ``classes.txt`` beside the shards, or in their common folder."""
@@ -100,7 +105,7 @@ class Shards:
         return lines
 
     def _shown(self, files: Sequence[str]) -> str:
-        first = files[0].removeprefix(self.root or "").lstrip("/")
+        first = self._below(files[0])
         return first if len(files) == 1 else f"{first} ... ({len(files)} shards)"
 
 

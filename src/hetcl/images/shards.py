@@ -169,6 +169,7 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
             fingerprint=digest.hexdigest(),
             classes=largest + 1 if labelled else None,
             unlabelled=count - labelled if labelled else 0,
+            folder=min(found.folders) if len(found.folders) > 1 else "",
             said=_said(
                 first if len(shards) == 1 else f"the shards of {os.path.dirname(first) or '.'}",
                 found,
@@ -209,7 +210,13 @@ def _said(name: str, found: Found, label: LabelReader, count: int, labelled: int
             )
         )
     if label.complaint:
-        lines.append((logging.WARNING, f"labels in {name} that cannot be read: {label.complaint}"))
+        lines.append(
+            (
+                logging.WARNING,
+                f"labels in {name} that cannot be read: {label.complaint}; a label is a number from 0, and "
+                "classes.json beside the shards may name the classes",
+            )
+        )
     if bare and labelled:
         lines.append(
             (
@@ -279,11 +286,16 @@ class ShardSource:
             self.classes = tuple(str(i) for i in range(count))
         elif len(classes) < count:
             raise InputError(
-                f"{name}: a picture has the label {count - 1}, but there are only {len(classes)} class names"
+                f"{name}: a picture has the label {count - 1}, but there are only {len(classes)} class names "
+                "(labels count from 0)"
             )
         else:
             self.classes = classes
-        self.why_no_labels = "no image has a label beside it that can be read"
+        self.why_no_labels = "no image has a label beside it that can be read" + (
+            f"; folders in a tar, such as {table.meta['folder']}/, are no classes: unpack it for that"
+            if table.meta.get("folder")
+            else ""
+        )
         self.unlabelled: int = table.meta.get("unlabelled", 0)
         what = f" in {len(self.classes)} classes" if self.classes else ""
         what += f" ({self.unlabelled:,} without a label)" if self.unlabelled else ""

@@ -20,16 +20,17 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
+from urllib.parse import unquote
 
 from hetcl.errors import InputError
 from hetcl.images import remote, scenes
 from hetcl.images.folder import Folder
-from hetcl.images.formats import EXTENSIONS, Aside, ending, is_image
+from hetcl.images.formats import EXTENSIONS, SYSTEM_FOLDERS, Aside, ending, is_image
 from hetcl.images.listing import walk
 from hetcl.images.shard_splits import Shards
 from hetcl.images.splits import SPLITS
 from hetcl.images.tables import cache_folder
-from hetcl.paths import expand
+from hetcl.paths import expand, spellings
 from hetcl.types import Source
 
 log = logging.getLogger(__name__)
@@ -155,23 +156,27 @@ def _find(
         raise InputError(f"DATA is empty: {_HELP}")
     if data.startswith("scenes:"):
         return _Scenes(data)
-    data = data.removeprefix("file://")
+    data = _local(data)
     cache, whole = cache_folder(cache), split == "all"
     if "://" in data:
         files = [url for part in re.split(r",(?=\w+://)", data) for url in braces(part)]
-        root = None
-        if len(files) == 1 and not files[0].split("?", 1)[0].endswith(".tar"):
+        root, kind = None, ending(files[0].split("?", 1)[0])
+        if kind in _ARCHIVES:
+            raise InputError(
+                f"{files[0]} is packed, which is not read from afar: fetch and unpack it, name the folder"
+            )
+        if len(files) == 1 and kind != ".tar":
             root, files = files[0], remote.list_shards(files[0])
         return Shards(data, files, root, cache, room, whole=whole)
-    path = expand(data)
-    if os.path.isdir(path):
+    path = _existing(data) or _existing(data.strip())
+    if path is not None and os.path.isdir(path):
         shards = _shards_below(path)
         if not shards:
             return Folder(path, cache, whole=whole, folder_classes=folder_classes)
         return Shards(path, shards, path, cache, room, whole=whole)
-    if os.path.exists(path):
+    if path is not None:
         return Shards(path, [_one_file(path)], None, cache, room)
-    files = list(_patterns(data))
+    files = [_one_file(file) for file in _patterns(data)]
     # A glob names what is there, as a folder does; braces and lists name what is wanted.
     there = glob.has_magic(data) and len(_parts(data)) == 1 and next(braces(data)) == data
     root = os.path.dirname(expand(data).split("*")[0].split("?")[0].split("[")[0]) if there else None
@@ -181,6 +186,10 @@ def _find(
 def _one_file(path: str) -> str:
     """The path of a file that may be a shard. Raises ``InputError`` when its name says that it is something else."""
     here = os.path.dirname(path) or "."
+    if os.path.isdir(path):
+        raise InputError(
+            f"{path} is one of several, and a folder: name it alone, or a folder with links to all"
+        )
     if is_image(path):
         raise InputError(f"{path} is a single picture: name the folder that holds it ({here})")
     if ending(path) in (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".xml", ".yaml", ".yml"):
@@ -223,7 +232,7 @@ def _look(folder: str, seen: set[tuple[int, int]], tars: list[str], below: list[
         seen.add((status.st_dev, status.st_ino))
         with os.scandir(folder) as entries:
             for entry in entries:
-                if entry.name.startswith("."):
+                if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
                     continue
                 kind = ending(entry.name)
                 if kind in (".tar", ".tgz") or entry.name.lower().endswith(_PACKED_TARS):
@@ -241,11 +250,24 @@ def _look(folder: str, seen: set[tuple[int, int]], tars: list[str], below: list[
 
 def absolute_data(data: str) -> str:
     """``data`` as someone in another folder would have to name it."""
+    data = _local(data)
     if "://" in data or data.startswith("scenes:"):
         return data
-    if os.path.exists(expand(data)):
-        return os.path.abspath(expand(data))
+    path = _existing(data)
+    if path is not None:
+        return os.path.abspath(path)
     return ",".join(os.path.abspath(expand(part)) for part in _parts(data))
+
+
+def _local(data: str) -> str:
+    """``file:///a%20b`` as the path ``/a b``; anything else as it is."""
+    path = data.removeprefix("file://")
+    return path if path == data or os.path.exists(path) else unquote(path)
+
+
+def _existing(data: str) -> str | None:
+    """The file or folder that ``data`` names, maybe as another system spells it; None for patterns."""
+    return next((path for path in spellings(expand(data)) if os.path.exists(path)), None)
 
 
 def braces(pattern: str) -> Iterator[str]:
@@ -293,6 +315,10 @@ def _patterns(data: str) -> Iterator[str]:
             raise InputError(f"{part} matches no file ({names[0]} is not there){_near(names[0])}")
         elif glob.has_magic(part):
             found = sorted(glob.glob(part, recursive=True), key=os.fsencode)
+            if not found and is_image(part):
+                raise InputError(
+                    f"{part} matches no file: name the folder of the pictures, {os.path.dirname(part)}"
+                )
             if not found:
                 raise InputError(f"{part} matches no file{_near(part)}")
             yield from found

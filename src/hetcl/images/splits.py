@@ -82,8 +82,8 @@ def split_of(name: str) -> tuple[str | None, tuple[str, ...]]:
     return (found.pop() if len(found) == 1 else None), rest
 
 
-def _is_map(name: str) -> bool:
-    """Whether a folder's name is one of label maps, which look like images and are none."""
+def is_map(name: str) -> bool:
+    """Whether a name is one of label maps, which look like images and are none."""
     return "".join(words_of(name)) in _MAPS or any(word in _MAPS for word in words_of(name))
 
 
@@ -114,7 +114,7 @@ def look(branch: Branch) -> Level:
         name = child.name
         speaks = _SPEAKS.search(name.lower()) is not None
         split, others = split_of(name) if speaks else (None, ())
-        if speaks and _is_map(name):
+        if speaks and is_map(name):
             maps.append(child)
         elif split is not None:
             groups.setdefault(others, {}).setdefault(split, []).append(child)
@@ -224,7 +224,7 @@ def _inside(branch: Branch) -> dict[str, list[Branch]]:
         for inner in islice(child.children(), _LOOKED_AT):
             split, others = split_of(inner.name)
             if split is None or others:
-                if _is_map(inner.name):
+                if is_map(inner.name):
                     continue
                 return {}
             found.setdefault(split, []).append(inner)

@@ -17,6 +17,7 @@ from typing import IO
 from hetcl.errors import InputError
 from hetcl.images.formats import EXTENSIONS, HEAD, OTHERS, SPECIAL, Aside, looks_like_image
 from hetcl.images.labels import ENDINGS, LabelReader
+from hetcl.images.splits import is_map, words_of
 
 log = logging.getLogger(__name__)
 
@@ -213,7 +214,7 @@ class _Group:
 
     def __init__(self, key: str) -> None:
         self.key = key
-        self.seen: set[str] = set()
+        self.seen: dict[str, tuple[Member, bool]] = {}
         self.picture: Member | None = None
         self.exact = False
         self.extra = 0
@@ -221,7 +222,7 @@ class _Group:
         self.others: list[tuple[str, Member]] = []
 
     def add(self, extension: str, member: Member, *, image: bool) -> None:
-        self.seen.add(extension)
+        self.seen[extension] = member, image
         if extension in ENDINGS or extension == "json":
             self.labels[extension] = member
         elif image:
@@ -297,11 +298,29 @@ def _groups(path: str, file: IO[bytes], found: Found) -> Iterator[_Group]:
             continue
         if group is None or group.key != key or extension in group.seen:
             if group is not None:
-                yield group
+                yield from _apart(group)
             group = _Group(key)
         group.add(extension, member, image=_is_image(path, file, extension, member))
     if group is not None:
+        yield from _apart(group)
+
+
+def _apart(group: _Group) -> Iterator[_Group]:
+    """The samples of a group: itself, or one for each image where all names have dots of their own.
+
+    ``2020.01.02.jpg`` and ``2020.01.03.jpg`` share the key ``2020`` and are two images all the same; ``a.seg.png``
+    belongs to ``a.jpg``, and ``a.mask.png`` is no image beside ``a.rgb.png``.
+    """
+    images = [extension for extension, (_, image) in group.seen.items() if image]
+    if len(images) < 2 or not all("." in extension for extension in group.seen):
         yield group
+        return
+    found: dict[str, _Group] = {}
+    for extension, (member, image) in group.seen.items():
+        stem, _, last = extension.rpartition(".")
+        inner = found.setdefault(stem, _Group(f"{group.key}.{stem}"))
+        inner.add(last, member, image=image and not is_map(stem) and "seg" not in words_of(stem))
+    yield from found.values()
 
 
 def _is_image(path: str, file: IO[bytes], extension: str, member: Member) -> bool:

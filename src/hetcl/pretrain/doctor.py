@@ -200,7 +200,7 @@ def _data(source: Source, held_out: Source | None, settings: Settings, warnings:
             picture.pixels()
             sizes.append((picture.width, picture.height))
         except BadPicture as e:
-            bad.append(f"{name_of(source, index)}: {e}")
+            bad.append(f"{name_of(source, index)}: {e}".replace("\n", "\\n"))
     seconds = (time.monotonic() - began) / max(1, len(sizes) + len(bad))
     if not sizes:
         raise InputError(f"none of {len(bad)} pictures can be read; the first, {bad[0]}")
