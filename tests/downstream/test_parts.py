@@ -309,6 +309,39 @@ def test_the_scenes_are_not_looked_through() -> None:
     assert judge(Unread(50), "scenes", model="faster-rcnn", detections=1) == []
 
 
+def test_proposals_are_adjustable_in_evaluation(coco: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    assert main(command(out, f"coco:{coco}", *ONCE, init=LIGHT)) == 0
+    words = ["evaluate", str(out), "--data", f"coco:{coco}", "--device", "cpu", "--score_threshold", "0"]
+    most = []
+    for proposals in ("1", "20"):
+        e = tmp_path / proposals
+        more = ["--test_proposals", proposals, "--detections", "100", "--examples", "0", "--out", str(e)]
+        assert main([*words, *more]) == 0
+        found = [entry["image_id"] for entry in json.loads((e / "results.json").read_text())]
+        most.append(max(found.count(image) for image in set(found)))
+    assert most[0] <= len(CLASSES) < most[1]  # a region gives at most a detection of each class
+
+
+def test_label_maps_of_several_folders_are_kept_apart(tmp_path: Path) -> None:
+    write_voc(tmp_path / "voc", train=2, val=2, years=("VOC2012",), devkit=False)
+    root = tmp_path / "voc" / "VOC2012"
+    for camera in ("cam0", "cam1"):
+        for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+            (root / folder / camera).mkdir()
+            (root / folder / f"val_00000{camera[-1]}.{ending}").rename(
+                root / folder / camera / f"val.{ending}"
+            )
+    (root / "ImageSets" / "Segmentation" / "val.txt").write_text("cam0/val\ncam1/val\n")
+    out, e = tmp_path / "run", tmp_path / "e"
+    more = "--model fcn --steps 1 --milestones 1 --warmup 0 --evaluations 1".split()
+    assert main(command(out, f"voc:{tmp_path / 'voc'}", *more, init=LIGHT)) == 0
+    words = ["evaluate", str(out), "--data", f"voc:{tmp_path / 'voc'}", "--out", str(e), "--device", "cpu"]
+    assert main(words) == 0
+    maps = sorted(path.relative_to(e / "label_maps").as_posix() for path in (e / "label_maps").rglob("*.png"))
+    assert maps == ["cam0/val.png", "cam1/val.png"]
+
+
 # ---- lists ----
 
 

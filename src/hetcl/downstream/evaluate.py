@@ -221,7 +221,7 @@ class Evaluation:
         if self.first is None:  # it has the start of the workers and of the device in it
             self.first = done, now
         seconds = (now - self.first[1]) / max(1, done - self.first[0]) * (total - done)
-        left = f", {duration(seconds)} left" if done > self.first[0] else ""
+        left = f", {duration(seconds)} left" if self.first[0] < done < total else ""
         self.reporter.row(f"pictures  {done:,} of {total:,}{left}", last=done == total)
 
     def _look(self, model: nn.Module, look: Look) -> tuple[Seen, Outcome]:

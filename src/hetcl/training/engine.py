@@ -311,7 +311,10 @@ class Loop:
         self.reporter.scalars({f"{self.task.name}/{k}": v for k, v in {**row, **speed}.items()}, self.done)
         left = self.task.epochs * self.task.steps_per_epoch - self.done
         ahead = self._ahead(left) if speed and left else ""
-        pace = f"{speed['images_per_second']:.0f} img/s, waiting {speed['waiting']:.0%}" if speed else ""
+        pace = ""
+        if speed:
+            fast = speed["images_per_second"]
+            pace = f"{fast:.{0 if fast >= 10 else 1}f} img/s, waiting {speed['waiting']:.0%}"
         words = [
             f"{self.task.name} {self.epoch}/{self.task.epochs} step {self.done}",
             self.task.line(row),

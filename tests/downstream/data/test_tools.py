@@ -66,6 +66,13 @@ def test_layouts_in_coco_s_format(tmp_path: Path, tool: str) -> None:
     assert data.truth(1).boxes.tolist() == layouts.scene_of("val", 1).boxes.tolist()
 
 
+def test_a_file_in_utf_16_is_recognised(tmp_path: Path) -> None:
+    place(tmp_path, {"train": ("train/_annotations.coco.json", "train")})
+    path = tmp_path / "train" / "_annotations.coco.json"
+    path.write_bytes(path.read_text().encode("utf-16"))
+    assert len(open_detection(f"coco:{tmp_path}", "train")) == 3
+
+
 def test_a_part_for_testing_stands_in_for_validation_and_is_said(tmp_path: Path) -> None:
     parts = ("train", "valid", "test")
     place(tmp_path, {part: (f"{part}/_annotations.coco.json", part) for part in parts})

@@ -218,6 +218,12 @@ def test_difficult_in_every_spelling(voc: Path, value: str, hard: bool) -> None:
     assert not data.truth(0).difficult.any()
 
 
+def test_difficult_that_is_no_flag_is_said(voc: Path) -> None:
+    data = rewritten(voc, lambda text: text.replace("<difficult>0<", "<difficult>Unspecified<", 1))
+    assert not data.truth(0).difficult.any()
+    assert data.skipped.kept == {"difficult that is neither 0 nor 1, taken for 0": 1}
+
+
 def test_names_in_capitals_and_spaces(voc: Path) -> None:
     data = rewritten(
         voc, lambda text: re.sub(r"<name>[^<]+</name><trunc", "<name> Dotted-Box </name><trunc", text)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import codecs
 import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
 HEAD = 100_000
-"""Characters of a JSON file by which it is judged."""
+"""Bytes of a JSON file by which it is judged."""
 MOST = 3_000
 """Files that are looked at, in a folder and three levels below."""
 
@@ -64,10 +65,12 @@ def tokens(name: str) -> set[str]:
 def head(path: Path) -> str:
     """The beginning of a text file; empty where it cannot be read."""
     try:
-        with open(path, encoding="utf-8-sig", errors="replace") as stream:
-            return stream.read(HEAD)
+        with open(path, "rb") as stream:
+            data = stream.read(HEAD)
     except OSError:
         return ""
+    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
+    return data.decode("utf-16" if wide else "utf-8-sig", errors="replace")
 
 
 def what_lies_in(root: Path) -> str:

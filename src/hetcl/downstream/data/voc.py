@@ -47,7 +47,8 @@ class Thing:
     """xmin, ymin, xmax, ymax; None where there are no such numbers."""
     fault: str
     """Why it cannot be used, or empty."""
-    difficult: bool
+    difficult: bool | None
+    """None where it is no flag."""
 
 
 @dataclass(frozen=True)
@@ -130,7 +131,9 @@ def _add(
     reservation = packer.reservation(box, label[thing.name])
     if reservation:
         skipped.keep(reservation, what)
-    packer.add(len(packer.ids) + 1, box, label[thing.name], difficult=thing.difficult)
+    if thing.difficult is None:
+        skipped.keep("difficult that is neither 0 nor 1, taken for 0", what)
+    packer.add(len(packer.ids) + 1, box, label[thing.name], difficult=bool(thing.difficult))
 
 
 def splits(files: Files, skipped: Skipped) -> dict[str, Part]:
@@ -219,7 +222,7 @@ def read_xml(path: Path) -> Sheet:
 
 def _thing(n: int, entry: ElementTree.Element) -> Thing:
     name = strip(entry.findtext("name") or "")
-    difficult = bool(values.flag(entry.findtext("difficult")))
+    difficult = values.flag(entry.findtext("difficult"))
     if entry.find("bndbox") is None:
         return Thing(n, name, None, "object without a bndbox", difficult)
     texts = [strip(entry.findtext(f"bndbox/{edge}") or "") for edge in EDGES]
