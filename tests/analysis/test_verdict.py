@@ -150,6 +150,10 @@ def test_a_collapsed_part_random_weights_or_few_images_are_no_collapse() -> None
         if part["model"] == "run pooled":
             part["uniformity"] = -0.001  # small differences that tell images apart
     assert verdict(content)["status"] == "learned"
+    level = planted((0.001, -0.01, 0.012))
+    for part in level["parts"]:
+        part["uniformity"] = -0.004  # as flat as its architecture begins
+    assert verdict(level)["status"] == "not learned"
     few = planted((0.0, -0.3, 0.3), queries=20)
     for part in few["parts"]:
         part["effective_rank"] = 1.2

@@ -99,12 +99,25 @@ def _status(report: Report, held: Row, row: Row | None) -> tuple[Status, int | N
 
 
 def _flat(report: Report, held: Row, learned: bool) -> Row | None:
-    """The part that shows that a model has collapsed, in its embedding or in other features that tell nothing apart."""
+    """The part that shows that a model has collapsed, in its embedding or in other features that tell nothing apart.
+
+    Random weights may be flat themselves (layer norms leave a common vector): collapsed is what is twice as flat.
+    """
     spread = report["test"]["queries"] >= SPREAD
+    yardsticks = {_features(report, n): n for n in (held["random"], held["random_embedding"]) if n}
     for name in _entries(report, held["model"]):
-        rows = [p for p in report["parts"] if p["model"] == name]
-        flat = [p["uniformity"] > COLLAPSED or (spread and p["effective_rank"] < LINE) for p in rows]
-        if rows and all(flat) and (_features(report, name) == "embedding" or not learned):
+        features = _features(report, name)
+        rows, random = (
+            [p for p in report["parts"] if p["model"] == one] for one in (name, yardsticks.get(features))
+        )
+        uniformity = min((p["uniformity"] for p in random), default=-4.0)
+        rank = max((p["effective_rank"] for p in random), default=math.inf)
+        flat = [
+            p["uniformity"] > max(COLLAPSED, uniformity / 2)
+            or (spread and p["effective_rank"] < min(LINE, rank / 2))
+            for p in rows
+        ]
+        if rows and all(flat) and (features == "embedding" or not learned):
             return rows[0]
     return None
 

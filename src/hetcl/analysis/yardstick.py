@@ -101,23 +101,24 @@ def entries_of(
     judged = {e.name: _judged(e, features, entries) for e in encoders if yardstick}
     entries += [one for one in judged.values() if one not in entries]
     for encoder in encoders if yardstick else ():
-        one, before, random, random_embedding = judged[encoder.name], None, None, None
-        own = [e for e in entries if e.of == encoder.name and e is not one]
-        embedding = next((e.name for e in own if e.features == "embedding"), None)
-        fresh = _fresh(encoder)
-        untrained = _same_weights(encoder.pyramid, fresh.pyramid)
+        one = judged[encoder.name]
         if is_random(encoder.model):
             held.append(Held(encoder.name, one.name, None, None, None, None, untrained=True))
             continue
+        before, random_embedding = None, None
         try:
             if (start := _before(encoder, one.features)) is not None:
                 before = _add(entries, start, start.digest, one, "before")
         except InputError as e:
             missing.append(f"{encoder.name} is not held against what it began with: {e}")
+        fresh = _fresh(encoder)
         random = _add(entries, fresh, _digest(fresh, one.features), one, "random")
+        own = [e for e in entries if e.of == encoder.name and e is not one]
+        embedding = next((e.name for e in own if e.features == "embedding"), None)
         if embedding:
             like = replace(one, features="embedding")
             random_embedding = _add(entries, fresh, _digest(fresh, "embedding"), like, "random")
+        untrained = _same_weights(encoder.pyramid, fresh.pyramid)
         held.append(Held(encoder.name, one.name, random, embedding, random_embedding, before, untrained))
     return entries, held, missing
 
