@@ -174,9 +174,17 @@ class Grid:
                 p.grad = torch.zeros_like(p)
             views: Photometric = stage.photometric
             keys = stage.queue.keys[: v.batch].clone()
+            pair = stage.pair
+            weights = [*pair.key.parameters()], [*pair.query.parameters()]
+
+            @torch.no_grad()
+            def lerp() -> None:
+                torch._foreach_lerp_(*weights, 1 - pair.momentum)
+
             pieces: dict[str, Callable[[], Any]] = {
                 "views, both": lambda: [views(i, c) for i, c in zip(batch.images, batch.colour, strict=True)],
-                "key update": stage.pair.update_key,
+                "key update": pair.update_key,
+                "key update as one operation": lerp,
                 "optimiser": stage.optimizer.step,
                 "enqueue": lambda: stage.queue.push(keys, batch.index),
                 "whole step": lambda: stage.step(batch, 1),
