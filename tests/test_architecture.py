@@ -19,7 +19,9 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "hetcl"
 
-GROUND = {"types", "errors", "draws"}
+GROUND = {
+    *("types", "errors", "draws", "printable", "paths", "textfiles", "trees", "machine", "signals"),
+}
 """Modules that every room may import; they import only each other."""
 
 FIRST = {"images", "views", "model", "contrast", "runs", "training"}
@@ -53,6 +55,7 @@ ENTRIES = {
     "analysis.contrastive_test",
     "analysis.probe",
     "weights.exporters",
+    "downstream.doctor",
     "downstream.finetune",
     "downstream.plan",
     "downstream.evaluate",
@@ -61,7 +64,7 @@ ENTRIES = {
 }
 """Inside the rooms, the modules with an entry function: they may see ``settings``; the rest may not."""
 
-TORCH_FREE = {"", "cli", "settings", "types", "errors", "draws", "runs", "runs.folder", "report", "recipes"}
+TORCH_FREE = {"", "cli", "settings", *GROUND, "runs", "runs.folder", "report", "recipes"}
 """Modules (and ``report.*``) that never load torch: the command line answers before it."""
 
 LOAD_TORCH = {"torch", "torchvision", "timm", "lightning", "lightning_fabric", "lightly", "torchmetrics"}

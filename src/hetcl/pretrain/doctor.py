@@ -5,6 +5,8 @@ Also the estimate by which a run that would take days says so before it starts. 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 import time
@@ -16,17 +18,21 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
+from hetcl.analysis.labelled import why_none
 from hetcl.errors import InputError
 from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
 from hetcl.pretrain.build import build_model, build_task
 from hetcl.pretrain.monitors import some_pictures
+from hetcl.pretrain.plan import held_out_of
+from hetcl.printable import say
 from hetcl.runs.folder import machine
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
 from hetcl.training.devices import choose_kernels, device_name, make_fabric, precision_on
 from hetcl.training.progress import count, duration
 from hetcl.types import BadPicture, Source, ViewBatch, ViewPolicy
 from hetcl.views import photometric
+from hetcl.views.loader import name_of
 
 SAMPLES = 64
 """Pictures that are opened to judge the data."""
@@ -121,44 +127,70 @@ def doctor(
     """
     warnings: list[str] = []
     settings = resolve(recipe, overrides)
+    _machine(warnings)
     source = None
     if data is not None:
-        source = open_source(data, folder_classes=settings.folder_classes, window=settings.window)
-    _machine(warnings)
-    if source is not None:
-        _data(source, settings, warnings)
+        with _aloud():
+            source = open_source(
+                data,
+                split=settings.data_split,
+                folder_classes=settings.folder_classes,
+                window=settings.window,
+            )
+            held_out = held_out_of(data, settings, settings.window)
+        _data(source, held_out, settings, warnings)
     _recipe(settings, recipe or "hcl-r50", source, warnings)
-    print()
+    say()
     for line in warnings:
-        print(f"! {line}")
+        say(f"! {line}")
     if not warnings:
-        print("nothing to object to")
+        say("nothing to object to")
     return warnings
+
+
+@contextlib.contextmanager
+def _aloud() -> Iterator[None]:
+    """Print what the rooms say through ``logging`` meanwhile, among what was found here instead of beside it."""
+
+    class Here(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            mark = "! " if record.levelno >= logging.WARNING else ""
+            say(f"data      {mark}{record.getMessage()}")
+
+    rooms = logging.getLogger("hetcl")
+    before = rooms.handlers, rooms.level, rooms.propagate
+    rooms.handlers, rooms.propagate = [Here()], False
+    rooms.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        rooms.handlers, rooms.propagate = before[0], before[2]
+        rooms.setLevel(before[1])
 
 
 def _machine(warnings: list[str]) -> None:
     facts = machine()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
     free = shutil.disk_usage(".").free / 2**30
-    print(
+    say(
         f"machine   {facts['system']}, {facts['cores']} cores, {memory:.0f} GiB memory, {free:.0f} GiB free here"
     )
-    print(
+    say(
         f"software  hetcl {facts['hetcl']}, Python {facts['python']}, "
         f"torch {facts['torch']}, torchvision {facts['torchvision']}"
     )
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        print(f"GPUs      {torch.cuda.device_count()} x {', '.join(sorted(names))}")
+        say(f"GPUs      {torch.cuda.device_count()} x {', '.join(sorted(names))}")
     else:
-        print("GPUs      none that PyTorch can use; the CPU trains, slowly")
+        say("GPUs      none that PyTorch can use; the CPU trains, slowly")
     if free < 2:
         warnings.append(f"only {free:.1f} GiB of disk are free here: checkpoints may not fit")
 
 
-def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
-    """Open some pictures, spread over the data."""
-    print(f"data      {source.description}")
+def _data(source: Source, held_out: Source | None, settings: Settings, warnings: list[str]) -> None:
+    """Open some pictures, spread over the data, and say what training will make of it."""
+    say(f"data      {source.description}")
     sizes, bad = [], []
     began = time.monotonic()
     near = source.prefers_window > 0
@@ -168,16 +200,17 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
             picture.pixels()
             sizes.append((picture.width, picture.height))
         except BadPicture as e:
-            bad.append(f"picture {index}: {e}")
+            bad.append(f"{name_of(source, index)}: {e}".replace("\n", "\\n"))
     seconds = (time.monotonic() - began) / max(1, len(sizes) + len(bad))
     if not sizes:
         raise InputError(f"none of {len(bad)} pictures can be read; the first, {bad[0]}")
     width, height = (int(x) for x in np.median(np.array(sizes), axis=0))
     smallest = min(map(min, sizes))
-    print(
+    say(
         f"          of {len(sizes) + len(bad)} opened: {len(bad)} unusable, "
         f"median {width} x {height}, {1000 * seconds:.1f} ms to decode"
     )
+    say(f"kNN check {_knn_words(source, held_out, settings)}")
     if source.prefers_window:
         warnings.append(
             "the disk is too small for all shards: they are fetched again in each epoch, and pictures are mixed within "
@@ -185,6 +218,8 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
         )
     if bad:
         warnings.append(f"{len(bad)} of {len(sizes) + len(bad)} pictures cannot be used, e.g. {bad[0]}")
+    if len(bad) > settings.max_bad * (len(sizes) + len(bad)):
+        warnings.append(f"that is more than max_bad = {settings.max_bad:.0%}: training will stop")
     if min(width, height) < settings.size * 0.6:
         warnings.append(
             f"half of the pictures are smaller than {width} x {height}, and views are {settings.size} pixels: "
@@ -192,16 +227,41 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
         )
     if smallest < 32:
         warnings.append(f"some pictures have a side of {smallest} pixels")
+    _labels(source, settings, warnings)
+
+
+def _knn_words(source: Source, held_out: Source | None, settings: Settings) -> str:
+    """What the kNN check while training will ask about."""
+    if not settings.knn.every:
+        return "none: knn.every is 0"
+    if source.classes is None:
+        return f"none: no labels{why_none(source)}"
+    if held_out is not None and held_out.classes is not None:
+        return f"asks about {min(settings.knn.queries, len(held_out)):,} of {held_out.description}"
+    beside = "" if held_out is None else f"; the validation pictures have no labels{why_none(held_out)}"
+    return f"asks about a part of the training pictures, which lies apart{beside}"
+
+
+def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
+    """What labels, or their lack, and the number of pictures mean for the recipe."""
     if source.classes is None:
         warnings.append("no labels: no kNN check while training (none are needed to train)")
+    elif source.unlabelled:
+        warnings.append(
+            f"{source.unlabelled:,} of {len(source):,} pictures have no label: they are left out of the kNN check and "
+            "of supervised training"
+        )
+    usable = len(source)
     for name, stage in stages_of(settings).items():
         if stage.method == "supervised" and source.classes is None:
             warnings.append(f"{name} is supervised and the data has no labels: it will be refused")
-        elif stage.method != "supervised" and stage.queue > len(source):
+        elif stage.method == "supervised":
+            usable = len(source) - source.unlabelled
+        elif stage.queue > len(source):
             warnings.append(
                 f"{name}.queue of {stage.queue} is longer than the data; it will be {len(source)}"
             )
-    if len(source) < settings.batch:
+    if usable < settings.batch:
         warnings.append(f"fewer pictures than a batch of {settings.batch}: the batch will shrink")
 
 
@@ -215,11 +275,11 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
     choose_kernels(deterministic=settings.deterministic)
     pictures = len(source) if source else 1_281_167
     classes = len(source.classes or ("",)) if source else 1000
-    print(
+    say(
         f"recipe    {recipe}: {settings.backbone} at {settings.size} pixels, "
         f"batch {settings.batch} in {settings.groups} groups"
     )
-    print(
+    say(
         f"device    {device_name(fabric.device)}, {precision_on(settings.precision, fabric.device.type)}: "
         "timing a step of each stage ..."
     )
@@ -229,7 +289,7 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
         cost = cost_of(model, 1, 3, settings.size, settings.size)
         pace = measure_step(settings, stage, fabric=fabric, classes=classes)
         total += pace.seconds(pictures * stage.epochs)
-        print(
+        say(
             f"          {name}: {stage.method}, {count(stage.epochs, 'epoch')}, {cost.parameters / 1e6:.1f} M weights, "
             f"{cost.multiply_adds / 1e9:.2f} G multiply-adds a view"
         )
@@ -240,14 +300,14 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
             )
             continue
         memory = f", {pace.memory / 2**30:.1f} GiB of GPU memory" if pace.memory else ""
-        print(
+        say(
             f"          {pace.images_per_second:.0f} images/s{memory}: "
             f"about {duration(pace.seconds(pictures * stage.epochs))}"
         )
     if total == float("inf"):
         return
     of = "this data" if source else "ImageNet's 1.28 million pictures (give --data for yours)"
-    print(
+    say(
         f"          in all about {duration(total)} on one such device for {of}, if the images are read as fast"
     )
     if total > 86400:

@@ -5,7 +5,7 @@ The order: open the data, settle the settings, make or resume the folder, then t
 
 from __future__ import annotations
 
-import json
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,14 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
+from hetcl.analysis.labelled import why_none, with_labels
 from hetcl.errors import InputError, WorkFailed
-from hetcl.images.sources import open_source, open_validation
+from hetcl.images.folder import FolderSource
+from hetcl.images.sources import absolute_data, open_source
 from hetcl.pretrain import monitors
 from hetcl.pretrain.build import DTYPES, build_model, build_task
 from hetcl.pretrain.doctor import measure_step
 from hetcl.pretrain.knn_check import KnnCheck
-from hetcl.pretrain.plan import Plan, absolute_data, common_window, fit, new_plan, resumed_plan
-from hetcl.pretrain.rehearse import rehearse
+from hetcl.pretrain.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
+from hetcl.pretrain.rehearse import Rehearsed, memory_of, rehearse
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
 from hetcl.settings import (
@@ -37,6 +39,7 @@ from hetcl.training.schedule import schedule
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.facts import input_facts
+from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights, install, read_weights
 
 
@@ -71,15 +74,17 @@ def pretrain(
         Stopped: a signal came; the run saved itself.
     """
     folder = RunFolder(out)
+    data, init = (None if given is None else os.fspath(given) for given in (data, init))
     if first_process():
         folder.check(resume=resume)
-    resumed = resume and folder.settings.is_file()
-    plan = (
-        resumed_plan(folder, data, recipe, init, allow_partial, overrides)
-        if resumed
-        else new_plan(data, recipe, init, allow_partial, overrides)
-    )
-    return Run(folder, plan, resume=resume).go()
+    with folder.lock:
+        resumed = resume and folder.settings.is_file()
+        plan = (
+            resumed_plan(folder, data, recipe, init, allow_partial, overrides)
+            if resumed
+            else new_plan(data, recipe, init, allow_partial, overrides)
+        )
+        return Run(folder, plan, resume=resume).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
@@ -98,8 +103,16 @@ class Run:
         self.folder, self.plan, self.resume = folder, plan, resume
         self.began = time.monotonic()
         self.settings = s = plan.settings
-        self.source = open_source(plan.data, folder_classes=s.folder_classes, window=plan.window)
-        self.held_out = open_validation(plan.data, folder_classes=s.folder_classes, window=plan.window)
+        self.source = open_source(
+            plan.data, split=s.data_split, folder_classes=s.folder_classes, window=plan.window
+        )
+        self.held_out = held_out_of(plan.data, s, plan.window)
+        if s.folder_classes and isinstance(self.source, FolderSource) and self.source.classes is None:
+            raise InputError(
+                f"folder_classes is true, but {self.source.why_no_labels}: move each image into the folder of its "
+                "class, or leave folder_classes out"
+            )
+        self.labelled = with_labels(self.source)
         if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
             raise InputError(
                 f"{plan.data} does not hold the pictures that the run in {folder.path} began with "
@@ -110,8 +123,7 @@ class Run:
         self.init: Weights | None = None
         if plan.init is not None and not begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
-        if plan.fingerprint is None:
-            self._rehearse()
+        self.rehearsed = self._rehearse() if plan.fingerprint is None else {}
         self.fabric = make_fabric(
             device=s.device,
             devices=s.devices,
@@ -122,12 +134,16 @@ class Run:
         )
         choose_kernels(deterministic=s.deterministic)
         self.window = common_window(plan, self.source, self.fabric)
-        self.settings, self.told = fit(s, self.source, self.fabric.world_size)
+        supervised = any(stage.method == "supervised" for stage in self._todo().values())
+        fitted = self.labelled if supervised else self.source
+        self.settings, self.told = fit(s, fitted, self.fabric.world_size)
         self.main = self.fabric.global_rank == 0
         self.workers = workers_of(self.settings.workers)
         self.bad = BadPictures(folder.bad_pictures, self.settings.max_bad, len(self.source))
         self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
+        self.told += [self.bad.list.told] if self.bad.list.told else []
+        self.memory = self._memory()
 
     def go(self) -> RunFolder:
         """Everything, in order."""
@@ -165,14 +181,15 @@ class Run:
         todo = stages_of(self.settings)
         return {"stage2": todo["stage2"]} if self.plan.init is not None and len(todo) == 2 else todo
 
-    def _rehearse(self) -> None:
+    def _rehearse(self) -> dict[str, Rehearsed]:
         """Find what cannot run before anything is written. Raises ``InputError``."""
         s, init = self.settings, self.init
+        rehearsed = {}
         for name, stage in self._todo().items():
             if stage.method == "supervised" and self.source.classes is None:
                 raise InputError(
-                    f"{self.plan.data} has no labels, which supervised training needs; shards hold them as KEY.cls, "
-                    "a folder as sub-folders with --folder_classes true"
+                    f"{self.plan.data} has no labels, which supervised training needs{why_none(self.source)}; shards "
+                    "hold them as KEY.cls, a folder as sub-folders with --folder_classes true"
                 )
 
             def build(stage: StageSettings = stage, weights: Weights | None = init) -> nn.Module:
@@ -181,26 +198,38 @@ class Run:
                     install(model, weights.query, weights.origin, arch=weights.arch)
                 return model
 
-            rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
+            rehearsed[name] = rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
             init = None  # the first stage takes it
+        return rehearsed
+
+    def _memory(self) -> str:
+        """What the largest stage will take, in words; warns where there is less. Raises ``InputError``."""
+        s, fabric = self.settings, self.fabric
+        stages = [
+            (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.rehearsed.items()
+        ]
+        said, warned = memory_of(
+            stages, batch=s.batch // fabric.world_size,
+            pieces=s.accumulate, size=s.size, precision=precision_on(s.precision, fabric.device.type),
+            device=fabric.device, processes=s.devices, workers=self.workers,
+        )  # fmt: skip
+        self.told += [warned] if warned else []
+        return said
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
-        last = None
         if self.main:
-            self.folder.create(resume=self.resume)
+            self.folder.begin(resume=self.resume, known=self.plan.fingerprint is not None)
         self.fabric.barrier()
-        if self.resume:
-            found = checkpoint.latest(self.folder.checkpoints)
-            if found:
-                path, last = found
-                if path.name != "last.ckpt":
-                    self.told.append(f"last.ckpt cannot be read; {path} takes its place")
-                if last.get("arch") != self.settings.backbone:
-                    raise InputError(
-                        f"{path} is of the backbone {last.get('arch')}, this run's is {self.settings.backbone}; "
-                        "put back the run's own checkpoint or start a new folder"
-                    )
+        stages = list(self._todo())
+        ended = [f"{name}.ckpt" for name in reversed(stages)]
+        found = checkpoint.resume(self.folder, stages, ended) if self.resume else None
+        last = found.state if found else None
+        if found and found.state.get("arch") != self.settings.backbone:
+            raise InputError(
+                f"{found.path} is of the backbone {found.state.get('arch')}, this run's is {self.settings.backbone}; "
+                "put back the run's own checkpoint or start a new folder"
+            )
         self.metrics = Table(self.folder.metrics, monitors.COLUMNS)
         if self.main:
             # First, since a folder that holds anything else without settings is not taken for a run.
@@ -216,11 +245,7 @@ class Run:
                     "settings": to_dict(self.plan.settings),
                 }
             )
-            size = self.folder.metrics.stat().st_size if last and self.folder.metrics.exists() else 0
-            if last and size < last["metrics_bytes"]:
-                self.told.append(f"{self.folder.metrics} has lost rows; the run goes on without them")
-            self.metrics.cut(last["metrics_bytes"] if last else 0)
-            Table(self.folder.timing, TIMING_COLUMNS).cut(None if last else 0)
+            self.told += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
         return last
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
@@ -236,6 +261,8 @@ class Run:
             + (f" x {ranks}" if ranks > 1 else "")
             + f", {precision_on(s.precision, self.fabric.device.type)}"
         )
+        if self.memory:
+            say(f"memory    {self.memory}")
         say(f"folder    {self.folder.path}")
         self.reporter.note(f"window    {self.window} (pictures mixed at a time; 0: all)")
         for line in self.told:
@@ -281,7 +308,7 @@ class Run:
             for line in install(model, before.query, before.origin):
                 self.reporter.say(f"{name}: {line}")
         loader = ViewLoader(
-            self.source,
+            self.labelled if stage.method == "supervised" else self.source,
             policy=stage.views,
             size=s.size,
             batch=s.batch,
@@ -316,7 +343,7 @@ class Run:
     def _knn_check(self) -> KnnCheck:
         s = self.settings
         return KnnCheck(
-            self.source, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
+            self.labelled, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
             size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
             dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last,
         )  # fmt: skip
@@ -339,6 +366,7 @@ class Run:
             reporter=self.reporter,
             log_every=s.log_every,
             checkpoint_every=s.checkpoint_every,
+            checkpoint_minutes=s.checkpoint_minutes,
             extra={
                 "arch": s.backbone,
                 "method": stage.method,
@@ -362,8 +390,6 @@ class Run:
     def _finish(self, todo: Mapping[str, StageSettings]) -> None:
         if not self.main:
             return
-        from safetensors.torch import save
-
         s = self.settings
         final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
         backbone = {
@@ -381,9 +407,8 @@ class Run:
             "std": list(IMAGENET_STD),
             "channels": "RGB",
         }
-        # One entry only: safetensors writes several in an order that changes from run to run.
-        write_atomic(self.folder.backbone, save(backbone, {"hetcl": json.dumps(facts, sort_keys=True)}))
-        rows = self.folder.read_metrics()
+        write_atomic(self.folder.backbone, seal(backbone, facts))
+        rows = self.metrics.rows()
         last = {
             str(r["stage"]): r for r in rows if "loss" in r and r["stage"] in todo
         }  # the last row of each
@@ -403,15 +428,19 @@ class Run:
             "seconds_of_this_process": round(seconds, 1),
         }
         self.folder.write_summary(summary)
+        with self.reporter.reporting():
+            self._conclude(seconds, self.conclusion(last, knn))
+
+    def _conclude(self, seconds: float, learned: str) -> None:
+        """The last lines."""
         self.reporter.say("")
-        learned = self.conclusion(last, knn)
         self.reporter.say(f"done in {duration(seconds)}" + (f"; {learned}" if learned else ""), style="bold")
         if self.bad.known:
             self.reporter.say(
                 f"{count(self.bad.known, 'picture')} could not be used: {self.folder.bad_pictures} lists them"
             )
         self.reporter.say(f"the backbone is {self.folder.backbone}")
-        library = "timm" if s.backbone.startswith("timm:") else "torchvision"
+        library = "timm" if self.settings.backbone.startswith("timm:") else "torchvision"
         self.reporter.say(
             f"use it:   hetcl export {self.folder.path} --format {library} --out backbone.pth   "
             "(`hetcl export --help` lists others)"

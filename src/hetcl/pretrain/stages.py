@@ -163,6 +163,11 @@ class Contrast(_Stage):
         )
         self.query, self.optimizer = self.fabric.setup(pair.query, optimizer)
         self.pair.train()
+        self.watch.settle = monitors.settling(
+            queue_steps=queue.length / self.images_per_step,
+            key_momentum=pair.momentum,
+            steps=self.epochs * self.steps_per_epoch,
+        )
 
     def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
         """One step of momentum contrast (paper section 3.3, equation 1; MoCo algorithm 1)."""
