@@ -15,6 +15,8 @@ from collections.abc import Iterator, Sequence
 from hetcl import arguments
 from hetcl.errors import InputError, Stopped, WorkFailed, others_ended, out_of_memory
 from hetcl.machine import check_libraries, memory
+from hetcl.paths import shelter
+from hetcl.printable import printable
 
 
 def demo(args: argparse.Namespace, _: list[str]) -> None:
@@ -52,7 +54,12 @@ def recipes(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
-    from hetcl.pretrain.doctor import doctor
+    from hetcl.settings import recipe_names
+
+    if (args.data or "").startswith(arguments.DATASETS) or args.recipe in recipe_names("finetune"):
+        from hetcl.downstream.doctor import doctor
+    else:
+        from hetcl.pretrain.doctor import doctor
 
     doctor(data=args.data, recipe=args.recipe, overrides=overrides)
 
@@ -206,6 +213,7 @@ def _run(words: list[str]) -> int:
     if rest and verb not in arguments.SETTINGS:
         raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {verb} --help`")
     with _listening():
+        shelter()
         if verb != "recipes":
             check_libraries()
         args.function(args, [*(getattr(args, "settings", None) or []), *rest])
@@ -223,7 +231,7 @@ def _listening() -> Iterator[None]:
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            line = ("! " if record.levelno >= logging.WARNING else "") + record.getMessage()
+            line = ("! " if record.levelno >= logging.WARNING else "") + printable(record.getMessage())
             if line not in said and first_process():
                 said.add(line)
                 with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
@@ -250,10 +258,10 @@ def _complain(text: str, *, alone: bool = False) -> None:
 
 def _unforeseen(e: Exception) -> str:
     """A failure that nobody saw coming, in one line."""
-    text = (str(e).strip().splitlines() or [""])[0][:300]
+    text = printable((str(e).strip().splitlines() or [""])[0][:300])
     if isinstance(e, OSError) and e.errno not in (None, errno.ENOMEM):
         why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
-        return f"{e.filename}: {why}" if e.filename else str(why)
+        return printable(f"{e.filename}: {why}" if e.filename else why)
     if short := out_of_memory(e):
         room = "" if "CUDA" in text else f", {memory()}"
         return f"{short}{room}: lower batch, size, queue or workers, or raise accumulate"

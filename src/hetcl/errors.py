@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import re
 
-
-class InputError(Exception):
-    """Unusable arguments or input (exit status 2). The message names the file or setting and the fix."""
+from hetcl.printable import printable
 
 
-class WorkFailed(Exception):
+class _Told(Exception):
+    """An error whose arguments are its lines; each is made printable, whatever names it holds."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
+class InputError(_Told):
+    """Unusable arguments or input (exit status 2). Each line names the file or setting and the fix."""
+
+
+class WorkFailed(_Told):
     """The work began and could not go on (exit status 1). The message says what is kept and what to do."""
 
 

@@ -21,7 +21,15 @@ from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.signals import StopSignal
 from tests.analysis.make import write_checkpoint, write_pictures
 
-QUICK = {"workers": 0, "dims": [8, 16], "examples": 1, "threads": 1, "batch": 16, "device": "cpu"}
+QUICK = {
+    "workers": 0,
+    "dims": [8, 16],
+    "examples": 1,
+    "threads": 1,
+    "batch": 16,
+    "device": "cpu",
+    "yardstick": "none",  # tests/analysis/test_yardstick.py has it on
+}
 
 
 def run(models: Any, data: Path | str, out: Path, *, resume: bool = False, **more: Any) -> dict[str, Any]:

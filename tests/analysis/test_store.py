@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from hetcl.analysis.store import Folder
 from hetcl.errors import WorkFailed
+from tests.damage import DAMAGES, Damage, spoil
 
 DIMS = {"semantic": 3, "spatial": 2}
 
@@ -107,6 +108,97 @@ def test_a_damaged_finished_folder_is_refused_by_name(tmp_path: Path) -> None:
     (one.path / "key.npy").write_bytes((one.path / "key.npy").read_bytes()[:100])
     with pytest.raises(WorkFailed, match="remove that folder"):
         one.read()
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["query", "key", "index", "boxes", "steps"])
+@pytest.mark.parametrize("seed", range(3))
+def test_damaged_steps_of_a_stopped_pass_are_computed_again(
+    damage: Damage, name: str, seed: int, tmp_path: Path
+) -> None:
+    one = folder(tmp_path)
+    one.prepare()
+    for step in (0, 1, 3):
+        one.write(step, **rows(step, 4))
+    one.close()
+    spoil(one.path / f"{name}.npy", damage, seed)
+    again = folder(tmp_path)
+    again.prepare()
+    assert {2, 4} <= set(again.todo().tolist())
+    for step in again.todo().tolist():
+        again.write(step, **rows(step, 3 if step == 4 else 4))
+    again.close()
+    again.finish()
+    got, expected = again.read(), [rows(s, 3 if s == 4 else 4) for s in range(5)]
+    for part in ("query", "key", "index", "boxes"):
+        np.testing.assert_array_equal(getattr(got, part), np.concatenate([e[part] for e in expected]))
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+@pytest.mark.parametrize("name", ["query.npy", "key.npy", "index.npy", "boxes.npy", "facts.json"])
+@pytest.mark.parametrize("usable", [4, 5])
+def test_damaged_features_are_not_read_but_computed_again(
+    damage: Damage, name: str, usable: int, tmp_path: Path
+) -> None:
+    one = folder(tmp_path, pictures=10)
+    one.prepare()
+    for step in range(2):
+        one.write(step, **rows(step, usable))
+    one.finish()
+    assert folder(tmp_path, pictures=10).finished
+    before = {p.name: p.read_bytes() for p in one.path.iterdir()}
+    spoil(one.path / name, damage, seed=usable)
+    again = folder(tmp_path, pictures=10)
+    if (one.path / name).read_bytes() == before[name]:
+        assert again.finished
+        return
+    assert not again.finished
+    with pytest.raises(WorkFailed, match="damaged"):
+        again.read()
+    again.prepare()
+    for step in again.todo().tolist():
+        again.write(step, **rows(step, usable))
+    again.finish()
+    assert {p.name: p.read_bytes() for p in one.path.iterdir() if p.name != "steps.npy"} == {
+        n: b for n, b in before.items() if n != "steps.npy"
+    }
+
+
+def test_whole_features_lose_only_the_steps_that_are_damaged(tmp_path: Path) -> None:
+    one = folder(tmp_path, pictures=10)
+    one.prepare()
+    for step in range(2):
+        one.write(step, **rows(step, 5))
+    one.finish()
+    data = bytearray((one.path / "key.npy").read_bytes())
+    data[-1] ^= 1
+    (one.path / "key.npy").write_bytes(data)
+    again = folder(tmp_path, pictures=10)
+    again.prepare()
+    assert again.todo().tolist() == [1]
+
+
+def test_a_kill_between_the_renames_at_the_end_costs_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one = folder(tmp_path, pictures=10)
+    one.prepare()
+    for step in range(2):
+        one.write(step, **rows(step, 4))
+    real, renamed = os.replace, list[str]()
+
+    def killed(source: Any, target: Any) -> None:
+        if str(target).endswith(".npy"):
+            renamed.append(str(target))
+            if len(renamed) == 3:
+                raise KeyboardInterrupt
+        real(source, target)
+
+    with monkeypatch.context() as dying:
+        dying.setattr(os, "replace", killed)
+        with pytest.raises(KeyboardInterrupt):
+            one.finish()
+    assert len(folder(tmp_path, pictures=10).read()) == 8
 
 
 def test_unfinished_features_are_not_called_whole(tmp_path: Path) -> None:

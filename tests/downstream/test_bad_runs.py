@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
+from typing import Any
 
 import pytest
+import yaml
 from PIL import Image
 
 from hetcl.cli import main
+from hetcl.runs.lock import FolderLock
+from tests.damage import DAMAGES, spoil
 from tests.downstream.layouts import write_coco, write_voc
 from tests.downstream.made_up import command
 
@@ -139,10 +144,6 @@ def test_a_fine_tuned_run_is_no_encoder(
 
 
 def test_broken_runs(run: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    import shutil
-
-    import yaml
-
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
     words = ["evaluate", str(copy), "--data", f"coco:{coco}", "--out", str(tmp_path / "e")]
@@ -161,3 +162,81 @@ def test_broken_runs(run: Path, coco: Path, tmp_path: Path, capsys: pytest.Captu
         file.unlink()
     assert "has no checkpoint yet" in said(capsys, words)
     assert not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "wanted"),
+    [
+        ({"hetcl": "99.0.0"}, "was written by a newer hetcl"),
+        ({"classes": "cat"}, "classes cannot be 'cat'"),
+        ({"classes": [1, 2]}, "its classes or facts are no longer the run's"),
+        ({"facts": {}}, "its classes or facts are no longer the run's"),
+        ({"arch": 3}, "arch cannot be 3"),
+        ({"fingerprint_test": None}, "fingerprint_test cannot be None"),
+        ({"settings": {"lr": "fast"}}, "setting lr in"),
+        ({"settings": {"anchor_scale": ...}}, "lacks"),
+        ({"settings": {"clip_grad": ...}}, "lacks the setting clip_grad"),
+    ],
+)
+def test_settings_of_a_run_that_were_spoiled(
+    changes: dict[str, Any],
+    wanted: str,
+    run: Path,
+    coco: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    tree = yaml.safe_load((copy / "settings.yaml").read_text())
+    for name, value in changes.items():
+        tree[name] = tree[name] | value if name == "settings" else value
+    tree["settings"] = {k: v for k, v in tree["settings"].items() if v is not ...}
+    (copy / "settings.yaml").write_text(yaml.safe_dump(tree))
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    for words in (
+        ["evaluate", str(copy), "--data", f"coco:{coco}", "--out", str(tmp_path / "e")],
+        ["finetune", "--out", str(copy), "--resume"],
+    ):
+        err = said(capsys, words)
+        assert wanted in err
+        assert "settings.yaml" in err
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+    assert not (tmp_path / "e").exists()
+
+
+def test_a_damaged_checkpoint_gives_way_aloud(
+    run: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    spoil(copy / "checkpoints" / "last.ckpt", DAMAGES[0], seed=1)
+    words = ["evaluate", str(copy), "--data", f"coco:{coco}", "--out", str(tmp_path / "e"), "--device", "cpu"]
+    assert main(words) == 0
+    assert "last.ckpt cannot be read" in capsys.readouterr().err
+    assert main(["finetune", "--out", str(copy), "--resume"]) == 0
+    assert "previous.ckpt takes its place" in capsys.readouterr().out
+    for name in ("backbone.safetensors", "metrics.csv"):
+        assert (copy / name).read_bytes() == (run / name).read_bytes()
+
+
+def test_a_run_without_checkpoints_is_not_begun_again(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    shutil.rmtree(copy / "checkpoints")
+    before = {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()}
+    assert "has no checkpoint to go on from" in said(capsys, ["finetune", "--out", str(copy), "--resume"])
+    assert {p: p.read_bytes() for p in copy.rglob("*") if p.is_file()} == before
+
+
+def test_folders_that_are_being_written_are_refused(
+    run: Path, coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for words in (
+        ["evaluate", str(run), "--data", f"coco:{coco}", "--out", str(tmp_path), "--overwrite"],
+        command(tmp_path, f"coco:{coco}", "--resume"),
+    ):
+        with FolderLock(tmp_path):
+            assert f"{tmp_path} is being written by process" in said(capsys, words)

@@ -166,7 +166,7 @@ def test_a_run_that_lost_files(finished: Path, run: Path, says: Says) -> None:
 
 
 def test_checkpoints_that_cannot_be_read(run: Path, says: Says) -> None:
-    for name in ("last", "previous"):
+    for name in ("last", "previous", "stage1", "stage2"):
         (run / f"checkpoints/{name}.ckpt").write_bytes(b"PK\x03\x04")
     said = says("pretrain", "--out", "run", "--resume")
     assert "cannot read checkpoint run/checkpoints/last.ckpt" in said

@@ -69,7 +69,9 @@ def test_single_picture(tmp_path: Path) -> None:
 
 def test_some_other_file(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
-    refused(str(tmp_path / "list.txt"), "not a tar")
+    refused(str(tmp_path / "list.txt"), "is a list, which is not read: DATA is a folder")
+    (tmp_path / "notes").write_text("hello " * 1000)
+    refused(str(tmp_path / "notes"), "not a tar")
 
 
 def test_names_with_special_characters(tmp_path: Path) -> None:

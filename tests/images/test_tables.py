@@ -6,7 +6,7 @@ import os
 import pickle
 import tracemalloc
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +20,7 @@ from hetcl.images.folder import FolderSource
 from hetcl.images.shards import RECORD, ShardSource
 from hetcl.images.sources import open_source
 from hetcl.images.tables import Table, TableError, TableWriter, cache_folder, create_sparse, strings
+from tests.damage import DAMAGES, Damage, spoil
 from tests.images.make import folder
 
 HUGE = 100_000_000
@@ -59,6 +60,32 @@ def test_broken_table(tmp_path: Path, cut: int) -> None:
         Table(tmp_path / "x")
     with pytest.raises(TableError):
         Table(tmp_path / "missing")
+
+
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(damage=st.sampled_from(DAMAGES), seed=st.integers(0, 2**32))
+def test_a_damaged_table_is_made_again_or_says_the_same(tmp_path: Path, damage: Damage, seed: int) -> None:
+    with TableWriter(tmp_path / "x", {**strings("t"), "n": "<i8"}) as writer:
+        for number in range(300):
+            writer.string("t", b"abc")
+            writer.append("n", np.int64(number).tobytes())
+        writer.meta["about"] = "x"
+        writer.finish()
+    spoil(tmp_path / "x", damage, seed)
+    with suppress(TableError):
+        table = Table(tmp_path / "x")
+        assert list(table.strings("t")) == [b"abc"] * 300
+        assert table["n"].tolist() == list(range(300))
+        assert table.meta == {"about": "x"}
+
+
+def test_a_damaged_listing_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HETCL_CACHE", str(tmp_path / "cache"))
+    folder(tmp_path / "photos", [f"{i}.jpg" for i in range(5)])
+    names = [open_source(str(tmp_path / "photos")).sample(i).name for i in range(5)]
+    for cached in (tmp_path / "cache").iterdir():
+        spoil(cached, DAMAGES[0], seed=1)
+    assert [open_source(str(tmp_path / "photos")).sample(i).name for i in range(5)] == names
 
 
 @contextmanager
@@ -126,6 +153,25 @@ def test_unwritable_cache_falls_back(
     monkeypatch.setattr(tables.tempfile, "tempdir", str(tmp_path / "file"))
     with pytest.raises(InputError, match="set HETCL_CACHE"):
         open_source(str(root))
+
+
+@pytest.mark.parametrize("home", [None, ""])
+def test_no_home_folder(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "HETCL_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cache_folder().parent == tmp_path
+    assert "this user has no home folder: listings go to" in caplog.text
+    assert not Path("~").exists()
 
 
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

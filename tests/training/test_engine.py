@@ -398,3 +398,32 @@ def test_the_loop_hands_over_the_rate_of_each_step(tmp_path: Path) -> None:
     loop: Loop = loop_of(Line(disturb=disturb), tmp_path)
     loop.fit()
     assert rates == [loop.learning_rate(step) for step in range(10)]
+
+
+# ---- reporting -------------------------------------------------------------------------------------------------------
+
+
+def test_what_cannot_be_shown_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: Any) -> str:
+        raise ValueError("no words for that")
+
+    whole, mute = Line(), Line()
+    loop_of(whole, tmp_path / "whole").fit()
+    loop = loop_of(mute, tmp_path / "mute")
+    said: list[str] = []
+    monkeypatch.setattr(mute, "line", broken)
+    monkeypatch.setattr(loop.reporter, "warn", said.append)
+    loop.fit()
+    torch.testing.assert_close(mute.weight, whole.weight, rtol=0, atol=0)
+    assert rows(tmp_path / "mute") == rows(tmp_path / "whole")
+    assert "could not be shown (ValueError: no words for that)" in said[0]
+
+
+def test_a_checkpoint_of_something_else_is_one_line(tmp_path: Path) -> None:
+    loop_of(Line(), tmp_path).fit()
+    state = checkpoint.load(tmp_path / "checkpoints" / "last.ckpt")
+    spoiled: list[dict[str, Any]] = [{"meters": 3}, {"task": {"weight": torch.zeros(7)}}, {"task": {}}]
+    for change in spoiled:
+        with pytest.raises(InputError, match="does not fit this run") as refused:
+            loop_of(Line(), tmp_path / "other").fit(state | change)
+        assert "\n" not in str(refused.value)

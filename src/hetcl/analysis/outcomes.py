@@ -1,7 +1,7 @@
 """What became of every query, kept on disk: its rank, what was found, how similar.
 
 One file for each (features, gallery, vector), written under ``.part`` until it is whole, so that other bins or another
-comparison cost no second search. n queries, P parts of a vector.
+comparison cost no second search; its CRC-32 lies beside it. n queries, P parts of a vector.
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ import numpy as np
 import torch
 
 from hetcl.analysis.retrieval import first_in_first_out
-from hetcl.analysis.store import Features
+from hetcl.analysis.store import UNREADABLE, Features
 from hetcl.analysis.vectors import Vector
-from hetcl.runs.folder import disk_problem
+from hetcl.runs.files import crc_of, disk_problem, seal, unseal, write_atomic
 
 FIFO_BATCH = 256
 """Queries after which the gallery moves on by as many keys (the paper's batch)."""
@@ -47,17 +47,22 @@ class Outcomes:
 
     def __init__(self, path: Path, features: Features, vector: Vector, *, gallery: int) -> None:
         self.path, self.features, self.vector, self.gallery = path, features, vector, gallery
-        self._part = path.with_suffix(".part")
+        self._part, self._seal = path.with_suffix(".part"), path.with_suffix(".json")
+        self._sound: bool | None = None
         self.type = outcome_type(len(vector.dims))
 
     @property
     def finished(self) -> bool:
-        """Whether the file is whole."""
-        try:
-            held = np.load(self.path, mmap_mode="r")
-        except (OSError, ValueError):
-            return False
-        return held.dtype == self.type and len(held) == len(self.features)
+        """Whether the file is whole and undamaged. Reads it when it is first asked."""
+        if self._sound is None:
+            try:
+                held = np.load(self.path, mmap_mode="r")
+                sums = unseal(self._seal.read_bytes())
+                self._sound = held.dtype == self.type and len(held) == len(self.features)
+                self._sound &= sums == {"crc32 of": {self.path.name: crc_of(self.path)}}
+            except UNREADABLE:
+                self._sound = False
+        return self._sound
 
     def prepare(self) -> None:
         """Make room. One process calls it. Raises ``WorkFailed``."""
@@ -113,9 +118,11 @@ class Outcomes:
     def finish(self) -> None:
         """The file is whole. One process calls it, after all have searched."""
         try:
+            write_atomic(self._seal, seal({"crc32 of": {self.path.name: crc_of(self._part)}}))
             os.replace(self._part, self.path)
         except OSError as e:
             raise disk_problem(self.path, e) from None
+        self._sound = True
 
     def read(self) -> np.ndarray:
         """All rows, memory-mapped, of :func:`outcome_type`."""

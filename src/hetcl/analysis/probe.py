@@ -7,6 +7,7 @@ check that nothing in the encoder has moved; what was found, in words.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,9 +28,16 @@ from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
+from hetcl.runs.lock import is_lock
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import (
+    device_name,
+    make_fabric,
+    not_finite_because,
+    precision_on,
+    workers_of,
+)
 from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, count, duration
@@ -76,7 +84,9 @@ def probe(
     folder = RunFolder(out)
     if first_process():
         _check_out(folder, resume)
-    return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
+    model, data = os.fspath(model), os.fspath(data)
+    with folder.lock:
+        return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
 
 
 def _check_out(folder: RunFolder, resume: bool) -> None:
@@ -84,10 +94,13 @@ def _check_out(folder: RunFolder, resume: bool) -> None:
     path = folder.path
     if path.exists() and not path.is_dir():
         raise InputError(f"--out {path} is a file; name a folder")
-    held = [p for p in path.iterdir() if p.name != "log.txt"] if path.is_dir() else []
+    paths = path.iterdir() if path.is_dir() else ()
+    held = [p for p in paths if p.name != "log.txt" and not is_lock(p.name)]
     ours = folder.settings.is_file() and folder.read_settings().get("kind") == KIND
     if held and not ours and [p.name for p in held] != ["settings.yaml.part"]:
         raise InputError(f"--out {path} holds something that is no probe; name a new or empty folder")
+    if ours:
+        folder.check_kinds()
     if ours and not resume:
         raise InputError(
             f"--out {path} holds a probe; add --resume to use its features again, or name a new folder"
@@ -113,7 +126,7 @@ class Probe:
             raise InputError("neither knn nor linear is to be done; set one of them")
         self.parts = open_parts(
             data, folder_classes=s.folder_classes, window=s.window, holdout=s.holdout,
-            pictures=s.pictures, seed=s.seed,
+            pictures=s.pictures, seed=s.seed, data_split=s.data_split, test_split=s.test_split,
         )  # fmt: skip
         assert self.parts.train.classes is not None
         self.classes = len(self.parts.train.classes)
@@ -158,7 +171,8 @@ class Probe:
         report: dict[str, Any] = {}
         if self.main:
             report = self._report(train, test, hits, linear, ranks)
-            self._say(report)
+            with self.reporter.reporting():
+                self._say(report)
         self.fabric.barrier()
         return report
 
@@ -170,6 +184,8 @@ class Probe:
             raise InputError(
                 f"cannot make the folder {self.folder.path}: {e.strerror}; name another with --out"
             ) from None
+        self.folder.lock.hold()
+        _check_out(self.folder, self.resume)
         self.folder.write_settings(
             {
                 "kind": KIND,
@@ -183,7 +199,10 @@ class Probe:
     def _introduce(self) -> None:
         say, p, e = self.reporter.say, self.parts, self.encoder
         say(f"train     {p.train.description}")
-        say(f"test      {p.test.description}" + (" (held out: there is no validation part)" * p.held_out))
+        say(
+            f"test      {p.test.description}"
+            + (" (held out: there is no validation or test part with labels)" * p.held_out)
+        )
         unsure = (
             ""
             if self.settings.size or e.size
@@ -234,7 +253,8 @@ class Probe:
             banks,
             lambda batch: self.look(batch.images[0], batch.colour[0]),
             size=self.size, batch=s.batch, workers=workers_of(s.workers), reporter=self.reporter, signal=signal,
-            max_bad=s.max_bad, rank=fabric.global_rank, ranks=fabric.world_size, pin=fabric.device.type == "cuda",
+            max_bad=s.max_bad, why=not_finite_because(fabric), rank=fabric.global_rank, ranks=fabric.world_size,
+            pin=fabric.device.type == "cuda",
         )  # fmt: skip
         fabric.barrier()
         if self.main:
@@ -327,12 +347,13 @@ class Probe:
             "labels": pictures.fingerprint, "batch": batch, "epochs": s.epochs, "lr": lr, "seed": s.seed,
             "window": s.window or pictures.prefers_window,
         }  # fmt: skip
-        state = self._resumed(asked)
+        found = self._resumed(asked)
+        state = found.state if found else None
         metrics = Table(folder.metrics, COLUMNS)
         if self.main:
             folder.checkpoints.mkdir(exist_ok=True)
-            metrics.cut(state["metrics_bytes"] if state else 0)
-            Table(folder.timing, TIMING_COLUMNS).cut(None if state else 0)
+            for line in checkpoint.settle(found, metrics, Table(folder.timing, TIMING_COLUMNS)):
+                self.reporter.warn(line)
         fabric.barrier()
         loop = Loop(
             task, fabric=fabric, folder=folder, metrics=metrics, reporter=self.reporter, checkpoint_every=1000,
@@ -354,21 +375,25 @@ class Probe:
             task.close()
         return {"kind": "moco", "epochs": s.epochs, "batch": batch, "lr": lr}, task.ranks()
 
-    def _resumed(self, asked: Mapping[str, Any]) -> dict[str, Any] | None:
-        """The state to go on from. Raises ``WorkFailed`` when it is of something else."""
-        found = checkpoint.latest(self.folder.checkpoints)
+    def _resumed(self, asked: Mapping[str, Any]) -> checkpoint.Found | None:
+        """What to go on from. Raises ``WorkFailed`` when it is of something else."""
+        found = checkpoint.resume(self.folder, [LinearTask.name])
         if not found:
             return None
-        then = json.loads(found[1].get("probe", "{}"))
+        try:
+            then = dict(json.loads(found.state.get("probe", "{}")))
+        except (TypeError, ValueError):
+            then = {}
         differ = [f"{k} was {then.get(k)}, now {v}" for k, v in asked.items() if then.get(k) != v]
         if differ:
             raise WorkFailed(
-                f"{found[0]} is of another linear probe ({', '.join(differ[:3])}); name a new --out, or set these back"
+                f"{found.path} is of another linear probe ({', '.join(differ[:3])}); name a new --out, or set these "
+                "back"
             )
         self.reporter.say(
-            f"going on with the linear probe at epoch {found[1]['epoch']}, step {found[1]['step']}"
+            f"going on with the linear probe at epoch {found.state['epoch']}, step {found.state['step']}"
         )
-        return found[1]
+        return found
 
     def _check_unchanged(self) -> None:
         """Raises ``WorkFailed`` when a weight or a statistic of the encoder has moved."""

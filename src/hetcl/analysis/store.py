@@ -2,16 +2,21 @@
 
 A folder for each (weights, features, views, size, data, seed): ``query.npy`` and ``key.npy`` float32 ``[n, D]`` with
 the parts side by side, ``index.npy`` int64 ``[n]``, ``boxes.npy`` float32 ``[n, 2, 4]``; ``steps.npy`` says which steps
-have been written, ``facts.json`` what it is and, at the end, that it is whole. A process killed at any moment loses the
-steps since the last :meth:`Folder.flush`, no more. n pictures in the keyed random order, D dimensions, B a step's.
+have been written, with the CRC-32 of each; ``facts.json`` what it is and, at the end, that it is whole, with the CRC-32
+of each file. A process killed at any moment loses the steps since the last :meth:`Folder.flush`, no more. Whoever goes
+on with a folder compares it with its checksums once (3 GB a second of one core), and computes again what is damaged.
+n pictures in the keyed random order, D dimensions, B a step's.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import logging
 import os
 import shutil
+import zlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,10 +25,19 @@ from typing import Any
 import numpy as np
 
 from hetcl.errors import WorkFailed
-from hetcl.runs.folder import disk_problem, write_atomic
+from hetcl.runs.files import crc_of, disk_problem, seal, unseal, write_atomic
+from hetcl.trees import TreeError
+
+log = logging.getLogger(__name__)
 
 CHUNK = 8192
 """Rows copied at a time when rows of unusable pictures are taken out."""
+ROWS = ("query", "key", "index", "boxes")
+"""The files that have a row for each picture."""
+UNREADABLE = (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError)
+"""What a damaged ``.npy`` file may raise."""
+WRITTEN = 1 << 32
+"""Marks a step that was written; the bits below are the CRC-32 of its rows."""
 
 
 @dataclass(frozen=True)
@@ -82,10 +96,11 @@ class Folder:
             "key": ((pictures, width), np.float32),
             "index": ((pictures,), np.int64),
             "boxes": ((pictures, 2, 4), np.float32),
-            "steps": ((-(-pictures // batch),), np.uint8),
+            "steps": ((-(-pictures // batch),), np.uint64),
         }
+        self._sound: bool | None = None
         self._files: dict[str, tuple[int, int, int]] = {}
-        self._unmarked: list[int] = []
+        self._unmarked: dict[int, int] = {}
 
     @property
     def bytes(self) -> int:
@@ -94,26 +109,51 @@ class Folder:
 
     @property
     def finished(self) -> bool:
-        """Whether the features are whole."""
-        return self._facts().get("finished") is True
+        """Whether the features are whole and undamaged. Reads all of them when it is first asked."""
+        facts = self._facts()
+        if facts.get("finished") is not True:
+            return False
+        if self._sound is None:
+            self._sound = self._in_place(facts.get("files"))
+            if not self._sound:
+                log.warning("the features in %s are damaged and are computed again", self.path)
+        return self._sound
+
+    def _in_place(self, sums: Any) -> bool:
+        """Whether the files have the CRC-32 that ``sums`` says; whoever was stopped between their renames is helped."""
+        with contextlib.suppress(OSError, TypeError, KeyError):
+            for name in ROWS:
+                file = self.path / f"{name}.npy"
+                part = file.with_name(f"{name}.npy.part")
+                with contextlib.suppress(FileNotFoundError):  # mostly; or another process was first
+                    if crc_of(part) == sums[name]:
+                        os.replace(part, file)
+                if crc_of(file) != sums[name]:
+                    return False
+            return True
+        return False
 
     def _facts(self) -> dict[str, Any]:
-        try:
-            facts = json.loads((self.path / "facts.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError):
-            return {}
-        return facts if isinstance(facts, dict) and facts.get("key") == self.key else {}
+        with contextlib.suppress(OSError, TreeError):
+            facts = unseal((self.path / "facts.json").read_bytes())
+            return facts if facts.get("key") == self.key else {}
+        return {}
 
     def _write_facts(self, **more: Any) -> None:
         facts = {"key": self.key, "dims": self.dims, "batch": self.batch, "pictures": self.pictures, **more}
-        write_atomic(self.path / "facts.json", (json.dumps(facts, indent=2) + "\n").encode())
+        write_atomic(self.path / "facts.json", seal(facts))
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
     def prepare(self) -> None:
         """Make the files, or keep those of a pass that was stopped. One process calls it. Raises ``WorkFailed``."""
         facts = self._facts()
-        if facts.get("batch") == self.batch and facts.get("pictures") == self.pictures and self._whole():
+        if facts.get("batch") == self.batch and facts.get("kept") in (None, self.pictures) and self._whole():
+            if damaged := self._damaged():
+                log.warning(
+                    "%d steps of the features in %s are damaged and are computed again", damaged, self.path
+                )
+            self._write_facts(finished=False)
             return
         try:
             shutil.rmtree(self.path, ignore_errors=True)
@@ -135,11 +175,30 @@ class Folder:
         """Whether all files are there with the shapes of an unfinished pass."""
         try:
             return all(
-                np.load(self.path / f"{name}.npy", mmap_mode="r").shape == shape
-                for name, (shape, _) in self._shapes.items()
+                (array := np.load(self.path / f"{name}.npy", mmap_mode="r")).shape == shape
+                and array.dtype == kind
+                and (self.path / f"{name}.npy").stat().st_size == array.offset + array.nbytes
+                for name, (shape, kind) in self._shapes.items()
             )
-        except (OSError, ValueError):
+        except UNREADABLE:
             return False
+
+    def _damaged(self) -> int:
+        """Unmark the steps whose rows are no longer as they were written, and say how many. Raises ``WorkFailed``."""
+        marks = np.load(self.path / "steps.npy")
+        files = {name: np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ROWS}
+        wrong = 0
+        for step in np.flatnonzero(marks):
+            place = slice(int(step) * self.batch, (int(step) + 1) * self.batch)
+            usable = int(np.count_nonzero(files["index"][place] >= 0))
+            rows = {name: files[name][place] for name in ROWS}
+            if int(marks[step]) != WRITTEN | _crc(
+                {**{n: rows[n][:usable] for n in ROWS}, "index": rows["index"]}
+            ):
+                self._put("steps", int(step), np.zeros(1, np.uint64))
+                wrong += 1
+        self.close()
+        return wrong
 
     def todo(self) -> np.ndarray:
         """Steps that have not been written: int64."""
@@ -157,9 +216,11 @@ class Folder:
         full = min(self.batch, self.pictures - start)
         padded = np.full(full, -1, np.int64)
         padded[: len(index)] = index
-        for name, rows in (("query", query), ("key", key), ("boxes", boxes), ("index", padded)):
-            self._put(name, start, rows)
-        self._unmarked.append(step)
+        rows = {"query": query, "key": key, "index": padded, "boxes": boxes}
+        arrays = {name: np.ascontiguousarray(rows[name], self._shapes[name][1]) for name in ROWS}
+        for name, array in arrays.items():
+            self._put(name, start, array)
+        self._unmarked[step] = WRITTEN | _crc(arrays)
 
     def _put(self, name: str, row: int, values: np.ndarray) -> None:
         """Write rows by plain file writes: on a full disk these fail, where a memory map would kill the process."""
@@ -189,9 +250,9 @@ class Folder:
                 os.fsync(descriptor)
         except OSError as e:
             raise disk_problem(self.path, e) from None
-        for step in self._unmarked:
-            self._put("steps", step, np.ones(1, np.uint8))
-        self._unmarked = []
+        for step, mark in self._unmarked.items():
+            self._put("steps", step, np.array([mark], np.uint64))
+        self._unmarked = {}
 
     def close(self) -> None:
         """Flush, and let go of the files."""
@@ -205,20 +266,27 @@ class Folder:
         if self.finished:
             return
         self.close()
-        if len(self.todo()):
+        if self._damaged() or len(self.todo()):
             raise WorkFailed(f"{self.path} is not whole; go on with --resume")
-        index = np.load(self.path / "index.npy", mmap_mode="r")
-        kept = int(np.count_nonzero(index >= 0))
+        kept = int(np.count_nonzero(np.load(self.path / "index.npy", mmap_mode="r") >= 0))
+        ending = "npy"
         if kept < self.pictures:
             self._compact(kept)
-        self._write_facts(finished=True, kept=kept)
+            ending = "npy.part"
+        try:
+            sums = {name: crc_of(self.path / f"{name}.{ending}") for name in ROWS}
+        except OSError as e:
+            raise disk_problem(self.path, e) from None
+        self._write_facts(finished=True, kept=kept, files=sums)
+        if not self._in_place(sums):
+            raise WorkFailed(f"{self.path}: what was written is not what is there; go on with --resume")
+        self._sound = True
 
     def _compact(self, kept: int) -> None:
-        """Copies of the files without the rows of unusable pictures, then in their place."""
+        """Copies of the files without the rows of unusable pictures, beside them."""
         index = np.load(self.path / "index.npy", mmap_mode="r")
-        names = ("query", "key", "boxes", "index")
         try:
-            for name in names:
+            for name in ROWS:
                 old = np.load(self.path / f"{name}.npy", mmap_mode="r")
                 with open(self.path / f"{name}.npy.part", "wb") as f:
                     descr = np.lib.format.dtype_to_descr(old.dtype)
@@ -227,8 +295,6 @@ class Folder:
                     for start in range(0, self.pictures, CHUNK):
                         chosen = np.asarray(index[start : start + CHUNK]) >= 0
                         f.write(np.ascontiguousarray(old[start : start + CHUNK][chosen]).tobytes())
-            for name in names:
-                os.replace(self.path / f"{name}.npy.part", self.path / f"{name}.npy")
         except OSError as e:
             raise disk_problem(self.path, e) from None
 
@@ -238,14 +304,21 @@ class Folder:
         """The finished features. Raises ``WorkFailed`` when files were damaged."""
         kept = self._facts().get("kept")
         try:
-            arrays = {
-                name: np.load(self.path / f"{name}.npy", mmap_mode="r")
-                for name in ("query", "key", "index", "boxes")
-            }
+            if not self.finished:
+                raise ValueError("they are not whole, or damaged")
+            arrays = {name: np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ROWS}
             if any(len(a) != kept for a in arrays.values()):
                 raise ValueError("rows are missing")
-        except (OSError, ValueError) as e:
+        except UNREADABLE as e:
             raise WorkFailed(
                 f"cannot read the features in {self.path}: {e}; remove that folder and go on with --resume"
             ) from None
         return Features(**arrays, dims=self.dims)
+
+
+def _crc(rows: Mapping[str, np.ndarray]) -> int:
+    """CRC-32 of a step's rows."""
+    crc = 0
+    for name in ROWS:
+        crc = zlib.crc32(np.ascontiguousarray(rows[name]).tobytes(), crc)
+    return crc

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,26 +17,29 @@ from PIL import Image
 from torch import nn
 
 from hetcl.downstream.build import build_model
-from hetcl.downstream.data import open_detection, open_segmentation
 from hetcl.downstream.finetune import (
     MODEL_WORDS,
-    check_missing,
     facts_from,
     model_words,
-    names_of,
     peak_memory,
 )
-from hetcl.downstream.objects import Category, Outcome, Truth
-from hetcl.downstream.plan import KIND
+from hetcl.downstream.objects import Outcome
+from hetcl.downstream.parts import check_missing, judge, open_part
+from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import Look, Seen, detect, segment
+from hetcl.downstream.renamed import under
 from hetcl.downstream.scores import score
 from hetcl.downstream.words import plain, sentences, table, write_outcome
 from hetcl.errors import InputError, WorkFailed
+from hetcl.paths import expand
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
-from hetcl.settings import resolve_evaluate
-from hetcl.training.devices import device_name, make_fabric, workers_of
+from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.settings import resolve_evaluate, to_dict
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import Reporter, count, duration
+
+log = logging.getLogger(__name__)
 
 OURS = ("evaluation.json", "results.json", "predictions.png", "label_maps", "log.txt", "bad_pictures.csv")
 """What ``--out`` may hold when it is written anew."""
@@ -67,16 +72,18 @@ def evaluate(
         InputError: unusable arguments, run or data; nothing has been written then.
         WorkFailed: the work began and could not go on.
     """
-    out = Path(out)
+    out = Path(expand(out))
     if first_process():
         _check_out(out, overwrite)
-    return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides)).go()
+    with FolderLock(out) as lock:
+        return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides), lock, overwrite).go()
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    held = {p.name for p in out.iterdir()} - {"log.txt"} if out.is_dir() else set()
+    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
+    held = {name for name in names - {"log.txt"} if not is_lock(name)}
     if held - set(OURS) or (held and "evaluation.json" not in held and not held <= set(OURS)):
         raise InputError(f"--out {out} holds something that is no evaluation; name a new or empty folder")
     if "evaluation.json" in held and not overwrite:
@@ -101,84 +108,38 @@ class Part:
         return getattr(self.data, name)
 
 
-@dataclass(frozen=True)
-class Renamed:
-    """A detection set under the classes of a run, which hold all of its own by name."""
-
-    data: Any
-    classes: tuple[Category, ...]
-    labels: np.ndarray
-    """int64: which class of the run each class of the set is."""
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "data":
-            raise AttributeError(name)
-        return getattr(self.data, name)
-
-    def truth(self, index: int) -> Truth:
-        """What is in a picture, with the run's labels."""
-        truth = self.data.truth(index)
-        given = {
-            k: tuple(int(self.labels[i]) for i in getattr(truth, k)) for k in ("negative", "not_exhaustive")
-        }
-        return replace(truth, labels=self.labels[truth.labels], **given)
-
-
-def renamed(data: Any, names: Sequence[str]) -> Renamed:
-    """``data`` under the classes ``names``; those that it lacks get ids of their own."""
-    own = {c.name: c for c in data.classes}
-    free = max((c.id for c in data.classes), default=0) + 1
-    classes = tuple(own.get(name) or Category(free + i, name) for i, name in enumerate(names))
-    return Renamed(data, classes, np.array([names.index(c.name) for c in data.classes], np.int64))
-
-
 class Evaluation:
     """One evaluation: reads, looks, scores, writes, says."""
 
-    def __init__(self, run: RunFolder, data: str, out: Path, settings: Any) -> None:
+    def __init__(
+        self, run: RunFolder, data: str, out: Path, settings: Any, lock: FolderLock, overwrite: bool
+    ) -> None:
         self.began = time.monotonic()
+        self.first: tuple[int, float] | None = None
+        self.above: str | None = None
         self.run, self.spec, self.out, self.settings = run, data, out, settings
+        self.lock, self.overwrite = lock, overwrite
         self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
-        if self.words["model"] == "fcn":
-            self.data: Any = open_segmentation(data, settings.split)
-        else:
-            self.data = open_detection(data, settings.split)
-        self.told: list[str] = []
+        asked = settings.precision
+        self.precision = saved["settings"].get("precision", "auto") if asked == "auto" else asked
+        self.data = open_part(data, settings.split, self.words["model"])
         check_missing(self.data, settings.max_bad)
-        self._check_classes()
-        if settings.pictures:
-            self.data = Part(self.data, min(settings.pictures, len(self.data)))
+        self.data, self.told = under(self.data, saved["classes"], data, f"the run {run.path}")
+        what = f"the {'validation' if settings.split == 'val' else 'training'} part of {data}"
+        if settings.pictures and settings.pictures < len(self.data):
+            self.data = Part(self.data, settings.pictures)
+            what = f"the first {count(settings.pictures, 'picture')} of {what}"
+        most = settings.detections or self.words["detections"]
+        self.told += judge(self.data, what, model=self.words["model"], detections=most)
         self.fabric = make_fabric(
             device=settings.device,
             devices=settings.devices,
-            precision=settings.precision,
+            precision=self.precision,
             threads=settings.threads,
         )
         self.main = self.fabric.global_rank == 0
         self.reporter = Reporter(out / "log.txt", quiet=not self.main)
-
-    def _check_classes(self) -> None:
-        """Raises ``InputError`` when the data has other classes than the run."""
-        theirs, ours = names_of(self.data), tuple(self.saved["classes"])
-        if theirs == ours:
-            return
-        if self.words["model"] != "fcn" and set(theirs) <= set(ours) and len(set(theirs)) == len(theirs):
-            self.data = renamed(self.data, ours)
-            lacking = [n for n in ours if n not in theirs]
-            if lacking:
-                self.told.append(f"{self.spec} has no {', '.join(lacking[:4])}: there is no figure for that")
-            return
-        lacking, more = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
-        said = [f"it lacks {', '.join(lacking[:4])}"] * bool(lacking) + [
-            f"it has {', '.join(more[:4])}"
-        ] * bool(more)
-        raise InputError(
-            f"{self.spec} has other classes than {self.run.path} ({len(theirs)}, not {len(ours)}: {'; '.join(said)})"
-        )
 
     def go(self) -> dict[str, Any]:
         """Everything, in order."""
@@ -203,7 +164,8 @@ class Evaluation:
             write_outcome(
                 self.out, self.data, seen, model=model, look=look, pictures=pictures, examples=s.examples
             )
-            self._say(report, outcome)
+            with self.reporter.reporting():
+                self._say(report, outcome)
         self.fabric.barrier()
         return report
 
@@ -212,8 +174,7 @@ class Evaluation:
         s, changes = self.settings, dict[str, Any]()
         if s.test_size:
             changes |= {"test_size": s.test_size, "max_size": max(self.words["max_size"], s.test_size)}
-        if s.detections:
-            changes["detections"] = s.detections
+        changes |= {name: value for name in ("detections", "test_proposals") if (value := getattr(s, name))}
         if s.score_threshold >= 0:
             changes["score_threshold"] = s.score_threshold
         model, done = read_model(self.run, self.saved, **changes)
@@ -223,13 +184,15 @@ class Evaluation:
 
     def _make_folder(self) -> None:
         try:
+            self.out.mkdir(parents=True, exist_ok=True)
+            self.lock.hold()
+            _check_out(self.out, self.overwrite)
             for name in OURS:  # of an evaluation that was here
                 old = self.out / name
                 if old.is_dir():
                     shutil.rmtree(old)
                 elif name != "log.txt":
                     old.unlink(missing_ok=True)
-            self.out.mkdir(parents=True, exist_ok=True)
             if self.words["model"] == "fcn":
                 (self.out / "label_maps").mkdir(exist_ok=True)
         except OSError as e:
@@ -240,21 +203,26 @@ class Evaluation:
     def _introduce(self) -> None:
         say = self.reporter.say
         say(f"run       {self.run.path}: {self.words['model']}, {self.saved['arch']}, {self.trained}")
-        of = f" (the first {len(self.data):,} pictures)" if isinstance(self.data, Part) else ""
+        of = f" (the first {count(len(self.data), 'picture')})" if isinstance(self.data, Part) else ""
         say(f"test      {self.data.description}{of}")
         for line in [*self.data.skipped.lines(), *self.told]:
             self.reporter.warn(line)
         ranks = self.fabric.world_size
-        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
+        say(
+            f"device    {device_name(self.fabric.device)}"
+            + (f" x {ranks}" if ranks > 1 else "")
+            + f", {precision_on(self.precision, self.fabric.device.type)}"
+        )
         say(f"folder    {self.out}")
 
     def _advance(self, done: int, total: int) -> None:
         self.reporter.advance(done)
-        spent = time.monotonic() - self.began
-        self.reporter.row(
-            f"pictures  {done:,} of {total:,}, {duration(spent / done * (total - done))} left",
-            last=done == total,
-        )
+        now = time.monotonic()
+        if self.first is None:  # it has the start of the workers and of the device in it
+            self.first = done, now
+        seconds = (now - self.first[1]) / max(1, done - self.first[0]) * (total - done)
+        left = f", {duration(seconds)} left" if done > self.first[0] else ""
+        self.reporter.row(f"pictures  {done:,} of {total:,}{left}", last=done == total)
 
     def _look(self, model: nn.Module, look: Look) -> tuple[Seen, Outcome]:
         pictures = range(len(self.data))
@@ -267,11 +235,21 @@ class Evaluation:
 
     def _keep(self, index: int, labels: np.ndarray) -> None:
         """Save a label map as a PNG of class numbers. Raises ``WorkFailed``."""
-        path = self.out / "label_maps" / f"{Path(self.data.name(index)).stem}.png"
+        path = self.out / "label_maps" / f"{self._map_name(index)}.png"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels).save(path)
         except OSError as e:
             raise disk_problem(path, e) from None
+
+    def _map_name(self, index: int) -> str:
+        """The picture's name; with its folders where pictures of several folders have the same names."""
+        if self.above is None:
+            names = [Path(self.data.name(i)) for i in range(len(self.data))]
+            apart = len({name.stem for name in names}) == len(names)
+            self.above = "" if apart else os.path.commonpath([name.parent for name in names])
+        path = Path(self.data.name(index))
+        return str(path.relative_to(self.above).with_suffix("")) if self.above else path.stem
 
     def _report(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:
         """The content of evaluation.json."""
@@ -290,7 +268,11 @@ class Evaluation:
             "figures": plain(outcome.figures),
             "per_class": {name: plain(row) for name, row in outcome.per_class.items()},
             "machine": machine()
-            | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
+            | {
+                "device": device_name(self.fabric.device),
+                "precision": precision_on(self.precision, self.fabric.device.type),
+                "ranks": self.fabric.world_size,
+            },
             "memory_mb": peak_memory(self.fabric.device),
             "seconds": round(time.monotonic() - self.began, 1),
         }
@@ -341,7 +323,7 @@ def read_run(folder: RunFolder) -> dict[str, Any]:
     lacking += [name for name in MODEL_WORDS if name not in saved["settings"]]
     if lacking:
         raise InputError(f"{folder.settings} lacks {lacking[0]}; put back the run's own")
-    return saved
+    return saved | {"settings": to_dict(saved_settings(folder, saved))}
 
 
 def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> tuple[nn.Module, str]:
@@ -353,7 +335,9 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     found = checkpoint.latest(folder.checkpoints)
     if found is None:
         raise InputError(f"{folder.path} has no checkpoint yet; let it train first")
-    path, content = found
+    path, content = found.path, found.state
+    if found.told:
+        log.warning(found.told)
     if content.get("kind") != KIND or content.get("arch") != saved["arch"]:
         raise InputError(f"{path} is not of the run in {folder.path}; put back its own")
     words = model_words(saved["settings"]) | changes
@@ -363,12 +347,13 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     )
     try:
         model.load_state_dict(content["task"]["model"])
-    except RuntimeError as e:
+        done = content["epoch"] * content["steps_per_epoch"] + content["step"]
+        trained = f"{done:,} of {count(content['steps'], 'step')}"
+    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise InputError(
-            f"{path} does not fit {folder.settings} ({str(e).splitlines()[0][:120]}); put back the run's own"
+            f"{path} does not fit {folder.settings} ({(str(e).splitlines() or [''])[0][:120]}); put back the run's own"
         ) from None
-    done = content["epoch"] * content["steps_per_epoch"] + content["step"]
-    return model.eval(), f"{done:,} of {content['steps']:,} steps"
+    return model.eval(), trained
 
 
 def _format(channels_last: bool) -> Any:

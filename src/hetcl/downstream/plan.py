@@ -11,6 +11,8 @@ from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder, absolute
 from hetcl.settings import (
     FinetuneSettings,
+    build_saved,
+    check_finetune,
     finetune_from_dict,
     flatten,
     given_in,
@@ -24,6 +26,11 @@ KIND = "hetcl-finetune"
 """What a fine-tuning run's settings.yaml says that it is."""
 MAY_CHANGE = {"workers", "device", "devices", "threads", "checkpoint_every", "checkpoint_minutes", "max_bad"}
 """Settings that a resumed run may have otherwise."""
+FIELDS = {
+    **{"init": str, "data": str, "recipe": str | None, "allow_partial": list, "fingerprint": str},
+    **{"fingerprint_test": str, "arch": str, "facts": dict, "classes": list, "hetcl": str, "settings": dict},
+}
+"""What the settings.yaml of a fine-tuning run holds."""
 
 
 def new_plan(
@@ -59,7 +66,7 @@ def resumed_plan(
     saved = folder.read_settings()
     if saved.get("kind") != KIND:
         raise InputError(f"--out {folder.path} holds a run of another command; name a new folder")
-    then = finetune_from_dict(saved["settings"], str(folder.settings))
+    then = saved_settings(folder, saved)
     for name, given in (("init", init), ("data", data)):
         if given is not None and saved.get(name) not in (given, absolute(given)):
             raise InputError(
@@ -78,6 +85,21 @@ def resumed_plan(
             "--recipe out), or start a new folder"
         )
     return saved | {"settings": now}
+
+
+def saved_settings(folder: RunFolder, saved: Mapping[str, Any]) -> FinetuneSettings:
+    """The settings in what a fine-tuning run's folder holds. Raises ``InputError`` when something is wrong with it."""
+    settings = build_saved(
+        FinetuneSettings, saved["settings"], str(folder.settings), check_finetune, but=MAY_CHANGE,
+        beside=lambda: folder.check_settings(saved, FIELDS),
+    )  # fmt: skip
+    facts = {"mean": list, "std": list, "size": int | None, "channels": str, "source": str}
+    sound = all(
+        name in saved["facts"] and isinstance(saved["facts"][name], kind) for name, kind in facts.items()
+    )
+    if not sound or not all(isinstance(name, str) for name in saved["classes"]):
+        raise InputError(f"{folder.settings}: its classes or facts are no longer the run's; put back its own")
+    return settings
 
 
 def scaled(s: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:

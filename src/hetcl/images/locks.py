@@ -1,10 +1,12 @@
-"""File locks among processes, where the system has them; elsewhere everyone passes."""
+"""Locks among processes and threads, for whoever shares a cache."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from pathlib import Path
+
+from filelock import FileLock, Timeout
 
 
 @contextlib.contextmanager
@@ -18,22 +20,14 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     Yields:
         whether it is held. A file system without locks counts as held.
     """
+    lock, mine = FileLock(path, timeout=-1 if wait else 0, thread_local=False), True
     try:
-        import fcntl
-    except ImportError:
-        yield True
-        return
-    with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
-        except BlockingIOError:
-            yield False
-            return
-        except OSError:
-            yield True
-            return
-        try:
-            yield True
-        finally:
-            # Not left to the closing of the file: a process forked meanwhile holds it open as well.
-            fcntl.flock(lock, fcntl.LOCK_UN)
+        lock.acquire()
+    except Timeout:
+        mine = False
+    except (OSError, NotImplementedError):
+        pass
+    try:
+        yield mine
+    finally:
+        lock.release()

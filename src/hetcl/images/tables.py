@@ -1,9 +1,9 @@
 """Tables on disk, memory-mapped: what keeps listings and shard indexes out of memory.
 
 A table is one file: columns one after the other (each aligned to 64 bytes), then a JSON footer with each
-column's type, place and length and some facts about the whole, then the footer's length and a mark. It is
-written under a temporary name and renamed, so a reader sees a whole table or none, and two writers at once do
-no harm.
+column's type, place and length, some facts about the whole and the columns' CRC-32, then the footer's length and
+CRC-32 and a mark. It is written under a temporary name and renamed, so a reader sees a whole table or none, and two
+writers at once do no harm; it is compared with its checksums when it is opened, about 3 GB a second of one core.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import os
 import shutil
 import struct
 import tempfile
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
@@ -22,11 +23,12 @@ from typing import IO, Any
 import numpy as np
 
 from hetcl.errors import InputError
+from hetcl.paths import expand, home, spare_folder, unwritable
 
 log = logging.getLogger(__name__)
 
-MARK = b"hetcl-table-1\n\0\0"
-_TAIL = struct.Struct("<Q16s")
+MARK = b"hetcl-table-2\n\0\0"
+_TAIL = struct.Struct("<QI4x16s")
 _ALIGN = 64
 _BUFFER = 1 << 20
 
@@ -85,7 +87,11 @@ class TableWriter:
                 source.seek(0)
                 shutil.copyfileobj(source, out, _BUFFER)
             places[name] = _place(self._types[name], start, size)
-        out.write(_footer(self.meta, places))
+        end = out.tell()
+        out.seek(0)
+        crc = _crc(out, end)
+        out.seek(end)
+        out.write(_footer(self.meta, places, crc))
         out.flush()
         os.fsync(out.fileno())
         out.close()
@@ -120,9 +126,17 @@ def _place(kind: np.dtype, start: int, size: int) -> dict[str, Any]:
     return {"type": described, "start": start, "length": size // kind.itemsize}
 
 
-def _footer(meta: dict[str, Any], places: dict[str, dict[str, Any]]) -> bytes:
-    footer = json.dumps({"meta": meta, "columns": places}).encode()
-    return footer + _TAIL.pack(len(footer), MARK)
+def _footer(meta: dict[str, Any], places: dict[str, dict[str, Any]], crc: int | None) -> bytes:
+    footer = json.dumps({"meta": meta, "columns": places, "crc32": crc}).encode()
+    return footer + _TAIL.pack(len(footer), zlib.crc32(footer), MARK)
+
+
+def _crc(file: IO[bytes], size: int) -> int:
+    """CRC-32 of the next ``size`` bytes."""
+    crc, buffer = 0, memoryview(bytearray(_ALIGN << 12))
+    while size and (count := file.readinto(buffer[:size])):  # type: ignore[attr-defined]
+        crc, size = zlib.crc32(buffer[:count], crc), size - count
+    return crc
 
 
 def create_sparse(
@@ -148,7 +162,7 @@ def create_sparse(
     with open(path, "wb") as file:
         file.truncate(start)
         file.seek(start)
-        file.write(_footer(meta or {}, places))
+        file.write(_footer(meta or {}, places, None))  # (they are still to be filled)
     return {
         name: np.memmap(path, dtype=np.dtype(kind), mode="r+", offset=places[name]["start"], shape=(length,))
         for name, (kind, length) in columns.items()
@@ -161,21 +175,32 @@ class Table:
 
     Pickles as its path alone, so it costs nothing to send to a worker process.
 
+    Args:
+        path: the file.
+        check: compare the columns with their checksum.
+
     Raises:
-        TableError: no such file, or not a whole table of this version.
+        TableError: no such file, not a whole table of this version, or a damaged one.
     """
 
-    def __init__(self, path: Path | str) -> None:
+    def __init__(self, path: Path | str, check: bool = True) -> None:
         self.path = str(path)
         try:
             with open(self.path, "rb") as file:
                 file.seek(-_TAIL.size, os.SEEK_END)
                 end = file.tell()
-                length, mark = _TAIL.unpack(file.read(_TAIL.size))
+                length, crc, mark = _TAIL.unpack(file.read(_TAIL.size))
                 if mark != MARK or length > end:
                     raise ValueError("not a whole table")
                 file.seek(end - length)
-                footer = json.loads(file.read(length))
+                text = file.read(length)
+                if zlib.crc32(text) != crc:
+                    raise ValueError("its footer does not match its checksum")
+                footer = json.loads(text)
+                file.seek(0)
+                said = footer["crc32"] if check else None
+                if said is not None and said != _crc(file, end - length):
+                    raise ValueError("its columns do not match their checksum")
         except (OSError, ValueError) as error:
             raise TableError(
                 f"the listing {self.path} is damaged or gone ({error}): run the command again, it will be made anew"
@@ -184,8 +209,8 @@ class Table:
         self._places: dict[str, dict[str, Any]] = footer["columns"]
         self._maps: dict[str, np.ndarray] = {}
 
-    def __reduce__(self) -> tuple[type[Table], tuple[str]]:
-        return Table, (self.path,)
+    def __reduce__(self) -> tuple[type[Table], tuple[str, bool]]:
+        return Table, (self.path, False)
 
     def __getitem__(self, column: str) -> np.ndarray:
         found = self._maps.get(column)
@@ -224,37 +249,32 @@ class Table:
 def cache_folder(cache: Path | None = None) -> Path:
     """A writable folder: ``cache``, ``$HETCL_CACHE``, ``$XDG_CACHE_HOME/hetcl`` or ``~/.cache/hetcl``.
 
-    Where that cannot be written, one in the system's temporary folder, and a warning says so.
+    Where that cannot be written, or there is no home folder, one in the system's temporary folder, and a warning says
+    so.
+
+    Raises:
+        InputError: that cannot be written either.
     """
     named = cache or os.environ.get("HETCL_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(named).expanduser() if named else Path(base) / "hetcl"
-    reason = _unwritable(folder)
-    if reason is None:
-        return folder
-    spare = Path(tempfile.gettempdir()) / f"hetcl-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
-    if _unwritable(spare) is not None or (hasattr(os, "getuid") and spare.stat().st_uid != os.getuid()):
-        try:
-            spare = Path(tempfile.mkdtemp(prefix="hetcl-"))
-        except OSError as error:
-            raise InputError(
-                f"no folder for the list of pictures: neither {folder} ({reason}) nor the temporary one "
-                f"({error.strerror}) can be written; set HETCL_CACHE to a folder with room"
-            ) from error
-    log.warning(
-        "cannot write the cache %s (%s): listings go to %s; set HETCL_CACHE to keep them",
-        folder,
-        reason,
-        spare,
-    )
+    folder, reason = Path(expand(named)) if named else _usual(), "this user has no home folder"
+    if folder is not None:
+        fault = unwritable(folder)
+        if fault is None:
+            return folder
+        reason = f"cannot write the cache {folder} ({fault})"
+    try:
+        spare = spare_folder()
+    except OSError as error:
+        raise InputError(
+            f"no folder for the list of pictures: {reason}, and the temporary folder cannot be written "
+            f"({error.strerror}); set HETCL_CACHE to a folder with room"
+        ) from error
+    log.warning("%s: listings go to %s; set HETCL_CACHE to keep them", reason, spare)
     return spare
 
 
-def _unwritable(folder: Path) -> str | None:
-    """Why ``folder`` cannot be written, or None; makes it when it is missing."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
+def _usual() -> Path | None:
+    """Where caches are kept; None without a home folder."""
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "hetcl"
+    return None if (folder := home()) is None else Path(folder) / ".cache" / "hetcl"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,9 +9,19 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from hetcl.analysis.labelled import with_labels
 from hetcl.errors import InputError
+from hetcl.images.sources import open_validation
 from hetcl.runs.folder import RunFolder, absolute
-from hetcl.settings import Settings, flatten, from_dict, given_keys, keys_of, resolve, to_dict
+from hetcl.settings import (
+    Settings,
+    build_saved,
+    check,
+    flatten,
+    keys_of,
+    resolve,
+    to_dict,
+)
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
@@ -22,12 +31,18 @@ MAY_CHANGE = {
     "devices",
     "threads",
     "compile",
+    "deterministic",
     "checkpoint_every",
     "checkpoint_minutes",
     "max_bad",
 }
 """Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat
 only for equal device, threads and compile)."""
+FIELDS = {
+    **{"data": str, "recipe": str, "init": str | None, "allow_partial": list, "fingerprint": str},
+    **{"window": int, "hetcl": str, "settings": dict},
+}
+"""What the settings.yaml of a run holds."""
 
 
 @dataclass(frozen=True)
@@ -74,19 +89,19 @@ def resumed_plan(
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = folder.read_settings()
-    try:
-        then = from_dict(saved["settings"], str(folder.settings))
-        plan = Plan(
-            data=saved["data"],
-            recipe=saved["recipe"],
-            init=saved.get("init"),
-            settings=then,
-            fingerprint=saved.get("fingerprint"),
-            allow_partial=tuple(saved.get("allow_partial", ())),
-            window=int(saved.get("window", then.window)),
-        )
-    except KeyError as e:
-        raise InputError(f"{folder.settings} lacks {e}; it cannot be resumed") from None
+    then = build_saved(
+        Settings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
+        beside=lambda: folder.check_settings(saved, FIELDS),
+    )  # fmt: skip
+    plan = Plan(
+        data=saved["data"],
+        recipe=saved["recipe"],
+        init=saved["init"],
+        settings=then,
+        fingerprint=saved["fingerprint"],
+        allow_partial=tuple(map(str, saved["allow_partial"])),
+        window=saved["window"],
+    )
     if init is not None and plan.init not in (init, absolute(init)):
         raise InputError(
             f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
@@ -96,14 +111,7 @@ def resumed_plan(
             f"--allow-partial: the run in {folder.path} began with {', '.join(plan.allow_partial) or 'none'}; "
             "leave it out"
         )
-    named = given_keys(overrides)
-    if recipe is not None:
-        now = resolve(recipe, overrides)
-    elif named:
-        given = resolve(None, overrides)
-        now = from_dict({**flat(then), **{k: v for k, v in flat(given).items() if k in named}}, "the run")
-    else:
-        now = then
+    now = resolve(recipe, overrides, then=then)
     old, new = flat(then), flat(now)
     differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
     if differ:
@@ -121,11 +129,12 @@ def flat(settings: Settings) -> dict[str, Any]:
     return flatten(to_dict(settings))
 
 
-def absolute_data(data: str) -> str:
-    """DATA as a run in another folder would have to name it."""
-    if ":" in data:
-        return data
-    return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
+def held_out_of(data: str, settings: Settings, window: int) -> Source | None:
+    """The validation pictures that the kNN check asks about; None where there are none, or they are trained on."""
+    if settings.data_split != "train":
+        return None
+    held = open_validation(data, folder_classes=settings.folder_classes, window=window)
+    return None if held is None else with_labels(held)
 
 
 def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:

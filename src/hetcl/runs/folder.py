@@ -3,68 +3,43 @@
 ``settings.yaml`` what was asked; ``metrics.csv`` one row each ``log_every`` steps, a function of the settings and
 the data alone; ``timing.csv`` speed, which is not; ``log.txt`` what the console said; ``tensorboard/``;
 ``checkpoints/``; ``bad_pictures.csv`` where pictures were unusable; ``backbone.safetensors`` and ``summary.json`` at
-the end.
+the end. docs/reliability.md says how each is protected, and what becomes of a damaged one.
 """
 
 from __future__ import annotations
 
 import contextlib
-import csv
-import errno
-import io
-import json
 import os
 import platform
+import re
+import stat
 import subprocess
-from collections.abc import Mapping, Sequence
+import zlib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from hetcl import __version__
-from hetcl.errors import InputError, WorkFailed
+from hetcl.errors import InputError
 from hetcl.machine import cores
-
-
-def disk_problem(path: Path, error: OSError) -> WorkFailed:
-    """A write that failed, in one line with the fix."""
-    full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-    why, mend = ("the disk is full", "make room") if full else (error.strerror or error, "mend that")
-    return WorkFailed(
-        f"cannot write {path}: {why}; what was saved before is intact: {mend} and go on with --resume"
-    )
-
-
-def rank_name() -> str:
-    """Which process of a run this is, as far as its launcher says, before ranks meet; ``0``: the first or only one."""
-    return next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "0")
-
-
-def first_process() -> bool:
-    """Whether this is the process that writes and speaks (rank 0)."""
-    return rank_name() == "0"
+from hetcl.paths import expand, expand_spec
+from hetcl.runs.files import disk_problem as disk_problem
+from hetcl.runs.files import seal, unseal
+from hetcl.runs.files import write_atomic as write_atomic
+from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.runs.lock import first_process as first_process
+from hetcl.runs.lock import rank_name as rank_name
+from hetcl.runs.table import Table as Table
+from hetcl.trees import LONGEST, TreeError, parse_yaml
 
 
 def absolute(spec: str) -> str:
     """A MODEL or DATASET as a run elsewhere would have to name it: the file or folder in it is written in full."""
+    spec = expand_spec(spec)
     head, colon, path = spec.rpartition(":")
     if colon and not os.path.exists(spec):
         return head + colon + os.path.abspath(path) if os.path.exists(path) else spec
     return os.path.abspath(spec)
-
-
-def write_atomic(path: Path, data: bytes) -> None:
-    """Replace ``path`` by ``data`` wholly or not at all. Raises ``WorkFailed`` when the disk refuses."""
-    part = path.with_name(path.name + ".part")
-    try:
-        with open(part, "wb") as f:
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(part, path)
-    except OSError as e:
-        with contextlib.suppress(OSError):
-            part.unlink()
-        raise disk_problem(path, e) from None
 
 
 class RunFolder:
@@ -75,7 +50,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(expand(path))
         self.settings = self.path / "settings.yaml"
         self.metrics = self.path / "metrics.csv"
         self.timing = self.path / "timing.csv"
@@ -85,18 +60,41 @@ class RunFolder:
         self.bad_pictures = self.path / "bad_pictures.csv"
         self.backbone = self.path / "backbone.safetensors"
         self.summary = self.path / "summary.json"
+        self.lock = FolderLock(self.path)
 
     def check(self, *, resume: bool) -> None:
         """Raises ``InputError`` when the folder holds a run and ``resume`` is off, or is not a run at all."""
         if self.path.exists() and not self.path.is_dir():
             raise InputError(f"--out {self.path} is a file; name a folder for the run")
-        held = [p for p in self.path.iterdir() if p.name != "log.txt"] if self.path.is_dir() else []
+        held = self._held()
         if held and self.settings.is_file() and not resume:
             raise InputError(
                 f"--out {self.path} holds a run; add --resume to go on with it, or name a new folder"
             )
         if held and not self.settings.is_file() and not self._unborn(held):
             raise InputError(f"--out {self.path} is not empty and holds no run; name a new or empty folder")
+        self.check_kinds()
+
+    def _held(self) -> list[Path]:
+        """What is in the folder, besides what says nothing of a run."""
+        paths = self.path.iterdir() if self.path.is_dir() else ()
+        return [p for p in paths if p.name != "log.txt" and not is_lock(p.name)]
+
+    def check_kinds(self) -> None:
+        """Raises ``InputError`` when something else is where a file or folder of the run belongs: before the work."""
+        tables = (self.metrics, self.timing, self.bad_pictures)
+        files = (self.settings, *tables, self.log, self.backbone, self.summary)
+        for path in [*files, *self.checkpoints.glob("*.ckpt"), self.tensorboard]:
+            try:
+                mode = path.stat().st_mode
+            except OSError:  # not there, or a link to nothing
+                continue
+            right = (
+                stat.S_ISDIR(mode) if path == self.tensorboard else stat.S_ISREG(mode) or stat.S_ISCHR(mode)
+            )
+            if not right:
+                what = "folder" if path == self.tensorboard else "plain file"
+                raise InputError(f"{path} is no {what}; move it away and go on with --resume")
 
     def create(self, *, resume: bool) -> None:
         """Make the folder. Raises ``InputError`` when that cannot be, or as :meth:`check`."""
@@ -108,95 +106,139 @@ class RunFolder:
                 f"cannot make the run folder {self.path}: {e.strerror}; name another with --out"
             ) from None
 
+    def begin(self, *, resume: bool, known: bool) -> None:
+        """Make and lock the folder, and look again whether it may be written.
+
+        Args:
+            known: what is to be done was read from the folder.
+
+        Raises:
+            InputError: as :meth:`create`, or another process was here since the folder was first looked at.
+        """
+        self.create(resume=resume)
+        self.lock.hold()
+        self.check(resume=resume)
+        if self.settings.is_file() and not known:
+            raise InputError(
+                f"a run was begun in {self.path} meanwhile; give the command again to go on with it"
+            )
+
     def _unborn(self, held: list[Path]) -> bool:
         """A folder whose run was killed before its settings were written."""
         return all(p.name in ("checkpoints", "settings.yaml.part") for p in held) and not any(
             self.checkpoints.glob("*.ckpt")
         )
 
+    def check_nothing_lost(self) -> None:
+        """For a run without any checkpoint: raises ``InputError`` unless all that is here is soon made again."""
+        done = next((p for p in (self.backbone, self.summary) if p.exists()), None)
+        if done is not None:
+            raise InputError(
+                f"{self.path} holds a run that has ended ({done.name}) and has no checkpoint to go on from; put its "
+                "checkpoints back, or name a new folder"
+            )
+        rows = self._progress()
+        first = next((i for i, (_, epoch, _) in enumerate(rows) if epoch), len(rows))
+        if len(rows) > first + 1:  # a checkpoint follows the row of an epoch's end
+            stage, _, step = rows[-1]
+            raise InputError(
+                f"the run in {self.path} got to step {step} of {stage}, and its checkpoints are gone; put them back, "
+                f"name a new folder, or remove {self.metrics} to begin again"
+            )
+
+    def _progress(self) -> list[tuple[str, int, int]]:
+        """Stage, epoch and step of the rows of metrics.csv, whatever else has become of it."""
+        rows = []
+        with contextlib.suppress(OSError):
+            for line in self.metrics.read_bytes().splitlines() if self.metrics.is_file() else ():
+                with contextlib.suppress(ValueError):
+                    stage, epoch, step, *_ = line.split(b",")
+                    rows.append((stage.decode(), int(epoch), int(step)))
+        return rows
+
+    # ---- settings ------------------------------------------------------------------------------------------------
+
     def write_settings(self, tree: Mapping[str, Any]) -> None:
-        """Save the resolved settings, data and command (YAML)."""
+        """Save the resolved settings, data and command (YAML), with a checksum in the first line."""
         import yaml
 
-        write_atomic(self.settings, yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True).encode())
+        text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True).encode()
+        seal = f"# crc32 {zlib.crc32(text):08x} of what follows; who edits it removes this line\n"
+        write_atomic(self.settings, seal.encode() + text)
 
     def read_settings(self) -> dict[str, Any]:
-        """What :meth:`write_settings` saved. Raises ``InputError`` when the file is missing or broken."""
-        import yaml
-
+        """What :meth:`write_settings` saved. Raises ``InputError``: it is missing, broken or of a newer hetcl."""
         try:
-            tree = yaml.safe_load(self.settings.read_text(encoding="utf-8"))
+            with open(self.settings, encoding="utf-8") as f:
+                tree = parse_yaml(f.read(LONGEST + 1))
         except FileNotFoundError:
             raise InputError(f"{self.path} is no run folder: it has no settings.yaml") from None
-        except (yaml.YAMLError, OSError, UnicodeDecodeError) as e:
-            raise InputError(f"cannot read {self.settings}: {str(e).splitlines()[0]}") from None
+        except TreeError as e:
+            raise InputError(f"cannot read {self.settings}: it is {e}") from None
+        except (OSError, UnicodeDecodeError) as e:
+            why = e.strerror if isinstance(e, OSError) else "it is not text"
+            raise InputError(f"cannot read {self.settings}: {why}") from None
         if not isinstance(tree, dict) or not isinstance(tree.get("settings"), dict):
             raise InputError(
                 f"{self.settings} does not hold the settings of a run; put it back, or start a new folder"
             )
+        if _version(tree.get("hetcl")) > _version(__version__):
+            raise InputError(f"{self.settings} was written by a newer hetcl ({tree['hetcl']}); upgrade hetcl")
         return tree
 
+    def check_settings(self, tree: Mapping[str, Any], fields: Mapping[str, Any]) -> None:
+        """Whether what :meth:`read_settings` gave is as the run wrote it.
+
+        Args:
+            fields: what it must hold: name to type.
+
+        Raises:
+            InputError: something is missing, of another type, or not as it was written.
+        """
+        mend = "; put back the run's own, or start a new folder"
+        for name, kind in fields.items():
+            if name not in tree:
+                raise InputError(
+                    f"{self.settings} lacks {name!r}; put back the run's own, or start a new folder"
+                )
+            if not isinstance(tree[name], kind) or isinstance(tree[name], bool):
+                raise InputError(f"{self.settings}: {name} cannot be {tree[name]!r:.60}{mend}")
+        seal, _, text = self.settings.read_bytes().partition(b"\n")
+        said = re.match(rb"# crc32 ([0-9a-f]{8}) ", seal)
+        if said and int(said[1], 16) != zlib.crc32(text):
+            raise InputError(
+                f"{self.settings} does not match its checksum: it is damaged or was edited; put back the run's own "
+                "(if it says what you mean, remove its first line)"
+            )
+
+    # ---- results -------------------------------------------------------------------------------------------------
+
     def read_metrics(self) -> list[dict[str, float | str]]:
-        """Rows of metrics.csv with numbers as floats; empty cells are left out."""
+        """Rows of metrics.csv with numbers as floats; empty cells, and lines that are no rows, are left out."""
         if not self.metrics.is_file():
             return []
-        with open(self.metrics, newline="", encoding="utf-8") as f:
-            return [
-                {k: v if k == "stage" else float(v) for k, v in row.items() if v} for row in csv.DictReader(f)
-            ]
+        try:
+            with open(self.metrics, encoding="utf-8", errors="replace") as f:
+                columns = f.readline().rstrip("\n").split(",")
+        except OSError:
+            return []
+        return Table(self.metrics, columns).read()
 
     def write_summary(self, tree: Mapping[str, Any]) -> None:
-        """Final figures, machine, commit and wall time as JSON."""
-        write_atomic(self.summary, (json.dumps(dict(tree), indent=2) + "\n").encode())
+        """Final figures, machine, commit and wall time as JSON, with its checksum."""
+        write_atomic(self.summary, seal(tree))
 
-
-class Table:
-    """A CSV file that grows by rows and can be cut back to where a checkpoint left it.
-
-    Args:
-        path: the file; its header is written when it is new or cut to nothing.
-        columns: the header; a row may leave cells empty and have no others.
-    """
-
-    def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        self.path, self.columns = path, tuple(columns)
-
-    def cut(self, size: int | None) -> None:
-        """Forget everything after the first ``size`` bytes (0: start anew; None: a last line that is cut short)."""
+    def read_summary(self) -> dict[str, Any]:
+        """What :meth:`write_summary` saved; empty when it is not there, or damaged."""
         try:
-            kept = b""
-            if self.path.exists() and size != 0:
-                with open(self.path, "rb") as f:
-                    kept = f.read(os.fstat(f.fileno()).st_size if size is None else size)
-            kept = kept[: kept.rfind(b"\n") + 1]
-            with open(self.path, "r+b" if self.path.exists() else "w+b") as f:
-                f.truncate(len(kept))
-            if not kept:
-                self._write(dict(zip(self.columns, self.columns, strict=True)))
-        except OSError as e:
-            raise disk_problem(self.path, e) from None
+            return unseal(self.summary.read_bytes())
+        except (OSError, TreeError):
+            return {}
 
-    def append(self, row: Mapping[str, Any]) -> None:
-        """Write one row. Floats keep nine digits, which is exact for fp32."""
-        try:
-            self._write({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
-        except OSError as e:
-            raise disk_problem(self.path, e) from None
 
-    def _write(self, row: Mapping[str, Any]) -> None:
-        text = io.StringIO()
-        csv.DictWriter(text, self.columns, lineterminator="\n").writerow(dict(row))
-        with open(self.path, "ab") as f:
-            f.write(text.getvalue().encode())
-
-    def size(self) -> int:
-        """Bytes safely on disk."""
-        try:
-            with open(self.path, "rb") as f:
-                os.fsync(f.fileno())
-                return os.fstat(f.fileno()).st_size
-        except OSError as e:
-            raise disk_problem(self.path, e) from None
+def _version(text: Any) -> tuple[int, ...]:
+    """``"0.1.0"`` as numbers; nothing where it is no version."""
+    return tuple(map(int, re.findall(r"\d+", str(text))[:3])) if re.match(r"\d+\.\d+", str(text)) else ()
 
 
 def machine() -> dict[str, Any]:

@@ -15,12 +15,13 @@ from hetcl.settings.downstream import (
     EvaluateSettings,
     FinetuneSettings,
     MachineSettings,
+    check_finetune,
     finetune_from_dict,
     resolve_evaluate,
     resolve_finetune,
 )
-from hetcl.settings.parse import documented, flatten, given_in, keys_of, to_dict
-from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, given_keys, resolve, stages_of
+from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, to_dict
+from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, resolve, stages_of
 from hetcl.settings.recipes import recipe_names, recipe_text
 
 __all__ = [
@@ -32,13 +33,14 @@ __all__ = [
     "ProbeSettings",
     "Settings",
     "StageSettings",
+    "build_saved",
     "check",
+    "check_finetune",
     "documented",
     "finetune_from_dict",
     "flatten",
     "from_dict",
     "given_in",
-    "given_keys",
     "keys_of",
     "recipe_names",
     "recipe_text",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import asdict, fields, is_dataclass
 from functools import cache
 from itertools import pairwise
@@ -167,7 +167,7 @@ def build(cls: type[T], given: Mapping[str, tuple[Any, str]], check: Callable[[T
     if values is not None:
         settings = _instance(cls, values)
         if faults := check(settings):
-            raise InputError("\n".join(faults))
+            raise InputError(*faults)
         return settings
     faults = []
     for key, (value, origin) in given.items():
@@ -179,7 +179,41 @@ def build(cls: type[T], given: Mapping[str, tuple[Any, str]], check: Callable[[T
             _parser(kind).parse_args([words[key]])
         except wrong:
             faults.append(f"setting {key}{where} must be {_wanted(kinds[key], value)}, not {value!r}")
-    raise InputError("\n".join(faults) or f"cannot read the settings {', '.join(words.values())}")
+    raise InputError(*(faults or [f"cannot read the settings {', '.join(words.values())}"]))
+
+
+def build_saved(
+    cls: type[T],
+    tree: Mapping[str, Any],
+    origin: str,
+    check: Callable[[T], list[str]],
+    *,
+    but: Collection[str],
+    beside: Callable[[], None],
+) -> T:
+    """Settings that a run has saved: none that decides a number may be missing, or a default would make another run.
+
+    Args:
+        origin: the file, for messages.
+        check: as of :func:`build`.
+        but: settings that decide no numbers, whose defaults will do.
+        beside: checks what else was saved, once the settings are known to have the right types.
+
+    Raises:
+        InputError: names, types, what is beside, what is missing, values: the first of these that is wrong.
+    """
+    given = {key: (value, origin) for key, value in flatten(tree).items()}
+    build(cls, given, lambda _: [])
+    beside()
+    kind: Any = cls
+    lacking = [key for key in keys_of(kind) if key not in given and key not in but]
+    if lacking:
+        more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+        raise InputError(
+            f"{origin} lacks the setting {lacking[0]}{more}: it is damaged, or of an older hetcl; put back the run's "
+            "own, or start a new folder"
+        )
+    return build(cls, given, check)
 
 
 def _unknown(cls: type, key: str, where: str) -> str:

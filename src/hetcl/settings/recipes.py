@@ -7,7 +7,10 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.errors import InputError
+from hetcl.paths import expand
 from hetcl.settings.parse import near
+from hetcl.textfiles import read_text
+from hetcl.trees import TreeError, parse_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
 VERBS = ("pretrain", "finetune")
@@ -33,7 +36,7 @@ def recipe_text(recipe: str, verb: str | None = None) -> str:
         raise InputError(
             f"recipe {recipe} is one of `hetcl {owner}`; `hetcl recipes` lists those of each verb"
         )
-    path = RECIPES / owner / f"{recipe}.yaml" if owner else Path(recipe)
+    path = RECIPES / owner / f"{recipe}.yaml" if owner else Path(expand(recipe))
     if recipe and path.is_dir():
         raise InputError(
             f"recipe {recipe} is a folder; name a YAML file, or a recipe that `hetcl recipes` lists"
@@ -41,26 +44,15 @@ def recipe_text(recipe: str, verb: str | None = None) -> str:
     if not path.is_file():
         hint = near(recipe, [n for v in VERBS if verb in (None, v) for n in recipe_names(v)])
         raise InputError(f"no recipe named {recipe!r} and no such file{hint}; `hetcl recipes` lists them")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"recipe {recipe} is not text; name a YAML file") from None
-    except OSError as e:
-        raise InputError(f"cannot read recipe {recipe}: {e.strerror}") from None
+    return read_text(path)
 
 
 def recipe_tree(name: str, verb: str) -> Mapping[Any, Any]:
     """What a recipe sets; of a run's ``settings.yaml``, what the run was set to."""
-    import yaml
-
-    text = recipe_text(name, verb)
     try:
-        tree = yaml.safe_load(text)
-    except yaml.MarkedYAMLError as e:
-        line = f" in line {e.problem_mark.line + 1}" if e.problem_mark else ""
-        raise InputError(f"recipe {name} is not valid YAML{line}: {e.problem or e.context}") from None
-    except yaml.YAMLError as e:
-        raise InputError(f"recipe {name} is not valid YAML: {str(e).splitlines()[0]}") from None
+        tree = parse_yaml(recipe_text(name, verb))
+    except TreeError as e:
+        raise InputError(f"recipe {name} is {e}") from None
     if tree is None:
         return {}
     if isinstance(tree, Mapping) and isinstance(tree.get("settings"), Mapping):

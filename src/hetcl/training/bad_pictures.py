@@ -2,16 +2,38 @@
 
 from __future__ import annotations
 
-import csv
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from hetcl.errors import WorkFailed
-from hetcl.runs.folder import Table, disk_problem
+from hetcl.runs.folder import Table, first_process
 from hetcl.types import BadRecord
 
 BAD_COLUMNS = ("index", "name", "reason")
+
+
+class BadList:
+    """The file that lists each picture that could not be used once.
+
+    Args:
+        path: the CSV file; what it lists already (of a resumed run) is known, and what is damaged in it mended.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.table = Table(path, BAD_COLUMNS, text=("name", "reason"))
+        self.told = self.table.cut(None) if path.is_file() and first_process() else None
+        """What a person should know: that the file was damaged."""
+        listed = (row.get("index") for row in self.table.read())
+        self.known = {int(i) for i in listed if isinstance(i, float) and i.is_integer()}
+
+    def add(self, bad: Sequence[BadRecord]) -> list[BadRecord]:
+        """List those that are not listed yet, and return them. Raises ``WorkFailed`` when the disk refuses."""
+        new = [r for r in {r.index: r for r in bad}.values() if r.index not in self.known]
+        for r in new:
+            self.table.append({"index": r.index, "name": r.name, "reason": r.reason})
+        self.known |= {r.index for r in new}
+        return new
 
 
 class BadPictures:
@@ -27,39 +49,23 @@ class BadPictures:
         self.path, self.share, self.pictures = path, share, pictures
         self.seen = self.replaced = 0
         self.warn: Any = print
-        self._listed: set[int] = set()
-        if path.is_file():
-            Table(path, BAD_COLUMNS).cut(None)
-            with open(path, newline="", encoding="utf-8") as f:
-                self._listed = {int(row["index"]) for row in csv.DictReader(f)}
+        self.list = BadList(path)
 
     @property
     def known(self) -> int:
         """Different pictures found unusable."""
-        return len(self._listed)
+        return len(self.list.known)
 
     def see(self, usable: int, bad: Sequence[BadRecord]) -> None:
         """Count a batch of ``usable`` pictures. Raises ``WorkFailed`` when too many of those opened were bad."""
         self.seen += usable + len(bad)
         self.replaced += len(bad)
-        new = [r for r in {r.index: r for r in bad}.values() if r.index not in self._listed]
-        if new:
-            first = not self._listed
-            try:
-                # A file name need not be text in any encoding.
-                with open(self.path, "a", newline="", encoding="utf-8", errors="backslashreplace") as f:
-                    writer = csv.writer(f, lineterminator="\n")
-                    if f.tell() == 0:
-                        writer.writerow(BAD_COLUMNS)
-                    writer.writerows((r.index, r.name, r.reason) for r in new)
-            except OSError as e:
-                raise disk_problem(self.path, e) from None
-            self._listed |= {r.index for r in new}
-            if first:
-                self.warn(
-                    f"{new[0].name} cannot be used ({new[0].reason}); another picture takes its place. "
-                    f"{self.path} lists all such pictures"
-                )
+        first = not self.list.known
+        if (new := self.list.add(bad)) and first:
+            self.warn(
+                f"{new[0].name} cannot be used ({new[0].reason}); another picture takes its place. "
+                f"{self.path} lists all such pictures"
+            )
         enough = min(self.pictures, 1000)
         if self.seen >= enough and self.replaced > self.share * self.seen:
             raise WorkFailed(

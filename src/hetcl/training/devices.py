@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
 
 from hetcl.errors import InputError
@@ -16,6 +18,17 @@ from hetcl.training.ranks import launch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
 """Fabric's names. Its "64-true" rounds what a model gives to fp32, so for fp64 it converts nothing and we do it."""
+
+
+class Autocast(MixedPrecision):
+    """bf16 where PyTorch's autocast has it, and nowhere else. Fabric's own rounds all that goes into a model to bf16
+    first, the boxes that a detector is to learn too: from 256 pixels on by up to 1, from 512 on by up to 2."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", "cpu" if device == "cpu" else "cuda")
+
+    def convert_input(self, data: Any) -> Any:
+        return data
 
 
 def make_fabric(
@@ -52,15 +65,31 @@ def make_fabric(
     strategy = DDPStrategy(broadcast_buffers=False) if total > 1 else "auto"
     # (torch 2.14 warns that this way of saying so will change; the new one would still copy them at the start.)
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
+    name = precision_on(precision, device)
+    how: dict[str, Any] = {"plugins": Autocast(device)} if name == "bf16" else {"precision": PRECISIONS[name]}
     fabric = Fabric(
         accelerator=device,
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        precision=PRECISIONS[precision_on(precision, device)],  # type: ignore[arg-type]
+        **how,
     )
     launch(fabric)
     return fabric
+
+
+def choose_kernels(*, deterministic: bool) -> None:
+    """For steps whose shapes stay the same: let cuDNN time its kernels once, or keep to those that repeat their bits.
+
+    Args:
+        deterministic: two equal runs on one GPU end in equal bits, at some cost in speed. An operation that cannot
+            do so raises RuntimeError.
+    """
+    if deterministic:
+        # cuBLAS reads it when it starts; PyTorch asks for it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 
 def use_threads(threads: int, processes: int = 1) -> None:
@@ -83,6 +112,15 @@ def precision_on(precision: str, device: str) -> str:
         return precision
     cuda = device in ("cuda", "auto") and torch.cuda.is_available()
     return "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
+
+
+def not_finite_because(fabric: Fabric) -> str:
+    """Why an encoder may give values that are not finite: ``the weights are broken``, and bf16 where it is used."""
+    with fabric.autocast():
+        coarse = torch.is_autocast_enabled(fabric.device.type)
+    return "the weights are broken" + (
+        ", or precision bf16 is too coarse for them (set precision to fp32)" if coarse else ""
+    )
 
 
 def device_name(device: torch.device) -> str:

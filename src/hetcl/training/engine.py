@@ -12,23 +12,26 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor
 
 from hetcl.draws import seed_of
-from hetcl.errors import Stopped, WorkFailed, mark_alone
+from hetcl.errors import InputError, Stopped, WorkFailed, mark_alone
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
 from hetcl.signals import StopSignal
-from hetcl.training.progress import Reporter, duration
+from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import Schedule
 
 CHECKPOINT_MINUTES = 15.0
 """A kill costs no more than these, by default."""
 TIMING_COLUMNS = ("stage", "step", "images_per_second", "waiting", "seconds")
 """The header of timing.csv."""
+PACE = 0.8
+"""What an older row counts for, against the next, when the time that is left is judged."""
 
 
 class Task(Protocol):
@@ -121,7 +124,9 @@ class Stopwatch:
     since: float = field(default_factory=time.monotonic)
     waited: float = 0.0
     steps: int = 0
-    seconds_per_step: float = 0.0
+    rows: int = 0
+    paced: tuple[float, float] = (0.0, 0.0)
+    """Seconds and steps of the rows so far, the older the less; by them the rest is judged."""
 
     def take(self, images_per_step: int) -> dict[str, float]:
         """Figures since the last call (or :meth:`restart`); nothing when no step was made."""
@@ -129,8 +134,9 @@ class Stopwatch:
             return {}
         spent = max(time.monotonic() - self.since, 1e-9)
         out = {"images_per_second": self.steps * images_per_step / spent, "waiting": self.waited / spent}
-        now = spent / self.steps
-        self.seconds_per_step = 0.5 * (self.seconds_per_step + now) if self.seconds_per_step else now
+        kept = PACE if self.rows > 1 else 0.0  # the first row has the start of the workers in it
+        self.paced = kept * self.paced[0] + spent, kept * self.paced[1] + self.steps
+        self.rows += 1
         self.restart()
         return out
 
@@ -139,8 +145,9 @@ class Stopwatch:
         self.since, self.waited, self.steps = time.monotonic(), 0.0, 0
 
     def left(self, steps: int) -> float:
-        """Seconds for ``steps`` more, by the pace of late."""
-        return steps * self.seconds_per_step
+        """Seconds for ``steps`` more, by the pace of the last rows."""
+        seconds, done = self.paced
+        return steps * seconds / max(done, 1.0)
 
 
 class Loop:
@@ -179,6 +186,8 @@ class Loop:
         self.checkpoint_seconds, self.saved = 60 * checkpoint_minutes, time.monotonic()
         self.timing = Table(folder.timing, TIMING_COLUMNS)
         self.meters, self.watch = Meters(), Stopwatch()
+        self.evaluation: float | None = None
+        """Seconds of the last evaluation of this process."""
         self.epoch = self.step = 0
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=fabric.device)
 
@@ -245,7 +254,9 @@ class Loop:
             self.save()  # whatever becomes of the evaluation, the training is kept
         task.before_save()
         speed = watch.take(task.images_per_step)
+        began = time.monotonic()
         figures = self._evaluated()
+        self.evaluation = time.monotonic() - began
         self.epoch, self.step = self.epoch + 1, 0
         self._row(figures, speed=speed, last=True)
         self.save()
@@ -292,10 +303,15 @@ class Loop:
         if speed:
             spent = time.monotonic() - self.watch.began
             self.timing.append({"stage": self.task.name, "step": self.done, **speed, "seconds": spent})
+        with self.reporter.reporting():
+            self._show(row, speed or {}, last)
+
+    def _show(self, row: Mapping[str, float], speed: Mapping[str, float], last: bool) -> None:
+        """A row for a person: TensorBoard, a line, messages."""
         self.reporter.scalars({f"{self.task.name}/{k}": v for k, v in {**row, **speed}.items()}, self.done)
         left = self.task.epochs * self.task.steps_per_epoch - self.done
+        ahead = self._ahead(left) if speed and left else ""
         pace = f"{speed['images_per_second']:.0f} img/s, waiting {speed['waiting']:.0%}" if speed else ""
-        ahead = f"{duration(self.watch.left(left))} left" if speed and left else ""
         words = [
             f"{self.task.name} {self.epoch}/{self.task.epochs} step {self.done}",
             self.task.line(row),
@@ -305,6 +321,15 @@ class Loop:
         self.reporter.row("  ".join(w for w in words if w), last=last)
         for message in self.task.messages({**row, "epoch": self.epoch, "step": self.done}):
             self.reporter.warn(message)
+
+    def _ahead(self, steps: int) -> str:
+        """How long ``steps`` more will take, with the evaluations that are to come where those are slow."""
+        if not self.task.slow_evaluation:
+            return f"{duration(self.watch.left(steps))} left"
+        evaluations = self.task.epochs - self.epoch
+        seconds = self.watch.left(steps) + evaluations * (self.evaluation or 0.0)
+        more = "" if self.evaluation is not None else f" and {count(evaluations, 'evaluation')}"
+        return f"{duration(seconds)} left{more}"
 
     def _check_finite(self) -> None:
         """Stop every rank when a loss was not finite on any. CPU-GPU sync point."""
@@ -359,6 +384,7 @@ class Loop:
             "task": self.task.state_dict(),
             "meters": {"sums": self.meters.sums, "count": self.meters.count},
             "metrics_bytes": self.metrics.size() if self.main else 0,
+            "metrics": torch.from_numpy(np.frombuffer(self.metrics.held, np.uint8).copy()),
         }
 
     def save(self) -> None:
@@ -373,12 +399,19 @@ class Loop:
         self.saved = time.monotonic()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
-        self.epoch, self.step = state["epoch"], state["step"]
-        self.task.load_state_dict(state["task"])
+        """Raises ``InputError`` when the state is not of this task."""
         device = self.fabric.device
-        self.meters = Meters(
-            {k: v.to(device) for k, v in state["meters"]["sums"].items()}, state["meters"]["count"]
-        )
+        try:
+            self.epoch, self.step = state["epoch"], state["step"]
+            self.task.load_state_dict(state["task"])
+            sums, count = state["meters"]["sums"], state["meters"]["count"]
+            self.meters = Meters({k: v.to(device) for k, v in sums.items()}, count)
+        except (LookupError, RuntimeError, TypeError, ValueError, AttributeError) as e:
+            why = (str(e).splitlines() or [""])[0][:120]
+            raise InputError(
+                f"the checkpoint in {self.folder.checkpoints} does not fit this run ({type(e).__name__}: {why}); put "
+                "back the run's own, or start a new folder"
+            ) from e
 
 
 def _ranks() -> int:

@@ -8,7 +8,7 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -17,6 +17,8 @@ from rich.markup import escape
 from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
+from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.printable import printable
 from hetcl.runs.folder import disk_problem
 
 
@@ -34,8 +36,9 @@ def duration(seconds: float) -> str:
 
 
 def count(n: int, thing: str) -> str:
-    """``1 epoch``, ``2 epochs``."""
-    return f"{n:,} {thing}{'s' * (n != 1)}"
+    """``1 epoch``, ``2 epochs``, ``2 classes``."""
+    plural = "es" if thing.endswith("s") else "s"
+    return f"{n:,} {thing}{plural * (n != 1)}"
 
 
 class Events:
@@ -113,7 +116,7 @@ class Reporter:
         """A line that stays."""
         if self.quiet:
             return
-        self.console.print(escape(text), style=style)
+        self.console.print(escape(printable(text)), style=style)
         self.note(text)
 
     def show(self, table: Table) -> None:
@@ -135,10 +138,21 @@ class Reporter:
         if self._log is None or self.quiet:
             return
         try:
-            with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as f:
-                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            with open(self._log, "a", encoding="utf-8") as f:
+                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
         except OSError as e:
             raise disk_problem(self._log, e) from None
+
+    @contextlib.contextmanager
+    def reporting(self) -> Iterator[None]:
+        """Inside, what cannot be shown is said, and stops nothing that was computed. A full disk is another matter."""
+        try:
+            yield
+        except (InputError, WorkFailed, Stopped):
+            raise
+        except Exception as e:
+            why = (str(e).splitlines() or [""])[0][:200]
+            self.warn(f"some of this could not be shown ({type(e).__name__}: {why}); the files have it")
 
     def start(self, name: str, done: int, total: int) -> None:
         """A new stage of ``total`` steps."""
@@ -163,6 +177,7 @@ class Reporter:
         if self.quiet:
             return
         self.note(text)
+        text = printable(text)
         if self._bar is not None:
             self._bar.update(self._task, text=escape(text))
         elif last or time.monotonic() - self._shown > 10:

@@ -120,7 +120,7 @@ def cut(
         boxes: V rectangles in the plane of the original.
         size: S, in pixels.
         plane: (width, height) of the original; None when ``pixels`` is the original.
-        out: uint8 ``[V, 3, S, S]`` to write into.
+        out: uint8 ``[V, 3, S, S]`` to write into, quickest where it is channels last in memory.
 
     Returns:
         uint8 ``[V, 3, S, S]``.
@@ -132,9 +132,9 @@ def cut(
     for view, (left, top, right, bottom) in zip(out, boxes, strict=True):
         l, t = min(round(left * sx), w - 1), min(round(top * sy), h - 1)
         r, b = max(l + 1, round(right * sx)), max(t + 1, round(bottom * sy))
-        part = torch.from_numpy(pixels[t:b, l:r].copy()).permute(
-            2, 0, 1
-        )  # [3, h, w], channels last in memory
-        part = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)
-        view[:] = part[0].numpy()  # to channels first
+        # [1, 3, h, w], channels last in memory; the copied first dimension says so to torch, which otherwise
+        # reorders the result in a slow way.
+        part = torch.from_numpy(pixels[None, t:b, l:r].copy()).permute(0, 3, 1, 2)
+        part = F.interpolate(part, (size, size), mode="bilinear", antialias=True)
+        view[:] = part[0].numpy()
     return out

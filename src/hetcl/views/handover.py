@@ -122,15 +122,20 @@ class _Pickler(pickle.Pickler):
     def reducer_override(self, item: Any) -> Any:
         if type(item) is not Tensor or item.device.type != "cpu" or item.layout != torch.strided:
             return NotImplemented
+        # In the order in which it lies in memory (views are channels last), so that nothing is reordered.
+        strides = item.stride()
+        order = sorted(range(item.dim()), key=lambda axis: -strides[axis])
+        item = item.detach().permute(order).contiguous()
         if not item.numel():
-            return _tensor, (b"", item.dtype, tuple(item.shape))
-        flat = item.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data
-        return _tensor, (pickle.PickleBuffer(flat), item.dtype, tuple(item.shape))
+            return _tensor, (b"", item.dtype, tuple(item.shape), order)
+        flat = item.reshape(-1).view(torch.uint8).numpy().data
+        return _tensor, (pickle.PickleBuffer(flat), item.dtype, tuple(item.shape), order)
 
 
-def _tensor(data: Any, dtype: torch.dtype, shape: tuple[int, ...]) -> Tensor:
-    """Around the memory that holds it."""
-    return torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+def _tensor(data: Any, dtype: torch.dtype, shape: tuple[int, ...], order: list[int]) -> Tensor:
+    """Around the memory that holds it; ``shape`` is that of memory, ``order`` says which axis each was."""
+    flat = torch.frombuffer(data, dtype=dtype).reshape(shape) if data else torch.empty(shape, dtype=dtype)
+    return flat.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
 def _dump(content: Any) -> tuple[bytes, list[tuple[int, memoryview]], int]:

@@ -18,6 +18,7 @@ import shutil
 import signal
 import tempfile
 import threading
+import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,7 +30,9 @@ from torch import Tensor, nn
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid
+from hetcl.paths import expand
 from hetcl.runs.folder import machine
+from hetcl.runs.lock import NAME, FolderLock
 from hetcl.weights import cards, verify, writers
 from hetcl.weights.cards import PURPOSES, Facts, Target
 from hetcl.weights.encoder import load_encoder, name_of
@@ -81,10 +84,12 @@ def export(
         WorkFailed: the file could not be written, or is not equal to its source; nothing is left of it.
     """
     kind = _format(format)
-    file = Path(out)
+    file = Path(expand(out))
     _check_out(file, format, kind, overwrite)
     material = _material(model, allow_partial)
-    with _workspace(file.parent) as folder:
+    with _workspace(file.parent) as folder, _lock(file) as lock:
+        lock.hold()
+        _check_out(file, format, kind, overwrite)
         hidden = folder / file.name
         payload = kind.write(material, hidden)
         _write(hidden, payload.data, file)
@@ -214,6 +219,11 @@ def _signals_as_errors() -> Iterator[None]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+def _lock(file: Path) -> FolderLock:
+    """Of a file: others may be written beside it."""
+    return FolderLock(file.parent, f"{NAME}-{zlib.crc32(os.fsencode(file.name)):08x}")
 
 
 def _write(path: Path, data: bytes, out: Path) -> None:

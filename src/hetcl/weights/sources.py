@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
+from hetcl.paths import expand_spec
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.weights import published, unpack
@@ -60,7 +61,7 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Se
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    allow_partial = patterns(allow_partial)
+    allow_partial, model = patterns(allow_partial), expand_spec(model)
     library, colon, rest = model.partition(":")
     if not model.strip():
         raise InputError(f"an empty name of weights: {GRAMMAR}")
@@ -78,7 +79,12 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Se
 def _path(path: Path, model: str, hint: str | None, allow: Sequence[str]) -> Weights:
     if path.is_dir():
         run = RunFolder(path)
-        run.read_settings()
+        ended = _last_stage(run.read_settings())
+        if ended and run.backbone.exists() and not (run.checkpoints / ended).is_file():
+            raise InputError(
+                f"{path} is a run that has ended, but its checkpoint {ended} is gone; name other weights, such as "
+                f"{run.backbone}"
+            )
         for name in ("stage2.ckpt", "stage1.ckpt", "last.ckpt"):
             if (run.checkpoints / name).is_file():
                 return _file(run.checkpoints / name, str(run.checkpoints / name), allow=allow)
@@ -88,6 +94,14 @@ def _path(path: Path, model: str, hint: str | None, allow: Sequence[str]) -> Wei
     if not path.is_file():
         raise InputError(f"no weights {model!r}: {GRAMMAR}")
     return _file(path, model, hint=hint, allow=allow)
+
+
+def _last_stage(tree: Mapping[str, Any]) -> str | None:
+    """The checkpoint that a pre-training run ends with; None of other runs."""
+    stage = tree["settings"].get("stage2")
+    if "kind" in tree or not isinstance(stage, Mapping):
+        return None
+    return "stage2.ckpt" if stage.get("epochs") else "stage1.ckpt"
 
 
 def _library(model: str, library: str, rest: str, allow: Sequence[str]) -> Weights:

@@ -7,11 +7,9 @@ read, never by the class itself. All other classes are refused.
 
 from __future__ import annotations
 
-import json
 import re
 import warnings
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -21,10 +19,9 @@ import torch
 from torch import Tensor
 
 from hetcl.errors import InputError
-from hetcl.runs import checkpoint
+from hetcl.runs import archive, checkpoint
+from hetcl.weights import sealed
 
-ZIP_GROWTH, ZIP_SLACK = 10, 1 << 26
-"""A zip may declare at most this many times its size, plus this many bytes: torch itself stores without packing."""
 TORCH_PICKLE = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."
 """How files of ``torch.save`` began before they were zips (PyTorch < 1.6): a magic number, pickled."""
 HARMLESS = re.compile(
@@ -96,7 +93,7 @@ def open_file(path: Path) -> tuple[Any, dict[str, Any]]:
         raise _unreadable(path, "the file is empty")
     if not head.startswith(b"PK"):
         _refuse_other_kinds(path, head)
-    elif zipfile.is_zipfile(path):
+    else:
         _refuse_bombs(path)
     content = _load(path)
     _refuse_unbacked(path, content)
@@ -120,12 +117,16 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
     try:
         with safe_open(path, "pt") as f:
-            facts = json.loads((f.metadata() or {}).get("hetcl", "{}"))
+            metadata = f.metadata() or {}
             state = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 (no mapping)
-    except (SafetensorError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError) as e:
+        facts = sealed.unseal(state, metadata)
+    except (
+        *(SafetensorError, OSError, ValueError, RuntimeError, LookupError, TypeError, AttributeError),
+        RecursionError,
+    ) as e:
         detail = (str(e).splitlines() or [""])[0][:200]
         raise _unreadable(path, f"it is damaged or cut short ({detail})") from None
-    if not isinstance(facts, dict) or not isinstance(facts.get("arch"), str | None):
+    if not isinstance(facts.get("arch"), str | None):
         raise _unreadable(path, "the facts in its header are not hetcl's")
     if not state:
         raise InputError(f"{path} holds no weights")
@@ -137,10 +138,6 @@ def _open_safetensors(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 # ---- PyTorch ---------------------------------------------------------------------------------------------------------
-
-
-UNZIP = (zipfile.BadZipFile, zipfile.LargeZipFile, OSError, ValueError, NotImplementedError, zlib.error)
-"""What a damaged zip may raise."""
 
 
 def _refuse_other_kinds(path: Path, head: bytes) -> None:
@@ -164,31 +161,16 @@ def _refuse_other_kinds(path: Path, head: bytes) -> None:
 
 
 def _refuse_bombs(path: Path) -> None:
-    """Raises when the zip would grow absurdly, or is not one of ``torch.save``."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            entries = archive.infolist()
-    except UNZIP:
-        return  # torch says what is wrong
-    size, declared = path.stat().st_size, sum(e.file_size for e in entries)
-    if declared > ZIP_GROWTH * size + ZIP_SLACK:
-        raise _unreadable(
-            path, f"it is a zip of {size} bytes that claims to hold {declared}; weights do not pack like that"
-        )
-    names = {e.filename.rsplit("/", 1)[-1] for e in entries}
+    """Raises when the zip would grow absurdly, is not one of ``torch.save``, or does not match its checksums."""
+    names = archive.parts(path)
     if "constants.pkl" in names:
         raise _unreadable(
             path, "it is a TorchScript archive, which is code; save the state_dict() of its module instead"
         )
-    if "data.pkl" not in names:
+    if names and "data.pkl" not in names:
         raise _unreadable(path, "it is a zip, but not one of torch.save; unpack the weights first")
-    try:
-        with zipfile.ZipFile(path) as archive:
-            damaged = archive.testzip()
-    except UNZIP:
-        return
-    if damaged is not None:
-        raise _unreadable(path, f"it is damaged: the bytes of {damaged} do not match their checksum")
+    if why := archive.damage(path):
+        raise _unreadable(path, why)
 
 
 def _load(path: Path) -> Any:
@@ -235,7 +217,7 @@ def _classes_in(path: Path) -> list[str]:
 def _refuse_unbacked(path: Path, content: Any) -> None:
     """Raises when tensors claim more memory than the file has bytes for: strides of 0, or a false size of a storage."""
     size = path.stat().st_size
-    most = ZIP_GROWTH * size + ZIP_SLACK
+    most = archive.GROWTH * size + archive.SLACK
     storages: dict[int, int] = {}
     for name, tensor in _tensors(content):
         if tensor.layout != torch.strided or tensor.device.type != "cpu" or tensor.is_quantized:

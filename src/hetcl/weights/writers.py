@@ -21,10 +21,12 @@ from torch import Tensor, nn
 
 from hetcl.errors import InputError
 from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid, seeded
+from hetcl.paths import expand_spec
 from hetcl.runs.folder import RunFolder, machine
 from hetcl.weights import verify
 from hetcl.weights.cards import Facts, Target
 from hetcl.weights.names import library_model, library_names, names_of
+from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights
 
 State = dict[str, Tensor]
@@ -64,7 +66,7 @@ def _plain(state: Mapping[str, Tensor]) -> State:
 
 def run_of(model: str) -> dict[str, Any] | None:
     """Settings and origin of the run that made ``model``; None where it is not part of a run."""
-    path = Path(model)
+    path = Path(expand_spec(model))
     if not path.exists():
         return None
     for folder in (path, path.parent, path.parent.parent):
@@ -74,11 +76,9 @@ def run_of(model: str) -> dict[str, Any] | None:
             continue
         with contextlib.suppress(InputError):
             tree = run.read_settings()
-            made: Any = {}
-            with contextlib.suppress(OSError, ValueError):
-                made = json.loads(run.summary.read_text("utf-8"))
-            by = made.get("machine") or {} if isinstance(made, dict) else {}
-            data = made.get("data") or {} if isinstance(made, dict) else {}
+            run.check_settings(tree, {})
+            made = run.read_summary()
+            by, data = (made[n] if isinstance(made.get(n), dict) else {} for n in ("machine", "data"))
             return {
                 "hetcl": tree.get("hetcl"),
                 "recipe": tree.get("recipe"),
@@ -145,8 +145,6 @@ def to_torchvision(m: Material, file: Path) -> Payload:
 
 
 def to_timm(m: Material, file: Path) -> Payload:
-    from safetensors.torch import save
-
     target = _with_maps(m, _in_library(m, "timm", "timm"))
     with seeded(0, "export"):
         whole = _timm_without_classifier(target.name).state_dict()
@@ -157,7 +155,7 @@ def to_timm(m: Material, file: Path) -> Payload:
         )
     state = {n: ours.get(n, v) for n, v in _plain(whole).items()}
     target = replace(target, untrained=tuple(n for n in state if n not in ours))
-    data = save(state, {"hetcl": _header(m, "timm")}) if file.suffix == ".safetensors" else _saved(state)
+    data = seal(state, _header(m, "timm")) if file.suffix == ".safetensors" else _saved(state)
     return Payload(data, state, target)
 
 
@@ -167,16 +165,14 @@ def _timm_without_classifier(name: str) -> nn.Module:
     return timm.create_model(name, pretrained=False, num_classes=0)
 
 
-def _header(m: Material, contents: str, **more: Any) -> str:
-    """The one entry of a safetensors header: several are written in an order that changes from run to run."""
+def _header(m: Material, contents: str, **more: Any) -> dict[str, Any]:
+    """What a header says of the weights."""
     facts = m.facts.metadata() | {"contents": contents, "licence": "code Apache-2.0; weights: their owner's"}
     facts["commit"] = (run_of(m.model) or {}).get("commit")
-    return json.dumps(facts | more, sort_keys=True)
+    return facts | more
 
 
 def to_safetensors(m: Material, file: Path) -> Payload:
-    from safetensors.torch import save
-
     library, _, _ = m.facts.arch.partition(":")
     target = _with_maps(m, _in_library(m, library, "safetensors"))
     if library == "torchvision":
@@ -186,12 +182,10 @@ def to_safetensors(m: Material, file: Path) -> Payload:
     # Of a plain dictionary torch adds the counters that are not there, and does not call them missing.
     missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     target = replace(target, missing=tuple(sorted(missing)))
-    return Payload(save(m.state, {"hetcl": _header(m, "backbone")}), m.state, target)
+    return Payload(seal(m.state, _header(m, "backbone")), m.state, target)
 
 
 def to_full(m: Material, file: Path) -> Payload:
-    from safetensors.torch import save
-
     state = _plain(m.weights.query)
     state |= {f"key.{n}": v for n, v in _plain(m.weights.key or {}).items()}
     broken = [n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
@@ -200,9 +194,7 @@ def to_full(m: Material, file: Path) -> Payload:
     kept = ("semantic_dim", "spatial")
     more = {name: m.weights.facts[name] for name in kept if name in m.weights.facts}
     library, _, name = m.facts.arch.partition(":")
-    return Payload(
-        save(state, {"hetcl": _header(m, "encoder", **more)}), state, Target("full", library, name)
-    )
+    return Payload(seal(state, _header(m, "encoder", **more)), state, Target("full", library, name))
 
 
 def to_detectron2(m: Material, file: Path) -> Payload:
@@ -273,6 +265,6 @@ def to_onnx(m: Material, file: Path) -> Payload:
     for part in (*graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info):
         del part.metadata_props[:]  # source lines and paths of this machine
     entry = graph.metadata_props.add()
-    entry.key, entry.value = "hetcl", _header(m, "graph")
+    entry.key, entry.value = "hetcl", json.dumps(_header(m, "graph"), sort_keys=True)
     library, _, name = m.facts.arch.partition(":")
     return Payload(graph.SerializeToString(), {}, Target("onnx", library, name))
