@@ -56,7 +56,8 @@ options=''
 mkdir -p "$work/data"
 if [ -n "$photos" ]; then
   mkdir "$work/data/photos"
-  find "$photos" -maxdepth 1 -iname '*.jp*g' | LC_ALL=C sort | head -n 120 | while read -r file; do cp "$file" "$work/data/photos/"; done
+  find "$photos" -maxdepth 1 -iname '*.jp*g' | LC_ALL=C sort >"$work/photos.txt"
+  head -n 120 "$work/photos.txt" | while read -r file; do cp "$file" "$work/data/photos/"; done
   options+=' --photos $d/photos'
 fi
 if [ -n "$shards" ]; then

@@ -45,7 +45,7 @@ FAILURES = [
     (OSError(errno.ENOSPC, "No space left", "run/x"), 1, "hetcl: run/x: the disk is full; what was saved"),
     (OSError(errno.EIO, "Input/output error"), 1, "hetcl: Input/output error; what was saved"),
     (PermissionError(errno.EACCES, "Permission denied", "p"), 1, "hetcl: p: Permission denied; what was"),
-    (MemoryError(), 1, "hetcl: out of memory: lower batch, size or queue"),
+    (MemoryError(), 1, "hetcl: out of memory, "),
     (
         RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"),
         1,

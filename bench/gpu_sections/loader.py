@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from gpu_sections.section import Section
 from gpu_sections.stages import batch_of, fabric_on, precision_for, settings_of, stage_of
 from hetcl.images.scenes import scene
 from hetcl.images.sources import open_source
+from hetcl.machine import cores as machine_cores
 from hetcl.training.devices import choose_kernels
 from hetcl.types import Sample, Source
 from hetcl.views.loader import ViewLoader
@@ -84,8 +84,8 @@ def photographs(section: Section, side: int) -> Source:
 def run(section: Section) -> None:
     """Decoding alone, all workers alone, training from memory, training from files."""
     scale = TOY if section.toy else FULL
-    cores = os.cpu_count() or 1
-    source = Repeated(photographs(section, scale.side), 10_000)
+    cores = machine_cores()
+    source = Repeated(photographs(section, scale.side), 10_000_000)
     each: dict[str, float] = {}
 
     def loader(workers: int, batch: int) -> ViewLoader:

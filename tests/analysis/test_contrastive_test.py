@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import threading
 from pathlib import Path
@@ -263,8 +264,12 @@ def test_features_that_are_not_finite_stop_the_work_with_the_models_name(
                 value.fill_(1e38)
 
     model = write_checkpoint(tmp_path / "broken.ckpt", method="moco-v2", change=explode)
-    with pytest.raises(WorkFailed, match=r"broken\.ckpt gives embedding features that are not finite"):
+    with pytest.raises(
+        WorkFailed, match=r"broken\.ckpt gives embedding features that are not finite"
+    ) as caught:
         run(model, pictures, tmp_path / "out")
+    assert re.search(r"e\.g\. \S+\.(png|jpg): the weights are broken;", str(caught.value))  # by name, in fp32
+    assert "bf16" not in str(caught.value)
 
 
 def test_unusable_pictures_are_left_out_and_listed(hcl: Path, tmp_path: Path) -> None:

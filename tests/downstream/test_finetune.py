@@ -74,7 +74,7 @@ def test_train_stop_resume_evaluate(task: str, sets: Path, tmp_path: Path) -> No
     layout, more = TASKS[task]
     data, out, said = f"{layout}:{sets / layout}", tmp_path / "run", tmp_path / "said"
     argv = command(out, data, *more.split(), init=LIGHT)
-    moment = 26  # after a checkpoint, somewhere in the training
+    moment = 36  # after a checkpoint, somewhere in the training
     assert processes.run([*argv, "--resume"], said, die_at=moment, folder=out) == -9, said.read_text()
     assert not (out / "summary.json").exists()
     assert processes.run(["finetune", "--out", str(out), "--resume"], said) == 0, said.read_text()

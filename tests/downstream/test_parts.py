@@ -301,12 +301,12 @@ def test_label_maps_that_give_no_figure(tmp_path: Path) -> None:
 
 def test_the_scenes_are_not_looked_through() -> None:
     class Unread(Boxes):
-        kind = "scenes"
-
         def truth(self, index: int) -> Any:
             raise AssertionError
 
-    assert judge(Unread(50), "scenes", model="faster-rcnn", detections=1) == []
+    unread = Unread(50)
+    unread.kind = "scenes"
+    assert judge(unread, "scenes", model="faster-rcnn", detections=1) == []
 
 
 def test_proposals_are_adjustable_in_evaluation(coco: Path, tmp_path: Path) -> None:

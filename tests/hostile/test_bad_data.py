@@ -141,7 +141,7 @@ def test_names_that_are_no_text_or_hold_anything(says: Says) -> None:
     says.pretrain("--max_bad", "0.5", data="photos", out="out\udcff", status=0)
     with open("out\udcff/bad_pictures.csv", newline="", encoding="utf-8") as f:
         listed = {row["name"] for row in csv.DictReader(f)}
-    assert listed == {r"\udcff\udcfe.jpg", 'new\nline, "quoted".jpg'}
+    assert listed == {r"\udcff\udcfe.jpg", r'new\nline, "quoted".jpg'}
     says("pretrain", "--out", "out\udcff", "--resume", status=0)
 
 

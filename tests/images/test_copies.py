@@ -172,7 +172,7 @@ def test_batches_are_those_of_local_shards_with_the_window(
     assert Quiet.asked  # fetched again
     if not workers:  # about once an epoch, not once a picture
         assert len(Quiet.asked) < 2.6 * 1.5 * SHARDS
-    assert not list(cache.rglob("*.part"))
+        assert not list(cache.rglob("*.part"))  # (workers end at once; what they leave the next one removes)
 
 
 def test_the_window_is_a_function_of_the_data(memory: Any, size: int, tmp_path: Path) -> None:

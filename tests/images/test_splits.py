@@ -166,11 +166,27 @@ def test_sets_side_by_side_share_their_classes(tmp_path: Path, cache: Path) -> N
         ["images/train", "images/val", "labels/train", "labels/val"],
         ["train/images", "train/masks", "val/images", "val/masks"],
         ["JPEGImages", "SegmentationClass", "SegmentationObject"],
+        ["leftImg8bit/train", "leftImg8bit/val", "gtFine/train", "gtFine/val"],
     ],
 )
 def test_label_maps_are_no_images(places: list[str], tmp_path: Path, cache: Path) -> None:
     source = open_source(tree(tmp_path, *places), cache=cache)
     assert [place for place, _ in held(source)] == [places[0]]
+
+
+def test_label_maps_of_sets_side_by_side(tmp_path: Path, cache: Path) -> None:
+    places = [f"VOC{year}/{name}" for year in (2007, 2012) for name in ("JPEGImages", "SegmentationClass")]
+    source = open_source(tree(tmp_path, *places), cache=cache)
+    assert [place for place, _ in held(source)] == ["VOC2007/JPEGImages", "VOC2012/JPEGImages"]
+    assert len(open_source(str(tmp_path), split="all", cache=cache)) == 8
+
+
+def test_a_training_folder_that_does_not_say_so(tmp_path: Path, cache: Path) -> None:
+    """Places365: ``data_large``, ``val_large``, ``test_large``."""
+    root = tree(tmp_path, "data_large/*", "val_large", "test_large")
+    assert [place for place, _ in held(open_source(root, cache=cache))] == [
+        f"data_large/{c}" for c in CLASSES
+    ]
 
 
 def test_trainval_holds_nothing_new_beside_train_and_val(tmp_path: Path, cache: Path) -> None:

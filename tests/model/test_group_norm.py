@@ -149,6 +149,30 @@ def test_passes_over_memory(memory: torch.memory_format) -> None:
     assert x.grad.is_contiguous(memory_format=memory)
 
 
+@pytest.mark.parametrize("layout", ["permuted", "transposed", "channels cut", "rows cut", "expanded"])
+def test_inputs_that_are_no_plain_memory(layout: str) -> None:
+    """What a backbone may hand over after a transpose, a slice or an expand."""
+    whole = torch.randn(B, 2 * C, 6, 8, dtype=torch.float64)
+    x = {
+        "permuted": whole[:, :C].contiguous().permute(0, 1, 3, 2),
+        "transposed": torch.randn(C, B, 3, 4, dtype=torch.float64).transpose(0, 1),
+        "channels cut": whole[:, :C],
+        "rows cut": whole[:, :C].contiguous()[:, :, 1:4],
+        "expanded": torch.randn(B, C, 1, 4, dtype=torch.float64).expand(B, C, 3, 4),
+    }[layout]
+    plain = randomised(nn.BatchNorm2d(C))
+    ours = group_batch_norm(copy.deepcopy(plain), 3)
+    mine, theirs = x.detach().requires_grad_(), x.detach().requires_grad_()
+    expected, buffers = by_ranks(plain, theirs, 3)
+    out = ours(mine)
+    torch.testing.assert_close(out, expected, **EXACT)
+    weight = torch.randn_like(expected)
+    (out * weight).sum().backward()
+    (expected * weight).sum().backward()
+    torch.testing.assert_close(mine.grad, theirs.grad, **EXACT)
+    torch.testing.assert_close(dict(ours.named_buffers()), buffers, **EXACT)
+
+
 @pytest.mark.parametrize("kind", NORMS)
 def test_compiled_equals_eager(kind: str) -> None:
     make, spatial = NORMS[kind]

@@ -18,6 +18,7 @@ from safetensors.torch import load_file, save_file
 from hetcl.cli import main
 from hetcl.errors import InputError
 from hetcl.weights.exporters import export
+from hetcl.weights.sealed import seal, unseal
 from hetcl.weights.sources import load_backbone, read_weights
 from tests.weights.files import bare, head, moco, resnet, save, shaken, under
 
@@ -79,9 +80,9 @@ def test_a_whole_encoder_of_ours_is_counted_too() -> None:
 
     with safe_open("full.safetensors", "pt") as f:
         facts = f.metadata()
-    save_file(state | {"junk": torch.zeros(1)}, "junk.safetensors", facts)
+    Path("junk.safetensors").write_bytes(seal(state | {"junk": torch.zeros(1)}, unseal(state, facts)))
     assert "holds 1 keys of no encoder (e.g. junk)" in refused("junk.safetensors")
-    save_file(cut(state, "key.", 0.4), "half.safetensors", facts)
+    Path("half.safetensors").write_bytes(seal(cut(state, "key.", 0.4), unseal(state, facts)))
     assert "its momentum copy does not fit its encoder" in refused("half.safetensors")
     state["key.pyramid.conv1.weight"][0] = float("nan")
     save_file(state, "nan.safetensors", facts)

@@ -43,7 +43,7 @@ def doctor(
     for line in warnings:
         say(f"! {line}")
     if look.refusals:
-        raise InputError("\n".join(dict.fromkeys(look.refusals)))
+        raise InputError(*dict.fromkeys(look.refusals))
     if not warnings:
         say("nothing to object to")
     return warnings

@@ -20,7 +20,7 @@ import numpy as np
 
 from hetcl.images.formats import Aside, images, left_aside
 from hetcl.images.listing import Branch, listing
-from hetcl.images.splits import UNLABELLED, Layout, fold, inner, layout_of
+from hetcl.images.splits import UNLABELLED, Layout, fold, inner, layout_of, look
 from hetcl.images.tables import Table
 from hetcl.types import BadPicture, Sample
 
@@ -258,7 +258,7 @@ class Folder:
         maps = {b.path: b for b in beside if not self.whole}
         self._maps |= maps
         if not labelled and not maps:
-            yield Run(branch.start, branch.stop) if self.whole else Run(below.start, below.stop)
+            yield from self._images(below)
             return
         yield Run(below.start, below.start + below.loose)
         for child in below.children():
@@ -267,7 +267,20 @@ class Folder:
             label = self._label(child.name) if labelled else -1
             if labelled and label < 0:
                 strange[child.name] = child.images
-            yield Run(child.start, child.stop, label)
+            yield from self._images(child, label)
+
+    def _images(self, branch: Branch, label: int = -1, depth: int = 2) -> Iterator[Run]:
+        """The images of a folder; without the label maps in its few sub-folders (``VOC2007/``, ``VOC2012/``)."""
+        few = list(islice(branch.children(), _SHOWN + 1)) if depth and not self.whole else []
+        if not 0 < len(few) <= _SHOWN:
+            yield Run(branch.start, branch.stop, label)
+            return
+        maps = {b.path: b for b in look(branch).maps}
+        self._maps |= maps
+        yield Run(branch.start, branch.start + branch.loose, label)
+        for child in few:
+            if child.path not in maps:
+                yield from self._images(child, label, depth - 1)
 
     def _label(self, name: str) -> int:
         exact, folded = self._numbers

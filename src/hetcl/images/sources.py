@@ -260,7 +260,7 @@ def absolute_data(data: str) -> str:
 
 
 def _local(data: str) -> str:
-    """``file:///a%20b`` as the path ``/a b``; anything else as it is."""
+    """A ``file:`` address as a path (``%20`` is a space); anything else as it is."""
     path = data.removeprefix("file://")
     return path if path == data or os.path.exists(path) else unquote(path)
 

@@ -40,11 +40,12 @@ _NEUTRAL = frozenset(
     "voc".split()
 )
 _IMAGES = frozenset(
-    "image images img imgs jpegimages leftimg8bit picture pictures photo photos rgb jpegs frames".split()
+    "image images img imgs jpegimages leftimgbit rightimgbit picture pictures photo photos rgb jpegs frames".split()
 )
 _MAPS = frozenset(
     "mask masks annotation annotations annots label labels labelmap labelmaps labelids gt gtfine gtcoarse groundtruth "
-    "segmentation segmentations segmentationclass segmentationobject segmentationclassaug depth disparity".split()
+    "segmentation segmentations segmentationclass segmentationobject segmentationclassaug depth disparity "
+    "semantic semantics instance instances disp flow".split()
 )
 _ASIDE = frozenset(
     "doc docs readme sample samples example examples figure figures asset assets preview previews thumbnail thumbnails "
@@ -142,12 +143,12 @@ def _splits(
     whole = [group for group in groups.values() if "train" in group and len(group) > 1]
     if bare in whole:
         whole = [bare]
-    elif not whole and bare and plain is not None:
+    elif not whole and plain is not None:
         others = plain + [b for key, group in groups.items() if key for bs in group.values() for b in bs]
         if "train" in bare and all(_says_only(b.name, _ASIDE) for b in others):
             whole = [bare]
-        elif "train" not in bare and plain and all(_says_only(b.name, _NEUTRAL) for b in others):
-            whole = [bare | {"train": plain}]
+        elif len(groups) == 1 and plain and _alike(next(iter(groups)), plain):  # data_large, val_large
+            whole = [{**next(iter(groups.values())), "train": plain}]
         elif bare.keys() >= {"val", "test"} and not others:
             whole = [bare]
     found: dict[str, list[Branch]] = {}
@@ -160,6 +161,12 @@ def _splits(
 def _says_only(name: str, words: frozenset[str]) -> bool:
     """Whether a name has words, and none but these and those of splits."""
     return bool(words_of(name)) and set(words_of(name)) - _WORDS.keys() <= words
+
+
+def _alike(others: tuple[str, ...], plain: list[Branch]) -> bool:
+    """Whether folders that are of no split say nothing but what those of splits say besides."""
+    said = {word for word in others if len(word) > 1}
+    return all(words_of(b.name) and set(words_of(b.name)) - _NEUTRAL == said for b in plain)
 
 
 def _settled(found: dict[str, list[T]], name: Callable[[T], str]) -> dict[str, list[T]]:

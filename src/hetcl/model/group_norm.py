@@ -91,6 +91,12 @@ class _Sliced(torch.autograd.Function):
         ctx: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, groups: int, eps: float
     ) -> tuple[Tensor, Tensor, Tensor]:
         dtype = weight.dtype if weight is not None else torch.promote_types(x.dtype, torch.float32)
+        dense = (
+            torch.contiguous_format,
+            *{4: [torch.channels_last], 5: [torch.channels_last_3d]}.get(x.dim(), []),
+        )
+        if not any(x.is_contiguous(memory_format=m) for m in dense):
+            x = x.contiguous()  # with an output of ours, the CPU's kernel reads no other layout rightly
         mean, var, center, scale = x.new_zeros(4, groups, x.shape[1], dtype=dtype).unbind()
         out = torch.empty_like(x)
         slices = zip(x.chunk(groups), mean, var, out.chunk(groups), center, scale, strict=True)

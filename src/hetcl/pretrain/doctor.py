@@ -68,6 +68,8 @@ class _OneBatch:
             index=torch.arange(images),
             label=torch.zeros(images, dtype=torch.int64),
         )
+        if torch.cuda.is_available():
+            self.batch = self.batch.pin_memory()
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[ViewBatch]:
         while True:
@@ -105,6 +107,8 @@ def measure_step(
                 torch.cuda.synchronize(fabric.device)
             seconds.append(time.monotonic() - began)
     except torch.OutOfMemoryError:
+        if ranks > 1:  # the others wait for this one
+            raise
         return Pace(0, torch.cuda.max_memory_allocated(fabric.device))
     memory = torch.cuda.max_memory_allocated(fabric.device) if cuda else 0
     return Pace(s.batch / float(np.median(seconds[3 if cuda else 1 :])), memory)

@@ -89,6 +89,8 @@ def choose_kernels(*, deterministic: bool) -> None:
         # cuBLAS reads it when it starts; PyTorch asks for it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
+        # Else every new tensor is written once more.
+        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
 
 

@@ -2,7 +2,8 @@
 
 ``files`` lists folders and reads pictures; ``segments`` and ``packed`` keep annotations in a few arrays; ``coco``,
 ``lvis``, ``voc``, ``voc_maps``, ``cityscapes`` and ``scenes`` each know one layout; ``maps`` is a set with a class for
-each pixel.
+each pixel. ``annotation_files`` and ``voc_lists`` find the files of a part, ``recognise`` names what lies there;
+``values`` and ``categories`` read ids, flags and classes; ``conventions`` and ``sizes`` judge a set as a whole.
 """
 
 from __future__ import annotations
