@@ -97,7 +97,7 @@ class Resumed(Beside):
         words = (
             f"pretrain --data scenes:{64 if toy else 640} --out {out} --recipe demo {small if toy else large}"
         )
-        words += " --stage1.epochs 2 --stage2.epochs 2 --stage1.queue 128 --stage2.queue 128 --knn.every 0"
+        words += " --stage1.epochs 3 --stage2.epochs 2 --stage1.queue 128 --stage2.queue 128 --knn.every 0"
         words += " --log_every 2 --checkpoint_every 2 --workers 1 --threads 1"
         words += f" --device {self.section.device.type}"
         words += " --deterministic true" * self.deterministic

@@ -19,32 +19,26 @@ ROOT = Path(__file__).resolve().parents[2]
 PLANTED = {name: (f"tests.bench.planted.{name}", 0.5) for name in ("breaks", "works")}
 
 
-@pytest.fixture(scope="module")
-def out(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a rehearsal of everything."""
-    folder = tmp_path_factory.mktemp("gpu")
-    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}  # a bare checkout
-    words = [sys.executable, str(ROOT / "bench" / "gpu.py"), "--out", str(folder), "--toy", "--commit", "abc"]
-    done = subprocess.run(words, env=env, cwd=folder, capture_output=True, text=True)
-    assert done.returncode == 0, done.stdout + done.stderr + (folder / "gpu.log").read_text()[-3000:]
-    return folder
-
-
-@pytest.fixture(scope="module")
-def report(out: Path) -> dict[str, Any]:
-    return json.loads((out / "gpu.json").read_text())
-
-
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
-def test_the_rehearsal_does_everything(out: Path, report: dict[str, Any]) -> None:
-    assert {p.name for p in out.iterdir()} == {"gpu.json", "gpu.md", "gpu.log"}
+def test_the_rehearsal(tmp_path: Path) -> None:
+    """Everything, from a bare checkout. (One test, so that it is run once wherever tests are shared out.)"""
+    env = {k: v for k, v in os.environ.items() if k != "PYTHONPATH"}
+    words = [sys.executable, str(ROOT / "bench" / "gpu.py"), *f"--out {tmp_path} --toy --commit abc".split()]
+    done = subprocess.run(words, env=env, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr + (tmp_path / "gpu.log").read_text()[-3000:]
+    assert {p.name for p in tmp_path.iterdir()} == {"gpu.json", "gpu.md", "gpu.log"}
+    report = json.loads((tmp_path / "gpu.json").read_text())
+    check_that_everything_was_done(report, (tmp_path / "gpu.md").read_text())
+    check_what_was_found(report)
+
+
+def check_that_everything_was_done(report: dict[str, Any], text: str) -> None:
     assert list(report["sections"]) == ["machine", "correct", "steps", "loader", "detect", "train"]
     for name, section in report["sections"].items():
         assert section["status"] == "done", (name, section["error"])
         assert not [r for r in section["rows"] if "error" in r or "skipped" in r], name
     assert all(r["ok"] is True for r in report["sections"]["correct"]["rows"])
-    text = (out / "gpu.md").read_text()
     assert text.startswith("## Rehearsal")
     for section in ("correct", "steps", "detect"):
         for row in report["sections"][section]["rows"]:
@@ -52,19 +46,14 @@ def test_the_rehearsal_does_everything(out: Path, report: dict[str, Any]) -> Non
                 assert row["name"] in text, row["name"]
 
 
-@pytest.mark.slow
-@pytest.mark.timeout(1200)
-def test_what_the_report_holds(report: dict[str, Any]) -> None:
+def check_what_was_found(report: dict[str, Any]) -> None:
     assert {"bench": "gpu", "schema": 1, "toy": True, "commit": "abc"}.items() <= report.items()
     for key in ("device", "python", "torch", "torchvision", "cores", "bandwidth", "peak", "copy", "product"):
         assert report["machine"][key], key
     rows = {s: {r["name"]: r for r in report["sections"][s]["rows"]} for s in report["sections"]}
     one, two = rows["steps"]["stage 1"], rows["steps"]["stage 2"]
-    room = 0.9 * report["machine"]["bandwidth"]
     assert 0 < one["mb_fused"] < one["mb_eager"] < two["mb_eager"]
-    assert (
-        0.3 < one["roof_eager"] / (one["images_per_second"] * one["mb_eager"] * 1e6 / room) < 3
-    )  # measured twice
+    assert one["roof_eager"] / one["roof_fused"] == pytest.approx(one["mb_eager"] / one["mb_fused"], rel=1e-4)
     assert sum(one["time"].values()) == pytest.approx(1, abs=1e-3)
     assert rows["loader"]["training from files"]["waiting"] <= 1
     assert rows["loader"]["training from memory"]["cores_needed"] > 0
@@ -72,7 +61,8 @@ def test_what_the_report_holds(report: dict[str, Any]) -> None:
     assert sum(hcl["epochs"]) == sum(twin["epochs"])
     assert [c["stage"] for c in hcl["curve"]] == ["stage1", "stage1", "stage2", "stage2"]
     assert set(rows["train"]["masks from hcl"]["levels"]) == {"c2", "c3", "c4", "c5"}
-    assert {r["model"] for r in rows["train"]["contrastive test"]["results"]} == {"hcl", "moco-v2-twin"}
+    tested = {r["model"].split()[0] for r in rows["train"]["contrastive test"]["results"]}
+    assert {"hcl", "moco-v2-twin"} <= tested, "beside them, the test's own yardsticks"
     assert rows["correct"]["killed and resumed, deterministic"]["killed"] is True
 
 
