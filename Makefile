@@ -25,7 +25,7 @@ setup: $(VENV)/.installed
 	@:
 
 test: setup
-	$(BIN)/python -m pytest $(ARGS)
+	$(BIN)/python -m pytest -n auto $(ARGS)
 
 demo: setup
 	$(BIN)/hetcl demo --out $(DEMO)

@@ -31,6 +31,9 @@ from pathlib import Path
 
 from safetensors.numpy import load
 
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+from gauntlet_processes import KINDS as PROCESSES
+
 HERE = "--threads 1 --workers 0 --device cpu".split()
 VIEWS = "--size 32 --batch 8".split()
 SMALL = (
@@ -374,7 +377,7 @@ def _stopped(process: BaseProcess, out: Path) -> bool:
 # ---- the whole -------------------------------------------------------------------------------------------------------
 
 Kind = Callable[[Ground, Sequence[str], int], Iterator[tuple[str, str, str | None]]]
-KINDS: dict[str, Kind] = {"damaged-files": damaged_files, "locks": locks}
+KINDS: dict[str, Kind] = {"damaged-files": damaged_files, "locks": locks, **PROCESSES}
 """Name -> function of (ground, verbs, how many tries) that yields (verb, what was done, why it is lost or None)."""
 
 

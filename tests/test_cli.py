@@ -75,7 +75,7 @@ def test_a_failure_is_one_line_and_a_status(
 
 
 def test_several_faults_are_a_line_each(demo_does: Any, capsys: Say) -> None:
-    demo_does(InputError("a\nb"))
+    demo_does(InputError("a", "b"))
     assert cli.main(["demo"]) == 2
     assert capsys.readouterr().err == "hetcl: a\nhetcl: b\n"
 
@@ -145,7 +145,7 @@ def test_what_is_no_lack_of_memory_is_not_called_so() -> None:
         ),
         (["help"], "see `hetcl --help`"),
         (["-x"], "unexpected argument '-x'; see `hetcl --help`"),
-        (["pretrain"], "--out is missing; see `hetcl pretrain --help`"),
+        (["pretrain"], "--data and --out are missing; see `hetcl pretrain --help`"),
         (["pretrain", "--out"], "--out needs a value; see `hetcl pretrain --help`"),
         (["pretrain", "--out", "run"], "--data is missing"),
         (["pretrain", "--out", "run", "--data", "scenes:4", "--batch"], "--batch needs a value"),

@@ -97,6 +97,10 @@ def test_the_values_are_those_of_the_sources(recipe: str) -> None:
     settings = resolve_finetune(recipe)
     assert {name: getattr(settings, name) for name in VALUES[recipe]} == VALUES[recipe]
     assert settings.base_batch == settings.batch, "a paper's recipe is at the paper's batch"
+    assert settings.precision == "fp32", "the paper and detectron2 train in fp32"
+    assert re.search("^precision: fp32$", recipe_text(recipe), re.MULTILINE), (
+        "what a paper fixes is spelt out"
+    )
 
 
 @pytest.mark.parametrize("recipe", NAMES)

@@ -6,6 +6,7 @@ Everything is loaded on first use, so that ``import hetcl`` costs nothing.
 
 from __future__ import annotations
 
+import os
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
@@ -30,6 +31,11 @@ _HOME = {
     "build_pyramid": "hetcl.model.pyramid",
 }
 __all__ = ["__version__", *_HOME]
+
+if "torch" not in sys.modules:
+    # OpenMP's threads sleep while they wait for each other, unless the user has said how they should wait: awake they
+    # take the time of the very thread that they wait for (bench/busy.py). Read once, when torch is loaded.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
     from hetcl.analysis.contrastive_test import contrast as contrast

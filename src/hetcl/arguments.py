@@ -24,17 +24,31 @@ DATASET_HELP = (
     "coco:ROOT (any set in COCO's format), lvis:ROOT, voc:ROOT, cityscapes:ROOT, each in its published layout, "
     "or scenes:N"
 )
+DATASETS = ("coco:", "lvis:", "voc:", "cityscapes:")
+"""What a DATASET begins with that is no DATA."""
 DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
 
 
 class _Parser(argparse.ArgumentParser):
     """Faults as ``InputError``: one line, exit status 2."""
 
+    new: tuple[str, ...] = ()
+    """Options that a new run needs besides the required ones; a resumed run knows them."""
+    _words: tuple[str, ...] = ()
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        self._words = tuple(args or ())
+        return super().parse_known_args(args, namespace)
+
     def error(self, message: str) -> Any:
         missing = re.fullmatch(r"the following arguments are required: (.+)", message)
         valueless = re.fullmatch(r"argument (\S+): expected one argument", message)
         if missing:
-            message = f"{missing[1]} is missing"
+            given = {word.split("=", 1)[0] for word in self._words}
+            new = () if "--resume" in given else self.new
+            names = [*(name for name in new if name not in given), *missing[1].split(", ")]
+            are = "are" if len(names) > 1 else "is"
+            message = f"{', '.join(names[:-1])}{' and ' * (len(names) > 1)}{names[-1]} {are} missing"
         elif valueless:
             message = f"{valueless[1]} needs a value"
         raise InputError(f"{message}; see `{self.prog} --help`")
@@ -58,7 +72,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     parser.add_argument("--version", action="version", version=f"hetcl {__version__}")
     parser.add_argument("--debug", action="store_true", help="show the traceback of a failure")
     subparsers = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs", parser_class=_Parser)
-    made = {}
+    made: dict[str, _Parser] = {}
     for name, (function, text) in verbs.items():
         made[name] = subparsers.add_parser(
             name,
@@ -74,7 +88,12 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
 
     p = made["pretrain"]
     p.usage = "hetcl pretrain --data DATA --out RUN [--recipe NAME|FILE] [--resume] [--init MODEL] [--SETTING VALUE]"
-    made["doctor"].usage = "hetcl doctor [--data DATA] [--recipe NAME|FILE] [--SETTING VALUE]"
+    made["doctor"].usage = "hetcl doctor [--data DATA|DATASET] [--recipe NAME|FILE] [--SETTING VALUE]"
+    made["doctor"].epilog = (
+        "examples:\n"
+        "  hetcl doctor --data photos/ --recipe small\n"
+        "  hetcl doctor --data coco:my-set --recipe tiny-mask-rcnn-fpn      what fine-tuning would do with a data set"
+    )
     p.epilog = (
         "examples:\n"
         "  hetcl pretrain --data photos/ --out run --recipe small\n"
@@ -82,6 +101,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
         "  hetcl pretrain --data photos/ --out run --resume                     go on after a stop\n"
         "  torchrun --nproc-per-node 8 $(which hetcl) pretrain --data ... --out run"
     )
+    p.new = ("--data",)
     p.add_argument("--data", help=f"{DATA_HELP}; a resumed run knows it")
     p.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
     p.add_argument("--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: hcl-r50)")
@@ -100,8 +120,11 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     _add_export(made["export"])
     _add_downstream(made["finetune"], made["evaluate"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
-    made["doctor"].add_argument("--data", help=DATA_HELP)
-    made["doctor"].add_argument("--recipe", help="recipe to judge (default: hcl-r50)")
+    made["doctor"].add_argument("--data", help=f"{DATA_HELP}; or a data set to fine-tune on: {DATASET_HELP}")
+    made["doctor"].add_argument(
+        "--recipe",
+        help="recipe to judge (default: hcl-r50; for a data set to fine-tune on coco-mask-rcnn-r50-fpn-1x)",
+    )
     for name, add in SETTINGS.items():
         if verb in (None, name):
             add(made[name])
@@ -113,7 +136,7 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
     contrast.epilog = (
         "examples:\n"
         "  hetcl contrast run --data photos/ --out contrast\n"
-        "  hetcl contrast hcl/ moco/ torchvision:resnet50:random --data 'val-{0000..0004}.tar' --out contrast\n"
+        "  hetcl contrast hcl/ moco/ --data 'val-{0000..0004}.tar' --out contrast\n"
         "  hetcl contrast hcl/ moco/ --data ... --out contrast --resume --dims 32,64 --splits 0,0.5,1   no second pass"
     )
     contrast.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
@@ -129,7 +152,8 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
         _add_partial(p)
 
 
-def _add_downstream(finetune: argparse.ArgumentParser, evaluate: argparse.ArgumentParser) -> None:
+def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
+    finetune.new = ("--init", "--data")
     finetune.usage = (
         "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] ..."
     )

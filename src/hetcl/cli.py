@@ -13,7 +13,10 @@ import sys
 from collections.abc import Iterator, Sequence
 
 from hetcl import arguments
-from hetcl.errors import InputError, Stopped, WorkFailed, out_of_memory
+from hetcl.errors import InputError, Stopped, WorkFailed, others_ended, out_of_memory
+from hetcl.machine import check_libraries, memory
+from hetcl.paths import shelter
+from hetcl.printable import printable
 
 
 def demo(args: argparse.Namespace, _: list[str]) -> None:
@@ -51,7 +54,12 @@ def recipes(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
-    from hetcl.pretrain.doctor import doctor
+    from hetcl.settings import recipe_names
+
+    if (args.data or "").startswith(arguments.DATASETS) or args.recipe in recipe_names("finetune"):
+        from hetcl.downstream.doctor import doctor
+    else:
+        from hetcl.pretrain.doctor import doctor
 
     doctor(data=args.data, recipe=args.recipe, overrides=overrides)
 
@@ -147,27 +155,44 @@ def main(argv: Sequence[str] | None = None) -> int:
         if hasattr(stream, "reconfigure"):  # a file name that the console cannot show stops nothing
             stream.reconfigure(errors="backslashreplace")
     try:
+        return _status(words, debug)
+    finally:
         try:
-            return _run(words)
-        finally:
-            sys.stdout.flush()  # here, where a reader that has gone away (`| head`) is no failure
+            sys.stdout.flush()  # here, where a reader or terminal that has gone away is no failure
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _status(words: list[str], debug: bool) -> int:
+    """Run a command and say how it failed, if it did; its exit status."""
+    try:
+        return _run(words)
     except (InputError, WorkFailed, Stopped) as e:
         if debug and not isinstance(e, Stopped):
             raise
-        _complain(str(e) or type(e).__name__)
+        _complain(str(e) or type(e).__name__, alone=any(getattr(x, "alone", False) for x in (e, e.__cause__)))
         return 128 + e.signum if isinstance(e, Stopped) else 2 if isinstance(e, InputError) else 1
     except KeyboardInterrupt:
         if debug:
             raise
         _complain("interrupted before the run could save anything new")
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    except BrokenPipeError:  # `| head`
         return 0
     except Exception as e:
         if debug:
             raise
-        _complain(f"{_unforeseen(e)}; what was saved before is intact")
+        if others_ended(e):
+            from hetcl.runs.folder import rank_name
+
+            _complain(  # (ranks 0 and 1, one of which lives)
+                "another process of this run ended, and this one cannot go on alone; its own line says why (if there "
+                "is none, it was killed, most often because memory ran out). What was saved is kept; --resume goes "
+                "on from it",
+                alone=rank_name() == "1",
+            )
+        else:
+            _complain(f"{_unforeseen(e)}; what was saved before is intact", alone=True)
         return 1
 
 
@@ -188,6 +213,9 @@ def _run(words: list[str]) -> int:
     if rest and verb not in arguments.SETTINGS:
         raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {verb} --help`")
     with _listening():
+        shelter()
+        if verb != "recipes":
+            check_libraries()
         args.function(args, [*(getattr(args, "settings", None) or []), *rest])
     return 0
 
@@ -203,7 +231,7 @@ def _listening() -> Iterator[None]:
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
-            line = ("! " if record.levelno >= logging.WARNING else "") + record.getMessage()
+            line = ("! " if record.levelno >= logging.WARNING else "") + printable(record.getMessage())
             if line not in said and first_process():
                 said.add(line)
                 with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
@@ -218,22 +246,25 @@ def _listening() -> Iterator[None]:
         rooms.removeHandler(console)
 
 
-def _complain(text: str) -> None:
-    """Say what went wrong, a line each, once for all ranks."""
-    from hetcl.runs.folder import first_process
+def _complain(text: str, *, alone: bool = False) -> None:
+    """Say what went wrong, a line each: once for all ranks, or by the rank that it befell alone."""
+    from hetcl.runs.folder import first_process, rank_name
 
-    if first_process():
-        print("\n".join(f"hetcl: {line}" for line in text.splitlines()), file=sys.stderr)
+    if alone or first_process():
+        who = "hetcl" if first_process() else f"hetcl, rank {rank_name()}"
+        with contextlib.suppress(OSError):  # a terminal that was closed
+            print("\n".join(f"{who}: {line}" for line in text.splitlines()), file=sys.stderr)
 
 
 def _unforeseen(e: Exception) -> str:
     """A failure that nobody saw coming, in one line."""
-    text = (str(e).strip().splitlines() or [""])[0][:300]
-    if isinstance(e, OSError) and e.errno:
+    text = printable((str(e).strip().splitlines() or [""])[0][:300])
+    if isinstance(e, OSError) and e.errno not in (None, errno.ENOMEM):
         why = "the disk is full" if e.errno in (errno.ENOSPC, errno.EDQUOT) else e.strerror
-        return f"{e.filename}: {why}" if e.filename else str(why)
-    if memory := out_of_memory(e):
-        return f"{memory}: lower batch, size or queue, or raise accumulate"
+        return printable(f"{e.filename}: {why}" if e.filename else why)
+    if short := out_of_memory(e):
+        room = "" if "CUDA" in text else f", {memory()}"
+        return f"{short}{room}: lower batch, size, queue or workers, or raise accumulate"
     return f"{type(e).__name__}: {text}; --debug shows where"
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import hashlib
 import struct
+from typing import Any
 
 import numpy as np
 
@@ -26,9 +27,19 @@ def digest(*key: Key) -> int:
     return int.from_bytes(hashlib.blake2b(packed, digest_size=16).digest(), "little")
 
 
+class _Words(np.random.bit_generator.ISeedSequence):
+    """Hands a digest to Philox as its key. ``Philox(key=...)`` is the same and first asks the system for entropy."""
+
+    def __init__(self, value: int) -> None:
+        self.value = value
+
+    def generate_state(self, n_words: int, dtype: Any = np.uint32) -> np.ndarray:
+        return np.frombuffer(self.value.to_bytes(16, "little"), "<u8").astype(np.uint64)
+
+
 def generator(*key: Key) -> np.random.Generator:
     """A numpy generator (Philox, counter-based) that is a function of ``key`` alone."""
-    return np.random.Generator(np.random.Philox(key=digest(*key)))
+    return np.random.Generator(np.random.Philox(_Words(digest(*key))))  # type: ignore[arg-type]  # any ISeedSequence
 
 
 def seed_of(*key: Key) -> int:

@@ -7,12 +7,24 @@ from __future__ import annotations
 
 import re
 
-
-class InputError(Exception):
-    """Unusable arguments or input (exit status 2). The message names the file or setting and the fix."""
+from hetcl.printable import printable
 
 
-class WorkFailed(Exception):
+class _Told(Exception):
+    """An error whose arguments are its lines; each is made printable, whatever names it holds."""
+
+    def __init__(self, *lines: str) -> None:
+        super().__init__(*map(printable, lines))
+
+    def __str__(self) -> str:
+        return "\n".join(self.args)
+
+
+class InputError(_Told):
+    """Unusable arguments or input (exit status 2). Each line names the file or setting and the fix."""
+
+
+class WorkFailed(_Told):
     """The work began and could not go on (exit status 1). The message says what is kept and what to do."""
 
 
@@ -24,11 +36,24 @@ class Stopped(Exception):
         self.signum = signum
 
 
-def out_of_memory(error: BaseException) -> str | None:
+def mark_alone(error: BaseException) -> None:
+    """Note that an error befell this rank alone, which has to say so itself."""
+    error.alone = True  # type: ignore[attr-defined]
+
+
+def others_ended(error: BaseException) -> bool:
+    """Whether an error means that another rank is gone (as gloo and NCCL put it)."""
+    words = r"connection (closed|reset|refused)|remote process exited|broken pipe|TCPStore"
+    return isinstance(error, RuntimeError) and bool(re.search(words, str(error), re.IGNORECASE))
+
+
+def out_of_memory(error: BaseException | str) -> str | None:
     """``out of memory (tried to allocate 240000000000 bytes)`` when that is what an error means, else None."""
     text = str(error)
     if not isinstance(error, MemoryError) and not re.search(
-        r"out of memory|(can't|cannot|unable to) allocate", text, re.IGNORECASE
+        r"out of memory|(can't|cannot|unable to) allocate|bad_alloc|failed to map segment",
+        text,
+        re.IGNORECASE,
     ):
         return None
     size = re.search(r"allocate ([\d.]+ ?[A-Za-z]+)", text)

@@ -47,6 +47,8 @@ class Source(Protocol):
     """Short hash of what pictures there are and in which order; a resumed run compares it."""
     description: str
     """A line for the console: how many pictures, where from."""
+    unlabelled: int
+    """Where the data has labels: how many pictures have none."""
     prefers_window: int
     """0, or mix pictures within windows of that many: not all remote shards fit on the disk (``images/copies.py``)."""
 
@@ -128,7 +130,7 @@ class ViewBatch:
     """A batch of views as it leaves the loader; colour changes and flips are still to be applied."""
 
     images: Tensor
-    """uint8 ``[V, B, 3, H, W]``: cut and resized, RGB, not yet flipped."""
+    """uint8 ``[V, B, 3, H, W]``: cut and resized, RGB, not yet flipped; in any memory format."""
     boxes: Tensor
     """float32 ``[V, B, 4]``: crop rectangles (left, top, right, bottom) in pixels of the upright original."""
     sizes: Tensor

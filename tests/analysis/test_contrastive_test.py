@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import json
+import re
 import signal
 import threading
 from pathlib import Path
@@ -18,10 +19,18 @@ from hetcl.analysis.contrastive_test import contrast
 from hetcl.analysis.outcomes import FIFO_BATCH
 from hetcl.cli import main
 from hetcl.errors import InputError, Stopped, WorkFailed
-from hetcl.training.signals import StopSignal
+from hetcl.signals import StopSignal
 from tests.analysis.make import write_checkpoint, write_pictures
 
-QUICK = {"workers": 0, "dims": [8, 16], "examples": 1, "threads": 1, "batch": 16, "device": "cpu"}
+QUICK = {
+    "workers": 0,
+    "dims": [8, 16],
+    "examples": 1,
+    "threads": 1,
+    "batch": 16,
+    "device": "cpu",
+    "yardstick": "none",  # tests/analysis/test_yardstick.py has it on
+}
 
 
 def run(models: Any, data: Path | str, out: Path, *, resume: bool = False, **more: Any) -> dict[str, Any]:
@@ -255,8 +264,12 @@ def test_features_that_are_not_finite_stop_the_work_with_the_models_name(
                 value.fill_(1e38)
 
     model = write_checkpoint(tmp_path / "broken.ckpt", method="moco-v2", change=explode)
-    with pytest.raises(WorkFailed, match=r"broken\.ckpt gives embedding features that are not finite"):
+    with pytest.raises(
+        WorkFailed, match=r"broken\.ckpt gives embedding features that are not finite"
+    ) as caught:
         run(model, pictures, tmp_path / "out")
+    assert re.search(r"e\.g\. \S+\.(png|jpg): the weights are broken;", str(caught.value))  # by name, in fp32
+    assert "bf16" not in str(caught.value)
 
 
 def test_unusable_pictures_are_left_out_and_listed(hcl: Path, tmp_path: Path) -> None:

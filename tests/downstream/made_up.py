@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from hetcl.downstream.data.packed import PackedDetection, Packer
 from hetcl.downstream.masks import encode
-from hetcl.downstream.objects import Category, Skipped, Truth
+from hetcl.downstream.objects import Category, Skipped
 from hetcl.types import BadPicture
 
 FINETUNE = (
@@ -22,47 +23,34 @@ def command(out: Path, data: str, *more: str, init: str = "torchvision:resnet18:
     return ["finetune", "--init", init, "--data", data, "--out", str(out), *FINETUNE, *more]
 
 
-class Boxes:
-    """A detection set of noise with random boxes, whose masks are their left halves."""
-
-    kind, has_masks, fingerprint, description = "coco", True, "made up", "made up"
+class Boxes(PackedDetection):
+    """Noise with random boxes, whose masks are their left halves: the product's own set, but for the pictures."""
 
     def __init__(self, count: int, *, seed: int = 0, bad: tuple[int, ...] = (), crowd: bool = False) -> None:
-        self.classes = (Category(7, "a"), Category(9, "b"))
-        self.skipped, self.count, self.seed, self.bad, self.crowd = Skipped(), count, seed, bad, crowd
-        self.opened: list[int] = []
+        self.seed, self.bad = seed, bad
+        packer = Packer()
+        for index in range(count):
+            packer.picture(index, f"{index}.jpg", (40 + index % 3, 50 + index % 5))
+            for i, (box, label, half) in enumerate(self._objects(index)):
+                id = 10 * index + 1 + i
+                packer.add(id, box.tolist(), label, crowd=crowd and i == 0, segment=encode(half))
+        classes = (Category(7, "a"), Category(9, "b"))
+        super().__init__(packer, "coco", classes, Path("nowhere"), "made up", Skipped())
 
-    def __len__(self) -> int:
-        return self.count
-
-    def size(self, index: int) -> tuple[int, int]:
-        return 40 + index % 3, 50 + index % 5
-
-    def picture(self, index: int) -> np.ndarray:
-        self.opened.append(index)
-        if index in self.bad:
-            raise BadPicture("is broken")
-        height, width = self.size(index)
-        rng = np.random.default_rng([self.seed, index])
-        return rng.integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-    def truth(self, index: int) -> Truth:
+    def _objects(self, index: int) -> Iterator[tuple[np.ndarray, int, np.ndarray]]:
         rng = np.random.default_rng([self.seed, index, 1])
-        height, width = self.size(index)
+        height, width = 40 + index % 3, 50 + index % 5
         n = 1 + index % 3
         corners = np.sort(rng.integers(0, (width, height), (n, 2, 2)), axis=1)
-        boxes = np.concatenate([corners[:, 0], corners[:, 1] + 2], axis=1).astype(np.float64)
-        segments: list[Any] = []
-        for left, top, right, bottom in boxes.astype(int):
+        boxes = np.concatenate([corners[:, 0], corners[:, 1] + 2], axis=1)
+        for box, label in zip(boxes, rng.integers(0, 2, n).tolist(), strict=True):
+            left, top, right, bottom = box
             half = np.zeros((height, width), np.uint8)
             half[top:bottom, left : (left + right) // 2] = 1
-            segments.append(encode(half))
-        areas = (boxes[:, 2] - boxes[:, 0]) * (boxes[:, 3] - boxes[:, 1])
-        flags = np.zeros(n, bool)
-        crowd = flags.copy()
-        crowd[0] = self.crowd
-        ids = tuple(range(10 * index + 1, 10 * index + 1 + n))
-        labels = rng.integers(0, 2, n)
-        return Truth(
-            index, f"{index}.jpg", (height, width), boxes, labels, crowd, flags, areas, ids, tuple(segments)
-        )
+            yield box, label, half
+
+    def picture(self, index: int) -> np.ndarray:
+        if index in self.bad:
+            raise BadPicture("is broken")
+        rng = np.random.default_rng([self.seed, index])
+        return rng.integers(0, 256, (*self.truth(index).size, 3), dtype=np.uint8)

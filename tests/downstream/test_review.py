@@ -14,9 +14,10 @@ import torch
 
 from hetcl.cli import main
 from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
-from hetcl.downstream.evaluate import Part, renamed
+from hetcl.downstream.evaluate import Part
 from hetcl.downstream.loader import DetectionExamples, usable
 from hetcl.downstream.models.pictures import Scaling
+from hetcl.downstream.renamed import under
 from hetcl.downstream.words import in_words
 from hetcl.draws import generator
 from hetcl.runs import checkpoint
@@ -104,6 +105,25 @@ def test_the_training_is_kept_when_the_evaluation_fails(
     assert ",loss," in rows[0]
 
 
+@pytest.mark.parametrize("trained", ["fp32", "bf16"])
+def test_an_evaluation_computes_as_the_run_was_trained(trained: str, tmp_path: Path) -> None:
+    root, out = write_coco(tmp_path / "set", train=2, val=2, plain=True), tmp_path / "run"
+    more = ["--precision", trained, "--score_threshold", "0.01"]
+    assert main(command(out, f"coco:{root}", *ONCE, *more, init=LIGHT)) == 0
+    words = ["evaluate", str(out), "--data", f"coco:{root}", "--device", "cpu", "--threads", "1", "--out"]
+    assert main([*words, str(tmp_path / "alike")]) == 0
+    assert (
+        main([*words, str(tmp_path / "other"), "--precision", "bf16" if trained == "fp32" else "fp32"]) == 0
+    )
+    results = [
+        (folder / "results.json").read_bytes() for folder in (out, tmp_path / "alike", tmp_path / "other")
+    ]
+    assert results[0] == results[1] != results[2]
+    report = json.loads((tmp_path / "alike" / "evaluation.json").read_text())
+    assert report["machine"]["precision"] == trained
+    assert f", {trained}\n" in (tmp_path / "alike" / "log.txt").read_text()
+
+
 def test_missing_pictures_are_bounded_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_coco(tmp_path / "set", train=2, val=2, plain=True)
     (root / "images" / "val-0.jpg").unlink()
@@ -143,7 +163,7 @@ def test_a_set_that_lacks_classes_is_evaluated_by_name(
     assert report["figures"]["box_ap"] is not None
 
     data = open_detection(f"voc:{other}", "val")
-    again = renamed(data, names)
+    again, _ = under(data, names, "here", "there")
     assert [c.name for c in again.classes] == names
     for index in range(len(data)):
         theirs, ours = data.truth(index).labels, again.truth(index).labels

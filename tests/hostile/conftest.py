@@ -55,18 +55,19 @@ class Says:
 
     def __init__(self, capsys: pytest.CaptureFixture[str]) -> None:
         self._capsys = capsys
-        self.out = ""
+        self.out = self.err = ""
 
     def __call__(self, *words: str, status: int = 2) -> str:
         """What the command complained of, which must be one line; ``status`` is what it must exit with."""
         assert main(list(words)) == status
         self.out, err = self._capsys.readouterr()
+        self.err = err
         assert "Traceback" not in err
         if status == 0:
             return err
-        lines = err.splitlines()
-        assert len(lines) == 1, err
-        assert lines[0].startswith("hetcl: ")
+        lines = [line for line in err.splitlines() if line.startswith("hetcl: ")]
+        assert len(lines) == 1, err  # (what was noticed on the way may stand above it)
+        assert err.splitlines()[-1] == lines[0]
         return lines[0].removeprefix("hetcl: ")
 
     def pretrain(self, *words: str, data: str = "scenes:16", out: str = "new", status: int = 2) -> str:

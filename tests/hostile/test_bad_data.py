@@ -31,7 +31,7 @@ def test_folders_without_pictures(says: Says) -> None:
     assert "it holds no files" in says.pretrain(data="empty")
     Path("texts").mkdir()
     Path("texts/a.txt").write_text("hello")
-    assert "found 1 x .txt" in says.pretrain(data="texts")
+    assert "found 1 .txt (a.txt)" in says.pretrain(data="texts")
 
 
 def test_shards_that_are_cut_short_or_none(says: Says) -> None:
@@ -78,7 +78,9 @@ def test_labels_that_are_not_there(says: Says) -> None:
     said = says.pretrain("--stage1.method", "supervised", data="loose")
     assert "has no labels" in said
     assert "--folder_classes true" in said
-    assert "do not ask for folder classes" in says.pretrain("--folder_classes", "yes", data="loose")
+    said = says.pretrain("--folder_classes", "yes", data="loose")
+    assert "folder_classes is true, but all its images lie in one folder, loose" in said
+    assert "leave folder_classes out" in said
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------

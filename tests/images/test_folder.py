@@ -13,8 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hetcl.errors import InputError
-from hetcl.images import folder as folder_module
-from hetcl.images.folder import FolderSource, walk
+from hetcl.images import listing as listing_module
+from hetcl.images.folder import FolderSource
+from hetcl.images.listing import walk
 from hetcl.images.sources import open_source, open_validation
 from hetcl.types import BadPicture, Source
 from tests.images.make import folder
@@ -75,28 +76,37 @@ def test_folder_classes(tmp_path: Path, cache: Path) -> None:
     assert source.classes == ("cat", "dog")
     assert [source.label(i) for i in range(4)] == [0, 0, 1, 1] == [source.sample(i).label for i in range(4)]
     folder(root, ["loose.jpg"])
-    with pytest.raises(InputError, match="1 pictures lie in"):
-        open_source(str(root), folder_classes=True, cache=cache)
+    source = open_source(str(root), folder_classes=True, cache=cache)
+    assert [source.label(i) for i in range(5)] == [None, 0, 0, 1, 1]
+    assert [source.sample(i).label for i in range(5)] == [None, 0, 0, 1, 1]
+    assert source.unlabelled == 1
+    assert "5 pictures in 2 classes (1 without a label)" in source.description
+    folder(root, [f"loose{i}.jpg" for i in range(4)])  # most of them: the folders are no classes
+    source = open_source(str(root), folder_classes=True, cache=cache)
+    assert source.classes is None
+    assert source.why_no_labels == "5 of 9 images do not lie in the folder of a class (cat, dog)"
 
 
-def test_train_and_val_folders(tmp_path: Path, cache: Path) -> None:
+def test_train_and_val_folders(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     root = folder(tmp_path, ["d/train/a/1.jpg", "d/train/b/2.jpg", "d/train/c/3.jpg", "d/val/c/4.jpg"]) / "d"
     assert len(open_source(str(root), cache=cache)) == 3
     assert len(open_source(str(root), split="all", cache=cache)) == 4
     held = open_validation(str(root), folder_classes=True, cache=cache)
     assert held is not None
-    assert names(held) == ["c/4.jpg"]
+    assert names(held) == ["val/c/4.jpg"]
     assert held.label(0) == 2  # the training pictures' number
     assert len(open_source(str(root), split="val", cache=cache)) == 1
     folder(root, ["val/d/5.jpg"])
-    with pytest.raises(InputError, match="class folder 'd'"):
-        open_validation(str(root), folder_classes=True, cache=cache)
+    held = open_validation(str(root), folder_classes=True, cache=cache)
+    assert held is not None
+    assert [held.label(i) for i in range(2)] == [2, None]
+    assert "d/ (1 image): no training images lie in folders of that name" in caplog.text
 
 
 def test_val_split_asked_for_and_missing(tmp_path: Path, cache: Path) -> None:
-    with pytest.raises(InputError, match="held-out"):
+    with pytest.raises(InputError, match=r"has no split val \(it has: none\)"):
         open_source(str(folder(tmp_path / "d", ["1.jpg"])), split="val", cache=cache)
-    with pytest.raises(InputError, match="train, val, all"):
+    with pytest.raises(InputError, match="train, val, test, all"):
         open_source("scenes:3", split="vall")
 
 
@@ -120,7 +130,7 @@ def test_unchanged_folder_is_not_listed_again(
     for place in (root, root / "a", root / "b"):  # long ago
         os.utime(place, (1e9, 1e9))
     first = open_source(str(root), cache=cache)
-    monkeypatch.setattr(folder_module, "walk", lambda *a: pytest.fail("listed again"))
+    monkeypatch.setattr(listing_module, "walk", lambda *a: pytest.fail("listed again"))
     again = open_source(str(root), cache=cache)
     assert again.fingerprint == first.fingerprint
     assert names(again) == names(first)
@@ -200,7 +210,9 @@ def test_folder_without_pictures_says_what_it_holds(tmp_path: Path, cache: Path)
     for name in ("1.txt", "2.txt", "x.npy", "README", "deep/3.TXT"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
-    with pytest.raises(InputError, match=r"no pictures in .*3 x \.txt, 1 x \.npy, 1 x no extension"):
+    with pytest.raises(
+        InputError, match=r"no pictures in .*3 \.txt \(1\.txt\), 1 \.npy \(x\.npy\), 1 without an ending"
+    ):
         open_source(str(tmp_path), cache=cache)
     assert not list(cache.glob("*.part"))
     assert not list(cache.glob(".*"))

@@ -102,6 +102,23 @@ def test_remote_folder(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> Non
         open_source("memory://empty", cache=tmp_path / "cache")
 
 
+def test_remote_folders_of_shards(tmp_path: Path) -> None:
+    """The name of a bucket says nothing of its shards; folders in it do."""
+    system = fsspec.filesystem("memory")
+    try:
+        for name, first in (("Train/0", 0), ("Train/1", 3), ("Test/0", 6)):
+            system.pipe_file(f"/val-bucket/{name}.tar", shard(tmp_path / "made.tar", 3, first).read_bytes())
+        assert len(open_source("memory://val-bucket", cache=tmp_path / "cache")) == 6
+        assert len(open_source("memory://val-bucket", split="test", cache=tmp_path / "cache")) == 3
+        assert len(open_source("memory://val-bucket", split="all", cache=tmp_path / "cache")) == 9
+        system.pipe_file("/train-bucket/x_test_0.tar", shard(tmp_path / "made.tar", 2).read_bytes())
+        system.pipe_file("/train-bucket/x_0.tar", shard(tmp_path / "made.tar", 3).read_bytes())
+        assert len(open_source("memory://train-bucket", cache=tmp_path / "cache")) == 3
+    finally:
+        system.rm("/val-bucket", recursive=True)
+        system.rm("/train-bucket", recursive=True)
+
+
 def test_changed_remote_is_fetched_again(memory: fsspec.AbstractFileSystem, tmp_path: Path) -> None:
     assert len(open_source("memory://bucket/val-0.tar", cache=tmp_path / "cache")) == 3
     memory.pipe_file("/bucket/val-0.tar", shard(tmp_path / "made.tar", 5).read_bytes())

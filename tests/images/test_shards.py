@@ -64,8 +64,8 @@ def test_grouping(
     source = open_source(str(path), cache=place)
     read = contents(source)
     assert [picture for picture, _ in read] == [picture for picture, _ in expected]
-    labelled = all(label is not None for _, label in expected)
-    assert [label for _, label in read] == [label if labelled else None for _, label in expected]
+    assert [label for _, label in read] == [label for _, label in expected]
+    assert source.unlabelled == sum(y is None for _, y in read) * (source.classes is not None)
 
 
 @pytest.mark.parametrize("kind", [tarfile.GNU_FORMAT, tarfile.PAX_FORMAT])
@@ -153,16 +153,25 @@ def test_labels_that_are_no_numbers_are_left_aside_aloud(
     path = tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2"), ("b.cls", text)])
     with caplog.at_level(logging.WARNING):
         source = open_source(str(path), cache=cache)
-    assert source.classes is None
-    assert source.label(0) is None
-    assert source.sample(0).label is None
+    assert source.classes == ("0",)
+    assert [source.label(i) for i in range(2)] == [0, None] == [source.sample(i).label for i in range(2)]
     assert "b.cls says" in caplog.text
 
 
 def test_partly_labelled(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
-    path = tar(tmp_path / "x.tar", [("a.jpg", b"1"), ("a.cls", b"0"), ("b.jpg", b"2")])
-    assert open_source(str(path), cache=cache).classes is None
-    assert "1 of 2 pictures have none" in caplog.text
+    path = tar(
+        tmp_path / "x.tar",
+        [("a.jpg", b"1"), ("a.cls", b"2"), ("b.jpg", b"2"), ("c.jpg", b"3"), ("c.cls", b"0")],
+    )
+    source = open_source(str(path), cache=cache)
+    assert source.classes == ("0", "1", "2")
+    assert [source.label(i) for i in range(3)] == [2, None, 0] == [source.sample(i).label for i in range(3)]
+    assert source.unlabelled == 1
+    assert "without a label: 1 of 3 pictures in" in caplog.text
+    assert "left out where labels are used" in caplog.text
+    caplog.clear()
+    open_source(str(path), cache=cache)  # from the cache: said again
+    assert "1 of 3 pictures" in caplog.text
 
 
 def test_several_pictures_under_one_key(
@@ -234,7 +243,7 @@ def test_folder_of_shards_with_splits(tmp_path: Path, cache: Path) -> None:
     ("names", "train", "held"),
     [
         (["a-0.tar", "a-1.tar"], 2, None),
-        (["train.tar", "test.tar"], 1, 1),
+        (["train.tar", "test.tar"], 1, None),
         (["train-0.tar", "val-0.tar", "test-0.tar"], 1, 1),
         (["x-0.tar", "x-1.tar", "x_val.tar"], 2, 1),
         (["val-0.tar", "val-1.tar"], 2, None),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from itertools import product
 from pathlib import Path
 
@@ -10,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcl.errors import InputError
-from hetcl.images.sources import braces, open_source
+from hetcl.images.sources import absolute_data, braces, open_source
 from tests.images.make import encoded, folder, shard
 
 
@@ -69,7 +70,9 @@ def test_single_picture(tmp_path: Path) -> None:
 
 def test_some_other_file(tmp_path: Path) -> None:
     (tmp_path / "list.txt").write_text("a.jpg\nb.jpg\n")
-    refused(str(tmp_path / "list.txt"), "not a tar")
+    refused(str(tmp_path / "list.txt"), "is a list, which is not read: DATA is a folder")
+    (tmp_path / "notes").write_text("hello " * 1000)
+    refused(str(tmp_path / "notes"), "not a tar")
 
 
 def test_names_with_special_characters(tmp_path: Path) -> None:
@@ -80,3 +83,72 @@ def test_names_with_special_characters(tmp_path: Path) -> None:
 
 def test_unknown_scheme() -> None:
     refused("nosuch://bucket/x.tar", "nosuch")
+
+
+def test_paths_as_other_systems_write_them(tmp_path: Path) -> None:
+    """Backslashes, accents in another form, an address of a file, white space from copying."""
+    folder(tmp_path / "a b/u\u0308", ["1.jpg"])
+    for data in (
+        f"{tmp_path}/a b\\u\u0308",
+        f"{tmp_path}/a b/\u00fc",
+        f" {tmp_path}/a b ",
+        f"file://{tmp_path}/a b",
+        f"file://{tmp_path}/a%20b",
+    ):
+        assert len(open_source(data)) == 1, data
+        assert absolute_data(data).startswith(f"{tmp_path}/a b")
+
+
+def test_several_folders_or_images_are_refused(tmp_path: Path) -> None:
+    folder(tmp_path / "a", ["1.jpg"])
+    shard(tmp_path / "x.tar")
+    refused(
+        f"{tmp_path}/a,{tmp_path}/x.tar",
+        "a is one of several, and a folder: name it alone, or a folder with links",
+    )
+    refused(f"{tmp_path}/a/*.jpg", r"1\.jpg is a single picture: name the folder")
+    refused(f"{tmp_path}/a/*.png", r"matches no file: name the folder of the pictures, .*/a")
+    for name in ("x.zip", "x.tar.gz"):
+        refused(
+            f"https://localhost/{name}", f"{name} is packed, which is not read from afar: fetch and unpack it"
+        )
+
+
+def test_a_run_elsewhere_would_name_the_data_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for i in range(2):
+        shard(tmp_path / f"x-{i}.tar")
+    for data in ("x-{0..1}.tar", "x-{0,1}.tar", "x-0.tar,x-1.tar", "x-?.tar", "."):
+        there = absolute_data(data)
+        monkeypatch.chdir("/")
+        assert len(open_source(there)) == 6, data
+        monkeypatch.chdir(tmp_path)
+    for data in ("scenes:9", "s3://bucket/x-{0..1}.tar"):
+        assert absolute_data(data) == data
+
+
+def test_what_systems_leave_is_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder(tmp_path / "d", ["a/1.jpg", "lost+found/2.jpg", "#recycle/3.jpg", "__MACOSX/a/4.jpg", "a/._1.jpg"])
+    scandir = os.scandir
+
+    def refuse(path: bytes | str) -> object:
+        if b"lost+found" in os.fsencode(path):
+            raise PermissionError(13, "Permission denied")
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+    assert len(open_source(str(tmp_path / "d"))) == 1
+
+
+def test_links_to_what_is_there_anyway_are_said(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    root = folder(tmp_path / "d", ["train/a/1.jpg", "train/b/2.jpg"])
+    folder(tmp_path / "elsewhere", ["3.jpg"])
+    (root / "away").symlink_to(tmp_path / "elsewhere")
+    (root / "train/a/up").symlink_to("..")
+    open_source(str(root))
+    assert "is read twice" not in caplog.text
+    (root / "val").symlink_to("train")
+    (root / "train/a/3.jpg").symlink_to("../b/2.jpg")
+    open_source(str(root))
+    assert f"links in {root} lead to what lies there too (" in caplog.text
+    assert "maybe to train and to test on" in caplog.text

@@ -155,6 +155,25 @@ def test_unwritable_cache_falls_back(
         open_source(str(root))
 
 
+@pytest.mark.parametrize("home", [None, ""])
+def test_no_home_folder(
+    home: str | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    def unknown(*_: object) -> None:
+        raise KeyError("getpwuid(): uid not found")
+
+    for name in ("HOME", "XDG_CACHE_HOME", "HETCL_CACHE"):
+        monkeypatch.delenv(name, raising=False)
+    if home is not None:
+        monkeypatch.setenv("HOME", home)
+    monkeypatch.setattr("pwd.getpwuid", unknown)
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    assert cache_folder().parent == tmp_path
+    assert "this user has no home folder: listings go to" in caplog.text
+    assert not Path("~").exists()
+
+
 def test_full_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     root = folder(tmp_path / "d", ["1.jpg"])
 

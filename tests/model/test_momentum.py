@@ -1,9 +1,8 @@
-"""Batch norm over groups, micro-batches, the momentum update, the shuffle, and two ranks against two groups."""
+"""Micro-batches, the momentum update, the shuffle, and two ranks against two groups."""
 
 from __future__ import annotations
 
 import copy
-import pickle
 from pathlib import Path
 
 import pytest
@@ -16,98 +15,15 @@ from torch import nn
 from hetcl.errors import InputError
 from hetcl.model.branches import SemanticBranch, SpatialBranch
 from hetcl.model.embedding import Embedding
-from hetcl.model.momentum import MomentumPair, average_buffers, gather, group_batch_norm, shuffle_of
+from hetcl.model.group_norm import group_batch_norm
+from hetcl.model.momentum import MomentumPair, average_buffers, gather, shuffle_of
 from hetcl.model.pyramid import build_pyramid
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 B, C = 12, 5
 
 
-def norm_2d(momentum: float | None = 0.1) -> nn.Module:
-    return nn.BatchNorm2d(C, momentum=momentum)
-
-
-NORMS = {
-    "plain": (norm_2d, (4, 3)),
-    "cumulative": (lambda: norm_2d(None), (4, 3)),
-    "no affine": (lambda: nn.BatchNorm2d(C, affine=False, momentum=1.0), (4, 3)),
-    "no statistics": (lambda: nn.BatchNorm2d(C, track_running_stats=False), (4, 3)),
-    "timm with activation": (lambda: timm.layers.BatchNormAct2d(C, act_layer=nn.SiLU), (4, 3)),
-    "1-D": (lambda: nn.BatchNorm1d(C), ()),
-    "3-D": (lambda: nn.BatchNorm3d(C), (2, 3, 2)),
-}
-
-
-def randomised(module: nn.Module) -> nn.Module:
-    for p in module.parameters():
-        nn.init.normal_(p)
-    return module.double().train()
-
-
-def by_ranks(norm: nn.Module, x: torch.Tensor, groups: int) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """What ``groups`` processes with a plain norm each would compute, and the mean of their buffers."""
-    ranks = [copy.deepcopy(norm) for _ in range(groups)]
-    out = torch.cat([rank(part) for rank, part in zip(ranks, x.chunk(groups), strict=True)])
-    buffers = {}
-    for name, first in ranks[0].named_buffers():
-        every = [dict(rank.named_buffers())[name] for rank in ranks]
-        buffers[name] = torch.stack(every).mean(0) if first.is_floating_point() else first
-    return out, buffers
-
-
-@pytest.mark.parametrize("kind", NORMS)
-@pytest.mark.parametrize("groups", [1, 2, 3, 6])
-def test_groups_equal_ranks(kind: str, groups: int) -> None:
-    make, spatial = NORMS[kind]
-    plain = randomised(make())
-    ours = group_batch_norm(copy.deepcopy(plain), groups)
-    for _ in range(3):
-        x = torch.randn(B, C, *spatial, dtype=torch.float64) * 2 + 1
-        mine, theirs = x.clone().requires_grad_(), x.clone().requires_grad_()
-        expected, buffers = by_ranks(plain, theirs, groups)
-        out = ours(mine)
-        torch.testing.assert_close(out, expected, **EXACT)
-        weight = torch.randn_like(out)
-        (out * weight).sum().backward()
-        (expected * weight).sum().backward()
-        torch.testing.assert_close(mine.grad, theirs.grad, **EXACT)
-        torch.testing.assert_close(dict(ours.named_buffers()), buffers, **EXACT)
-        for name, buffer in plain.named_buffers():
-            buffer.copy_(buffers[name])
-    assert ours.momentum == plain.momentum
-    torch.testing.assert_close(ours.eval()(x), plain.eval()(x), **EXACT)
-
-
-def test_grouped_norms_copy_pickle_and_keep_their_names() -> None:
-    plain = nn.Sequential(nn.BatchNorm2d(C), timm.layers.BatchNormAct2d(C))
-    names = list(plain.state_dict())
-    ours = group_batch_norm(randomised(plain), 3)
-    assert [type(m).__name__ for m in ours] == ["GroupBatchNorm2d", "GroupBatchNormAct2d"]
-    assert isinstance(ours[0], nn.BatchNorm2d)
-    assert list(ours.state_dict()) == names
-    x = torch.randn(B, C, 2, 2, dtype=torch.float64)
-    copies = [copy.deepcopy(ours), pickle.loads(pickle.dumps(ours))]
-    expected = ours(x)
-    for other in copies:
-        assert type(other[1]) is type(ours[1])
-        torch.testing.assert_close(other(x), expected, **EXACT)
-        torch.testing.assert_close(other.state_dict(), ours.state_dict(), **EXACT)
-        other[0].weight.data.zero_()
-    assert ours[0].weight.abs().sum() > 0
-    assert group_batch_norm(ours, 2)[1].groups == 2  # a second call changes the number
-
-
-def test_batch_statistics_that_cannot_be_split_are_refused() -> None:
-    for layer in (nn.SyncBatchNorm(C), timm.layers.EvoNorm2dB0(C)):
-        with pytest.raises(InputError, match=f"0 is a {type(layer).__name__}"):
-            group_batch_norm(nn.Sequential(layer), 2)
-    fine = nn.Sequential(nn.InstanceNorm2d(C, track_running_stats=True), timm.layers.FrozenBatchNormAct2d(C))
-    group_batch_norm(fine, 2)
-
-
 def test_a_batch_that_does_not_split_says_so() -> None:
-    with pytest.raises(InputError, match="a batch of 12 does not split into 5 batch-norm groups"):
-        group_batch_norm(nn.BatchNorm2d(C).train(), 5)(torch.randn(B, C, 2, 2))
     pair = tiny_pair(groups=2)
     with pytest.raises(InputError, match="2 batch-norm groups cannot be shared out over 3 micro-batches"):
         pair.encode_keys(images(), torch.arange(B), chunks=3)
@@ -252,20 +168,6 @@ def test_shuffles_are_permutations_and_functions_of_their_key() -> None:
     assert sorted(a.tolist()) == list(range(50))
     with pytest.raises(ValueError, match="a shuffle of 50 for a global batch of 1 x 12"):
         tiny_pair(groups=1).encode_keys(images(), a)
-
-
-@pytest.mark.parametrize(
-    "name", ["timm:regnety_002", "timm:efficientnet_b0", "torchvision:mobilenet_v3_small"]
-)
-def test_real_backbones_are_grouped_everywhere(name: str) -> None:
-    """Two groups, one of them replaced: the other's outputs do not move."""
-    pyramid = group_batch_norm(build_pyramid(name, seed=0), 2).train()
-    x = torch.randn(4, 3, 64, 64)
-    y = torch.cat([x[:2], torch.randn(2, 3, 64, 64)])
-    with torch.no_grad():
-        for a, b in zip(pyramid(x), pyramid(y), strict=True):
-            torch.testing.assert_close(a[:2], b[:2])
-            assert not torch.allclose(a[2:], b[2:])
 
 
 def two_steps(pair: MomentumPair, views: torch.Tensor, mine: slice, ranks: int) -> list[torch.Tensor]:

@@ -18,7 +18,7 @@ from hetcl.errors import WorkFailed
 from hetcl.pretrain import monitors
 from hetcl.pretrain.run import BadPictures
 from hetcl.types import BadRecord
-from tests.pretrain.build import batch_of
+from tests.pretrain.build import batch_of, contrast_stage
 
 
 def unit(*shape: int) -> Tensor:
@@ -114,21 +114,20 @@ LEAKING = [
     {"accuracy_queue": 0.9995, "accuracy_batch": 0.9},
     {"accuracy_queue": 0.9995, "accuracy_batch": 0.9, "knn": 0.2},
 ]
+AGED = {"accuracy_queue": 0.51, "accuracy_batch": 0.012}
 PLANTED: dict[str, tuple[list[dict[str, float]], str]] = {
     "filling": (FILLING, "the loss rises while the queue fills (50%)"),
-    "age": (
-        [{"accuracy_queue": 0.51, "accuracy_batch": 0.012}],
-        "far above accuracy within the batch (1.2%)",
-    ),
+    "age": ([AGED | {"step": s} for s in range(100, 700, 50)], "(1.2%, hardly growing) for 500 steps"),
     "leak": (LEAKING, "batch norm may leak"),
-    "collapse": ([{"uniformity": -0.001}], "the embedding has collapsed"),
-    "one part": ([{"spatial_uniformity": -0.001}], "the spatial part has collapsed"),
+    "collapse": ([{"uniformity": -0.001}] * 2, "the embedding has collapsed"),
+    "one vector for all": ([{"uniformity": 0.0}] * 2, "the embedding has collapsed"),
+    "one part": ([{"spatial_uniformity": -0.001}] * 2, "the spatial part has collapsed"),
 }
 
 
-def said(rows: list[dict[str, float]]) -> list[str]:
-    watch = monitors.Watch()
-    return [message for row in rows for message in watch.messages({**CALM, **row})]
+def said(rows: list[dict[str, float]], **watch: Any) -> list[str]:
+    watching = monitors.Watch(**watch)
+    return [message for row in rows for message in watching.messages({**CALM, **row})]
 
 
 @pytest.mark.parametrize("case", PLANTED)
@@ -146,23 +145,129 @@ def test_a_message_is_given_once_in_its_case_and_no_other_with_it(case: str) -> 
         [{"loss": 1.0, "queue_filled": 0.2}, {"loss": 0.8, "queue_filled": 0.5}],  # it falls
         [{"loss": 1.0}, {"loss": 1.5}],  # the queue is full: nothing to explain
         [
-            {"accuracy_queue": 0.51, "accuracy_batch": 0.012, "queue_filled": 0.5}
+            AGED | {"step": s, "queue_filled": 0.5} for s in range(0, 2000, 100)
         ],  # random keys are easy to tell
-        [{"accuracy_queue": 0.04, "accuracy_batch": 0.0}],  # both near chance
+        [{"accuracy_queue": 0.04, "accuracy_batch": 0.0, "step": s} for s in range(0, 2000, 100)],
+        [AGED | {"step": s} for s in range(0, 500, 50)],
+        [AGED | {"step": s} if s != 400 else {"step": s} for s in range(0, 900, 100)],  # it comes and goes
+        [AGED | {"step": s, "accuracy_batch": 0.02 * 1.05**i} for i, s in enumerate(range(0, 3000, 50))],
+        [*LEAKING, {"knn": 0.29}, LEAKING[1]],  # one check may be chance
         [
             {"accuracy_queue": 0.9995, "accuracy_batch": 0.99},
             {"accuracy_queue": 0.9995, "accuracy_batch": 0.99, "knn": 0.5},
+            {"accuracy_queue": 0.9995, "accuracy_batch": 0.99, "knn": 0.5},
         ],
+        [{"accuracy_queue": 0.95, "accuracy_batch": 0.9, "knn": 0.1}] * 3,
         [
-            {"accuracy_queue": 0.95, "accuracy_batch": 0.9},
-            {"accuracy_queue": 0.95, "accuracy_batch": 0.9, "knn": 0.1},
-        ],
-        [{"uniformity": -0.001, "step": 100}],  # an untrained encoder is nearly constant
+            {"uniformity": -0.001, "step": s} for s in (100, 200, 290)
+        ],  # an untrained encoder is nearly constant
+        [{"uniformity": -0.001}],
+        [{"uniformity": -0.001 * 2**i, "step": 300 + 50 * i} for i in range(8)],  # on its way out
     ],
-    ids=["calm", "falling", "full", "filling", "chance", "knn rises", "not perfect", "untrained"],
+    ids=[
+        "calm",
+        "falling",
+        "full",
+        "filling",
+        "chance",
+        "early",
+        "on and off",
+        "learning late",
+        "knn back",
+        "knn rises",
+        "not perfect",
+        "untrained",
+        "one row",
+        "spreading",
+    ],
 )
 def test_no_message_without_its_cause(rows: list[dict[str, float]]) -> None:
     assert said(rows) == []
+
+
+SMALL = {
+    40: (0.300, 0.139), 60: (0.316, 0.175), 80: (0.289, 0.156), 100: (0.277, 0.213), 140: (0.202, 0.155),
+    200: (0.200, 0.205), 300: (0.177, 0.211), 400: (0.188, 0.242), 500: (0.147, 0.306), 600: (0.108, 0.305),
+}  # fmt: skip
+"""Accuracy in the queue and in the batch by step, of the recipe ``small`` on 10,000 images of tiny-imagenet."""
+
+
+@pytest.mark.parametrize("worse", [1.0, 1.5, 2.5], ids=["as it was", "ill", "very ill"])
+def test_a_healthy_beginning_is_silent(worse: float) -> None:
+    """Keys are told by age at first in every run; another data set shows more of it and mends as well."""
+    rows = [
+        {
+            "step": step,
+            "accuracy_queue": min(0.9, worse * in_queue) if step < 400 else in_queue,
+            "accuracy_batch": in_batch / worse if step < 400 else in_batch,
+        }
+        for step, (in_queue, in_batch) in SMALL.items()
+    ]
+    assert said(rows) == []
+    assert said([{"step": 50, "accuracy_queue": 0.6, "accuracy_batch": 0.1}, {"step": 1000}]) == []
+
+
+@pytest.mark.parametrize("every", [1, 50, 200])
+def test_telling_keys_by_age_is_reported_when_it_lasts_whatever_the_rows(every: int) -> None:
+    rng = torch.Generator().manual_seed(every)
+    rows = []
+    for step in range(every, 2000, every):
+        noise = (
+            0.01 / every**0.5 * float(torch.randn((), generator=rng))
+        )  # a batch of 128, averaged over rows
+        rows.append({"step": step, "accuracy_queue": 0.51, "accuracy_batch": max(0.0, 0.012 + noise)})
+    watch = monitors.Watch(settle=600)
+    at = [row["step"] for row in rows if list(watch.messages({**CALM, **row}))]
+    assert len(at) == 1
+    assert 600 <= at[0] <= 1300
+
+
+def test_a_part_that_tells_age_is_named() -> None:
+    """What a spatial part of nine numbers did: 60% in the queue, chance in the batch."""
+    spatial = {"spatial_accuracy_queue": 0.6, "spatial_accuracy_batch": 0.037}
+    (message,) = said([spatial | {"step": s} for s in range(0, 1000, 100)])
+    assert message.startswith("accuracy of the spatial part against the queue (60.0%)")
+
+
+@pytest.mark.parametrize(
+    ("queue_steps", "momentum", "steps", "settle"),
+    [
+        (8, 0.99, 62_480, 1000),  # the recipe small
+        (256, 0.999, 1_000_000, 10_000),  # the paper's
+        (512, 0.9, 1_000_000, 10_240),  # a queue of many steps
+        (256, 0.999, 8_000, 2_000),  # a quarter of a short run
+        (8, 0.99, 750, 500),  # never at once
+        (8, 1.0, 10_000, 2_500),
+    ],
+)
+def test_how_long_is_long(queue_steps: float, momentum: float, steps: int, settle: int) -> None:
+    assert monitors.settling(queue_steps=queue_steps, key_momentum=momentum, steps=steps) == settle
+
+
+def test_a_stage_takes_its_patience_from_its_own_settings() -> None:
+    batch = batch_of(views=2, count=4, pixels=32, pictures=9)
+    stage = contrast_stage(
+        "moco-v2",
+        [batch] * 4000,
+        side=4,
+        groups=1,
+        queue=160,
+        lr=0.1,
+        sgd_momentum=0.9,
+        weight_decay=0.0,
+        temperature=0.2,
+        mask_own=True,
+    )
+    assert stage.watch.settle == 800  # 20 turnovers of 40 steps
+
+
+def test_collapse_is_reported_in_time() -> None:
+    """At the second row after 300 steps, and again for a run that collapses later."""
+    for begins in (0, 5_000):
+        watch = monitors.Watch()
+        rows = [{"step": s, "uniformity": -0.0005 if s >= begins else -2.0} for s in range(200, 10_000, 200)]
+        at = [row["step"] for row in rows if list(watch.messages({**CALM, **row}))]
+        assert at == [max(600, begins + 200)]
 
 
 def test_rows_without_figures_say_nothing() -> None:

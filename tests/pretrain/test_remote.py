@@ -108,5 +108,5 @@ def test_doctor_looks_at_few_shards(
     assert main(["doctor", "--data", DATA, *command(tmp_path)[5:]]) == 0
     out = capfd.readouterr()
     assert "pictures are mixed within windows of 8 only" in out.out
-    assert "! 8 shards need" in out.err
+    assert "data      ! 8 shards need" in out.out
     assert len(fetched) <= SHARDS + 2

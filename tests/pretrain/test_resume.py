@@ -6,7 +6,9 @@ Kills of two kinds: from outside at random moments, and by itself just before th
 
 from __future__ import annotations
 
+import contextlib
 import io
+import os
 import random
 import signal
 import subprocess
@@ -132,6 +134,37 @@ def test_a_signal_saves_and_exits(
     assert "after saving; go on with --resume" in said.read_text()
     assert step_of(out) >= ("stage1", 0, 3)
     assert not (out / "checkpoints" / "stage2.ckpt").exists()
+    assert processes.run(["pretrain", "--out", str(out), "--resume"], said) == 0, said.read_text()
+    same_as(undisturbed, out)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="terminals as Linux has them")
+def test_a_closed_terminal_saves(undisturbed: Path, tmp_path: Path) -> None:
+    """Its window is closed while a run shows its bar there: nobody hears the last words, and nothing is lost."""
+    import fcntl
+    import termios
+
+    out, said = tmp_path / "run", tmp_path / "said"
+    ours, theirs = os.openpty()
+    real = subprocess.Popen(
+        [sys.executable, "-m", "hetcl.cli", *command(out, "--checkpoint_every", "0", "--stage1.epochs", "2")],
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        env={**os.environ, "TERM": "xterm"},
+    )
+    os.close(theirs)
+    os.set_blocking(ours, False)
+    while not ((out / "metrics.csv").is_file() and b"stage1,0,3," in (out / "metrics.csv").read_bytes()):
+        assert real.poll() is None
+        with contextlib.suppress(BlockingIOError):
+            os.read(ours, 1 << 16)
+        time.sleep(0.003)
+    os.close(ours)
+    assert real.wait(60) == 128 + signal.SIGHUP
+    assert step_of(out) >= ("stage1", 0, 3)
     assert processes.run(["pretrain", "--out", str(out), "--resume"], said) == 0, said.read_text()
     same_as(undisturbed, out)
 

@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import os
 import signal
+import sys
+import threading
+import time
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,9 @@ import torch
 
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
+from hetcl.signals import ALWAYS, OTHERS, StopSignal, asked
 from hetcl.training.engine import Loop, Meters
-from hetcl.training.signals import StopSignal
+from tests.pretrain import processes
 from tests.training.task import Line, loop_of
 
 
@@ -196,7 +202,7 @@ def test_a_full_disk_under_the_rows_says_so(tmp_path: Path, monkeypatch: pytest.
 # ---- signals ---------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [*ALWAYS, *OTHERS])
 @pytest.mark.parametrize("at", [2, 4, 9])
 def test_a_signal_saves_and_stops(number: int, at: int, tmp_path: Path) -> None:
     """In the middle of an epoch, at its last step, and at the last step of all."""
@@ -218,12 +224,169 @@ def test_a_signal_saves_and_stops(number: int, at: int, tmp_path: Path) -> None:
     assert rows(tmp_path) == rows(tmp_path / "whole")
 
 
+class Interrupted(Line):
+    """Whose data or evaluation stops at a step or an epoch, as a pool of workers does when a signal comes."""
+
+    def __init__(self, error: Exception, *, step: int = -1, epoch: int = -1) -> None:
+        super().__init__()
+        self.error, self.at, self.after = error, step, epoch
+
+    def batches(self, epoch: int, start: int) -> Iterator[torch.Tensor]:
+        for step, batch in enumerate(super().batches(epoch, start), epoch * 5 + start):
+            if step == self.at:
+                raise self.error
+            yield batch
+
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        if epoch == self.after:
+            raise self.error
+        return super().evaluate(epoch)
+
+
+def resumed_like_the_whole(path: Path, tmp_path: Path, **settings: Any) -> None:
+    found = checkpoint.latest(path / "checkpoints")
+    assert found is not None
+    whole, again = Line(), Line()
+    loop_of(whole, tmp_path / "whole", **settings).fit()
+    loop_of(again, path, resumed_bytes=found[1]["metrics_bytes"], **settings).fit(found[1])
+    torch.testing.assert_close(again.weight, whole.weight, rtol=0, atol=0)
+    assert rows(path) == rows(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("slow", [False, True])
+@pytest.mark.parametrize("where", [{"step": 3}, {"step": 5}, {"epoch": 1}, {"epoch": 2}])
+def test_a_signal_while_something_is_waited_for_saves(
+    where: dict[str, int], slow: bool, tmp_path: Path
+) -> None:
+    task = Interrupted(Stopped(signal.SIGTERM, "stopped while waiting"), **where)
+    task.slow_evaluation = slow
+    with pytest.raises(Stopped, match="after saving") as stopped:
+        loop_of(task, tmp_path / "run", log_every=3).fit()
+    assert stopped.value.signum == signal.SIGTERM
+    resumed_like_the_whole(tmp_path / "run", tmp_path, log_every=3)
+
+
+@pytest.mark.parametrize("error", [WorkFailed("a worker died"), InputError("no picture"), MemoryError("x")])
+def test_what_was_trained_is_saved_before_an_error_in_the_data(error: Exception, tmp_path: Path) -> None:
+    with pytest.raises(type(error), match=str(error)):
+        loop_of(Interrupted(error, step=7), tmp_path / "run", log_every=3).fit()
+    found = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert (found[1]["epoch"], found[1]["step"]) == (1, 2)
+    resumed_like_the_whole(tmp_path / "run", tmp_path, log_every=3)
+
+
+@pytest.mark.parametrize(("minutes", "step"), [(0.0, 5), (15.0, 5), (1e-9, 7)])
+def test_a_checkpoint_comes_by_time(minutes: float, step: int, tmp_path: Path) -> None:
+    """A kill costs no more than that; and it changes no number."""
+    with pytest.raises(Killed):
+        loop_of(Line(disturb=killer(7)), tmp_path / "run", checkpoint_minutes=minutes).fit()
+    found = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    assert found is not None
+    assert found[1]["epoch"] * 5 + found[1]["step"] == step
+    resumed_like_the_whole(tmp_path / "run", tmp_path, checkpoint_minutes=minutes)
+
+
+def test_ranks_save_when_the_first_one_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They ask each other every tenth step: one message for signals and clocks."""
+    monkeypatch.setattr("hetcl.training.engine._ranks", lambda: 2)
+    loop = loop_of(Line(), tmp_path, checkpoint_minutes=1e-9)
+    sent: list[list[int]] = []
+
+    def all_reduce(both: torch.Tensor, op: Any) -> None:
+        sent.append(both.tolist())
+        both.copy_(torch.maximum(both, torch.tensor([0, 1])))
+
+    monkeypatch.setattr(torch.distributed, "all_reduce", all_reduce)
+    stop = StopSignal()
+    loop.step = 4
+    assert loop._agreed(stop) == (0, False)
+    loop.epoch, loop.step, stop.number = 2, 0, 15
+    assert loop._agreed(stop) == (15, True)
+    monkeypatch.setattr(Loop, "main", False)
+    assert loop._agreed(stop) == (15, True)
+    assert sent == [[15, 1], [15, 0]]
+
+
 def test_signals_are_given_back() -> None:
-    before = signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)
+    before = [signal.getsignal(n) for n in (*ALWAYS, *OTHERS)]
     with StopSignal() as stop:
         signal.raise_signal(signal.SIGTERM)
-        assert stop.number == signal.SIGTERM
-    assert (signal.getsignal(signal.SIGTERM), signal.getsignal(signal.SIGINT)) == before
+        assert stop.number == asked() == signal.SIGTERM
+    assert [signal.getsignal(n) for n in (*ALWAYS, *OTHERS)] == before
+    assert asked() == 0
+
+
+@pytest.mark.skipif(not OTHERS, reason="no such signals here")
+def test_what_others_do_with_a_signal_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """nohup ignores SIGHUP; a program may have a use of its own for SIGUSR1."""
+    heard: list[int] = []
+    before = (
+        signal.signal(signal.SIGHUP, signal.SIG_IGN),
+        signal.signal(signal.SIGUSR1, lambda n, _: heard.append(n)),
+    )
+    try:
+        with StopSignal() as stop:
+            signal.raise_signal(signal.SIGHUP)
+            signal.raise_signal(signal.SIGUSR1)
+            assert stop.number == 0
+            signal.raise_signal(signal.SIGUSR2)
+            assert stop.number == signal.SIGUSR2
+    finally:
+        signal.signal(signal.SIGHUP, before[0])
+        signal.signal(signal.SIGUSR1, before[1])
+    assert heard == [signal.SIGUSR1]
+
+
+def test_one_inside_another_hears_the_same() -> None:
+    with StopSignal() as outer:
+        with StopSignal() as inner:
+            for number in (signal.SIGTERM, *OTHERS[:1]):
+                inner.number = 0
+                signal.raise_signal(number)
+                assert inner.number == asked() == number
+        signal.raise_signal(signal.SIGTERM)
+        with StopSignal() as inner:
+            assert inner.number == outer.number == signal.SIGTERM
+
+
+def twice(apart: float, second: int) -> None:
+    """A process whose main thread waits where Python cannot answer; the first signal asks to stop, another comes."""
+    import hetcl.signals
+
+    hetcl.signals.APART = 0.5
+    library, mutex, held = ctypes.CDLL(None), ctypes.create_string_buffer(64), threading.Event()
+
+    def hold() -> None:
+        library.pthread_mutex_lock(mutex)
+        held.set()
+        for seconds, number in ((0.2, signal.SIGTERM), (apart, second), (0.5, 0)):
+            time.sleep(seconds)
+            os.kill(os.getpid(), number)
+        library.pthread_mutex_unlock(mutex)
+
+    with StopSignal():
+        threading.Thread(target=hold).start()
+        held.wait()
+        library.pthread_mutex_lock(mutex)
+    os._exit(7)
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="knows how long Linux's mutexes are")
+@pytest.mark.parametrize(
+    ("apart", "second", "status"),
+    [
+        (0.0, signal.SIGTERM, 7),  # a key that reaches a process and its launcher, which passes it on
+        (0.7, signal.SIGTERM, 128 + signal.SIGTERM),
+        (0.7, signal.SIGINT, 128 + signal.SIGINT),
+        (0.7, signal.SIGHUP, 7),  # a terminal that closes says so more than once
+    ],
+)
+def test_a_second_signal_ends_the_program_at_once(apart: float, second: int, status: int) -> None:
+    process = processes.SERVER.Process(target=twice, args=(apart, second))
+    process.start()
+    process.join(60)
+    assert process.exitcode == status
 
 
 def test_the_loop_hands_over_the_rate_of_each_step(tmp_path: Path) -> None:

@@ -337,6 +337,15 @@ def test_workers_leave_signals_to_the_main_process(monkeypatch: pytest.MonkeyPat
     assert not any(p.is_alive() for p in processes)
 
 
+@pytest.mark.parametrize("workers", [0, 2])
+def test_views_stay_in_the_layout_of_resizing(workers: int) -> None:
+    """Channels last, also when a worker hands them over."""
+    batch = next(loader(Pictures(30), workers=workers).epoch(0))
+    assert batch.images.dtype == torch.uint8
+    for view in batch.images:
+        assert view.is_contiguous(memory_format=torch.channels_last)
+
+
 # ---- features ----
 
 

@@ -58,6 +58,19 @@ def test_equals_torchvision_sample_by_sample(name: str, dtype: torch.dtype, atol
     assert out.dtype == dtype
 
 
+def test_the_memory_format_of_the_views_changes_no_bit() -> None:
+    policy, images = POLICIES["moco-v2"], pictures(24, 32, 32)
+    colour = rows(policy, 24)
+    colour[:, :2] = 0.9
+    colour[:, FIRST : FIRST + 4] = torch.tensor(
+        [1.0, 0, 2, 3]
+    )  # contrast, which sums over pixels, of all at once
+    last = images.contiguous(memory_format=torch.channels_last)
+    out = Photometric(policy)(last, colour)
+    assert torch.equal(out, Photometric(policy)(images, colour))
+    assert out.is_contiguous()
+
+
 @pytest.mark.parametrize("first", [True, False])
 def test_every_order_of_jitter_with_strong_factors(first: bool) -> None:
     policy = ViewPolicy(grayscale_first=first)

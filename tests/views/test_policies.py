@@ -59,7 +59,7 @@ def test_files(tmp_path: Path) -> None:
         ("crop:jitter=nan..1..1..0", "jitter"),
         ("crop:blur_sigma=1..inf", "least and most"),
         ("crop:grayscale_first=2", "true or false"),
-        ("nothing.yaml", "cannot read the views in nothing.yaml"),
+        ("nothing.yaml", "cannot read nothing.yaml"),
     ],
 )
 def test_faults(text: str, said: str) -> None:
@@ -74,7 +74,7 @@ def test_faults(text: str, said: str) -> None:
         (b"a: [1\n", "not valid YAML"),
         (b"base: 3\n", "no views named '3'"),
         (b"area: {a: 1}\n", "area must be 2 numbers"),
-        (b"\xff\xfe\x00", "not text"),
+        (b"\x89PNG\r\n\x1a\n\0\0\0\rIHDR", "not text"),
     ],
 )
 def test_files_with_faults(tmp_path: Path, content: bytes, said: str) -> None:

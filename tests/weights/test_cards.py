@@ -8,6 +8,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import pytest
@@ -118,11 +119,40 @@ def test_detectron2_is_told_all_it_must_set() -> None:
         assert tree["INPUT"]["FORMAT"] == "RGB"
     assert fpn["MODEL"]["FPN"] == {"NORM": "SyncBN"}
     assert [fpn["_BASE_"], c4["_BASE_"]] == ["Base-RCNN-FPN.yaml", "Base-RCNN-C4.yaml"]
+    assert c4["MODEL"]["ROI_HEADS"] == {"NAME": "Res5ROIHeadsExtraNorm"}
     assert config(18, False)["MODEL"]["RESNETS"]["RES2_OUT_CHANNELS"] == 64
     with pytest.raises(IndexError):
         config(18, False, form=1)
     wide = config(101, True, 32, 8)["MODEL"]["RESNETS"]
     assert (wide["NUM_GROUPS"], wide["WIDTH_PER_GROUP"]) == (32, 8)
+
+
+def test_the_norm_after_res5_is_code_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Against what detectron2's interface gives it: a registry, a head that is made of parts, norms by name."""
+
+    class Registry(dict[str, Any]):
+        def register(self) -> Any:
+            return lambda head: self.setdefault(head.__name__, head)
+
+    class Res5ROIHeads:
+        @classmethod
+        def from_config(cls, cfg: Any, input_shape: Any) -> dict[str, Any]:
+            return {"res5": torch.nn.Sequential(torch.nn.Conv2d(4, 2048, 1)), "pooler": None}
+
+    layers, heads = ModuleType("detectron2.layers"), ModuleType("detectron2.modeling.roi_heads")
+    layers.get_norm = lambda name, channels: {"BN": torch.nn.BatchNorm2d}[name](channels)  # type: ignore[attr-defined]
+    heads.ROI_HEADS_REGISTRY, heads.Res5ROIHeads = Registry(), Res5ROIHeads  # type: ignore[attr-defined]
+    for module in (*map(ModuleType, ("detectron2", "detectron2.modeling")), layers, heads):
+        monkeypatch.setitem(sys.modules, module.__name__, module)
+    target = Target("detectron2", "torchvision", "x", resnet=PlainResNet(50, True, 1, 64))
+    (_, _, config_text), (_, language, text) = configurations(target, FACTS, "my.pkl")[1:]
+    assert language == "python"
+    exec(compile(text, "card", "exec"), {})
+    head = heads.ROI_HEADS_REGISTRY[yaml.safe_load(config_text)["MODEL"]["ROI_HEADS"]["NAME"]]
+    resnets = SimpleNamespace(RES2_OUT_CHANNELS=256, NORM="BN")
+    res5 = head.from_config(SimpleNamespace(MODEL=SimpleNamespace(RESNETS=resnets)), None)["res5"]
+    assert [name for name, _ in res5.named_children()] == ["0", "norm"]
+    assert res5(torch.rand(2, 4, 7, 7)).mean(dim=(0, 2, 3)).abs().max() < 1e-5
 
 
 def test_the_tutorial_shows_the_card_of_a_resnet50() -> None:

@@ -7,29 +7,34 @@ query is searched for; what became of them is counted, compared, drawn and said.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
+from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hetcl.analysis import figures, passes, words
+from hetcl.analysis import figures, passes, verdict, words, yardstick
 from hetcl.analysis.examples import sheet_of
-from hetcl.analysis.extract import Extractor, features_of
+from hetcl.analysis.extract import Extractor
 from hetcl.analysis.outcomes import FIFO_BATCH, Outcomes
 from hetcl.analysis.report import SCHEMA, Tested, compare, overview, parts_of, results_of
 from hetcl.analysis.retrieval import gallery_length
 from hetcl.analysis.store import Folder, plain
 from hetcl.analysis.vectors import vectors_of
+from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
+from hetcl.paths import expand
+from hetcl.printable import printable
 from hetcl.runs.folder import first_process, machine, write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.settings import resolve_contrast
+from hetcl.signals import StopSignal
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import Reporter, count, duration
-from hetcl.training.signals import StopSignal
 from hetcl.types import ViewPolicy
 from hetcl.views.pairs import Pairs
 from hetcl.views.policies import policy_of
@@ -51,7 +56,8 @@ def contrast(
     """Test how well the features of models tell pictures apart; results in ``out/contrast.json`` and ``out/figures``.
 
     Args:
-        models: a MODEL or several; several are compared pair by pair on the same views.
+        models: a MODEL or several; several are compared pair by pair on the same views. Each is held against its own
+            architecture with random weights, unless the setting ``yardstick`` is ``none``.
         data: a folder of pictures, tar shards or ``scenes:N``. Labels are not used.
         out: the folder to write.
         resume: use the features that are in ``out`` already.
@@ -67,10 +73,11 @@ def contrast(
         WorkFailed: the work began and could not go on.
         Stopped: a signal came; what was computed is kept.
     """
-    out = Path(out)
+    out = Path(expand(out))
     if first_process():
         _check_out(out, resume)
-    models = [models] if isinstance(models, str) else list(models)
+    models = [models] if isinstance(models, str | os.PathLike) else list(models)
+    models, data = [os.fspath(model) for model in models], os.fspath(data)
     with FolderLock(out) as lock:
         return Test(
             models, data, out, resolve_contrast(overrides), allow_partial, lock=lock, resume=resume
@@ -96,12 +103,9 @@ def _check_out(out: Path, resume: bool) -> None:
 class Subject:
     """One model, one kind of features, one kind of views: what a folder of features is for."""
 
-    name: str
-    encoder: Encoder
-    features: str
+    entry: Entry
     views: str
     policy: ViewPolicy
-    size: int
     folder: Folder
 
 
@@ -127,7 +131,7 @@ class Test:
         self.policies = dict(policy_of(text) for text in s.views)
         if len(self.policies) < len(s.views):
             raise InputError(f"setting views names something twice: {', '.join(s.views)}")
-        self.source = open_source(data, window=s.window)
+        self.source = open_source(data, split=s.data_split, window=s.window)
         self.pictures = min(s.pictures or len(self.source), len(self.source))
         if self.pictures < 2:
             raise InputError(
@@ -135,47 +139,44 @@ class Test:
                 "and many more for figures that mean something"
             )
         self.encoders = _distinct(models, allow_partial)
+        self.entries, self.held, self.skipped = yardstick.entries_of(
+            self.encoders, s.features, size=s.size, yardstick=s.yardstick == "auto"
+        )
         self.fabric = make_fabric(
             device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
         )
         self.main = self.fabric.global_rank == 0
         self.reporter = Reporter(out / "log.txt", quiet=not self.main)
         self.subjects = list(self._subjects())
-        self.skipped: list[str] = []
 
     def _subjects(self) -> Iterator[Subject]:
-        """Every model with every kind of features under every kind of views, with its folder."""
+        """Every entry under every kind of views, with its folder."""
         s = self.settings
         window = s.window or self.source.prefers_window
         for views, policy in self.policies.items():
-            for encoder in self.encoders:
-                wanted = dict.fromkeys(features_of(encoder, f) for f in s.features)
-                for features in wanted:
-                    size = s.size or encoder.size or 224
-                    name = encoder.name if len(wanted) == 1 else f"{encoder.name} {features}"
-                    key = {
-                        "schema": 1,
-                        "weights": encoder.digest,
-                        "arch": encoder.pyramid.arch,
-                        "features": features,
-                        "policy": asdict(policy),
-                        "size": size,
-                        "data": self.source.fingerprint,
-                        "pictures": self.pictures,
-                        "seed": s.seed,
-                        "window": window,
-                        "precision": precision_on(s.precision, self.fabric.device.type),
-                    }
-                    dims = Extractor(encoder, [features]).dims(features)
-                    folder = Folder(
-                        self.out / "features",
-                        f"{name}-{views}",
-                        key,
-                        dims=dims,
-                        pictures=self.pictures,
-                        batch=s.batch,
-                    )
-                    yield Subject(name, encoder, features, views, policy, size, folder)
+            for entry in self.entries:
+                key = {
+                    "schema": 1,
+                    "weights": entry.digest,
+                    "arch": entry.encoder.pyramid.arch,
+                    "features": entry.features,
+                    "policy": asdict(policy),
+                    "size": entry.size,
+                    "data": self.source.fingerprint,
+                    "pictures": self.pictures,
+                    "seed": s.seed,
+                    "window": window,
+                    "precision": precision_on(s.precision, self.fabric.device.type),
+                }
+                folder = Folder(
+                    self.out / "features",
+                    f"{entry.name}-{views}",
+                    key,
+                    dims=Extractor(entry.encoder, [entry.features]).dims(entry.features),
+                    pictures=self.pictures,
+                    batch=s.batch,
+                )
+                yield Subject(entry, views, policy, folder)
 
     def go(self) -> dict[str, Any]:
         """Everything, in order."""
@@ -211,23 +212,26 @@ class Test:
         of = f" ({self.pictures:,} of them drawn at random)" if self.pictures < len(self.source) else ""
         say(f"data      {self.source.description}{of}")
         for encoder in self.encoders:
-            kinds = dict.fromkeys(features_of(encoder, f) for f in s.features)
+            own = [e for e in self.entries if e.of == encoder.name and e.role == "model"]
+            kinds = [e.features for e in own]
             shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
-            size = s.size or encoder.size or 224
             said = (
                 ""
                 if s.size or encoder.size
                 else " (its weights do not say at which size it was trained; see --size)"
             )
             say(
-                f"model     {encoder.name}: {encoder.pyramid.arch} at {size} pixels, {', '.join(kinds)}"
+                f"model     {encoder.name}: {encoder.pyramid.arch} at {own[0].size} pixels, {', '.join(kinds)}"
                 + (f" ({shown})" if shown else "")
                 + said
             )
             if not encoder.facts.ours:
                 say(f"          its pictures with {encoder.facts}")
+        for e in self.entries:
+            if e.role in ("random", "before"):
+                say(f"yardstick {e.name}: {e.encoder.model} at {e.size} pixels")
         ranks = self.fabric.world_size
         say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
         say(f"folder    {self.out}")
@@ -249,10 +253,11 @@ class Test:
             for subject in todo:
                 subject.folder.prepare()
         self.fabric.barrier()
+        self._measure(todo, signal)
         pairs = self._pairs(todo)
         try:
             passes.fill(
-                [passes.Job(t.encoder, t.features, t.policy, t.size, t.folder) for t in todo],
+                [passes.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder) for t in todo],
                 pairs, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
                 left_out=self.out / "bad_pictures.csv", max_bad=s.max_bad, pictures=self.pictures,
             )  # fmt: skip
@@ -263,6 +268,21 @@ class Test:
             for subject in todo:
                 subject.folder.finish()
         self.fabric.barrier()
+
+    def _measure(self, todo: Sequence[Subject], signal: StopSignal) -> None:
+        """Batch-norm statistics of the random encoders that are to look at pictures; on every rank the same."""
+        s = self.settings
+
+        def stop() -> None:
+            if signal.number:
+                raise Stopped(signal.number, "stopped before the first picture; go on with --resume")
+
+        random = [t.entry for t in todo if t.entry.role == "random"]
+        for entry in {id(e.encoder): e for e in random}.values():
+            yardstick.measure(
+                entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed, window=s.window,
+                pictures=self.pictures, workers=workers_of(s.workers), stop=stop,
+            )  # fmt: skip
 
     def _room(self, needed: int) -> None:
         """Refuse to begin what does not fit on the disk."""
@@ -278,7 +298,7 @@ class Test:
         return Pairs(
             self.source,
             list(dict.fromkeys(t.policy for t in subjects)),
-            size=sorted({t.size for t in subjects}),
+            size=sorted({t.entry.size for t in subjects}),
             batch=s.batch,
             seed=s.seed,
             workers=workers_of(s.workers),
@@ -301,16 +321,18 @@ class Test:
                     f"{self.out / 'bad_pictures.csv'} says why; give other pictures"
                 )
             gallery = gallery_length(len(features), s.gallery, FIFO_BATCH)
-            found = vectors_of(features, gallery=gallery, dims=s.dims, splits=s.splits)
-            self.skipped += [f"{subject.name}: {why}" for why in found.refused]
+            entry = subject.entry
+            named = entry.role == "model"  # of the others the full vector answers what is asked
+            found = vectors_of(features, gallery=gallery, dims=s.dims if named else (), splits=s.splits)
+            self.skipped += [f"{entry.name}: {why}" for why in found.refused]
             held = {
                 v.name: Outcomes(
                     subject.folder.path / f"g{gallery}-{v.name}.npy", features, v, gallery=gallery
                 )
-                for v in found.vectors
+                for v in (found.vectors if named else found.vectors[:1])
             }
             tested.append(
-                Tested(subject.name, subject.views, subject.features, features, held, found.geometry, gallery)
+                Tested(entry.name, subject.views, entry.features, features, held, found.geometry, gallery)
             )
         self.skipped = list(dict.fromkeys(self.skipped))
         todo = [one for t in tested for one in t.outcomes.values() if not one.finished]
@@ -358,6 +380,7 @@ class Test:
         report: dict[str, Any] = {
             "schema": SCHEMA,
             "kind": "hetcl-contrast",
+            "verdict": [],
             "data": {
                 "data": self.data,
                 "description": self.source.description,
@@ -376,12 +399,15 @@ class Test:
             },
             "views": overview(tested, self.policies, confidence=s.confidence),
             "models": self._models(),
+            "yardsticks": [asdict(held) for held in self.held],
             "results": [row for t in tested for row in results_of(t, bins=s.bins, confidence=s.confidence)],
             "parts": [row for t in tested for row in parts_of(t)],
-            "differences": compare(tested, confidence=s.confidence),
+            "differences": compare(tested, pairs=self._pairs_of_models(), confidence=s.confidence),
             "skipped": self.skipped,
         }
-        report["said"] = words.sentences(report)
+        report["verdict"] = verdict.verdicts(report)
+        lines = [row["line"] for row in report["verdict"]]
+        report["said"] = [*lines, *verdict.remarks(report), *words.sentences(report)]
         report["machine"] = machine() | {
             "device": device_name(self.fabric.device),
             "ranks": self.fabric.world_size,
@@ -392,20 +418,27 @@ class Test:
         )
         return report
 
+    def _pairs_of_models(self) -> set[frozenset[str]]:
+        """Whose figures are compared: models that were named, and each with what it is held against."""
+        named = [e.name for e in self.entries if e.role == "model"]
+        pairs = {frozenset(pair) for pair in combinations(named, 2)}
+        return pairs | {frozenset(pair) for h in self.held for pair in h.pairs}
+
     def _models(self) -> list[dict[str, Any]]:
-        first = next(iter(self.policies))
+        dims = {t.entry.name: t.folder.dims for t in self.subjects}
         return [
             {
-                "name": t.name,
-                "model": t.encoder.model,
-                "arch": t.encoder.pyramid.arch,
-                "features": t.features,
-                "size": t.size,
-                "dims": t.folder.dims,
-                "weights": t.encoder.digest,
+                "name": e.name,
+                "model": e.encoder.model,
+                "arch": e.encoder.pyramid.arch,
+                "features": e.features,
+                "size": e.size,
+                "dims": dims[e.name],
+                "weights": e.digest,
+                "role": e.role,
+                "of": e.of,
             }
-            for t in self.subjects
-            if t.views == first
+            for e in self.entries
         ]
 
     def _draw(self, report: Mapping[str, Any], tested: Sequence[Tested]) -> None:
@@ -421,21 +454,26 @@ class Test:
         if not self.settings.examples:
             return
         for subject, t in zip(self.subjects, tested, strict=True):
+            if subject.entry.role != "model":
+                continue
             pairs = self._pairs([subject])
             picture = sheet_of(
-                t, self.source, pairs, policy=subject.policy, size=subject.size,
+                t, self.source, pairs, policy=subject.policy, size=subject.entry.size,
                 bins=self.settings.bins, count=self.settings.examples,
             )  # fmt: skip
             pairs.close()
             write_atomic(place / f"examples-{subject.folder.path.name.rsplit('-', 1)[0]}.png", picture)
 
     def _say(self, report: Mapping[str, Any]) -> None:
-        """The table and the sentences."""
+        """The verdict, the table and the other sentences."""
+        verdicts = len(report["verdict"])
         self.reporter.say("")
+        for line in report["said"][:verdicts]:
+            self.reporter.say(line, style="bold")
         self.reporter.show(words.table(report))
         for line in report["skipped"]:
             self.reporter.warn(line)
-        for line in report["said"]:
+        for line in report["said"][verdicts:]:
             self.reporter.say(line)
         self.reporter.say(
             f"done in {duration(report['seconds'])}: {self.out / 'contrast.json'}, {self.out / 'figures'}"
@@ -454,5 +492,6 @@ def _distinct(models: Sequence[str], allow_partial: str | Sequence[str]) -> list
         same = next((o for o in encoders[:i] if o.digest == e.digest), None)
         if same is not None:
             raise InputError(f"{same.model} and {e.model} hold the same weights; leave one out")
+    encoders = [replace(e, name=printable(e.name)) for e in encoders]
     names = [e.name for e in encoders]
     return [replace(e, name=e.model) if names.count(e.name) > 1 else e for e in encoders]

@@ -97,7 +97,7 @@ def _unit(features: Any, device: torch.device | str, which: str) -> Tensor:
     if bad:
         raise WorkFailed(
             f"the features of {bad} of {len(x)} {which} pictures are not finite (NaN or infinite): "
-            "the weights are broken, or precision bf16 is too coarse for them"
+            "the weights are broken" + (", or bf16 is too coarse for them" if x.is_cuda else "")
         )
     return F.normalize(x, dim=1)
 

@@ -24,12 +24,15 @@ from torch import Tensor
 from hetcl.analysis.store import UNREADABLE
 from hetcl.draws import permute
 from hetcl.errors import InputError, Stopped, WorkFailed
-from hetcl.images.sources import open_source, open_validation
+from hetcl.images.sources import open_held_out, open_source
+from hetcl.printable import csv_row
 from hetcl.runs.files import crc_of, disk_problem, seal, unseal, write_atomic
+from hetcl.signals import StopSignal
 from hetcl.training.progress import Reporter, duration
-from hetcl.training.signals import StopSignal
 from hetcl.types import Sample, Source, ViewBatch
-from hetcl.views.loader import ordered
+from hetcl.views.loader import name_of, ordered
+
+log = logging.getLogger(__name__)
 
 log = logging.getLogger(__name__)
 
@@ -54,7 +57,7 @@ class Part:
     ) -> None:
         self.name, self.source, self.index, self.labels = name, source, index, label
         self.classes: tuple[str, ...] | None = classes
-        self.prefers_window = source.prefers_window
+        self.prefers_window, self.unlabelled = source.prefers_window, 0
         self.pictures = f"{source.fingerprint}-{_hash(index.tobytes())}"
         """Hash of which pictures these are."""
         self.fingerprint = f"{self.pictures}-{_hash(label.tobytes())}"
@@ -90,7 +93,8 @@ class Parts:
     train: Part
     test: Part
     held_out: bool
-    """Whether the test pictures were held out of the training ones, for want of a validation part with labels."""
+    """Whether the test pictures were held out of the training ones, for want of a validation or test part with
+    labels."""
     unlabelled: int
     """Pictures without a label, which are left out."""
     untrained: int
@@ -104,26 +108,38 @@ def _hash(data: bytes) -> str:
 
 
 def open_parts(
-    data: str, *, folder_classes: bool, window: int, holdout: float, pictures: int, seed: int
+    data: str,
+    *,
+    folder_classes: bool,
+    window: int,
+    holdout: float,
+    pictures: int,
+    seed: int,
+    data_split: str = "train",
+    test_split: str = "auto",
 ) -> Parts:
     """The labelled pictures of ``data``; the classes are those that have a training picture, numbered in their order.
 
     Args:
+        data_split: train on that split; ``all``: on everything, splits put aside.
+        test_split: test on that split; ``auto``: ``val``, or ``test`` where that has no labels.
         holdout: share of the pictures to test on, where there is no validation part with labels.
         pictures: train on that many, drawn at random; 0: all.
 
     Raises:
         InputError: no labels, one class, or too few pictures.
     """
-    source = open_source(data, folder_classes=folder_classes, window=window)
+    source = open_source(data, split=data_split, folder_classes=folder_classes, window=window)
     if source.classes is None:
         raise InputError(
-            f"{data} has no labels, which a probe needs: in shards each KEY.jpg has a KEY.cls with the number of its "
-            "class; a folder has a sub-folder for each class (and folder_classes true)"
+            f"{data} has no labels, which a probe needs{why_none(source)}: in shards each KEY.jpg has a KEY.cls with "
+            "the number of its class; in a folder each class has a sub-folder"
         )
     index, label, unlabelled = _labelled(source)
-    beside = open_validation(data, folder_classes=folder_classes, window=window)
-    if beside is not None and beside.classes is not None:
+    beside = None
+    if data_split == "train":
+        beside = _to_test_on(data, test_split, folder_classes=folder_classes, window=window)
+    if beside is not None:
         test_from, (test_index, test_label, more) = beside, _labelled(beside)
         unlabelled += more
     else:
@@ -158,6 +174,38 @@ def open_parts(
         unlabelled,
         len(np.setdiff1d(tested, trained)),
         len(np.setdiff1d(trained, tested)),
+    )
+
+
+def why_none(source: Source) -> str:
+    """Why a source has no labels, in brackets, where it knows."""
+    why = getattr(source, "why_no_labels", "")
+    return f" ({why})" if why else ""
+
+
+def with_labels(source: Source) -> Source:
+    """The pictures of a labelled source that have a label, as a source; the same one where all have."""
+    if source.classes is None or not source.unlabelled:
+        return source
+    index, label, _ = _labelled(source)
+    return Part("train", source, index, label, source.classes)
+
+
+def _to_test_on(data: str, split: str, **options: Any) -> Source | None:
+    """The held-out pictures with labels that ``split`` asks for; None for ``auto`` where there are none.
+
+    Raises:
+        InputError: the split that is asked for is not there, or has no labels.
+    """
+    found = open_held_out(data, splits=("val", "test") if split == "auto" else (split,), **options)
+    for name, source in found.items():
+        if source.classes is not None:
+            return source
+        log.warning("the pictures for %s have no labels%s: not tested on", name, why_none(source))
+    if split == "auto":
+        return None
+    raise InputError(
+        f"test_split {split}: {data} has no labelled pictures in a folder or shards of that name; leave it out"
     )
 
 
@@ -269,6 +317,7 @@ def fill(
     reporter: Reporter,
     signal: StopSignal,
     max_bad: float,
+    why: str = "the weights are broken",
     rank: int = 0,
     ranks: int = 1,
     pin: bool = False,
@@ -278,6 +327,7 @@ def fill(
     Args:
         look: features ``[B, D]`` of a batch, fp32.
         max_bad: share of unusable pictures above which the work stops.
+        why: what features that are not finite mean.
 
     Raises:
         WorkFailed: features that are not finite, too many unusable pictures, or a disk that refuses.
@@ -295,7 +345,7 @@ def fill(
         views = ordered(bank.part, writer.rows, size=size, batch=batch, workers=workers, pin=pin)
         with contextlib.closing(views):  # type: ignore[type-var]
             for one in views:
-                writer.add(one, _finite(look(one), one, bank.part))
+                writer.add(one, _finite(look(one), one, bank.part, why))
                 if one.bad and not lost:
                     reporter.warn(f"{one.bad[0].name} cannot be used ({one.bad[0].reason}) and is left out")
                 lost, seen = lost + len(one.bad), seen + len(one.index) + len(one.bad)
@@ -351,7 +401,7 @@ class _Writer:
         self.written = max(self.written, stop)
 
 
-def _finite(features: Tensor, batch: ViewBatch, part: Part) -> np.ndarray:
+def _finite(features: Tensor, batch: ViewBatch, part: Part, why: str) -> np.ndarray:
     """To the host. Raises ``WorkFailed`` when a value is not finite."""
     values = features.float().cpu().numpy()
     wrong = ~np.isfinite(values).all(axis=1)
@@ -359,7 +409,7 @@ def _finite(features: Tensor, batch: ViewBatch, part: Part) -> np.ndarray:
         which = int(part.index[int(batch.index[int(np.flatnonzero(wrong)[0])])])
         raise WorkFailed(
             f"the features of {int(wrong.sum())} of {len(wrong)} pictures are not finite (NaN or infinite), e.g. of "
-            f"picture {which}: the weights are broken, or precision bf16 is too coarse for them (set precision to fp32)"
+            f"{name_of(part.source, which)}: {why}"
         )
     return values
 
@@ -369,6 +419,8 @@ def list_bad(path: Path, banks: Sequence[Bank]) -> int:
     rows = [(bank.part.name, *record) for bank in banks for record in bank.bad()]
     if rows:
         text = io.StringIO()
-        csv.writer(text, lineterminator="\n").writerows([("part", "index", "name", "reason"), *rows])
+        csv.writer(text, lineterminator="\n").writerows(
+            [("part", "index", "name", "reason"), *map(csv_row, rows)]
+        )
         write_atomic(path, text.getvalue().encode("utf-8", "backslashreplace"))
     return len(rows)

@@ -19,10 +19,13 @@ from torch import Tensor
 from hetcl.analysis.extract import Extractor
 from hetcl.analysis.store import Folder
 from hetcl.errors import Stopped, WorkFailed
+from hetcl.signals import StopSignal
 from hetcl.training.bad_pictures import BadList
+from hetcl.training.devices import not_finite_because
+from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, duration
-from hetcl.training.signals import StopSignal
-from hetcl.types import ViewBatch, ViewPolicy
+from hetcl.types import Source, ViewBatch, ViewPolicy
+from hetcl.views.loader import name_of
 from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric
 from hetcl.weights.encoder import Encoder
@@ -66,7 +69,10 @@ def fill(
         WorkFailed: features that are not finite, too many unusable pictures, or a disk that refuses.
         Stopped: a signal came; what was computed is kept.
     """
-    work = _Pass(jobs, fabric, channels_last)
+    work = _Pass(jobs, pairs.source, fabric, channels_last)
+    _, warned = outlook(Need(work.room(pairs.batch), pairs.room), fabric.device, "lower batch or workers")
+    if warned:
+        reporter.warn(warned)
     waiting = {id(job): set(job.folder.todo().tolist()) for job in jobs}
     todo = np.array(sorted(set().union(*waiting.values())), np.int64)
     mine = todo[fabric.global_rank :: fabric.world_size]
@@ -105,14 +111,14 @@ def fill(
 class _Pass:
     """Batches of views to features, for all jobs at once: each encoder sees each view once."""
 
-    def __init__(self, jobs: Sequence[Job], fabric: Fabric, channels_last: bool) -> None:
-        self.fabric = fabric
+    def __init__(self, jobs: Sequence[Job], source: Source, fabric: Fabric, channels_last: bool) -> None:
+        self.source, self.fabric = source, fabric
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.photometric = {job.policy: Photometric(job.policy) for job in jobs}
         # (encoder, policy, size) -> its jobs: one pass through the encoder gives all their features.
-        self.groups: dict[tuple[str, ViewPolicy, int], list[Job]] = {}
+        self.groups: dict[tuple[int, ViewPolicy, int], list[Job]] = {}
         for job in jobs:
-            self.groups.setdefault((job.encoder.model, job.policy, job.size), []).append(job)
+            self.groups.setdefault((id(job.encoder), job.policy, job.size), []).append(job)
         self.extractors = {
             key: Extractor(group[0].encoder, [job.features for job in group])
             .to(fabric.device, memory_format=self.format)  # type: ignore[call-overload]
@@ -120,12 +126,23 @@ class _Pass:
             for key, group in self.groups.items()
         }
 
+    def room(self, batch: int) -> int:
+        """Bytes of the encoder that takes most, with the pictures of both views."""
+
+        def bytes_for_one(key: tuple[int, ViewPolicy, int]) -> int:
+            size, device = key[2], self.fabric.device
+            images = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=self.format)
+            return bytes_of(lambda: self.extractors[key](images)) + 2 * 5 * images.numel()
+
+        with torch.no_grad(), self.fabric.autocast():
+            return batch * max(map(bytes_for_one, self.extractors))
+
     def __call__(
         self, batches: Mapping[tuple[ViewPolicy, int], ViewBatch]
     ) -> list[tuple[Job, tuple[np.ndarray, ...]]]:
         """``(job, (query [b, D], key [b, D], index [b], boxes [b, 2, 4]))`` for every job."""
         out: list[tuple[Job, tuple[np.ndarray, ...]]] = []
-        for (model, policy, size), group in self.groups.items():
+        for (encoder, policy, size), group in self.groups.items():
             batch = batches[policy, size]
             index = batch.index.numpy()
             boxes = batch.boxes.transpose(0, 1).contiguous().numpy()
@@ -134,33 +151,32 @@ class _Pass:
                     empty = np.zeros((0, sum(job.folder.dims.values())), np.float32)
                     out.append((job, (empty, empty, index, boxes)))
                 continue
-            views = [self._features((model, policy, size), batch, view) for view in (0, 1)]
+            views = [self._features((encoder, policy, size), batch, view) for view in (0, 1)]
             for job in group:
-                query, key = (_finite(view[job.features], job, batch) for view in views)
+                query, key = (self._finite(view[job.features], job, batch) for view in views)
                 out.append((job, (query, key, index, boxes)))
         return out
 
     @torch.no_grad()
-    def _features(self, key: tuple[str, ViewPolicy, int], batch: ViewBatch, view: int) -> dict[str, Tensor]:
+    def _features(self, key: tuple[int, ViewPolicy, int], batch: ViewBatch, view: int) -> dict[str, Tensor]:
         """Features of one view of a batch, fp32 on the device."""
         images = batch.images[view].to(self.fabric.device, non_blocking=True)
         images = self.photometric[key[1]](images, batch.colour[view]).contiguous(memory_format=self.format)
         with self.fabric.autocast():
             return self.extractors[key](images)
 
-
-def _finite(features: Tensor, job: Job, batch: ViewBatch) -> np.ndarray:
-    """To the host. Raises ``WorkFailed`` when a value is not finite."""
-    values = features.float().cpu().numpy()
-    wrong = ~np.isfinite(values).all(axis=1)
-    if wrong.any():
-        which = int(batch.index[int(np.flatnonzero(wrong)[0])])
-        raise WorkFailed(
-            f"{job.encoder.model} gives {job.features} features that are not finite (NaN or infinite) for "
-            f"{int(wrong.sum())} of {len(wrong)} pictures, e.g. picture {which}: its weights are broken, or "
-            "precision bf16 is too coarse for it; leave that model out or set precision to fp32"
-        )
-    return values
+    def _finite(self, features: Tensor, job: Job, batch: ViewBatch) -> np.ndarray:
+        """To the host. Raises ``WorkFailed`` when a value is not finite."""
+        values = features.float().cpu().numpy()
+        wrong = ~np.isfinite(values).all(axis=1)
+        if wrong.any():
+            which = int(batch.index[int(np.flatnonzero(wrong)[0])])
+            raise WorkFailed(
+                f"{job.encoder.model} gives {job.features} features that are not finite (NaN or infinite) for "
+                f"{int(wrong.sum())} of {len(wrong)} pictures, e.g. {name_of(self.source, which)}: "
+                f"{not_finite_because(self.fabric)}; or leave that model out"
+            )
+        return values
 
 
 class _LeftOut:

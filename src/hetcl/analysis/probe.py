@@ -7,6 +7,7 @@ check that nothing in the encoder has moved; what was found, in words.
 from __future__ import annotations
 
 import json
+import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,14 +30,22 @@ from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
 from hetcl.runs.lock import is_lock
 from hetcl.settings import resolve_probe, to_dict
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.signals import StopSignal
+from hetcl.training.devices import (
+    device_name,
+    make_fabric,
+    not_finite_because,
+    precision_on,
+    workers_of,
+)
 from hetcl.training.engine import TIMING_COLUMNS, Loop
+from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
-from hetcl.training.signals import StopSignal
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import Photometric
+from hetcl.views.photometric import NOTHING, Photometric
 from hetcl.views.policies import POLICIES
+from hetcl.views.workers import room
 from hetcl.weights.encoder import digest_of, load_encoder
 
 SCHEMA = 1
@@ -75,6 +84,7 @@ def probe(
     folder = RunFolder(out)
     if first_process():
         _check_out(folder, resume)
+    model, data = os.fspath(model), os.fspath(data)
     with folder.lock:
         return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
 
@@ -116,7 +126,7 @@ class Probe:
             raise InputError("neither knn nor linear is to be done; set one of them")
         self.parts = open_parts(
             data, folder_classes=s.folder_classes, window=s.window, holdout=s.holdout,
-            pictures=s.pictures, seed=s.seed,
+            pictures=s.pictures, seed=s.seed, data_split=s.data_split, test_split=s.test_split,
         )  # fmt: skip
         assert self.parts.train.classes is not None
         self.classes = len(self.parts.train.classes)
@@ -189,7 +199,10 @@ class Probe:
     def _introduce(self) -> None:
         say, p, e = self.reporter.say, self.parts, self.encoder
         say(f"train     {p.train.description}")
-        say(f"test      {p.test.description}" + (" (held out: there is no validation part)" * p.held_out))
+        say(
+            f"test      {p.test.description}"
+            + (" (held out: there is no validation or test part with labels)" * p.held_out)
+        )
         unsure = (
             ""
             if self.settings.size or e.size
@@ -234,17 +247,30 @@ class Probe:
                 f"the features of {count(missing, 'picture')} need {needed / 1e9:.1f} GB and {self.folder.path} has "
                 f"{free / 1e9:.1f} GB free; make room and go on with --resume, or set pictures to train on fewer"
             )
+        if missing:
+            self._foretell_memory()
         fill(
             banks,
             lambda batch: self.look(batch.images[0], batch.colour[0]),
             size=self.size, batch=s.batch, workers=workers_of(s.workers), reporter=self.reporter, signal=signal,
-            max_bad=s.max_bad, rank=fabric.global_rank, ranks=fabric.world_size, pin=fabric.device.type == "cuda",
+            max_bad=s.max_bad, why=not_finite_because(fabric), rank=fabric.global_rank, ranks=fabric.world_size,
+            pin=fabric.device.type == "cuda",
         )  # fmt: skip
         fabric.barrier()
         if self.main:
             list_bad(self.folder.bad_pictures, banks)
         self._check_enough(*banks)
         return banks[0], banks[1]
+
+    def _foretell_memory(self) -> None:
+        """Warn where a batch may not fit. Raises ``InputError``."""
+        s, pixels = self.settings, 3 * self.size**2
+        images = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
+        one = bytes_of(lambda: self.look(images, torch.from_numpy(NOTHING)[None]))
+        need = Need(s.batch * (one + pixels), room(workers_of(s.workers), s.batch * pixels))
+        _, warned = outlook(need, self.fabric.device, "lower batch or workers")
+        if warned:
+            self.reporter.warn(warned)
 
     def _bank(self, part: Part, key: Mapping[str, Any]) -> Bank:
         return Bank(self.folder.path / "features", part, key, dim=sum(self.dims.values()))

@@ -52,6 +52,8 @@ def sentences(report: Mapping[str, Any]) -> Iterator[str]:
     guess = max(data["chance"], data["commonest"])
     if all(e["low"] <= guess for _, e in found):
         yield "No better than guessing: these features know nothing of the labels that so few pictures can tell."
+    elif not report["model"]["model"].endswith(":random"):
+        yield "Random weights find more than guessing, too, so this does not say what was learned; hetcl contrast does."
     if report["difference"] is not None:
         yield _compared(report["difference"])
     yield from _left(data)

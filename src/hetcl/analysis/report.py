@@ -6,7 +6,7 @@ result. n queries, P parts.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import combinations
 from typing import Any
@@ -127,10 +127,18 @@ def _share(values: np.ndarray, i: int) -> float | None:
     return float(values[i]) / total if abs(total) > 1e-6 else None
 
 
-def compare(tested: Sequence[Tested], *, confidence: float) -> list[dict[str, Any]]:
-    """Paired differences of every two models under the same views, for every vector that both have."""
+def compare(
+    tested: Sequence[Tested], *, pairs: Collection[frozenset[str]], confidence: float
+) -> list[dict[str, Any]]:
+    """Paired differences of two models under the same views, for every vector that both have.
+
+    Args:
+        pairs: names of the models that are compared.
+    """
     out = []
     for a, b in combinations(tested, 2):
+        if frozenset((a.name, b.name)) not in pairs:
+            continue
         if a.views != b.views or len(a.features) != len(b.features):
             continue
         if not all(np.array_equal(a.features.index[r], b.features.index[r]) for r in chunks(len(a.features))):

@@ -10,6 +10,8 @@ from typing import Any
 from rich.table import Table
 from rich.text import Text
 
+from hetcl.printable import printable
+
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
 
@@ -105,7 +107,7 @@ def table(report: Report) -> Table:
             percent(row["top5"]["value"]),
             f"{row['mrr']['value']:.3f}",
         )
-        out.add_row(*map(Text, cells))  # as text: a name with brackets is no markup
+        out.add_row(*(Text(printable(cell)) for cell in cells))  # as text: a name with brackets is no markup
     return out
 
 
@@ -142,9 +144,10 @@ def _broken(report: Report) -> Iterator[str]:
     """Features no better than chance, duplicates, ties, collapse."""
     short, chance = _short(report), report["test"]["chance"]
     poor, twice, tied = [], [], []
-    for row in _results(report, vector="full"):
+    own = {m["name"] for m in report["models"] if m.get("role", "model") in ("model", "backbone")}
+    for row in (r for r in _results(report, vector="full") if r["model"] in own):
         top, who = row["top1"], f"{short.get(row['model'], row['model'])} ({row['views']})"
-        if _same_views(report, row["views"]):
+        if same_views(report, row["views"]):
             if top["value"] < 1:
                 twice.append(f"{percent(1 - top['value'])} by {who}")
         elif row["ties"] >= TIES:
@@ -163,7 +166,7 @@ def _broken(report: Report) -> Iterator[str]:
             f"Ties, which count as failures: {_list(tied)} of the pictures have another exactly as similar as the "
             "partner. Pictures come twice in the data, or different ones get the same vector."
         )
-    flat = [p for p in report["parts"] if p["uniformity"] > COLLAPSED]
+    flat = [p for p in report["parts"] if p["uniformity"] > COLLAPSED and p["model"] in own]
     for (model, part), some in groupby(sorted(flat, key=_model_part), key=_model_part):
         rows = list(some)
         yield (
@@ -178,7 +181,7 @@ def _near_chance(report: Report, row: Row) -> bool:
     return row["top1"]["low"] <= chance or (chance < 0.05 and row["top1"]["value"] < NEAR_CHANCE * chance)
 
 
-def _same_views(report: Report, views: str) -> bool:
+def same_views(report: Report, views: str) -> bool:
     """Whether both views of a picture are the same: nothing random in them."""
     p = report["views"][views]["policy"]
     chances = ("jitter_p", "grayscale_p", "blur_p", "flip_p")
@@ -199,24 +202,54 @@ def _headline(report: Report) -> Iterator[str]:
 
 
 def _compared(report: Report) -> Iterator[str]:
-    """The best model against each other, at equal length where there is one, for each kind of views."""
+    """The best model against each other, at equal length where there is one, for each kind of views.
+
+    Models are compared where size and features are alike: with more pixels, or by other features, more is found
+    whoever learned more.
+    """
+    alike: dict[tuple[Any, Any], list[Row]] = {}
+    for model in named(report):
+        alike.setdefault((model["size"], model["features"]), []).append(model)
     for views in report["views"]:
-        rows = [r for r in report["differences"] if r["views"] == views]
-        models = [m["name"] for m in report["models"]]
-        vector = _common(report, views, models)
-        tops = {r["model"]: r["top1"]["value"] for r in _results(report, views=views, vector=vector)}
-        if len(tops) < 2:
-            continue
-        best, *others = sorted(tops, key=lambda m: -tops[m])
-        against = [
-            r for r in rows if r["vector"] == vector and best in r["models"] and set(r["models"]) <= set(tops)
+        for models in alike.values():
+            yield from _best(report, views, [m["name"] for m in models])
+    if len(alike) > 1:
+        short = _short(report)
+        groups = [
+            f"{_list([short[m['name']] for m in models])} ({features} at {size} pixels)"
+            for (size, features), models in alike.items()
         ]
-        against.sort(key=lambda r: others.index(_other(r, best)))
-        if against:
-            where = (
-                "with full vectors" if vector == "full" else f"at {vector.removeprefix('pca-')} dimensions"
-            )
-            yield from _against(report, f"{views}, {where}", best, against, tops)
+        yield (
+            f"Not compared with each other, since size or features differ: {_list(groups, '; ')}. "
+            "--size and --features make them alike."
+        )
+    archs = list(dict.fromkeys(m["arch"] for m in named(report)))
+    if len(archs) > 1 and any(len(models) > 1 for models in alike.values()):
+        yield (
+            f"Architectures differ ({_list(archs)}): what one finds more than another says which to use, "
+            "not which learned more."
+        )
+
+
+def _best(report: Report, views: str, models: Sequence[str]) -> Iterator[str]:
+    """The best of models that are alike in size and features against each of the others."""
+    rows = [r for r in report["differences"] if r["views"] == views]
+    vector = _common(report, views, models)
+    tops = {
+        r["model"]: r["top1"]["value"]
+        for r in _results(report, views=views, vector=vector)
+        if r["model"] in models
+    }
+    if len(tops) < 2:
+        return
+    best, *others = sorted(tops, key=lambda m: -tops[m])
+    against = [
+        r for r in rows if r["vector"] == vector and best in r["models"] and set(r["models"]) <= set(tops)
+    ]
+    against.sort(key=lambda r: others.index(_other(r, best)))
+    if against:
+        where = "with full vectors" if vector == "full" else f"at {vector.removeprefix('pca-')} dimensions"
+        yield from _against(report, f"{views}, {where}", best, against, tops)
 
 
 def _against(
@@ -231,7 +264,7 @@ def _against(
         value = 100 * sign * row["top1"]["value"]
         low, high = sorted(100 * sign * row["top1"][k] for k in ("low", "high"))
         other = _other(row, best)
-        what = f"{_signed(value)} points, {sure} {low:.1f} to {high:.1f}"
+        what = f"{signed(value)} points, {sure} {low:.1f} to {high:.1f}"
         if low <= 0 <= high:
             level.append(f"{short.get(other, other)} ({what})")
         else:
@@ -267,7 +300,8 @@ def _overlap(report: Report) -> Iterator[str]:
         return
     short = _short(report)
     said: dict[str, list[str]] = {"rises": [], "falls": [], "does not clearly rise": []}
-    for row in _results(report, views=views, vector="full"):
+    own = [m["name"] for m in named(report)]
+    for row in (r for r in _results(report, views=views, vector="full") if r["model"] in own):
         held = [b for b in row["bins"] if b["count"] >= HELD and b["top1"] is not None]
         if len(held) < 2:
             continue
@@ -306,7 +340,7 @@ def _contributions(report: Report) -> Iterator[str]:
             if any(r is None for r in rows) or (rows[0] and _near_chance(report, rows[0])):
                 continue
             full, *single = [r["top1"]["value"] for r in rows if r is not None]
-            gain, best = _signed(100 * (full - max(single))), parts[single.index(max(single))]
+            gain, best = signed(100 * (full - max(single))), parts[single.index(max(single))]
             shown = ", ".join(f"{p} {percent(v)}" for p, v in zip(parts, single, strict=True))
             said.append(f"{views}: {shown}, together {percent(full)}, {gain} points over {best} alone")
         if said:
@@ -321,7 +355,7 @@ def _compressed(report: Report) -> Iterator[str]:
         full = _row(report, views=views, model=model["name"], vector="full")
         least = min(_halves(report, views=views, model=model["name"]), key=lambda r: r["total"], default=None)
         if full is not None and least is not None and not _near_chance(report, full):
-            change = _signed(100 * (least["top1"]["value"] - full["top1"]["value"]))
+            change = signed(100 * (least["top1"]["value"] - full["top1"]["value"]))
             said.append(
                 f"{short[model['name']]} {change} points from {full['total']} to {least['total']} dimensions"
             )
@@ -329,7 +363,7 @@ def _compressed(report: Report) -> Iterator[str]:
         yield f"{views}, PCA: {_list(said, '; ')}."
 
 
-def _signed(points: float) -> str:
+def signed(points: float) -> str:
     """``+2.2``; never a negative zero."""
     return f"{round(points, 1) + 0.0:+.1f}"
 
@@ -341,6 +375,16 @@ def _list(items: Sequence[str], between: str = ", ") -> str:
     """The first few, and how many more there are."""
     more = [f"and {len(items) - MOST} more"] if len(items) > MOST else []
     return between.join(items[:MOST]) + "".join(f", {m}" for m in more)
+
+
+def short_of(report: Report, name: str) -> str:
+    """What to call a model where there is little room."""
+    return _short(report).get(name, shortened(name, LONGEST))
+
+
+def named(report: Report) -> list[Row]:
+    """The models that were named, without what they are held against."""
+    return [m for m in report["models"] if m.get("role", "model") == "model"]
 
 
 def _short(report: Report) -> dict[str, str]:

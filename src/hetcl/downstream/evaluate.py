@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,26 +17,26 @@ from PIL import Image
 from torch import nn
 
 from hetcl.downstream.build import build_model
-from hetcl.downstream.data import open_detection, open_segmentation
 from hetcl.downstream.finetune import (
     MODEL_WORDS,
-    check_missing,
     facts_from,
     model_words,
-    names_of,
     peak_memory,
 )
-from hetcl.downstream.objects import Category, Outcome, Truth
+from hetcl.downstream.objects import Outcome
+from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import Look, Seen, detect, segment
+from hetcl.downstream.renamed import under
 from hetcl.downstream.scores import score
 from hetcl.downstream.words import plain, sentences, table, write_outcome
 from hetcl.errors import InputError, WorkFailed
+from hetcl.paths import expand
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.settings import resolve_evaluate, to_dict
-from hetcl.training.devices import device_name, make_fabric, workers_of
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import Reporter, count, duration
 
 log = logging.getLogger(__name__)
@@ -71,7 +72,7 @@ def evaluate(
         InputError: unusable arguments, run or data; nothing has been written then.
         WorkFailed: the work began and could not go on.
     """
-    out = Path(out)
+    out = Path(expand(out))
     if first_process():
         _check_out(out, overwrite)
     with FolderLock(out) as lock:
@@ -107,40 +108,6 @@ class Part:
         return getattr(self.data, name)
 
 
-@dataclass(frozen=True)
-class Renamed:
-    """A detection set under the classes of a run, which hold all of its own by name."""
-
-    data: Any
-    classes: tuple[Category, ...]
-    labels: np.ndarray
-    """int64: which class of the run each class of the set is."""
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "data":
-            raise AttributeError(name)
-        return getattr(self.data, name)
-
-    def truth(self, index: int) -> Truth:
-        """What is in a picture, with the run's labels."""
-        truth = self.data.truth(index)
-        given = {
-            k: tuple(int(self.labels[i]) for i in getattr(truth, k)) for k in ("negative", "not_exhaustive")
-        }
-        return replace(truth, labels=self.labels[truth.labels], **given)
-
-
-def renamed(data: Any, names: Sequence[str]) -> Renamed:
-    """``data`` under the classes ``names``; those that it lacks get ids of their own."""
-    own = {c.name: c for c in data.classes}
-    free = max((c.id for c in data.classes), default=0) + 1
-    classes = tuple(own.get(name) or Category(free + i, name) for i, name in enumerate(names))
-    return Renamed(data, classes, np.array([names.index(c.name) for c in data.classes], np.int64))
-
-
 class Evaluation:
     """One evaluation: reads, looks, scores, writes, says."""
 
@@ -148,46 +115,31 @@ class Evaluation:
         self, run: RunFolder, data: str, out: Path, settings: Any, lock: FolderLock, overwrite: bool
     ) -> None:
         self.began = time.monotonic()
+        self.first: tuple[int, float] | None = None
+        self.above: str | None = None
         self.run, self.spec, self.out, self.settings = run, data, out, settings
         self.lock, self.overwrite = lock, overwrite
         self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
-        if self.words["model"] == "fcn":
-            self.data: Any = open_segmentation(data, settings.split)
-        else:
-            self.data = open_detection(data, settings.split)
-        self.told: list[str] = []
+        asked = settings.precision
+        self.precision = saved["settings"].get("precision", "auto") if asked == "auto" else asked
+        self.data = open_part(data, settings.split, self.words["model"])
         check_missing(self.data, settings.max_bad)
-        self._check_classes()
-        if settings.pictures:
-            self.data = Part(self.data, min(settings.pictures, len(self.data)))
+        self.data, self.told = under(self.data, saved["classes"], data, f"the run {run.path}")
+        what = f"the {'validation' if settings.split == 'val' else 'training'} part of {data}"
+        if settings.pictures and settings.pictures < len(self.data):
+            self.data = Part(self.data, settings.pictures)
+            what = f"the first {count(settings.pictures, 'picture')} of {what}"
+        most = settings.detections or self.words["detections"]
+        self.told += judge(self.data, what, model=self.words["model"], detections=most)
         self.fabric = make_fabric(
             device=settings.device,
             devices=settings.devices,
-            precision=settings.precision,
+            precision=self.precision,
             threads=settings.threads,
         )
         self.main = self.fabric.global_rank == 0
         self.reporter = Reporter(out / "log.txt", quiet=not self.main)
-
-    def _check_classes(self) -> None:
-        """Raises ``InputError`` when the data has other classes than the run."""
-        theirs, ours = names_of(self.data), tuple(self.saved["classes"])
-        if theirs == ours:
-            return
-        if self.words["model"] != "fcn" and set(theirs) <= set(ours) and len(set(theirs)) == len(theirs):
-            self.data = renamed(self.data, ours)
-            lacking = [n for n in ours if n not in theirs]
-            if lacking:
-                self.told.append(f"{self.spec} has no {', '.join(lacking[:4])}: there is no figure for that")
-            return
-        lacking, more = [n for n in ours if n not in theirs], [n for n in theirs if n not in ours]
-        said = [f"it lacks {', '.join(lacking[:4])}"] * bool(lacking) + [
-            f"it has {', '.join(more[:4])}"
-        ] * bool(more)
-        raise InputError(
-            f"{self.spec} has other classes than {self.run.path} ({len(theirs)}, not {len(ours)}: {'; '.join(said)})"
-        )
 
     def go(self) -> dict[str, Any]:
         """Everything, in order."""
@@ -222,8 +174,7 @@ class Evaluation:
         s, changes = self.settings, dict[str, Any]()
         if s.test_size:
             changes |= {"test_size": s.test_size, "max_size": max(self.words["max_size"], s.test_size)}
-        if s.detections:
-            changes["detections"] = s.detections
+        changes |= {name: value for name in ("detections", "test_proposals") if (value := getattr(s, name))}
         if s.score_threshold >= 0:
             changes["score_threshold"] = s.score_threshold
         model, done = read_model(self.run, self.saved, **changes)
@@ -252,21 +203,26 @@ class Evaluation:
     def _introduce(self) -> None:
         say = self.reporter.say
         say(f"run       {self.run.path}: {self.words['model']}, {self.saved['arch']}, {self.trained}")
-        of = f" (the first {len(self.data):,} pictures)" if isinstance(self.data, Part) else ""
+        of = f" (the first {count(len(self.data), 'picture')})" if isinstance(self.data, Part) else ""
         say(f"test      {self.data.description}{of}")
         for line in [*self.data.skipped.lines(), *self.told]:
             self.reporter.warn(line)
         ranks = self.fabric.world_size
-        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
+        say(
+            f"device    {device_name(self.fabric.device)}"
+            + (f" x {ranks}" if ranks > 1 else "")
+            + f", {precision_on(self.precision, self.fabric.device.type)}"
+        )
         say(f"folder    {self.out}")
 
     def _advance(self, done: int, total: int) -> None:
         self.reporter.advance(done)
-        spent = time.monotonic() - self.began
-        self.reporter.row(
-            f"pictures  {done:,} of {total:,}, {duration(spent / done * (total - done))} left",
-            last=done == total,
-        )
+        now = time.monotonic()
+        if self.first is None:  # it has the start of the workers and of the device in it
+            self.first = done, now
+        seconds = (now - self.first[1]) / max(1, done - self.first[0]) * (total - done)
+        left = f", {duration(seconds)} left" if self.first[0] < done < total else ""
+        self.reporter.row(f"pictures  {done:,} of {total:,}{left}", last=done == total)
 
     def _look(self, model: nn.Module, look: Look) -> tuple[Seen, Outcome]:
         pictures = range(len(self.data))
@@ -279,11 +235,21 @@ class Evaluation:
 
     def _keep(self, index: int, labels: np.ndarray) -> None:
         """Save a label map as a PNG of class numbers. Raises ``WorkFailed``."""
-        path = self.out / "label_maps" / f"{Path(self.data.name(index)).stem}.png"
+        path = self.out / "label_maps" / f"{self._map_name(index)}.png"
         try:
+            path.parent.mkdir(parents=True, exist_ok=True)
             Image.fromarray(labels).save(path)
         except OSError as e:
             raise disk_problem(path, e) from None
+
+    def _map_name(self, index: int) -> str:
+        """The picture's name; with its folders where pictures of several folders have the same names."""
+        if self.above is None:
+            names = [Path(self.data.name(i)) for i in range(len(self.data))]
+            apart = len({name.stem for name in names}) == len(names)
+            self.above = "" if apart else os.path.commonpath([name.parent for name in names])
+        path = Path(self.data.name(index))
+        return str(path.relative_to(self.above).with_suffix("")) if self.above else path.stem
 
     def _report(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:
         """The content of evaluation.json."""
@@ -302,7 +268,11 @@ class Evaluation:
             "figures": plain(outcome.figures),
             "per_class": {name: plain(row) for name, row in outcome.per_class.items()},
             "machine": machine()
-            | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
+            | {
+                "device": device_name(self.fabric.device),
+                "precision": precision_on(self.precision, self.fabric.device.type),
+                "ranks": self.fabric.world_size,
+            },
             "memory_mb": peak_memory(self.fabric.device),
             "seconds": round(time.monotonic() - self.began, 1),
         }
@@ -378,7 +348,7 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     try:
         model.load_state_dict(content["task"]["model"])
         done = content["epoch"] * content["steps_per_epoch"] + content["step"]
-        trained = f"{done:,} of {content['steps']:,} steps"
+        trained = f"{done:,} of {count(content['steps'], 'step')}"
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise InputError(
             f"{path} does not fit {folder.settings} ({(str(e).splitlines() or [''])[0][:120]}); put back the run's own"

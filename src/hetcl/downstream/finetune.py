@@ -11,24 +11,22 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import nn
 
 from hetcl.downstream.build import build_model, take_weights
-from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
+from hetcl.downstream.data import repeat_factors
 from hetcl.downstream.loader import (
     DetectionExamples,
-    Examples,
-    SegmentationExamples,
     Stream,
     TargetLoader,
-    usable,
 )
 from hetcl.downstream.models import pyramid_state
-from hetcl.downstream.objects import DetectionSet, Outcome, SegmentationSet
+from hetcl.downstream.objects import Outcome
+from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import KIND, new_plan, resumed_plan, scaled
 from hetcl.downstream.predict import Look, Seen, detect, segment
+from hetcl.downstream.renamed import names_of
 from hetcl.downstream.scores import score
 from hetcl.downstream.task import LOSSES, Finetune
 from hetcl.downstream.trial import Trial, try_one
@@ -41,16 +39,16 @@ from hetcl.settings import (
     to_dict,
 )
 from hetcl.training.bad_pictures import BadPictures
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import device_name, make_fabric, precision_on, use_threads, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
+from hetcl.training.memory import Need, outlook
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
+from hetcl.views.workers import room
 from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
-NOT_FOUND = "picture not found"
-"""Under which data sets count pictures that their files name and that are not there."""
 MODEL_WORDS = (
     *(
         "model",
@@ -126,11 +124,11 @@ class Run:
         self.began = time.monotonic()
         self.asked: FinetuneSettings = plan["settings"]
         self.settings, self.told = scaled(self.asked)
-        if self.asked.threads:
-            torch.set_num_threads(self.asked.threads)  # before the trial
-        self.train, self.val = self._data("train"), self._data("val")
-        for data in (self.train, self.val):
-            check_missing(data, self.asked.max_bad)
+        use_threads(self.asked.threads)  # before the trial
+        s, spec = self.settings, plan["data"]
+        train, val = (open_part(spec, split, s.model) for split in ("train", "val"))
+        parts = joined(spec, train, val, **part_words(s))
+        self.train, self.val, self.told = parts.train, parts.val, self.told + parts.told
         now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
         if any(plan.get(name, value) != value for name, value in now.items()):
             raise InputError(
@@ -138,11 +136,8 @@ class Run:
                 "annotations); give the same data, or start a new folder"
             )
         self.classes = names_of(self.train)
-        if names_of(self.val) != self.classes:
-            raise InputError(
-                f"{plan['data']}: the training and the validation part have other classes; make them agree"
-            )
-        self.examples = self._examples()
+        self.examples, told = examples_of(self.train, spec, **example_words(s))
+        self.told += told
         begun = resume and any(folder.checkpoints.glob("*.ckpt"))
         self.init: Weights | None = None
         self.arch, self.facts = plan.get("arch", ""), facts_from(plan.get("facts"))
@@ -152,10 +147,6 @@ class Run:
             self.trial = self._try()
         self._start()
 
-    def _data(self, part: str) -> Any:
-        spec = self.plan["data"]
-        return open_segmentation(spec, part) if self.asked.model == "fcn" else open_detection(spec, part)
-
     def _read_init(self) -> None:
         """The backbone's weights. Raises ``InputError``."""
         self.init = weights = read_weights(self.plan["init"], allow_partial=self.plan["allow_partial"])
@@ -163,43 +154,6 @@ class Run:
             raise InputError(no_arch(self.plan["init"]))
         self.arch = weights.arch
         self.facts = input_facts(weights.facts, weights.arch, weights.origin)
-
-    def _examples(self) -> Examples:
-        """The pictures to train on. Raises ``InputError`` when there are none."""
-        s, train = self.settings, self.train
-        if s.model == "fcn":
-            return SegmentationExamples(train, crop=s.crop, scale=s.scale, flip_p=s.flip_p)
-        with_masks = s.model == "mask-rcnn"
-        learned = np.zeros(len(train), bool)
-        objects, useless = 0, list[str]()
-        for index in range(len(train)):
-            truth = train.truth(index)
-            keep = usable(truth, masks=with_masks)
-            learned[index] = keep.any()
-            objects += int((~truth.crowd).sum())
-            useless += [
-                f"{truth.name}, annotation {truth.ids[i]}" for i in np.flatnonzero(~keep & ~truth.crowd)
-            ]
-        if not objects:
-            raise InputError(f"{self.plan['data']}: no training picture has an object; check the annotations")
-        if with_masks and not train.has_masks:
-            raise InputError(f"{self.plan['data']} has no masks; set model to faster-rcnn")
-        if useless:
-            self.told.append(
-                f"{count(len(useless), 'object')} of the training part without a box or mask to learn from left out "
-                f"(e.g. {', '.join(useless[:3])})"
-            )
-        pictures = np.arange(len(train)) if s.empty else np.flatnonzero(learned)
-        if not len(pictures):
-            raise InputError(
-                f"{self.plan['data']}: nothing in it can be learned from ({useless[0]}, for one)"
-            )
-        if len(pictures) < len(train):
-            self.told.append(
-                f"{count(len(train) - len(pictures), 'picture')} without objects left out of training "
-                "(set empty to true to keep them)"
-            )
-        return DetectionExamples(train, pictures, masks=with_masks, min_size=s.min_size, flip_p=s.flip_p)
 
     def _start(self) -> None:
         """Devices, ranks, reporter."""
@@ -216,6 +170,19 @@ class Run:
         self.reporter = Reporter(self.folder.log, self.folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
         self.told += [self.bad.list.told] if self.bad.list.told else []
+        self.memory = self._memory() if hasattr(self, "trial") else ""
+
+    def _memory(self) -> str:
+        """What training will take, in words; warns where there is less. Raises ``InputError``."""
+        trial, s, device = self.trial, self.settings, self.fabric.device
+        here = 1 if device.type == "cuda" else max(1, s.devices)  # processes that share the memory
+        batch = s.batch // self.fabric.world_size
+        half = 0.6 if precision_on(s.precision, device.type) == "bf16" else 1.0
+        step = 3 * trial.weights + round(half * batch * trial.activations)
+        need = Need(here * step, here * room(self.workers, batch * trial.picture))
+        said, warned = outlook(need, device, "lower batch, workers or the sizes of pictures")
+        self.told += [warned] if warned else []
+        return said
 
     def _model(self, settings: FinetuneSettings | None = None) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
@@ -286,16 +253,18 @@ class Run:
             for line in data.skipped.lines():
                 self.reporter.warn(f"{name}: {line}")
         kind = s.model if s.model == "fcn" else f"{s.model}, neck {s.neck}"
+        say(f"model     {kind}, {self.arch}, {count(len(self.classes), 'class')}")
         say(
-            f"model     {kind}, {self.arch}, {count(len(self.classes), 'class').replace('classs', 'classes')}"
+            f"training  {count(s.steps, 'step')} of {count(s.batch, 'picture')}, lr {s.lr:g}, batch norm {s.norm}"
         )
-        say(f"training  {s.steps:,} steps of {count(s.batch, 'picture')}, lr {s.lr:g}, batch norm {s.norm}")
         ranks = self.fabric.world_size
         say(
             f"device    {device_name(self.fabric.device)}"
             + (f" x {ranks}" if ranks > 1 else "")
             + f", {precision_on(s.precision, self.fabric.device.type)}"
         )
+        if self.memory:
+            say(f"memory    {self.memory}")
         say(f"folder    {self.folder.path}")
         for line in self.told:
             self.reporter.warn(line)
@@ -348,6 +317,7 @@ class Run:
             reporter=self.reporter,
             log_every=s.log_every,
             checkpoint_every=s.checkpoint_every,
+            checkpoint_minutes=s.checkpoint_minutes,
             extra={
                 "kind": KIND,
                 "arch": self.arch,
@@ -418,6 +388,16 @@ class Run:
         write_atomic(self.folder.backbone, seal(state, facts))
 
 
+def part_words(s: FinetuneSettings) -> dict[str, Any]:
+    """The settings that :func:`joined` takes."""
+    return {name: getattr(s, name) for name in ("model", "max_bad", "detections", "train_list")}
+
+
+def example_words(s: FinetuneSettings) -> dict[str, Any]:
+    """The settings that :func:`examples_of` takes."""
+    return {name: getattr(s, name) for name in ("model", "min_size", "flip_p", "crop", "scale", "empty")}
+
+
 def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]:
     """What a model says of every picture of a set, and its figures; called on every rank."""
     if hasattr(data, "label_map"):
@@ -426,17 +406,6 @@ def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]
         return seen, seen.confusion.outcome(data.classes)
     seen = detect(model, data, look, pictures=range(len(data)))
     return seen, score(data, seen.predictions)
-
-
-def check_missing(data: DetectionSet | SegmentationSet, max_bad: float) -> None:
-    """Raises ``InputError`` when more pictures of a set are missing than may be unusable."""
-    gone = data.skipped.counts.get(NOT_FOUND, 0)
-    if gone > max_bad * (len(data) + gone):
-        example = data.skipped.examples[NOT_FOUND][0]
-        raise InputError(
-            f"{data.description}: {gone} of {len(data) + gone} pictures are missing (e.g. {example}), more than "
-            f"max_bad = {max_bad:.0%}; put them there, or raise max_bad"
-        )
 
 
 def model_words(settings: Mapping[str, Any]) -> dict[str, Any]:
@@ -453,10 +422,6 @@ def peak_memory(device: torch.device) -> int:
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(used / (1e6 if sys.platform == "darwin" else 1e3))
-
-
-def names_of(data: DetectionSet | SegmentationSet) -> tuple[str, ...]:
-    return tuple(c if isinstance(c, str) else c.name for c in data.classes)
 
 
 def _facts_tree(facts: InputFacts) -> dict[str, Any]:

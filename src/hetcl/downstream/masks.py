@@ -44,6 +44,16 @@ def area(segment: Segment, size: tuple[int, int]) -> float:
     return float(coco_mask.area(rle_of(segment, size)))
 
 
+def box_of(segment: Segment) -> tuple[float, float, float, float]:
+    """Left, top, right, bottom of what is covered; all 0 where nothing is."""
+    if isinstance(segment, dict):
+        left, top, width, height = (float(v) for v in coco_mask.toBbox(segment))
+        return left, top, left + width, top + height
+    points = np.concatenate(segment)
+    (left, top), (right, bottom) = points.min(0).tolist(), points.max(0).tolist()
+    return left, top, right, bottom
+
+
 def from_uncompressed(counts: list[int], size: tuple[int, int]) -> Rle:
     """COCO's uncompressed run lengths (a list of numbers, zeros first, column by column) -> compressed ones."""
     rle: Any = coco_mask.frPyObjects({"counts": counts, "size": list(size)}, *size)

@@ -90,25 +90,44 @@ class Outcome:
 
 @dataclass
 class Skipped:
-    """Annotations and pictures that were left out, counted, with the first few named."""
+    """What a person should know of a set: annotations and pictures that were left out or kept with a reservation,
+    counted, with the first few named; and remarks on the set as a whole."""
 
     counts: dict[str, int] = field(default_factory=dict)
-    """Reason -> how many."""
+    """Reason -> how many were left out."""
     examples: dict[str, list[str]] = field(default_factory=dict)
     """Reason -> the first three: file and id."""
+    kept: dict[str, int] = field(default_factory=dict)
+    """Reservation -> how many were kept all the same; their examples stand in ``examples`` too."""
+    remarks: list[str] = field(default_factory=list)
+    """On the set as a whole: which list was taken, which convention its boxes seem to follow."""
 
     def add(self, reason: str, what: str) -> None:
-        """One more; ``what`` names file and id."""
-        self.counts[reason] = self.counts.get(reason, 0) + 1
+        """One more that is left out; ``what`` names file and id."""
+        self._count(self.counts, reason, what)
+
+    def keep(self, reservation: str, what: str) -> None:
+        """One more that is kept."""
+        self._count(self.kept, reservation, what)
+
+    def remark(self, text: str) -> None:
+        """Something about the whole set, said once."""
+        if text not in self.remarks:
+            self.remarks.append(text)
+
+    def _count(self, counts: dict[str, int], reason: str, what: str) -> None:
+        counts[reason] = counts.get(reason, 0) + 1
         names = self.examples.setdefault(reason, [])
         if len(names) < 3:
             names.append(what)
 
     def lines(self) -> list[str]:
-        """For the console and the log: one line a reason."""
-        return [
-            f"left out {n}: {reason} (e.g. {', '.join(self.examples[reason])})"
-            for reason, n in self.counts.items()
+        """For the console and the log: one line a remark and a reason."""
+        counted = [("left out", self.counts), ("kept", self.kept)]
+        return self.remarks + [
+            f"{verb} {n:,}: {reason} (e.g. {', '.join(self.examples[reason])})"
+            for verb, counts in counted
+            for reason, n in counts.items()
         ]
 
 
@@ -137,6 +156,14 @@ class DetectionSet(Protocol):
         Raises:
             hetcl.types.BadPicture: it cannot be read, or has another size than the annotations say.
         """
+        ...
+
+
+class InstanceMaps(Protocol):
+    """What a detection set of kind ``cityscapes`` can do besides: its rules of evaluation need to know what is void."""
+
+    def instance_map(self, index: int) -> np.ndarray:
+        """Unsigned integers or int32 ``[H, W]``: the ids of ``*_gtFine_instanceIds.png``. Raises ``InputError``."""
         ...
 
 

@@ -66,17 +66,18 @@ def detect(model: nn.Module, data: DetectionSet, look: Look, *, pictures: Sequen
             image = found.to(look.fabric.device).float().div_(255)
             with look.fabric.autocast():
                 said = model([image])[0]
-            mine.append((index, prediction_of(said, data.truth(index).image_id)))
+            truth = data.truth(index)
+            mine.append((index, prediction_of(said, truth.image_id, truth.name)))
     every = sorted((pair for pairs in _gathered(mine) for pair in pairs), key=lambda pair: pair[0])
     seen = Seen([p for _, p in every], None, _all_bad(bad, len(pictures), look.max_bad, data.description))
     return seen
 
 
-def prediction_of(said: dict[str, Tensor], image_id: int | str) -> Prediction:
-    """A detector's output for one picture (labels from 1) as a :class:`Prediction`."""
+def prediction_of(said: dict[str, Tensor], image_id: int | str, name: str) -> Prediction:
+    """A detector's output for one picture (labels from 1) as a :class:`Prediction`; ``name`` for messages."""
     boxes, scores = said["boxes"].double().cpu().numpy(), said["scores"].double().cpu().numpy()
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
-        raise WorkFailed(f"the detections of picture {image_id} are not finite: the weights are broken")
+        raise WorkFailed(f"the detections of {name} are not finite: the weights are broken")
     order = np.argsort(-scores, kind="stable")
     found = None
     if "masks" in said:

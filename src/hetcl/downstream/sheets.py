@@ -1,4 +1,4 @@
-"""Predictions drawn beside the truth: a sheet of pictures that a person looks at first.
+"""Predictions drawn beside the truth: a sheet of pictures that a person looks at first, with a key to its colours.
 
 H W  of a picture     K  classes
 """
@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import colorsys
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from torch import nn
 from hetcl.downstream import masks
 from hetcl.downstream.objects import DetectionSet, Prediction, SegmentationSet
 from hetcl.downstream.predict import Look, label_map
+from hetcl.printable import printable
 from hetcl.types import BadPicture
 
 CELL = 420
@@ -25,11 +27,34 @@ CELL = 420
 CONFIDENT = 0.5
 """Detections below this score are not drawn."""
 STRIP = 22
-"""Height of the line above a picture."""
+"""Height of the line above a picture, and of a line of the key."""
+GAP = 10
+VOID = 255
+"""The class of pixels that do not count: they are hatched."""
 PAPER, INK = (255, 255, 255), (20, 20, 20)
+BACKGROUND = ("background", "_background_", "bg", "unlabeled", "other")
+"""A class 0 of such a name is left as in the picture; any other is coloured."""
+
+Colour = tuple[int, int, int]
+Box = tuple[float, float, float, float]
 
 
-def colour(label: int) -> tuple[int, int, int]:
+@dataclass(frozen=True)
+class Entry:
+    """A line of the key."""
+
+    text: str
+    colour: Colour | None
+    """None: left as in the picture."""
+    hatched: bool = False
+
+    @property
+    def words(self) -> str:
+        """What is written beside the colour."""
+        return self.text if self.colour is not None or ":" in self.text else f"{self.text} (not coloured)"
+
+
+def colour(label: int) -> Colour:
     """A class's colour: neighbours in number are far apart in hue."""
     red, green, blue = colorsys.hsv_to_rgb((label * 0.618034) % 1.0, 0.75, 0.95)
     return int(255 * red), int(255 * green), int(255 * blue)
@@ -39,20 +64,20 @@ def detection_sheet(
     data: DetectionSet, predictions: Mapping[Any, Prediction], pictures: Sequence[int]
 ) -> bytes | None:
     """PNG of ``pictures``, truth on the left and confident detections on the right; None when none can be read."""
-    pairs = []
+    pairs, used = [], set[int]()
+    names = [printable(c.name) for c in data.classes]
     for index in pictures:
         try:
             pixels = data.picture(index)
         except BadPicture:
             continue
         truth = data.truth(index)
-        names = [c.name for c in data.classes]
-        told = [(names[k], k) for k in truth.labels]
+        told = [(names[k], int(k)) for k in truth.labels]
         if len(names) == 1:  # objects are told apart instead of classes
             told = [(name, i) for i, (name, _) in enumerate(told)]
         left = _drawn(pixels, truth.boxes, told, truth.segments)
         said = predictions.get(truth.image_id)
-        right, n = pixels, 0
+        right, n, words = pixels, 0, list[tuple[str, int]]()
         if said is not None:
             keep = np.flatnonzero(said.scores >= CONFIDENT)
             n = len(keep)
@@ -62,15 +87,15 @@ def detection_sheet(
             ]
             found = None if said.masks is None else [said.masks[i] for i in keep]
             right = _drawn(pixels, said.boxes[keep], words, found)
-        pairs.append(
-            (
-                left,
-                right,
-                f"{_short(truth.name)}: truth, {len(truth.labels)}",
-                f"found, {n} with score 0.5 or more",
-            )
+        used |= {label for _, label in [*told, *words]}
+        titles = (
+            f"{_short(truth.name)}: truth, {len(truth.labels)}",
+            f"found, {n} with score {CONFIDENT:g} or more",
         )
-    return _sheet(pairs)
+        pairs.append((left, right, *titles))
+    if len(names) == 1:
+        return _sheet(pairs, [Entry(f"{names[0]}: each object in a colour of its own", None)])
+    return _sheet(pairs, [Entry(names[label], colour(label)) for label in sorted(used)])
 
 
 def segmentation_sheet(
@@ -78,7 +103,8 @@ def segmentation_sheet(
 ) -> bytes | None:
     """PNG of ``pictures``, the true class of each pixel on the left and the predicted one on the right."""
     training = model.training
-    pairs = []
+    pairs, used = [], set[int]()
+    plain = data.classes[0].strip().lower() in BACKGROUND
     model.eval()
     try:
         for index in pictures:
@@ -89,75 +115,161 @@ def segmentation_sheet(
             with torch.no_grad():
                 image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
                 said = label_map(model, image, look)
-            right = float(((said == truth) & (truth != 255)).sum() / max(1, (truth != 255).sum()))
-            titles = f"{_short(data.name(index))}: truth", f"found, {right:.0%} of the pixels right"
-            pairs.append((_coloured(pixels, truth), _coloured(pixels, said), *titles))
+            right = float(((said == truth) & (truth != VOID)).sum() / max(1, (truth != VOID).sum()))
+            titles = (
+                f"{_short(data.name(index))}: truth",
+                f"found, {right:.0%} of the pixels that count right",
+            )
+            pairs.append((_coloured(pixels, truth, plain), _coloured(pixels, said, plain), *titles))
+            used |= set(np.unique(truth).tolist()) | set(np.unique(said).tolist())
     finally:
         model.train(training)
-    return _sheet(pairs)
+    key = [
+        Entry(printable(data.classes[label]), None if plain and label == 0 else colour(label))
+        for label in sorted(used - {VOID})
+    ]
+    return _sheet(pairs, [*key, *[Entry("does not count", (90, 90, 90), hatched=True)] * (VOID in used)])
 
 
 def _short(name: str) -> str:
+    name = printable(name)
     return name if len(name) <= 34 else "..." + name[-31:]
 
 
 def _drawn(
     pixels: np.ndarray, boxes: np.ndarray, words: Sequence[tuple[str, int]], segments: Any
 ) -> np.ndarray:
-    """A picture with masks, boxes and words on it."""
+    """A picture as wide as a cell, with masks, boxes and words on it; words that find no free place are left out."""
     out = pixels.astype(np.float32)
     height, width = pixels.shape[:2]
     for i, (_, label) in enumerate(words):
         if segments is not None and segments[i] is not None:
             here = masks.bitmap(segments[i], (height, width)).astype(bool)
             out[here] = 0.55 * out[here] + 0.45 * np.array(colour(label), np.float32)
-    image = Image.fromarray(out.astype(np.uint8))
-    draw, line = ImageDraw.Draw(image), max(1, round(max(height, width) / 300))
-    font = _font(max(9, round(13 * width / CELL)))
-    for (text, label), box in zip(words, boxes, strict=True):
-        left, top, right, bottom = (float(v) for v in box)
-        if right <= left or bottom <= top:
-            continue
-        draw.rectangle((left, top, right, bottom), outline=colour(label), width=line)
-        place = max(0.0, left), max(0.0, top - font.size - 3)
-        draw.rectangle(draw.textbbox(place, text, font=font), fill=colour(label))
-        draw.text(place, text, fill=INK, font=font)
+    scale = CELL / width
+    image = Image.fromarray(out.astype(np.uint8)).resize(
+        (CELL, max(1, round(height * scale))), Image.Resampling.LANCZOS
+    )
+    draw, font = ImageDraw.Draw(image), _font(13)
+    seen = [
+        (text, label, (left, top, right, bottom))
+        for (text, label), (left, top, right, bottom) in zip(words, (boxes * scale).tolist(), strict=True)
+        if right > left and bottom > top
+    ]
+    for _, label, box in seen:
+        draw.rectangle(box, outline=colour(label), width=2)
+    taken: list[Box] = []
+    for text, label, box in seen:
+        left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
+        place = free_place((right - left + 2, bottom - top + 2), box, image.size, taken)
+        if place is not None:
+            draw.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=colour(label))
+            draw.text((place[0] + 1 - left, place[1] + 1 - top), text, fill=INK, font=font)
+            taken.append(place)
     return np.asarray(image)
 
 
-def _coloured(pixels: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """A picture under the colours of its classes; class 0 and pixels that do not count stay as they are."""
+def free_place(
+    size: tuple[float, float], box: Box, picture: tuple[int, int], taken: Iterable[Box]
+) -> Box | None:
+    """Where a word of ``size`` (width, height) goes: above its box, in its corners, below it, else down along it.
+
+    Args:
+        box: what it belongs to.
+        picture: width and height; the place lies within, as far as the word fits.
+        taken: places that it must not cover.
+
+    Returns:
+        left, top, right, bottom; None when every place is taken.
+    """
+    width, height = size
+    left, top, right, bottom = box
+    heights = [(left, top - height), (left, top), (right - width, top - height), (right - width, top)]
+    heights += [
+        (left, bottom - height),
+        (right - width, bottom - height),
+        (left, bottom),
+        (right - width, bottom),
+    ]
+    steps = range(1, max(1, int((bottom - top) // max(height, 1))))
+    heights += [(left, top + step * height) for step in steps]
+    for x, y in heights:
+        x, y = min(max(x, 0.0), max(0.0, picture[0] - width)), min(max(y, 0.0), max(0.0, picture[1] - height))
+        place = (x, y, x + width, y + height)
+        if not any(
+            place[0] < o[2] and o[0] < place[2] and place[1] < o[3] and o[1] < place[3] for o in taken
+        ):
+            return place
+    return None
+
+
+def _coloured(pixels: np.ndarray, labels: np.ndarray, plain: bool) -> np.ndarray:
+    """A picture under the colours of its classes, class 0 not where ``plain``; what does not count is hatched."""
     out = pixels.astype(np.float32)
     for label in np.unique(labels):
-        if label not in (0, 255):
+        if label != VOID and not (plain and label == 0):
             here = labels == label
             out[here] = 0.45 * out[here] + 0.55 * np.array(colour(int(label)), np.float32)
+    void, period = (
+        labels == VOID,
+        max(2, round(8 * labels.shape[1] / CELL)),
+    )  # as wide on the sheet for any size
+    out[void] = np.where(_hatch(labels.shape, period)[void][:, None], 90.0, 220.0)
     return out.astype(np.uint8)
 
 
-def _sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray, str, str]]) -> bytes | None:
-    """Two pairs in a row, each with a line above."""
+def _hatch(shape: tuple[int, ...], period: int) -> np.ndarray:
+    """Stripes that repeat every ``period`` pixels, bool ``[H, W]``."""
+    return (np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % period) < period / 2
+
+
+def _sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray, str, str]], key: Sequence[Entry]) -> bytes | None:
+    """Two pairs in a row, each with a line above; the key on top."""
     if not pairs:
         return None
     heights = [max(1, round(CELL * left.shape[0] / left.shape[1])) for left, *_ in pairs]
-    gap, rows = 10, [heights[i : i + 2] for i in range(0, len(heights), 2)]
-    columns = 2 * min(2, len(pairs))
-    sheet = Image.new(
-        "RGB", (columns * (CELL + gap) + gap, sum(max(row) + STRIP + gap for row in rows) + gap), PAPER
-    )
+    rows = [heights[i : i + 2] for i in range(0, len(heights), 2)]
+    width = 2 * min(2, len(pairs)) * (CELL + GAP) + GAP
+    places, head = _key_places(key, width)
+    sheet = Image.new("RGB", (width, head + sum(max(row) + STRIP + GAP for row in rows) + GAP), PAPER)
     draw, font = ImageDraw.Draw(sheet), _font(14)
-    top = gap
+    for entry, (x, y) in zip(key, places, strict=True):
+        _draw_entry(sheet, draw, entry, x, y)
+    top = GAP + head
     for row, start in zip(rows, range(0, len(pairs), 2), strict=True):
         for i, (left, right, *titles) in enumerate(pairs[start : start + 2]):
             for k, (pixels, title) in enumerate(zip((left, right), titles, strict=True)):
-                x = gap + (2 * i + k) * (CELL + gap)
+                x = GAP + (2 * i + k) * (CELL + GAP)
                 draw.text((x, top + 3), title, fill=INK, font=font)
                 image = Image.fromarray(pixels).resize((CELL, row[i]), Image.Resampling.LANCZOS)
                 sheet.paste(image, (x, top + STRIP))
-        top += max(row) + STRIP + gap
+        top += max(row) + STRIP + GAP
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()
+
+
+def _key_places(key: Sequence[Entry], width: int) -> tuple[list[tuple[int, int]], int]:
+    """The upper left corner of each entry, from left to right and down, and the height of all."""
+    places, x, y = [], GAP, GAP
+    for entry in key:
+        wide = STRIP + round(_font(14).getlength(entry.words)) + 2 * GAP
+        if x > GAP and x + wide > width:
+            x, y = GAP, y + STRIP
+        places.append((x, y))
+        x += wide
+    return places, y + STRIP if key else 0
+
+
+def _draw_entry(sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, x: int, y: int) -> None:
+    side = STRIP - 6
+    if entry.hatched:
+        stripes = np.where(_hatch((side, side), 8)[..., None], 90, 220).astype(np.uint8)
+        sheet.paste(Image.fromarray(np.repeat(stripes, 3, axis=2)), (x, y + 2))
+    if entry.words != entry.text or entry.colour is not None:
+        fill = None if entry.hatched else entry.colour
+        draw.rectangle((x, y + 2, x + side, y + 2 + side), fill=fill, outline=INK)
+    draw.text((x + STRIP, y + 3), entry.words, fill=INK, font=_font(14))
 
 
 def _font(size: int) -> Any:

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hetcl.downstream.loader import TRIES, Examples
 from hetcl.draws import generator
 from hetcl.errors import InputError, out_of_memory
+from hetcl.training.memory import bytes_of
 from hetcl.types import BadPicture
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError)
@@ -24,6 +25,12 @@ class Trial:
 
     seconds: float
     """For one picture, on this machine's CPU."""
+    weights: int
+    """Bytes of the parameters."""
+    activations: int
+    """Bytes that a picture's way through the model leaves for the way back."""
+    picture: int
+    """Bytes of a picture as it comes from the loader, with its target."""
 
 
 def try_one(build: Callable[[], nn.Module], examples: Examples, *, seed: int) -> Trial:
@@ -41,16 +48,22 @@ def try_one(build: Callable[[], nn.Module], examples: Examples, *, seed: int) ->
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             model = build().train()
-            began = time.monotonic()
-            losses = model(images, targets)
-            torch.stack([loss.float() for loss in losses.values()]).sum().backward()
-            return Trial((time.monotonic() - began) / len(images))
+            began, found = time.monotonic(), list[dict[str, Tensor]]()
+            activations = bytes_of(lambda: found.append(model(images, targets)))
+            torch.stack([loss.float() for loss in found[0].values()]).sum().backward()
+            seconds = time.monotonic() - began
     except FAILURES as e:
         reason = out_of_memory(e) or (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise InputError(
             f"the model does not train on a picture of {examples.description} ({reason}); change the sizes, neck, "
             "model or backbone"
         ) from None
+    return Trial(
+        seconds / len(images),
+        sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),
+        activations // len(images),
+        sum(t.numel() * t.element_size() for t in (image, *target.values())),
+    )
 
 
 def _first(examples: Examples, seed: int) -> Any:

@@ -9,13 +9,16 @@ from pathlib import Path
 from typing import Any
 
 from rich.table import Table
+from rich.text import Text
 from torch import nn
 
 from hetcl.downstream.objects import Outcome
 from hetcl.downstream.predict import Look, Seen
 from hetcl.downstream.scores import results
 from hetcl.downstream.sheets import detection_sheet, segmentation_sheet
+from hetcl.printable import printable
 from hetcl.runs.folder import write_atomic
+from hetcl.training.progress import count
 
 _COCO = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
 _OF_KIND = {
@@ -72,7 +75,7 @@ def table(outcome: Outcome, most: int = 100) -> Table:
         known = [r for r in rows if not math.isnan(r[1].get(columns[0], math.nan))]
         rows = [*known[:10], ("...", {}), *known[10:][-10:]]
     for name, row in rows:
-        out.add_row(name, *(shown(row[c]) if c in row else "" for c in columns))
+        out.add_row(Text(printable(name)), *(shown(row[c]) if c in row else "" for c in columns))
     return out
 
 
@@ -90,7 +93,7 @@ def sentences(outcome: Outcome, pictures: int) -> list[str]:
     rest = [n for n in f if not n.startswith(("box_", "mask_"))]
     if rest:
         out.append("  ".join(f"{in_words(n)} {shown(f[n])}" for n in rest))
-    return [*out, f"in percent, on {pictures:,} pictures"]
+    return [*out, f"in percent, on {count(pictures, 'picture')}"]
 
 
 def plain(figures: dict[str, float]) -> dict[str, float | None]:

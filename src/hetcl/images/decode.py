@@ -3,16 +3,28 @@
 - Transparent pictures are laid over white, as a viewer shows them. Of animated ones the first frame is taken.
 - 16-bit grayscale is scaled to 8 bits (value / 257, rounded), never clipped. Colour profiles are not applied.
 - EXIF orientation is applied, and width and height are those of the upright picture.
+- Plain JPEGs are decoded by libjpeg-turbo without the detour over Pillow's own layout, with equal pixels
+  (``tests/images/test_turbo.py``). Pillow decodes all else, and whatever libjpeg-turbo remarks on: it alone says what
+  is a bad picture.
 """
 
 from __future__ import annotations
 
 import io
+import re
+import struct
 import warnings
+from typing import NamedTuple
 
 import numpy as np
-from PIL import Image, ImageFile, JpegImagePlugin
+from PIL import Image, ImageFile, JpegImagePlugin, features
 
+try:
+    import simplejpeg
+except ImportError:  # a bare checkout; everything works without, more slowly
+    simplejpeg = None
+
+from hetcl.images.formats import HEAD, why_unreadable
 from hetcl.types import BadPicture, Sample
 
 MAX_PIXELS = 200_000_000
@@ -34,6 +46,12 @@ _TURNS = {
 }
 _ORIENTATION = 0x0112
 _SIDEWAYS = (5, 6, 7, 8)
+_TURBO = simplejpeg is not None and features.check_feature("libjpeg_turbo")
+"""Whether both decoders are libjpeg-turbo: the original libjpeg rounds otherwise."""
+_REST = re.compile(r"extraneous bytes before marker 0xd[0-79]$")
+"""libjpeg-turbo's remark on rows that it was not asked for, up to a restart or end marker."""
+_SEGMENTS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
+"""Markers of a JPEG's tables, comments and applications, the usual company of a frame."""
 _EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
@@ -49,10 +67,15 @@ class Picture:
         self._max_pixels = max_pixels
         self._header: Image.Image | None = None
         self._turn = 1
+        self._frame: _Frame | None = None
         if isinstance(data, np.ndarray):
             if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape:
                 raise BadPicture(f"pixels are {data.dtype} {list(data.shape)}, not uint8 [H, W, 3]")
             self.height, self.width = data.shape[:2]
+            return
+        self._frame = frame = _frame(data) if _TURBO else None
+        if frame is not None and not frame.tagged and 0 < frame.width * frame.height <= max_pixels:
+            self.width, self.height = frame.width, frame.height
             return
         self._header = _open(data, max_pixels)
         self._turn = _orientation(self._header, data) if upright else 1
@@ -77,13 +100,15 @@ class Picture:
         except Exception as error:  # a damaged file may fail in any way
             raise BadPicture(_reason(error)) from error
 
-    def pixels(self, reduce: int = 1) -> np.ndarray:
+    def pixels(self, reduce: int = 1, rows: int | None = None) -> np.ndarray:
         """Decode.
 
         Args:
             reduce: 1, 2, 4 or 8. A JPEG is decoded at about 1 / ``reduce`` of its size (each side rounded
                 up), which is much quicker; other pictures come out whole. Compare the shape with ``width``
                 and ``height``.
+            rows: how many rows of the upright original are needed, from the top; None for all. What lies below
+                may be black. A file that ends early is refused whatever the rows; other damage below may go unseen.
 
         Returns:
             uint8 ``[h, w, 3]``, RGB, upright; possibly read-only.
@@ -95,6 +120,11 @@ class Picture:
             raise ValueError(f"reduce={reduce}: it is 1, 2, 4 or 8")
         if isinstance(self._data, np.ndarray):
             return self._data
+        if self._frame is not None:
+            upright = self._turn == 1
+            quick = _turbo(self._data, self._frame, reduce, rows if upright else None)
+            if quick is not None:
+                return quick if upright else np.asarray(Image.fromarray(quick).transpose(_TURNS[self._turn]))
         return np.asarray(self.image(reduce))
 
 
@@ -126,7 +156,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadPicture(f"too many pixels, a decompression bomb? ({str(error).split(',')[0]})") from error
     except Image.UnidentifiedImageError as error:
-        raise BadPicture(f"not a picture (starts with {data[:8]!r})") from error
+        raise BadPicture(why_unreadable(data[:HEAD])) from error
     except Exception as error:
         raise BadPicture(_reason(error)) from error
     w, h = picture.size
@@ -135,6 +165,86 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     if w * h > max_pixels:
         raise BadPicture(f"{w} x {h} is more than {max_pixels:,} pixels: a decompression bomb?")
     return picture
+
+
+class _Frame(NamedTuple):
+    """What the header of a plain JPEG says: 8 bits, gray or in colour."""
+
+    width: int
+    height: int
+    layers: int
+    """1 or 3."""
+    at: int
+    """Where its marker stands in the file."""
+    scan: int
+    """Where the marker of the first scan stands."""
+    baseline: bool
+    """Whether its rows are stored one after the other, all colours together."""
+    tagged: bool
+    """Whether there may be an orientation (EXIF or XMP)."""
+
+
+def _frame(data: bytes) -> _Frame | None:
+    """Run over the segments of a JPEG; None: something is there, or missing, that Pillow has to look at."""
+    at, found, tagged = 2, None, False
+    try:
+        while data[0:2] == b"\xff\xd8" and data[at] == 0xFF:
+            kind, length = struct.unpack_from(">BH", data, at + 1)
+            if kind in (0xC0, 0xC1, 0xC2) and found is None:  # baseline, extended, progressive
+                found = at, kind, *struct.unpack_from(">BHHB", data, at + 4)
+            elif kind == 0xDA and found is not None:
+                start, frame, bits, height, width, layers = found
+                if bits != 8 or layers not in (1, 3):
+                    return None
+                baseline = frame == 0xC0 and data[at + 4] == layers
+                return _Frame(width, height, layers, start, at, baseline, tagged)
+            elif kind not in _SEGMENTS:
+                return None
+            tagged |= kind == 0xE1
+            at += 2 + length
+    except (IndexError, struct.error):
+        pass
+    return None
+
+
+def _turbo(data: bytes, frame: _Frame, reduce: int, rows: int | None) -> np.ndarray | None:
+    """Pixels of a JPEG as it is stored, uint8 ``[h, w, 3]``; None: Pillow has to look at it.
+
+    Below the first ``rows`` of the original, what is not decoded is black.
+    """
+    if min(frame.width, frame.height) < 8 * reduce:  # the scale is chosen by the size, which must tell it
+        return None
+    w, h = -(-frame.width // reduce), -(-frame.height // reduce)
+    # Boxes are rounded by up to two rows, and colour is interpolated with the next two.
+    keep = h if rows is None else min(h, -(-rows // reduce) + 2)
+    short = _shortened(data, frame, (keep + 2) * reduce)
+    out = np.empty((h, w, 3), np.uint8)
+    try:
+        simplejpeg.decode_jpeg(
+            short or data, min_height=h if short is None else keep + 2, min_width=w, buffer=out
+        )
+    except (ValueError, RuntimeError) as error:  # any remark; the pixels are there all the same
+        if short is None or not _REST.search(str(error)):
+            return None
+    if short is not None:
+        out[keep:] = 0
+    return out
+
+
+def _shortened(data: bytes, frame: _Frame, lines: int) -> bytes | None:
+    """The same JPEG with ``lines`` rows in its header, so that decoding stops there.
+
+    Rows are stored from the top, so what comes later has no say in them. The decoder still runs over the rest in
+    search of the end marker and remarks on it (:data:`_REST`), unless there was something to remark on before. Only
+    a missing end could hide behind that, after a restart marker, so it is looked for here.
+
+    Returns:
+        None where little would be won, where rows are not stored like that, and where the end is missing.
+    """
+    if lines + 16 > frame.height or not frame.baseline or data.rfind(b"\xff\xd9", frame.scan) < 0:
+        return None
+    at = frame.at + 5
+    return data[:at] + struct.pack(">H", lines) + data[at + 2 :]
 
 
 def _reason(error: Exception) -> str:
@@ -146,8 +256,8 @@ def _reason(error: Exception) -> str:
 
 def _orientation(picture: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
-    if picture.format == "TIFF":  # Pillow has turned it already
-        return 1
+    if picture.format == "TIFF" or (picture.format == "JXL" and not getattr(picture, "jpeg", False)):
+        return 1  # its decoder has turned it already
     try:
         if picture.format == "PNG" and "exif" not in picture.info and b"eXIf" in data:
             picture.load()  # EXIF may stand behind the pixels

@@ -1,243 +1,101 @@
-"""A folder of pictures at any depth: the listing, kept in a memory-mapped table, and the source on top of it.
+"""A folder of images as a source: which of its images a split has, and what their classes are.
 
-Order: the pictures of a folder by name, then its sub-folders by name, each the same way (names compared as
-bytes, so that no locale or file system changes it). Hidden files and folders are left out; links are
-followed, loops are not.
+A class is a folder: the sub-folders of a split, or of the whole where there are no splits.
 """
 
 from __future__ import annotations
 
+import bisect
 import hashlib
 import logging
 import os
 import stat
-import struct
-import time
-from collections import Counter
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import accumulate, islice
 from pathlib import Path
 
 import numpy as np
 
-from hetcl.errors import InputError
-from hetcl.images.tables import Table, TableError, TableWriter, strings
+from hetcl.images.formats import Aside, images, left_aside
+from hetcl.images.listing import Branch, listing
+from hetcl.images.splits import UNLABELLED, Layout, fold, inner, layout_of, look
+from hetcl.images.tables import Table
 from hetcl.types import BadPicture, Sample
 
 log = logging.getLogger(__name__)
 
-EXTENSIONS = frozenset(
-    f".{kind}"
-    for kind in (
-        *("jpg", "jpeg", "jpe", "jfif", "png", "webp", "bmp", "dib", "gif", "tif", "tiff"),
-        *("ppm", "pgm", "pbm", "pnm", "jp2", "avif", "tga"),
-    )
-)
-"""Names that end so (in any case) are taken for pictures."""
-
-_SETTLED_S = 2.0
-"""A folder that changed so few seconds before it was listed may change again within its clock's tick."""
-_OLD_S = 7 * 24 * 3600
-_KINDS_SHOWN = 5
+OVERRIDE = "--data_split all reads everything as one set"
+_SHOWN = 4
+"""Names in a message."""
 
 
-def is_picture(name: str) -> bool:
-    """Whether a file's name ends like a picture's."""
-    return os.path.splitext(name)[1].lower() in EXTENSIONS
+@dataclass(frozen=True)
+class Run:
+    """Images that lie side by side in a listing and have one label."""
 
-
-@dataclass
-class Walk:
-    """What was met on a walk besides the pictures themselves."""
-
-    others: Counter[str] = field(default_factory=Counter)
-    """Extensions of files that are no pictures, and how many."""
-    folder: Callable[[bytes, int], None] = lambda path, mtime: None
-    """Called with each folder's path and its mtime (ns), as it was before the folder was read."""
-
-
-def walk(root: str, found: Walk | None = None) -> Iterator[bytes]:
-    """Paths of the pictures below ``root``, relative to it, in the order of the module's docstring.
-
-    Holds the names of one folder (and the sub-folders still to come) at a time.
-
-    Raises:
-        InputError: a folder cannot be read.
-    """
-    found = found or Walk()
-    yield from _walk(os.fsencode(root), b"", frozenset(), found)
-
-
-def _walk(root: bytes, inside: bytes, above: frozenset[tuple[int, int]], found: Walk) -> Iterator[bytes]:
-    path = os.path.join(root, inside) if inside else root
-    try:
-        status = os.stat(path)
-        here = (status.st_dev, status.st_ino)
-        if here in above:
-            return
-        found.folder(inside, status.st_mtime_ns)
-        pictures, folders = _entries(path, found)
-    except OSError as error:
-        raise InputError(
-            f"cannot read the folder {os.fsdecode(path)} ({error.strerror}): make it readable, "
-            "or move it out of the data"
-        ) from error
-    prefix = inside + b"/" if inside else b""
-    for name in pictures:
-        yield prefix + name
-    del pictures
-    for name in folders:
-        yield from _walk(root, prefix + name, above | {here}, found)
-
-
-def _entries(path: bytes, found: Walk) -> tuple[list[bytes], list[bytes]]:
-    """Names of the pictures and of the sub-folders of one folder, each sorted."""
-    pictures: list[bytes] = []
-    folders: list[bytes] = []
-    with os.scandir(path) as entries:
-        for entry in entries:
-            if entry.name.startswith(b"."):
-                continue
-            try:
-                if entry.is_dir():
-                    folders.append(entry.name)
-                elif entry.is_file():
-                    kind = os.path.splitext(entry.name)[1].lower().decode("ascii", "replace")
-                    if kind in EXTENSIONS:
-                        pictures.append(entry.name)
-                    elif kind in found.others or len(found.others) < 1000:
-                        found.others[kind] += 1
-            except OSError:  # a link that leads in a circle
-                continue
-    return sorted(pictures), sorted(folders)
-
-
-def kinds(others: Counter[str]) -> str:
-    """A few words on what was found instead of pictures."""
-    if not others:
-        return "it holds no files"
-    ordered = sorted(others.items(), key=lambda item: (-item[1], item[0] == "", item[0]))
-    shown = [f"{count} x {kind or 'no extension'}" for kind, count in ordered[:_KINDS_SHOWN]]
-    return "found " + ", ".join(shown) + (" ..." if len(others) > _KINDS_SHOWN else "")
-
-
-def listing(root: str, cache: Path) -> Table:
-    """The table of the pictures below ``root``: from the cache, or listed anew when a folder has changed.
-
-    Two files: ``folder-KEY-FINGERPRINT.table`` holds the paths; ``folder-KEY.seen`` every folder with its
-    time of change. A file added, removed or renamed changes its folder's time, so looking at the folders is
-    enough (a file overwritten under its own name keeps its place in the listing). Raises InputError when
-    there are no pictures.
-    """
-    root = os.path.realpath(root)
-    key = hashlib.blake2b(os.fsencode(root), digest_size=12).hexdigest()
-    seen = cache / f"folder-{key}.seen"
-    kept = _still_valid(root, seen)
-    if kept is not None:
-        return kept
-    try:
-        return _list(root, cache, key, seen)
-    except OSError as error:
-        raise InputError(
-            f"cannot write the list of the pictures in {root} to {cache} ({error.strerror}): "
-            "set HETCL_CACHE to a folder with room"
-        ) from error
-
-
-def _still_valid(root: str, seen: Path) -> Table | None:
-    try:
-        folders = Table(seen)
-        table = Table(seen.parent / folders.meta["table"])
-        times = folders["mtime"]
-        for i, inside in enumerate(folders.strings("path")):
-            mtime = os.stat(os.path.join(os.fsencode(root), inside)).st_mtime_ns
-            if mtime != times[i] or folders.meta["listed_ns"] - mtime < _SETTLED_S * 1e9:
-                return None
-        return table
-    except (TableError, OSError, KeyError):
-        return None
-
-
-def _list(root: str, cache: Path, key: str, seen: Path) -> Table:
-    listed = time.time_ns()
-    digest = hashlib.blake2b(digest_size=8)
-    top: list[str] = []
-    loose = 0
-    with (
-        TableWriter(cache / f"folder-{key}.table", strings("path")) as table,
-        TableWriter(seen, {**strings("path"), "mtime": "<i8"}) as folders,
-    ):
-
-        def note(path: bytes, mtime: int) -> None:
-            folders.string("path", path)
-            folders.append("mtime", struct.pack("<q", mtime))
-
-        found = Walk(folder=note)
-        count = 0
-        for count, path in enumerate(walk(root, found), 1):
-            table.string("path", path)
-            digest.update(path + b"\0")
-            parent, slash, _ = path.partition(b"/")
-            if not slash:
-                loose += 1
-            elif not top or top[-1] != os.fsdecode(parent):
-                top.append(os.fsdecode(parent))
-            if count % 1_000_000 == 0:
-                log.info("%s: %d million pictures listed so far", root, count // 1_000_000)
-        if not count:
-            raise InputError(
-                f"no pictures in {root}: {kinds(found.others)}; a picture's name ends in .jpg, .png, .webp, "
-                ".bmp, .gif, .tif or .ppm, and shards in .tar"
-            )
-        table.meta.update(fingerprint=digest.hexdigest(), top=top, loose=loose)
-        written = table.finish(cache / f"folder-{key}-{digest.hexdigest()}.table")
-        folders.meta.update(table=written.name, listed_ns=listed)
-        folders.finish()
-    _forget_old(cache, f"folder-{key}-*.table", keep=written)
-    return Table(written)
-
-
-def _forget_old(cache: Path, pattern: str, keep: Path) -> None:
-    """Remove listings of earlier states of the same folder, a week after they were made."""
-    for path in cache.glob(pattern):
-        try:
-            if path != keep and time.time() - path.stat().st_mtime > _OLD_S:
-                path.unlink()
-        except OSError:
-            continue
+    start: int
+    stop: int
+    label: int = -1
+    """-1: none."""
 
 
 class FolderSource:
-    """Pictures of a folder (``types.Source``).
+    """Images of a folder (``types.Source``).
 
     Args:
         root: the folder.
         table: its listing.
-        classes: names of the classes, which are the folder's own sub-folders; None for no labels.
+        runs: which images, in order; None for all of them.
+        classes: names of the classes; None for no labels.
+        why: what to say when there are no labels.
+        shown: the folder for the description.
     """
 
     prefers_window = 0
 
-    def __init__(self, root: str, table: Table, *, classes: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        root: str,
+        table: Table,
+        *,
+        runs: Sequence[Run] | None = None,
+        classes: tuple[str, ...] | None = None,
+        why: str = "",
+        shown: str = "",
+    ) -> None:
         self.root = os.path.realpath(root)
         self.table = table
         self.classes = classes
-        self.fingerprint: str = table.meta["fingerprint"]
-        self._number = {os.fsencode(name): i for i, name in enumerate(classes)} if classes else {}
+        self.why_no_labels = why
+        self._runs = _merged(runs if runs is not None else [Run(0, table.length("path"))])
+        self._ends = list(accumulate(run.stop - run.start for run in self._runs))
+        self.unlabelled = sum(run.stop - run.start for run in self._runs if run.label < 0) if classes else 0
+        self.fingerprint = _fingerprint(table, self._runs)
         self._root = os.fsencode(self.root)
         what = f" in {len(classes)} classes" if classes else ""
-        self.description = f"{len(self):,} picture{'s'[: len(self) != 1]}{what} in the folder {root}"
+        without = f" ({self.unlabelled:,} without a label)" if self.unlabelled else ""
+        count = f"{len(self):,} picture{'s'[: len(self) != 1]}"
+        self.description = f"{count}{what}{without} in the folder {shown or root}"
 
     def __len__(self) -> int:
-        return self.table.length("path")
+        return self._ends[-1]
+
+    def _place(self, index: int) -> tuple[int, int]:
+        """The row of the listing of an image, and its label."""
+        at = bisect.bisect_right(self._ends, index)
+        run = self._runs[at]
+        return run.stop - self._ends[at] + index, run.label
 
     def path(self, index: int) -> bytes:
         """Path of the picture, relative to the folder."""
-        return self.table.string("path", index)
+        return self.table.string("path", self._place(index)[0])
 
     def sample(self, index: int) -> Sample:
         """The file at ``index``. Raises BadPicture when it cannot be read."""
-        inside = self.path(index)
+        row, label = self._place(index)
+        inside = self.table.string("path", row)
         try:
             descriptor = os.open(os.path.join(self._root, inside), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
             with open(descriptor, "rb", buffering=0) as file:
@@ -246,46 +104,246 @@ class FolderSource:
                 data = file.read()
         except OSError as error:
             raise BadPicture(f"cannot be read: {error.strerror}") from error
-        return Sample(data=data, label=self._label(inside), name=os.fsdecode(inside))
+        return Sample(
+            data=data, label=label if self.classes and label >= 0 else None, name=os.fsdecode(inside)
+        )
 
     def label(self, index: int) -> int | None:
-        """The class of the picture: the number of the sub-folder it lies in."""
-        return self._label(self.path(index)) if self.classes else None
-
-    def _label(self, inside: bytes) -> int | None:
-        return self._number.get(inside.partition(b"/")[0]) if self.classes else None
+        """The class of the picture, None where it has none."""
+        label = self._place(index)[1]
+        return label if self.classes and label >= 0 else None
 
     def blocks(self) -> np.ndarray | None:
         """None: files are read one by one."""
         return None
 
 
-def folder_source(
-    root: str, cache: Path, *, folder_classes: bool = False, classes: tuple[str, ...] | None = None
-) -> FolderSource:
-    """Open a folder of pictures.
+def _merged(runs: Sequence[Run]) -> list[Run]:
+    """Neighbours of one label as one run, without empty ones."""
+    out: list[Run] = []
+    for run in runs:
+        if out and out[-1].stop == run.start and out[-1].label == run.label:
+            out[-1] = Run(out[-1].start, run.stop, run.label)
+        elif run.stop > run.start:
+            out.append(run)
+    return out
+
+
+def _fingerprint(table: Table, runs: Sequence[Run]) -> str:
+    """Of the paths in their order; runs consist of whole folders."""
+    at = 0
+    for run in runs:
+        if run.start != at:
+            break
+        at = run.stop
+    if at == table.length("path"):
+        return str(table.meta["fingerprint"])
+    digest = hashlib.blake2b(digest_size=8)
+    first = table["first"]
+    for run in runs:
+        for row in range(*np.searchsorted(first, (run.start, run.stop)).tolist()):
+            digest.update(table.string("folder", row) + b"\0" + table["digest"][row].tobytes())
+    return digest.hexdigest()
+
+
+# ---- which images, which classes -----------------------------------------------------------------------------------
+
+
+class Folder:
+    """A folder of images with its splits and classes.
 
     Args:
         root: an existing folder.
         cache: folder for the listing.
-        folder_classes: take the sub-folders for classes.
-        classes: the classes of another split, whose numbers are to be used.
+        whole: put splits aside: every image is of one set, and folders named like splits are folders like others.
+        folder_classes: take folders for classes.
 
     Raises:
-        InputError: no pictures; or classes asked for and pictures lie outside of class folders.
+        InputError: no images.
     """
-    table = listing(root, cache)
-    if not folder_classes:
-        return FolderSource(root, table)
-    top, loose = table.meta["top"], table.meta["loose"]
-    if loose:
-        raise InputError(
-            f"classes from sub-folders were asked for, but {loose:,} pictures lie in {root} itself: "
-            "move each into the folder of its class, or do not ask for folder classes"
-        )
-    unknown = sorted(set(top) - set(classes)) if classes is not None else []
-    if unknown:
-        raise InputError(
-            f"{root} has the class folder {unknown[0]!r}, which the training pictures do not have"
-        )
-    return FolderSource(root, table, classes=tuple(top) if classes is None else classes)
+
+    def __init__(self, root: str, cache: Path, *, whole: bool = False, folder_classes: bool = False) -> None:
+        self.root, self.table, self.folder_classes = root, listing(root, cache), folder_classes
+        top = Branch.root(self.table)
+        self.layout = Layout(top, {}, []) if whole else layout_of(top)
+        self.whole = whole
+        self._maps: dict[bytes, Branch] = {}
+
+    @property
+    def splits(self) -> dict[str, int]:
+        """Names of the splits that there are, and how many images each has."""
+        return {split: sum(b.images for b in branches) for split, branches in self.layout.splits.items()}
+
+    def open(self, split: str) -> FolderSource | None:
+        """The images of ``train`` (all, where there are no splits), ``val`` or ``test``; None where there are none.
+
+        Classes have the training images' numbers in every split.
+        """
+        layout = self.layout
+        if not layout.splits:
+            return self._source([layout.base]) if split in ("train", "all") else None
+        branches = layout.splits.get(split, [])
+        more = layout.splits.get(UNLABELLED, []) if split == "train" else []
+        return self._source(branches, more) if branches else None
+
+    @cached_property
+    def classes(self) -> tuple[str, ...]:
+        """Names of the class folders of the training images, in the order of their bytes."""
+        if self.layout.inside:
+            found = {child.name for child in self.layout.base.children()}
+        else:
+            found = set()
+            for branch in self.layout.splits.get("train", [self.layout.base]):
+                below, beside = inner(branch)
+                maps = {b.path for b in beside if not self.whole}
+                found |= {child.name for child in below.children() if child.path not in maps}
+        return tuple(sorted(found, key=os.fsencode))
+
+    @cached_property
+    def _numbers(self) -> tuple[dict[str, int], dict[str, int]]:
+        """Class name to number: as it is, and as another system may write it, -1 where that is unclear."""
+        exact = {name: i for i, name in enumerate(self.classes)}
+        folded: dict[str, int] = {}
+        for name, i in exact.items():
+            folded[fold(name)] = -1 if fold(name) in folded else i
+        twice = [name for name in self.classes if folded[fold(name)] < 0]
+        if twice:
+            log.warning(
+                "%s: the folders %s differ in capitals or accents only, and are classes of their own",
+                self.root,
+                " and ".join(twice[:_SHOWN]),
+            )
+        return exact, folded
+
+    def _source(self, branches: Sequence[Branch], more: Sequence[Branch] = ()) -> FolderSource:
+        """The images of some branches, and ``more`` without labels."""
+        wanted = self.classes if self.folder_classes else ()
+        strange: dict[str, int] = {}
+        runs = [run for branch in branches for run in self._runs(branch, bool(wanted), strange)]
+        loose = sum(run.stop - run.start for run in runs if run.label < 0)
+        count = sum(run.stop - run.start for run in runs)
+        classes: tuple[str, ...] | None = wanted
+        why = self._unasked(branches[0])
+        if not wanted or 2 * loose > count:
+            runs = [run for branch in branches for run in self._runs(branch, False, {})]
+            classes = None
+            if wanted:
+                why = f"{loose:,} of {images(count)} do not lie in the folder of a class ({_some(wanted)})"
+        elif strange:
+            log.warning(
+                "%s: %s: no training images lie in folders of that name, so these images have no label",
+                self._shown(*branches),
+                _some([f"{name}/ ({images(n)})" for name, n in strange.items()]),
+            )
+        runs += [run for branch in more for run in self._runs(branch, False, {})]
+        shown = self._shown(*branches, *more) if self.layout.splits else self.root
+        return FolderSource(self.root, self.table, runs=runs, classes=classes, why=why, shown=shown)
+
+    def _unasked(self, branch: Branch) -> str:
+        """Why there are no labels where nobody asked for class folders."""
+        below, maps = (self.layout.base, []) if self.layout.inside else inner(branch)
+        aside = {b.path for b in maps}
+        some = [b.name for b in islice(below.children(), _SHOWN) if b.path not in aside]
+        if not some:
+            return f"all its images lie in one folder, {self._shown(below)}"
+        return f"its sub-folders ({', '.join(some)} ...) are not taken for classes, since folder_classes is false"
+
+    def _runs(self, branch: Branch, labelled: bool, strange: dict[str, int]) -> Iterator[Run]:
+        """The images of a branch with their labels, without label maps; images of unknown classes are counted."""
+        if labelled and self.layout.inside:
+            name = os.fsdecode(branch.path.split(b"/")[-2])
+            yield Run(branch.start, branch.stop, self._label(name))
+            return
+        below, beside = inner(branch, self.classes if labelled else ())
+        maps = {b.path: b for b in beside if not self.whole}
+        self._maps |= maps
+        if not labelled and not maps:
+            yield from self._images(below)
+            return
+        yield Run(below.start, below.start + below.loose)
+        for child in below.children():
+            if child.path in maps:
+                continue
+            label = self._label(child.name) if labelled else -1
+            if labelled and label < 0:
+                strange[child.name] = child.images
+            yield from self._images(child, label)
+
+    def _images(self, branch: Branch, label: int = -1, depth: int = 2) -> Iterator[Run]:
+        """The images of a folder; without the label maps in its few sub-folders (``VOC2007/``, ``VOC2012/``)."""
+        few = list(islice(branch.children(), _SHOWN + 1)) if depth and not self.whole else []
+        if not 0 < len(few) <= _SHOWN:
+            yield Run(branch.start, branch.stop, label)
+            return
+        maps = {b.path: b for b in look(branch).maps}
+        self._maps |= maps
+        yield Run(branch.start, branch.start + branch.loose, label)
+        for child in few:
+            if child.path not in maps:
+                yield from self._images(child, label, depth - 1)
+
+    def _label(self, name: str) -> int:
+        exact, folded = self._numbers
+        return exact.get(name, folded.get(fold(name), -1))
+
+    # ---- words -----------------------------------------------------------------------------------------------------
+
+    def _shown(self, *branches: Branch) -> str:
+        """The folders for a message: ``photos/train``, or ``photos/{train_1,train_2}`` for several."""
+        if self.layout.inside and len(branches) > 1:
+            name = os.fsdecode(branches[0].path.rpartition(b"/")[2])
+            return os.path.join(self.root, os.fsdecode(self.layout.base.path), "*", name)
+        shown = [os.fsdecode(b.path) for b in branches]
+        return os.path.join(self.root, shown[0] if len(shown) == 1 else "{" + ",".join(shown[:_SHOWN]) + "}")
+
+    def words(self, split: str) -> list[tuple[int, str]]:
+        """What was taken for what, a line each with its level of ``logging``; ``split`` is read."""
+        layout, lines = self.layout, []
+        if layout.splits:
+            what = "; ".join(
+                f"{name} is {self._folders(branches)} ({images(sum(b.images for b in branches))})"
+                for name, branches in layout.splits.items()
+            )
+            read = " and ".join(
+                [split, UNLABELLED] if split == "train" and UNLABELLED in layout.splits else [split]
+            )
+            lines.append((logging.INFO, f"{self.root} has splits: {what}. Read here: {read} ({OVERRIDE})"))
+        elif layout.doubtful:
+            first = layout.doubtful[0]
+            others = [f"{b.name}/" for b in layout.doubtful[1:]]
+            lines.append(
+                (
+                    logging.INFO,
+                    f"{self.root}: {first.name}/ is taken for a folder like its neighbours ({_some(others)}), not for "
+                    f"a split; --data {self._shown(first)} reads it alone",
+                )
+            )
+        left = [f"{b.shown} ({images(b.images)})" for b in [*layout.aside, *self._maps.values()]]
+        if layout.splits and layout.base.loose:
+            left.append(f"{images(layout.base.loose)} beside the splits")
+        if left:
+            lines.append((logging.INFO, f"left aside in {self.root}: {_some(left)} ({OVERRIDE})"))
+        if self.table.meta["twice"]:
+            link = self.table.meta["link"]
+            lines.append(
+                (
+                    logging.WARNING,
+                    f"links in {self.root} lead to what lies there too ({self.table.meta['twice']:,}, e.g. {link}): "
+                    "it is read twice, maybe to train and to test on; name one of the folders",
+                )
+            )
+        if aside := left_aside(self.root, Aside(self.table.meta["aside"])):
+            lines.append(aside)
+        return lines
+
+    def _folders(self, branches: Sequence[Branch]) -> str:
+        """The folders of a split, relative to the data."""
+        if self.layout.inside:
+            return f"{os.fsdecode(self.layout.base.path) or '.'}/*/{branches[0].name}/"
+        return _some([b.shown for b in branches])
+
+
+def _some(words: Sequence[str]) -> str:
+    """The first few of some words, and how many more there are."""
+    more = len(words) - _SHOWN
+    return ", ".join(words[:_SHOWN]) + (f" and {more:,} more" if more > 0 else "")

@@ -29,6 +29,8 @@ _MARKS = (
     "ETag", "etag", "md5Hash", "Content-MD5", "LastModified", "Last-Modified", "last_modified", "mtime", "updated",
     "created",
 )  # fmt: skip
+_FOLDERS = 100
+"""Folders of a remote folder in which shards are looked for."""
 _ASKING = 16
 """Servers are asked about that many files at a time."""
 
@@ -80,10 +82,14 @@ def file_system(url: str) -> tuple[Any, str]:
 
 
 def list_shards(url: str) -> list[str]:
-    """Addresses of the ``.tar`` files right below a remote folder, sorted."""
+    """Addresses of the ``.tar`` files right below a remote folder, or else in its folders, sorted."""
     system, path = file_system(url)
     try:
-        names = system.ls(path, detail=False)
+        listed = system.ls(path, detail=True)
+        names = [entry["name"] for entry in listed]
+        if not any(name.endswith(".tar") for name in names):
+            folders = [entry["name"] for entry in listed if entry.get("type") == "directory"]
+            names = [name for folder in folders[:_FOLDERS] for name in system.ls(folder, detail=False)]
     except Exception as error:  # each file system has its own
         raise InputError(
             f"cannot list {url} ({reason_of(error)}): check the address, or name the shards"

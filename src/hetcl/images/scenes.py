@@ -274,6 +274,7 @@ class ScenesSource:
     """
 
     classes: tuple[str, ...] | None = CLASSES
+    unlabelled = 0
     prefers_window = 0
 
     def __init__(self, count: int, *, seed: int = _TRAIN, size: int = SIZE) -> None:

@@ -19,11 +19,13 @@ import numpy as np
 
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.copies import Copies, announce, settle, window_of
+from hetcl.images.formats import EXTENSIONS, left_aside
 from hetcl.images.labels import LabelReader
 from hetcl.images.locks import locked
 from hetcl.images.remote import Shard, TransferError, locate
+from hetcl.images.splits import split_shards
 from hetcl.images.tables import Table, TableError, TableWriter, strings
-from hetcl.images.tars import BLOCK, Entry, entries
+from hetcl.images.tars import BLOCK, Entry, Found, entries
 from hetcl.types import BadPicture, Sample
 
 log = logging.getLogger(__name__)
@@ -85,7 +87,7 @@ def index(shards: Sequence[Shard], cache: Path, copies: Copies | None = None) ->
     Raises:
         InputError: a shard is missing or unusable, or there are no pictures in any of them.
     """
-    key = hashlib.blake2b(b"2", digest_size=16)
+    key = hashlib.blake2b(f"3 {sorted(EXTENSIONS)}".encode(), digest_size=16)
     for shard in shards:
         key.update(_stamp(shard).encode("utf-8", "surrogateescape"))
     place = cache / f"shards-{key.hexdigest()}.table"
@@ -129,12 +131,13 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
         **strings("shard"),
         **strings("url"),
     }
-    count, unlabelled, largest, said = 0, 0, -1, time.monotonic()
+    count, labelled, largest, said = 0, 0, -1, time.monotonic()
     record = np.zeros(1, RECORD)
+    found = Found()
     with TableWriter(place, columns) as table:
         for number, shard in enumerate(shards):
             start, name = count, shard.url or shard.path
-            for entry in _entries(shard, copies, label):
+            for entry in _entries(shard, copies, label, found):
                 if entry.size >= 1 << 32:
                     raise InputError(
                         f"{entry.key} in {name} has {entry.size:,} bytes; a picture has less than 4 GiB"
@@ -142,7 +145,7 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
                 record[0] = (entry.offset, entry.size, number, entry.label)
                 table.append("picture", record.tobytes())
                 digest.update(f"{entry.key}\0{entry.size}\0".encode("utf-8", "surrogateescape"))
-                unlabelled += entry.label < 0
+                labelled += entry.label >= 0
                 largest = max(largest, entry.label)
                 count += 1
             table.string("shard", os.fsencode(os.path.abspath(shard.path)))
@@ -158,23 +161,90 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
         first = shards[0].url or shards[0].path
         if not count:
             raise InputError(
-                f"no pictures in {first} (of {len(shards)} shards): name the members KEY.jpg "
-                "(or .png, .webp ...) and KEY.cls"
+                f"no pictures in {first} (of {len(shards)} shards)"
+                + "".join(f": {line}" for _, line in _said("them", found, label, 0, 0)[:1])
+                + ": name the members KEY.jpg (or .png, .webp ...) and KEY.cls"
             )
-        if label.complaint or 0 < unlabelled < count:
-            why = label.complaint or f"{unlabelled:,} of {count:,} pictures have none"
-            log.warning("the labels of %s are left aside: %s", os.path.dirname(first) or ".", why)
-        labelled = not unlabelled
-        table.meta.update(fingerprint=digest.hexdigest(), classes=largest + 1 if labelled else None)
+        table.meta.update(
+            fingerprint=digest.hexdigest(),
+            classes=largest + 1 if labelled else None,
+            unlabelled=count - labelled if labelled else 0,
+            folder=min(found.folders) if len(found.folders) > 1 else "",
+            said=_said(
+                first if len(shards) == 1 else f"the shards of {os.path.dirname(first) or '.'}",
+                found,
+                label,
+                count,
+                labelled,
+            ),
+        )
         return Table(table.finish())
 
 
-def _entries(shard: Shard, copies: Copies, label: LabelReader) -> Iterator[Entry]:
+def _said(name: str, found: Found, label: LabelReader, count: int, labelled: int) -> list[tuple[int, str]]:
+    """What a person should know of shards, a line each with its level of ``logging``."""
+    lines = []
+    bare = count - labelled
+    if found.lost.found:
+        lines.append(
+            (
+                logging.WARNING,
+                f"{found.lost.words()} in {name} cannot be read: links must lead to files in the same tar; pack the "
+                "files themselves (tar --dereference --hard-dereference)",
+            )
+        )
+    if found.astray and bare:
+        lines.append(
+            (
+                logging.WARNING,
+                f"{found.astray:,} labels in {name} (e.g. {found.example}) do not stand beside their "
+                "images and are not read: pack in the order of names (tar --sort=name -cf x.tar FOLDER)",
+            )
+        )
+    elif bare and found.numbers and not labelled:
+        lines.append(
+            (
+                logging.WARNING,
+                f"no labels in {name}, but {found.numbers} holds a number: labels are read from "
+                "KEY.cls (and .label, .lbl, .class, or .json with a field label); rename them",
+            )
+        )
+    if label.complaint:
+        lines.append(
+            (
+                logging.WARNING,
+                f"labels in {name} that cannot be read: {label.complaint}; a label is a number from 0, and "
+                "classes.json beside the shards may name the classes",
+            )
+        )
+    if bare and labelled:
+        lines.append(
+            (
+                logging.WARNING,
+                f"without a label: {bare:,} of {count:,} pictures in {name}; they are trained on, but left out where "
+                "labels are used",
+            )
+        )
+    folders = split_shards(sorted(found.folders))
+    if len(folders) > 1 and "train" in folders:
+        lines.append(
+            (
+                logging.WARNING,
+                f"folders named like splits in {name} ({', '.join(sorted(found.folders)[:4])}) "
+                "are read as one set: unpack them, or pack a shard for each, to keep them apart",
+            )
+        )
+    if aside := left_aside(name, found.aside):
+        lines.append(aside)
+    return lines
+
+
+def _entries(shard: Shard, copies: Copies, label: LabelReader, found: Found) -> Iterator[Entry]:
     """The pictures of a shard; a remote one is fetched when it is not here, and stays as long as this lasts."""
     try:
         with copies.held(shard) as path:
             try:
-                yield from entries(str(path), label)
+                yield from entries(str(path), label, found)
             except InputError as error:
                 raise InputError(str(error).replace(str(path), shard.url or shard.path)) from error
     except TransferError as error:
@@ -216,11 +286,19 @@ class ShardSource:
             self.classes = tuple(str(i) for i in range(count))
         elif len(classes) < count:
             raise InputError(
-                f"{name}: a picture has the label {count - 1}, but there are only {len(classes)} class names"
+                f"{name}: a picture has the label {count - 1}, but there are only {len(classes)} class names "
+                "(labels count from 0)"
             )
         else:
             self.classes = classes
+        self.why_no_labels = "no image has a label beside it that can be read" + (
+            f"; folders in a tar, such as {table.meta['folder']}/, are no classes: unpack it for that"
+            if table.meta.get("folder")
+            else ""
+        )
+        self.unlabelled: int = table.meta.get("unlabelled", 0)
         what = f" in {len(self.classes)} classes" if self.classes else ""
+        what += f" ({self.unlabelled:,} without a label)" if self.unlabelled else ""
         shards, pictures = table.length("shard"), f"{len(self):,} picture{'s'[: len(self) != 1]}"
         self.description = f"{pictures}{what} in {shards:,} shard{'s'[: shards != 1]} of {name}"
         self._prepare()
@@ -263,7 +341,8 @@ class ShardSource:
             raise BadPicture("the shard has become shorter since it was indexed")
         member = block[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
         shard_name = os.path.basename(os.fsdecode(self.table.string("shard", shard)))
-        return Sample(block[BLOCK:], label if self.classes else None, f"{shard_name}/{member}")
+        known = self.classes is not None and label >= 0
+        return Sample(block[BLOCK:], label if known else None, f"{shard_name}/{member}")
 
     def _read(self, shard: int, size: int, offset: int) -> bytes:
         try:
@@ -283,7 +362,8 @@ class ShardSource:
 
     def label(self, index: int) -> int | None:
         """The label alone, from the index."""
-        return int(self.table["picture"][index]["label"]) if self.classes else None
+        label = int(self.table["picture"][index]["label"]) if self.classes else -1
+        return label if label >= 0 else None
 
     def blocks(self) -> np.ndarray | None:
         """First picture of each shard, int64 ``[shards]``."""

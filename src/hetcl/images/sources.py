@@ -2,38 +2,43 @@
 
 ::
 
-    photos/                     a folder at any depth; with train/ and val/ inside, those are the splits
+    photos/                     a folder at any depth; with train/, val/, test/ inside, those are the splits
     shards-{0000..0004}.tar     shard files: one, a brace pattern, a glob, or several joined by commas
-    shards/                     a folder that holds only shards; train-*.tar and val-*.tar are the splits
+    shards/                     a folder that holds only shards; train-*.tar, val-*.tar (or folders) are the splits
     s3://bucket/x-{00..99}.tar  remote shards, copied to local disk: all of them, or as many as fit, in turn
     scenes:1000                 generated pictures (``scenes.py``)
 """
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import glob
 import logging
 import os
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any, Protocol
+from urllib.parse import unquote
 
 from hetcl.errors import InputError
 from hetcl.images import remote, scenes
-from hetcl.images.folder import folder_source, is_picture, walk
-from hetcl.images.labels import class_names
-from hetcl.images.shards import ShardSource, prepare
+from hetcl.images.folder import Folder
+from hetcl.images.formats import EXTENSIONS, SYSTEM_FOLDERS, Aside, ending, is_image
+from hetcl.images.listing import walk
+from hetcl.images.shard_splits import Shards
+from hetcl.images.splits import SPLITS
 from hetcl.images.tables import cache_folder
+from hetcl.paths import expand, spellings
 from hetcl.types import Source
 
 log = logging.getLogger(__name__)
 
-SPLITS = ("train", "val", "all")
-_VAL_FOLDERS = ("val", "valid", "validation")
-_TRAIN = re.compile(r"(^|[^a-z])(train|training)([^a-z]|$)")
-_VAL = re.compile(r"(^|[^a-z])(val|valid|validation|dev)([^a-z]|$)")
-_TEST = re.compile(r"(^|[^a-z])(test|testing)([^a-z]|$)")
+_ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".bz2", ".tbz", ".xz", ".txz", ".zst")
+_PACKED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tbz", ".txz")
+_DEPTH = 3
+"""Levels of folders in which shards are looked for."""
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _HELP = "DATA is a folder of pictures, tar shards (x-{0000..0004}.tar or their folder) or scenes:N"
 
@@ -47,11 +52,11 @@ def open_source(
     cache_bytes: int | None = None,
     window: int = 0,
 ) -> Source:
-    """Open the pictures that ``data`` names.
+    """Open the pictures that ``data`` names. What was taken for what is logged.
 
     Args:
         data: see the module's docstring.
-        split: ``train``; ``val`` for the held-out pictures; ``all`` for everything, splits put aside.
+        split: ``train``; ``val`` or ``test`` for the held-out pictures; ``all`` for everything, splits put aside.
         folder_classes: take the sub-folders of a folder of pictures for classes.
         cache: folder for listings, indexes and copies of remote shards; None for the usual one.
         cache_bytes: bytes that copies of remote shards may take; None for what is free there, less a margin.
@@ -61,182 +66,208 @@ def open_source(
     Raises:
         InputError: nothing usable there; the message says what was found and what to do.
     """
-    data = os.fspath(data)
     if split not in SPLITS:
         raise InputError(f"split {split!r}: it is one of {', '.join(SPLITS)}")
-    if split == "val":
-        held = open_validation(
-            data, folder_classes=folder_classes, cache=cache, cache_bytes=cache_bytes, window=window
+    place = _find(
+        os.fspath(data), cache, split=split, folder_classes=folder_classes, room=(cache_bytes, window)
+    )
+    source = place.open(split)
+    for level, line in place.words(split):
+        log.log(level, "%s", line)
+    if source is None:
+        there = ", ".join(place.splits) or "none"
+        raise InputError(
+            f"{data} has no split {split} (it has: {there}): a folder has it in {split}/, a folder of shards in "
+            f"{split}-*.tar; name the folder or shards to read, or set data_split to all"
         )
-        if held is None:
-            raise InputError(
-                f"{data} has no held-out pictures: a folder has them in val/, a folder of shards in val-*.tar"
-            )
-        return held
-    if data.startswith("scenes:"):
-        return scenes.scenes_source(data)
-    cache = cache_folder(cache)
-    place = _find(data)
-    if isinstance(place, str):
-        root = place if split == "all" else _split_folder(place)[0]
-        if root != place:
-            return open_source(root, split="all", folder_classes=folder_classes, cache=cache)
-        return folder_source(root, cache, folder_classes=folder_classes)
-    train = place.train or place.files
-    return place.open(place.files if split == "all" else train, cache, cache_bytes, window)
+    return source
 
 
-def open_validation(
+def open_held_out(
     data: str,
     *,
+    splits: Sequence[str] = ("val",),
     folder_classes: bool = False,
     cache: Path | None = None,
     cache_bytes: int | None = None,
     window: int = 0,
-) -> Source | None:
-    """The held-out pictures of ``data``, or None when it has none.
+) -> dict[str, Source]:
+    """The held-out pictures of ``data``: those of ``splits`` (``val``, ``test``) that it has, by name.
 
-    They are ``val/`` beside ``train/``, ``val-*.tar`` beside ``train-*.tar``, or scenes of another key.
+    They are ``val/`` beside ``train/``, ``val-*.tar`` beside ``train-*.tar``, or scenes of another key (``val``).
     Classes have the training pictures' numbers.
 
     Raises:
         InputError: as ``open_source``.
     """
-    data = os.fspath(data)
-    if data.startswith("scenes:"):
-        return scenes.scenes_source(data, validation=True)
-    cache = cache_folder(cache)
-    place = _find(data)
-    if isinstance(place, str):
-        train, held = _split_folder(place)
-        if held is None:
+    place = _find(os.fspath(data), cache, folder_classes=folder_classes, room=(cache_bytes, window))
+    there = [split for split in splits if split in place.splits]
+    return {split: source for split in there if (source := place.open(split)) is not None}
+
+
+def open_validation(data: str, **options: Any) -> Source | None:
+    """The validation pictures of ``data``, or None when it has none; options and faults as ``open_held_out``."""
+    return open_held_out(data, **options).get("val")
+
+
+class _Place(Protocol):
+    """What a ``DATA`` names."""
+
+    @property
+    def splits(self) -> Mapping[str, int]:
+        """The splits that there are, and how many pictures or shards each has; empty where there are none."""
+        ...
+
+    def open(self, split: str) -> Source | None:
+        """The pictures of a split, None where there are none; ``train`` is everything where there are no splits."""
+        ...
+
+    def words(self, split: str) -> list[tuple[int, str]]:
+        """What was taken for what, once ``split`` is open: lines with their levels of ``logging``."""
+        ...
+
+
+class _Scenes:
+    """The built-in scenes."""
+
+    def __init__(self, data: str) -> None:
+        self.data = data
+        self.splits = {"train": 0, "val": 0}
+
+    def open(self, split: str) -> Source | None:
+        if split == "test":
             return None
-        inner = _find(held)
-        if isinstance(inner, str):
-            classes = None
-            if folder_classes:
-                classes = open_source(data, folder_classes=True, cache=cache).classes
-            return folder_source(held, cache, folder_classes=folder_classes, classes=classes)
-        return inner.open(inner.files, cache, train=open_source(train, split="all", cache=cache).classes)
-    if not place.train or not place.held:
-        return None
-    train_classes = place.open(place.train, cache, cache_bytes, window).classes
-    return place.open(place.held, cache, cache_bytes, window, train=train_classes)
+        return scenes.scenes_source(self.data, validation=split == "val")
+
+    def words(self, split: str) -> list[tuple[int, str]]:
+        return []
 
 
-class _Shards:
-    """Shard files found for a ``DATA``: paths or addresses, and which of them are for training."""
-
-    def __init__(self, name: str, files: Sequence[str], *, splits: bool) -> None:
-        self.name = name
-        self.files = list(files)
-        self.train: list[str] = []
-        self.held: list[str] = []
-        if splits:
-            self.train, self.held = _split_shards(self.files)
-
-    def open(
-        self,
-        files: Sequence[str],
-        cache: Path,
-        cache_bytes: int | None = None,
-        window: int = 0,
-        *,
-        train: tuple[str, ...] | None = None,
-    ) -> Source:
-        """The source over ``files``; ``train``: classes to fall back on when no classes.json names them."""
-        table, copies, window = prepare(files, cache, cache_bytes=cache_bytes, window=window)
-        names = self._names(files[0])
-        if names is None and train is not None and len(train) >= (table.meta["classes"] or 0):
-            names = train
-        return ShardSource(table, name=self.name, classes=names, copies=copies, window=window)
-
-    def _names(self, first: str) -> tuple[str, ...] | None:
-        beside = first.rpartition("/")[0] + "/classes.json" if "/" in first else "classes.json"
-        if "://" in first:
-            text = remote.fetch_text(beside)
-        else:
-            try:
-                text = Path(beside).read_bytes()
-            except OSError:
-                return None
-        return None if text is None else class_names(text, beside)
-
-
-def _find(data: str) -> str | _Shards:
-    """What ``data`` names: an existing folder of pictures (its path), or shards."""
+def _find(
+    data: str,
+    cache: Path | None,
+    *,
+    split: str = "",
+    folder_classes: bool = False,
+    room: tuple[int | None, int] = (None, 0),
+) -> _Place:
+    """What ``data`` names."""
     if not data.strip():
         raise InputError(f"DATA is empty: {_HELP}")
-    if data.startswith("file://"):
-        data = data.removeprefix("file://")
+    if data.startswith("scenes:"):
+        return _Scenes(data)
+    data = _local(data)
+    cache, whole = cache_folder(cache), split == "all"
     if "://" in data:
         files = [url for part in re.split(r",(?=\w+://)", data) for url in braces(part)]
-        if len(files) == 1 and not files[0].split("?", 1)[0].endswith(".tar"):
-            return _Shards(data, remote.list_shards(files[0]), splits=True)
-        return _Shards(data, files, splits=False)
-    path = os.path.expanduser(data)
+        root, kind = None, ending(files[0].split("?", 1)[0])
+        if kind in _ARCHIVES:
+            raise InputError(
+                f"{files[0]} is packed, which is not read from afar: fetch and unpack it, name the folder"
+            )
+        if len(files) == 1 and kind != ".tar":
+            root, files = files[0], remote.list_shards(files[0])
+        return Shards(data, files, root, cache, room, whole=whole)
+    path = _existing(data) or _existing(data.strip())
+    if path is not None and os.path.isdir(path):
+        shards = _shards_below(path)
+        if not shards:
+            return Folder(path, cache, whole=whole, folder_classes=folder_classes)
+        return Shards(path, shards, path, cache, room, whole=whole)
+    if path is not None:
+        return Shards(path, [_one_file(path)], None, cache, room)
+    files = [_one_file(file) for file in _patterns(data)]
+    # A glob names what is there, as a folder does; braces and lists name what is wanted.
+    there = glob.has_magic(data) and len(_parts(data)) == 1 and next(braces(data)) == data
+    root = os.path.dirname(expand(data).split("*")[0].split("?")[0].split("[")[0]) if there else None
+    return Shards(data, files, root, cache, room, whole=whole)
+
+
+def _one_file(path: str) -> str:
+    """The path of a file that may be a shard. Raises ``InputError`` when its name says that it is something else."""
+    here = os.path.dirname(path) or "."
     if os.path.isdir(path):
-        return _folder_or_shards(path)
-    if os.path.exists(path):
-        return _one_file(path)
-    return _Shards(data, list(_patterns(path)), splits=False)
-
-
-def _one_file(path: str) -> _Shards:
-    if is_picture(path):
         raise InputError(
-            f"{path} is a single picture: name the folder that holds it ({os.path.dirname(path) or '.'})"
+            f"{path} is one of several, and a folder: name it alone, or a folder with links to all"
         )
-    return _Shards(path, [path], splits=False)
+    if is_image(path):
+        raise InputError(f"{path} is a single picture: name the folder that holds it ({here})")
+    if ending(path) in (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".xml", ".yaml", ".yml"):
+        raise InputError(
+            f"{path} is a list, which is not read: {_HELP}. Name the folder of its pictures (a folder of links, "
+            "if it names some of them only)"
+        )
+    advice = Aside({ending(path): (1, path)}).advice()
+    if advice and ending(path) not in _ARCHIVES:  # those are looked into: the content says what unpacks it
+        raise InputError(f"{path} is no folder and no tar shard; {advice}")
+    return path
 
 
-def _folder_or_shards(path: str) -> str | _Shards:
-    """A folder is one of shards when it holds tars and no pictures, itself or below."""
-    tars, packed, other = [], [], False
-    try:
-        with os.scandir(path) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.name.lower().endswith(".tar"):
-                    tars.append(entry.path)
-                elif re.search(r"\.(tgz|tar\.\w+)$", entry.name.lower()):
-                    packed.append(entry.path)
-                elif not other:
-                    other = is_picture(entry.name) or os.path.isdir(entry.path)
-    except OSError as error:
-        raise InputError(f"cannot read the folder {path} ({error.strerror}): make it readable") from error
-    if not (tars or packed):
-        return path
-    if other and next(walk(path), None) is not None:
+def _shards_below(path: str) -> list[str]:
+    """The tars of a folder of shards: of one that holds tars, itself or in folders below, and no pictures."""
+    tars: list[str] = []
+    seen: set[tuple[int, int]] = set()
+    level = [path]
+    for _ in range(_DEPTH):
+        below: list[str] = []
+        for folder in level:
+            images = _look(folder, seen, tars, below)
+            if images and not tars:
+                return []
+        level = below
+    if tars and next(walk(path), None) is not None:
         log.warning(
             "%s holds pictures and tars: the tars are left aside (name them with a pattern to use them)", path
         )
-        return path
-    return _Shards(path, sorted(tars + packed, key=os.fsencode), splits=True)
+        return []
+    return sorted(tars, key=os.fsencode)
 
 
-def _split_folder(root: str) -> tuple[str, str | None]:
-    """(folder of the training pictures, folder of the held-out ones or None)."""
-    train = os.path.join(root, "train")
-    if os.path.isdir(train):
-        for name in _VAL_FOLDERS:
-            held = os.path.join(root, name)
-            if os.path.isdir(held):
-                return train, held
-    return root, None
+def _look(folder: str, seen: set[tuple[int, int]], tars: list[str], below: list[str]) -> bool:
+    """Whether a folder holds images; its tars and its folders are added to the lists. Each folder is read once."""
+    try:
+        status = os.stat(folder)
+        if (status.st_dev, status.st_ino) in seen:
+            return False
+        seen.add((status.st_dev, status.st_ino))
+        with os.scandir(folder) as entries:
+            for entry in entries:
+                if entry.name.startswith(".") or entry.name.lower() in SYSTEM_FOLDERS:
+                    continue
+                kind = ending(entry.name)
+                if kind in (".tar", ".tgz") or entry.name.lower().endswith(_PACKED_TARS):
+                    tars.append(entry.path)
+                elif kind in EXTENSIONS:
+                    if not tars:
+                        return True
+                else:
+                    with contextlib.suppress(OSError):  # a link that leads in a circle
+                        below += [entry.path] if entry.is_dir() else []
+    except OSError as error:
+        raise InputError(f"cannot read the folder {folder} ({error.strerror}): make it readable") from error
+    return False
 
 
-def _split_shards(files: Sequence[str]) -> tuple[list[str], list[str]]:
-    """(training shards, held-out shards) by their names; no training shards when the names tell nothing."""
+def absolute_data(data: str) -> str:
+    """``data`` as someone in another folder would have to name it."""
+    data = _local(data)
+    if "://" in data or data.startswith("scenes:"):
+        return data
+    path = _existing(data)
+    if path is not None:
+        return os.path.abspath(path)
+    return ",".join(os.path.abspath(expand(part)) for part in _parts(data))
 
-    def named(pattern: re.Pattern[str]) -> list[str]:
-        return [f for f in files if pattern.search(f.rpartition("/")[2].lower())]
 
-    held = named(_VAL) or named(_TEST)
-    aside = {*named(_VAL), *named(_TEST)}
-    train = named(_TRAIN) or [f for f in files if f not in aside]
-    return (train, held) if aside or named(_TRAIN) else ([], [])
+def _local(data: str) -> str:
+    """A ``file:`` address as a path (``%20`` is a space); anything else as it is."""
+    path = data.removeprefix("file://")
+    return path if path == data or os.path.exists(path) else unquote(path)
+
+
+def _existing(data: str) -> str | None:
+    """The file or folder that ``data`` names, maybe as another system spells it; None for patterns."""
+    return next((path for path in spellings(expand(data)) if os.path.exists(path)), None)
 
 
 def braces(pattern: str) -> Iterator[str]:
@@ -269,7 +300,7 @@ def _parts(data: str) -> list[str]:
 
 def _patterns(data: str) -> Iterator[str]:
     """Existing files for a brace pattern, a glob or a list of them. Raises InputError when one is missing."""
-    for part in _parts(data):
+    for part in map(expand, _parts(data)):
         names = list(braces(part))
         there = [name for name in names if os.path.exists(name)]
         if len(there) == len(names):
@@ -283,7 +314,11 @@ def _patterns(data: str) -> Iterator[str]:
         elif len(names) > 1:
             raise InputError(f"{part} matches no file ({names[0]} is not there){_near(names[0])}")
         elif glob.has_magic(part):
-            found = sorted(glob.glob(part), key=os.fsencode)
+            found = sorted(glob.glob(part, recursive=True), key=os.fsencode)
+            if not found and is_image(part):
+                raise InputError(
+                    f"{part} matches no file: name the folder of the pictures, {os.path.dirname(part)}"
+                )
             if not found:
                 raise InputError(f"{part} matches no file{_near(part)}")
             yield from found

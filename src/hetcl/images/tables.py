@@ -23,6 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from hetcl.errors import InputError
+from hetcl.paths import expand, home, spare_folder, unwritable
 
 log = logging.getLogger(__name__)
 
@@ -248,37 +249,32 @@ class Table:
 def cache_folder(cache: Path | None = None) -> Path:
     """A writable folder: ``cache``, ``$HETCL_CACHE``, ``$XDG_CACHE_HOME/hetcl`` or ``~/.cache/hetcl``.
 
-    Where that cannot be written, one in the system's temporary folder, and a warning says so.
+    Where that cannot be written, or there is no home folder, one in the system's temporary folder, and a warning says
+    so.
+
+    Raises:
+        InputError: that cannot be written either.
     """
     named = cache or os.environ.get("HETCL_CACHE")
-    base = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    folder = Path(named).expanduser() if named else Path(base) / "hetcl"
-    reason = _unwritable(folder)
-    if reason is None:
-        return folder
-    spare = Path(tempfile.gettempdir()) / f"hetcl-{os.getuid() if hasattr(os, 'getuid') else 'cache'}"
-    if _unwritable(spare) is not None or (hasattr(os, "getuid") and spare.stat().st_uid != os.getuid()):
-        try:
-            spare = Path(tempfile.mkdtemp(prefix="hetcl-"))
-        except OSError as error:
-            raise InputError(
-                f"no folder for the list of pictures: neither {folder} ({reason}) nor the temporary one "
-                f"({error.strerror}) can be written; set HETCL_CACHE to a folder with room"
-            ) from error
-    log.warning(
-        "cannot write the cache %s (%s): listings go to %s; set HETCL_CACHE to keep them",
-        folder,
-        reason,
-        spare,
-    )
+    folder, reason = Path(expand(named)) if named else _usual(), "this user has no home folder"
+    if folder is not None:
+        fault = unwritable(folder)
+        if fault is None:
+            return folder
+        reason = f"cannot write the cache {folder} ({fault})"
+    try:
+        spare = spare_folder()
+    except OSError as error:
+        raise InputError(
+            f"no folder for the list of pictures: {reason}, and the temporary folder cannot be written "
+            f"({error.strerror}); set HETCL_CACHE to a folder with room"
+        ) from error
+    log.warning("%s: listings go to %s; set HETCL_CACHE to keep them", reason, spare)
     return spare
 
 
-def _unwritable(folder: Path) -> str | None:
-    """Why ``folder`` cannot be written, or None; makes it when it is missing."""
-    try:
-        folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=folder):
-            return None
-    except OSError as error:
-        return error.strerror or str(error)
+def _usual() -> Path | None:
+    """Where caches are kept; None without a home folder."""
+    if named := os.environ.get("XDG_CACHE_HOME"):
+        return Path(named) / "hetcl"
+    return None if (folder := home()) is None else Path(folder) / ".cache" / "hetcl"

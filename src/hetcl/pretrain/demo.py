@@ -11,7 +11,9 @@ from PIL import Image, ImageDraw
 from hetcl.errors import InputError, Stopped
 from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
+from hetcl.paths import expand
 from hetcl.pretrain.run import pretrain
+from hetcl.printable import say
 from hetcl.runs.folder import RunFolder, write_atomic
 from hetcl.settings import resolve
 from hetcl.types import Source, ViewPolicy
@@ -27,7 +29,7 @@ def demo(out: str | Path) -> None:
     Raises:
         InputError: ``out`` holds something that is not a finished or stopped demo.
     """
-    out = Path(out)
+    out = Path(expand(out))
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
     if out.is_dir() and any(p.name not in ("run", "views.png", "views.png.part") for p in out.iterdir()):
@@ -39,18 +41,16 @@ def demo(out: str | Path) -> None:
     settings = resolve(RECIPE)
     pictures = out / "views.png"
     source = open_source(DATA)
-    print(f"1. Pictures: {source.description}. Nothing is stored or downloaded.")
+    say(f"1. Pictures: {source.description}. Nothing is stored or downloaded.")
     page = io.BytesIO()
     sheet(source, settings.stage2.views, size=settings.size).save(page, "PNG")
     write_atomic(pictures, page.getvalue())
-    print(
-        f"   {pictures}: eight of them with two crops drawn in, and the two views as the encoder gets them."
-    )
-    print("2. Training: first MoCo-v2, then HCL, which adds a spatial vector to the semantic one.")
+    say(f"   {pictures}: eight of them with two crops drawn in, and the two views as the encoder gets them.")
+    say("2. Training: first MoCo-v2, then HCL, which adds a spatial vector to the semantic one.")
     run = RunFolder(out / "run")
     rows = run.read_metrics()
     if run.backbone.is_file():
-        print(f"   {run.path} holds a finished demo already; remove it to train again.")
+        say(f"   {run.path} holds a finished demo already; remove it to train again.")
     else:
         try:
             run = pretrain(data=DATA, out=run.path, recipe=RECIPE, resume=True)
@@ -59,11 +59,11 @@ def demo(out: str | Path) -> None:
                 e.signum, f"stopped after saving; `hetcl demo --out {out}` goes on from there"
             ) from None
         rows = run.read_metrics()
-    print("3. What was learned, without a label:")
+    say("3. What was learned, without a label:")
     for line in lessons(rows):
-        print(f"   {line}")
-    print(f"   The backbone: {run.backbone}. Every figure over time: {run.metrics}.")
-    print("   Next, with pictures of your own: hetcl pretrain --data my-photos --out run --recipe small")
+        say(f"   {line}")
+    say(f"   The backbone: {run.backbone}. Every figure over time: {run.metrics}.")
+    say("   Next, with pictures of your own: hetcl pretrain --data my-photos --out run --recipe small")
 
 
 def lessons(rows: list[dict[str, float | str]]) -> list[str]:

@@ -5,73 +5,109 @@ Also the estimate by which a run that would take days says so before it starts. 
 
 from __future__ import annotations
 
+import contextlib
+import logging
 import os
 import shutil
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 import torch
-from torch import nn
+from lightning_fabric import Fabric
 
+from hetcl.analysis.labelled import why_none
 from hetcl.errors import InputError
 from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
+from hetcl.pretrain.build import build_model, build_task
 from hetcl.pretrain.monitors import some_pictures
+from hetcl.pretrain.plan import held_out_of
+from hetcl.printable import say
 from hetcl.runs.folder import machine
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
+from hetcl.training.devices import choose_kernels, device_name, make_fabric, precision_on
 from hetcl.training.progress import count, duration
-from hetcl.types import BadPicture, Source
+from hetcl.types import BadPicture, Source, ViewBatch, ViewPolicy
+from hetcl.views import photometric
+from hetcl.views.loader import name_of
 
 SAMPLES = 64
 """Pictures that are opened to judge the data."""
 
 
-def step_seconds(
-    model: nn.Module, *, images: int, size: int, device: torch.device, bf16: bool = False
-) -> float:
-    """Seconds for ``images`` pictures through a training step: query forward and backward, key forward.
+@dataclass(frozen=True)
+class Pace:
+    """What a real step took on this device."""
 
-    The second of two tries counts; the first one warms up. The model's statistics move: give one made for this.
+    images_per_second: float
+    """Over all ranks; 0 where the step does not fit into the memory."""
+    memory: int
+    """Bytes that PyTorch held at most, on a GPU; 0 elsewhere."""
+
+    def seconds(self, images: int) -> float:
+        """How long that many images take."""
+        return images / self.images_per_second if self.images_per_second else float("inf")
+
+
+class _OneBatch:
+    """A loader that gives one batch of noise for ever, so that the step alone is timed."""
+
+    steps_per_epoch = 1
+
+    def __init__(self, policy: ViewPolicy, *, images: int, size: int, views: int) -> None:
+        noise, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
+        colour = np.stack([photometric.draw(policy, rng) for _ in range(views * images)])
+        self.batch = ViewBatch(
+            images=torch.randint(256, (views, images, 3, size, size), generator=noise, dtype=torch.uint8),
+            boxes=torch.zeros(views, images, 4),
+            sizes=torch.ones(images, 2),
+            colour=torch.from_numpy(colour).reshape(views, images, -1),
+            index=torch.arange(images),
+            label=torch.zeros(images, dtype=torch.int64),
+        )
+
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[ViewBatch]:
+        while True:
+            yield self.batch
+
+    def close(self) -> None:
+        pass
+
+
+def measure_step(
+    settings: Settings, stage: StageSettings, *, fabric: Fabric, classes: int | None = None
+) -> Pace:
+    """Time a stage's real step: views, both encoders, loss, queue and optimiser, on noise. Called on every rank.
+
+    A GPU takes the recipe's batch; a CPU, where a batch may take minutes, 16 images at most. The first steps warm up.
     """
-    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    x = torch.zeros(images, 3, size, size, device=device).contiguous(memory_format=torch.channels_last)
-    seconds = 0.0
-    for _ in range(2):
-        _wait(device)
-        began = time.monotonic()
-        with torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-            out = model(x)
-            parts = list(out.values()) if isinstance(out, dict) else [out]
-            torch.stack([p.float().mean() for p in parts]).sum().backward()
-            with torch.no_grad():
-                model(x)
-        _wait(device)
-        seconds = time.monotonic() - began
-    model.zero_grad()
-    return seconds
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-
-
-def expected_seconds(
-    model: nn.Module,
-    stage: StageSettings,
-    *,
-    settings: Settings,
-    pictures: int,
-    device: torch.device,
-    bf16: bool,
-    ranks: int = 1,
-) -> float:
-    """About how long a stage takes on ``ranks`` devices like this one, by timing a few pictures."""
-    some = max(2, min(settings.batch // settings.groups, 16 if device.type == "cpu" else 256))
-    each = step_seconds(model, images=some, size=settings.size, device=device, bf16=bf16) / some
-    return each * pictures * stage.epochs / ranks
+    cuda, ranks, s = fabric.device.type == "cuda", fabric.world_size, settings
+    if not cuda:
+        group = min(16, s.batch // s.groups)
+        groups = ranks * min(max(1, 16 // group), max(1, s.groups // ranks))
+        s = replace(s, batch=group * groups, groups=groups, accumulate=1)
+    views = 1 if stage.method == "supervised" else 2
+    loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views)
+    seconds = []
+    try:
+        if cuda:
+            torch.cuda.reset_peak_memory_stats(fabric.device)
+        model = build_model(s, stage, classes)
+        task = build_task(s, "trial", stage, model, fabric=fabric, loader=loader)  # type: ignore[arg-type]
+        batches = task.batches(0, 0)
+        for step in range(8 if cuda else 2):
+            began = time.monotonic()
+            task.step(next(batches), step)
+            if cuda:
+                torch.cuda.synchronize(fabric.device)
+            seconds.append(time.monotonic() - began)
+    except torch.OutOfMemoryError:
+        return Pace(0, torch.cuda.max_memory_allocated(fabric.device))
+    memory = torch.cuda.max_memory_allocated(fabric.device) if cuda else 0
+    return Pace(s.batch / float(np.median(seconds[3 if cuda else 1 :])), memory)
 
 
 def doctor(
@@ -91,44 +127,70 @@ def doctor(
     """
     warnings: list[str] = []
     settings = resolve(recipe, overrides)
+    _machine(warnings)
     source = None
     if data is not None:
-        source = open_source(data, folder_classes=settings.folder_classes, window=settings.window)
-    _machine(warnings)
-    if source is not None:
-        _data(source, settings, warnings)
+        with _aloud():
+            source = open_source(
+                data,
+                split=settings.data_split,
+                folder_classes=settings.folder_classes,
+                window=settings.window,
+            )
+            held_out = held_out_of(data, settings, settings.window)
+        _data(source, held_out, settings, warnings)
     _recipe(settings, recipe or "hcl-r50", source, warnings)
-    print()
+    say()
     for line in warnings:
-        print(f"! {line}")
+        say(f"! {line}")
     if not warnings:
-        print("nothing to object to")
+        say("nothing to object to")
     return warnings
+
+
+@contextlib.contextmanager
+def _aloud() -> Iterator[None]:
+    """Print what the rooms say through ``logging`` meanwhile, among what was found here instead of beside it."""
+
+    class Here(logging.Handler):
+        def emit(self, record: logging.LogRecord) -> None:
+            mark = "! " if record.levelno >= logging.WARNING else ""
+            say(f"data      {mark}{record.getMessage()}")
+
+    rooms = logging.getLogger("hetcl")
+    before = rooms.handlers, rooms.level, rooms.propagate
+    rooms.handlers, rooms.propagate = [Here()], False
+    rooms.setLevel(logging.INFO)
+    try:
+        yield
+    finally:
+        rooms.handlers, rooms.propagate = before[0], before[2]
+        rooms.setLevel(before[1])
 
 
 def _machine(warnings: list[str]) -> None:
     facts = machine()
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30 if hasattr(os, "sysconf") else 0
     free = shutil.disk_usage(".").free / 2**30
-    print(
+    say(
         f"machine   {facts['system']}, {facts['cores']} cores, {memory:.0f} GiB memory, {free:.0f} GiB free here"
     )
-    print(
+    say(
         f"software  hetcl {facts['hetcl']}, Python {facts['python']}, "
         f"torch {facts['torch']}, torchvision {facts['torchvision']}"
     )
     if torch.cuda.is_available():
         names = {torch.cuda.get_device_name(i) for i in range(torch.cuda.device_count())}
-        print(f"GPUs      {torch.cuda.device_count()} x {', '.join(sorted(names))}")
+        say(f"GPUs      {torch.cuda.device_count()} x {', '.join(sorted(names))}")
     else:
-        print("GPUs      none that PyTorch can use; the CPU trains, slowly")
+        say("GPUs      none that PyTorch can use; the CPU trains, slowly")
     if free < 2:
         warnings.append(f"only {free:.1f} GiB of disk are free here: checkpoints may not fit")
 
 
-def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
-    """Open some pictures, spread over the data."""
-    print(f"data      {source.description}")
+def _data(source: Source, held_out: Source | None, settings: Settings, warnings: list[str]) -> None:
+    """Open some pictures, spread over the data, and say what training will make of it."""
+    say(f"data      {source.description}")
     sizes, bad = [], []
     began = time.monotonic()
     near = source.prefers_window > 0
@@ -138,16 +200,17 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
             picture.pixels()
             sizes.append((picture.width, picture.height))
         except BadPicture as e:
-            bad.append(f"picture {index}: {e}")
+            bad.append(f"{name_of(source, index)}: {e}".replace("\n", "\\n"))
     seconds = (time.monotonic() - began) / max(1, len(sizes) + len(bad))
     if not sizes:
         raise InputError(f"none of {len(bad)} pictures can be read; the first, {bad[0]}")
     width, height = (int(x) for x in np.median(np.array(sizes), axis=0))
     smallest = min(map(min, sizes))
-    print(
+    say(
         f"          of {len(sizes) + len(bad)} opened: {len(bad)} unusable, "
         f"median {width} x {height}, {1000 * seconds:.1f} ms to decode"
     )
+    say(f"kNN check {_knn_words(source, held_out, settings)}")
     if source.prefers_window:
         warnings.append(
             "the disk is too small for all shards: they are fetched again in each epoch, and pictures are mixed within "
@@ -155,6 +218,8 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
         )
     if bad:
         warnings.append(f"{len(bad)} of {len(sizes) + len(bad)} pictures cannot be used, e.g. {bad[0]}")
+    if len(bad) > settings.max_bad * (len(sizes) + len(bad)):
+        warnings.append(f"that is more than max_bad = {settings.max_bad:.0%}: training will stop")
     if min(width, height) < settings.size * 0.6:
         warnings.append(
             f"half of the pictures are smaller than {width} x {height}, and views are {settings.size} pixels: "
@@ -162,51 +227,89 @@ def _data(source: Source, settings: Settings, warnings: list[str]) -> None:
         )
     if smallest < 32:
         warnings.append(f"some pictures have a side of {smallest} pixels")
+    _labels(source, settings, warnings)
+
+
+def _knn_words(source: Source, held_out: Source | None, settings: Settings) -> str:
+    """What the kNN check while training will ask about."""
+    if not settings.knn.every:
+        return "none: knn.every is 0"
+    if source.classes is None:
+        return f"none: no labels{why_none(source)}"
+    if held_out is not None and held_out.classes is not None:
+        return f"asks about {min(settings.knn.queries, len(held_out)):,} of {held_out.description}"
+    beside = "" if held_out is None else f"; the validation pictures have no labels{why_none(held_out)}"
+    return f"asks about a part of the training pictures, which lies apart{beside}"
+
+
+def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
+    """What labels, or their lack, and the number of pictures mean for the recipe."""
     if source.classes is None:
         warnings.append("no labels: no kNN check while training (none are needed to train)")
+    elif source.unlabelled:
+        warnings.append(
+            f"{source.unlabelled:,} of {len(source):,} pictures have no label: they are left out of the kNN check and "
+            "of supervised training"
+        )
+    usable = len(source)
     for name, stage in stages_of(settings).items():
         if stage.method == "supervised" and source.classes is None:
             warnings.append(f"{name} is supervised and the data has no labels: it will be refused")
-        elif stage.method != "supervised" and stage.queue > len(source):
+        elif stage.method == "supervised":
+            usable = len(source) - source.unlabelled
+        elif stage.queue > len(source):
             warnings.append(
                 f"{name}.queue of {stage.queue} is longer than the data; it will be {len(source)}"
             )
-    if len(source) < settings.batch:
+    if usable < settings.batch:
         warnings.append(f"fewer pictures than a batch of {settings.batch}: the batch will shrink")
 
 
 def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: list[str]) -> None:
-    """What a recipe costs here."""
-    from hetcl.model.build import build_embedding
+    """What a recipe costs here, from real steps."""
     from hetcl.model.embedding import cost_of
 
-    device = torch.device(
-        "cuda" if settings.device in ("auto", "cuda") and torch.cuda.is_available() else "cpu"
+    fabric = make_fabric(
+        device=settings.device, devices=1, precision=settings.precision, threads=settings.threads
     )
-    bf16 = device.type == "cuda" and settings.precision in ("auto", "bf16")
+    choose_kernels(deterministic=settings.deterministic)
     pictures = len(source) if source else 1_281_167
-    print(
+    classes = len(source.classes or ("",)) if source else 1000
+    say(
         f"recipe    {recipe}: {settings.backbone} at {settings.size} pixels, "
         f"batch {settings.batch} in {settings.groups} groups"
     )
+    say(
+        f"device    {device_name(fabric.device)}, {precision_on(settings.precision, fabric.device.type)}: "
+        "timing a step of each stage ..."
+    )
     total = 0.0
     for name, stage in stages_of(settings).items():
-        model = build_embedding(
-            stage.method, settings.backbone, seed=0, semantic_dim=settings.semantic.dim, side=settings.spatial.side,
-            width=settings.spatial.width, fused=settings.spatial.fused,
-            classes=len(source.classes or ("",)) if source else 1000,
-        )  # fmt: skip
+        model = build_model(settings, stage, classes)
         cost = cost_of(model, 1, 3, settings.size, settings.size)
-        seconds = expected_seconds(
-            model, stage, settings=settings, pictures=pictures, device=device, bf16=bf16
-        )
-        total += seconds
-        print(
+        pace = measure_step(settings, stage, fabric=fabric, classes=classes)
+        total += pace.seconds(pictures * stage.epochs)
+        say(
             f"          {name}: {stage.method}, {count(stage.epochs, 'epoch')}, {cost.parameters / 1e6:.1f} M weights, "
-            f"{cost.multiply_adds / 1e9:.2f} G multiply-adds a view: about {duration(seconds)}"
+            f"{cost.multiply_adds / 1e9:.2f} G multiply-adds a view"
         )
+        if not pace.images_per_second:
+            warnings.append(
+                f"{name}: a batch of {settings.batch} does not fit into this GPU's memory; try --accumulate 2 "
+                "(the same numbers in two pieces) or a smaller batch"
+            )
+            continue
+        memory = f", {pace.memory / 2**30:.1f} GiB of GPU memory" if pace.memory else ""
+        say(
+            f"          {pace.images_per_second:.0f} images/s{memory}: "
+            f"about {duration(pace.seconds(pictures * stage.epochs))}"
+        )
+    if total == float("inf"):
+        return
     of = "this data" if source else "ImageNet's 1.28 million pictures (give --data for yours)"
-    print(f"          in all about {duration(total)} on one such device for {of}")
+    say(
+        f"          in all about {duration(total)} on one such device for {of}, if the images are read as fast"
+    )
     if total > 86400:
         warnings.append(
             f"this recipe would take about {duration(total)} here; `--recipe small` is made for one small machine"

@@ -100,77 +100,137 @@ def some_pictures(source: Source, count: int, *key: Key, near: bool) -> np.ndarr
     return order.indices(0, np.arange(count))
 
 
+def settling(*, queue_steps: float, key_momentum: float, steps: int) -> int:
+    """Steps for which keys may look told by age before it is called a fault; every encoder starts that way.
+
+    20 turnovers of the queue and 10 time constants of the key encoder; at most a quarter of the stage, at least 500.
+
+    Args:
+        queue_steps: steps after which every key of the queue is new.
+        key_momentum: of the key encoder.
+        steps: of the whole stage.
+    """
+    constants = 1 / max(1e-6, 1 - key_momentum)
+    return round(max(500.0, min(max(20 * queue_steps, 10 * constants), steps / 4)))
+
+
+PARTS = ("", "semantic_", "spatial_")
+"""Prefixes of the figures of the whole embedding and of its parts."""
+
+
 @dataclass
 class Watch:
     """Tells a person, once a stage, about figures that surprise or warn.
 
+    No warning rests on one row: an encoder that has just begun looks ill in many ways and mends by itself.
+
     Args:
         smallest: uniformity above this is a collapse (0: all embeddings are equal).
         patience: steps before a collapse is called one; an untrained encoder is nearly constant.
+        settle: steps for which keys must have been told by age; see :func:`settling`.
     """
 
     smallest: float = -0.02
     patience: int = 300
+    settle: int = 500
     best_knn: float = 0.0
     _said: set[str] = field(default_factory=set)
     _losses: list[float] = field(default_factory=list)
+    _aged: dict[str, list[tuple[float, float]]] = field(default_factory=dict)
+    _flat: dict[str, float] = field(default_factory=dict)
+    _fallen: int = 0
 
     def messages(self, row: Mapping[str, float]) -> Iterator[str]:
         """Messages about a row of figures that have not been given before."""
-        for key, text in self._all(row):
+        for key, text in (*self._filling(row), *self._age(row), *self._leak(row), *self._collapse(row)):
             if key not in self._said:
                 self._said.add(key)
                 yield text
         self.best_knn = max(self.best_knn, row.get("knn", 0.0))
 
-    def _all(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+    def _filling(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         filled, loss = row.get("queue_filled", 1.0), row.get("loss")
-        if loss is not None and filled < 1:
-            if self._losses and loss > min(self._losses) + 0.05:
-                yield (
-                    "filling",
-                    (
-                        f"the loss rises while the queue fills ({filled:.0%}): real keys are harder negatives "
-                        "than the random ones it starts with. This is expected; it turns once the queue is full"
-                    ),
-                )
-            self._losses.append(loss)
-        queue = row.get("accuracy_queue", 0.0)
-        for name in ("", "semantic_", "spatial_"):
-            against_queue = row.get(f"{name}accuracy_queue", 0.0)
-            in_batch = row.get(f"{name}accuracy_batch", 0.0)
-            if filled >= 1 and against_queue > 2 * in_batch + 0.05:
-                whose = f" of the {name.rstrip('_')} part" if name else ""
-                yield (
-                    f"age {name}",
-                    (
-                        f"accuracy{whose} against the queue ({against_queue:.1%}) is far above accuracy within the "
-                        f"batch ({in_batch:.1%}): the encoder tells old keys from fresh ones instead of pictures from "
-                        "each other. Raise key_momentum, shorten the queue or lower lr"
-                    ),
-                )
-        if queue > 0.999 and self.best_knn and row.get("knn", 1.0) < 0.9 * self.best_knn:
+        if loss is None or filled >= 1:
+            return
+        if self._losses and loss > min(self._losses) + 0.05:
+            yield (
+                "filling",
+                (
+                    f"the loss rises while the queue fills ({filled:.0%}): real keys are harder negatives "
+                    "than the random ones it starts with. This is expected early, and may last for some time after the "
+                    "queue is full; accuracy within the batch says whether the encoder learns"
+                ),
+            )
+        self._losses.append(loss)
+
+    def _age(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """Keys told by age: for ``settle`` steps on end, while accuracy within the batch hardly grows."""
+        step, filled = row.get("step", 0.0), row.get("queue_filled", 1.0)
+        for name in PARTS:
+            in_queue, in_batch = row.get(f"{name}accuracy_queue"), row.get(f"{name}accuracy_batch")
+            if in_queue is None or in_batch is None:
+                continue
+            held = self._aged.setdefault(name, [])
+            if filled < 1 or in_queue <= 2 * in_batch + 0.05:
+                held.clear()
+                continue
+            held.append((step, in_batch))
+            lasted = step - held[0][0]
+            if lasted < self.settle:
+                continue
+            middle = held[0][0] + lasted / 2
+            early, late = ([a for s, a in held if (s < middle) == first] for first in (True, False))
+            if np.mean(late) > 1.2 * np.mean(early):  # it learns to tell pictures as well: wait and see
+                self._aged[name] = [(s, a) for s, a in held if s >= middle]
+                continue
+            whose = f" of the {name.rstrip('_')} part" if name else ""
+            yield (
+                f"age {name}",
+                (
+                    f"accuracy{whose} against the queue ({in_queue:.1%}) has been far above accuracy within the "
+                    f"batch ({in_batch:.1%}, hardly growing) for {lasted:,.0f} steps: the encoder tells old keys from "
+                    "fresh ones instead of pictures from each other. That is expected early, not for so long. "
+                    "Raise key_momentum, shorten the queue or lower lr"
+                ),
+            )
+
+    def _leak(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """Perfect accuracy while kNN is below its best: at two checks in a row, since a single one may be chance."""
+        if "knn" not in row:
+            return
+        queue, knn = row.get("accuracy_queue", 0.0), row["knn"]
+        self._fallen = self._fallen + 1 if queue > 0.999 and knn < 0.9 * self.best_knn else 0
+        if self._fallen > 1:
             yield (
                 "leak",
                 (
-                    f"training accuracy is {queue:.2%} while kNN falls (best {self.best_knn:.1%}, "
-                    f"now {row['knn']:.1%}): batch norm may leak which key belongs to which query. "
-                    "Use more than one batch-norm group"
+                    f"training accuracy is {queue:.2%} while kNN falls (best {self.best_knn:.1%}, now {knn:.1%}): "
+                    "batch norm may leak which key belongs to which query. Use more than one batch-norm group"
                 ),
             )
-        if row.get("step", 0) >= self.patience:
-            for name in ("", "semantic_", "spatial_"):
-                value = row.get(f"{name}uniformity")
-                if value is not None and value > self.smallest:
-                    what = f"the {name.rstrip('_')} part" if name else "the embedding"
-                    yield (
-                        f"collapse {name}",
-                        (
-                            f"{what} has collapsed: all pictures get nearly the same vector "
-                            f"(uniformity {value:.3f}, 0 is collapse, -4 is spread out). "
-                            "Lower lr, or raise temperature or key_momentum"
-                        ),
-                    )
+
+    def _collapse(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
+        """One vector for all: in two rows on end, and not on the way out of it."""
+        if row.get("step", 0) < self.patience:
+            return
+        for name in PARTS:
+            value = row.get(f"{name}uniformity")
+            if value is None:
+                continue
+            before = self._flat.pop(name, None)
+            if value <= self.smallest:
+                continue
+            self._flat[name] = value
+            if before is not None and value > 1.25 * before - 0.0003:  # no more spread out than before
+                what = f"the {name.rstrip('_')} part" if name else "the embedding"
+                yield (
+                    f"collapse {name}",
+                    (
+                        f"{what} has collapsed: all pictures get nearly the same vector "
+                        f"(uniformity {value:.3f}, 0 is collapse, -4 is spread out). "
+                        "Lower lr, or raise temperature or key_momentum"
+                    ),
+                )
 
 
 def line(row: Mapping[str, float]) -> str:

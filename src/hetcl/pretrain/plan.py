@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -10,15 +9,15 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
+from hetcl.analysis.labelled import with_labels
 from hetcl.errors import InputError
+from hetcl.images.sources import open_validation
 from hetcl.runs.folder import RunFolder, absolute
 from hetcl.settings import (
     Settings,
     build_saved,
     check,
     flatten,
-    from_dict,
-    given_keys,
     keys_of,
     resolve,
     to_dict,
@@ -26,7 +25,17 @@ from hetcl.settings import (
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
-MAY_CHANGE = {"workers", "device", "devices", "threads", "compile", "checkpoint_every", "max_bad"}
+MAY_CHANGE = {
+    "workers",
+    "device",
+    "devices",
+    "threads",
+    "compile",
+    "deterministic",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "max_bad",
+}
 """Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat
 only for equal device, threads and compile)."""
 FIELDS = {
@@ -102,14 +111,7 @@ def resumed_plan(
             f"--allow-partial: the run in {folder.path} began with {', '.join(plan.allow_partial) or 'none'}; "
             "leave it out"
         )
-    named = given_keys(overrides)
-    if recipe is not None:
-        now = resolve(recipe, overrides)
-    elif named:
-        given = resolve(None, overrides)
-        now = from_dict({**flat(then), **{k: v for k, v in flat(given).items() if k in named}}, "the run")
-    else:
-        now = then
+    now = resolve(recipe, overrides, then=then)
     old, new = flat(then), flat(now)
     differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
     if differ:
@@ -127,11 +129,12 @@ def flat(settings: Settings) -> dict[str, Any]:
     return flatten(to_dict(settings))
 
 
-def absolute_data(data: str) -> str:
-    """DATA as a run in another folder would have to name it."""
-    if ":" in data:
-        return data
-    return os.path.abspath(data) if os.path.exists(data) else ",".join(map(os.path.abspath, data.split(",")))
+def held_out_of(data: str, settings: Settings, window: int) -> Source | None:
+    """The validation pictures that the kNN check asks about; None where there are none, or they are trained on."""
+    if settings.data_split != "train":
+        return None
+    held = open_validation(data, folder_classes=settings.folder_classes, window=window)
+    return None if held is None else with_labels(held)
 
 
 def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:

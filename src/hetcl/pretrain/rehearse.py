@@ -1,19 +1,33 @@
-"""A try of the model before anything is written: what cannot run is found while nothing is lost."""
+"""A try of the model before anything is written: what cannot run is found while nothing is lost; and its memory."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 from torch import nn
 
 from hetcl.errors import InputError, out_of_memory
+from hetcl.training.memory import Need, bytes_of, outlook
+from hetcl.views.workers import room
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError)
 
 
-@torch.no_grad()
-def rehearse(build: Callable[[], nn.Module], *, name: str, images: int, size: int) -> None:
+@dataclass(frozen=True)
+class Rehearsed:
+    """What a try has shown, in fp32."""
+
+    weights: int
+    """Bytes of the parameters."""
+    activations: int
+    """Bytes that a picture's way through the model leaves for the way back."""
+    length: int
+    """Of the vector that is contrasted; 0 where none is."""
+
+
+def rehearse(build: Callable[[], nn.Module], *, name: str, images: int, size: int) -> Rehearsed:
     """Build a model and make one pass forward in training mode, on the CPU; then let go of it.
 
     Args:
@@ -27,10 +41,50 @@ def rehearse(build: Callable[[], nn.Module], *, name: str, images: int, size: in
     """
     try:
         with torch.random.fork_rng(devices=[]):  # a dropout layer draws
-            build().train()(torch.zeros(images, 3, size, size))
+            model = build().train()
+            activations = bytes_of(lambda: model(torch.zeros(images, 3, size, size))) // images
     except FAILURES as e:
         reason = out_of_memory(e) or (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise InputError(
             f"the model of {name} does not run on {images} picture{'s' * (images != 1)} of {size} pixels ({reason}); "
             "change size, batch, groups or backbone, or the width of the branches"
         ) from None
+    weights = sum(p.numel() * p.element_size() for p in model.parameters())
+    return Rehearsed(weights, activations, sum(getattr(model, "dims", {}).values()))
+
+
+def memory_of(
+    stages: Sequence[tuple[Rehearsed, str, int]],
+    *,
+    batch: int,
+    pieces: int,
+    size: int,
+    precision: str,
+    device: torch.device,
+    processes: int,
+    workers: int,
+) -> tuple[str, str]:
+    """What the largest of some stages will take, in words, and what to be warned of (see ``memory.outlook``).
+
+    A step holds weights, gradients and SGD's momentum, the key encoder, the queue, the activations of a piece, and the
+    pictures as floats (of two views one is shuffled besides).
+
+    Args:
+        stages: each with its method and the length of its queue.
+        batch: of a process, taken in that many ``pieces``.
+        processes: that share the memory of this machine, where it is where they compute.
+    """
+    here = 1 if device.type == "cuda" else processes
+    factor = here * {"bf16": 0.6, "fp64": 2.0}.get(precision, 1.0)
+    needs = []
+    for one, method, queue in stages:
+        views, models = (1, 3) if method == "supervised" else (2, 4)
+        pixels = 3 * size * size * batch * (views + (views > 1))
+        step = (
+            one.weights * models + 4 * queue * one.length + one.activations * -(-batch // pieces) + 5 * pixels
+        )
+        needs.append(Need(round(factor * step), here * room(workers, views * batch * 3 * size * size)))
+    if not needs:
+        return "", ""
+    largest = max(needs, key=lambda need: need.device)
+    return outlook(largest, device, "lower batch, size or workers, or raise accumulate")

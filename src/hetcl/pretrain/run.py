@@ -5,6 +5,7 @@ The order: open the data, settle the settings, make or resume the folder, then t
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,16 +14,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetcl.contrast.queue import KeyQueue
+from hetcl.analysis.labelled import why_none, with_labels
 from hetcl.errors import InputError, WorkFailed
-from hetcl.images.sources import open_source, open_validation
-from hetcl.model.build import build_embedding
-from hetcl.model.momentum import MomentumPair
-from hetcl.pretrain import monitors, stages
-from hetcl.pretrain.doctor import expected_seconds
+from hetcl.images.folder import FolderSource
+from hetcl.images.sources import absolute_data, open_source
+from hetcl.pretrain import monitors
+from hetcl.pretrain.build import DTYPES, build_model, build_task
+from hetcl.pretrain.doctor import measure_step
 from hetcl.pretrain.knn_check import KnnCheck
-from hetcl.pretrain.plan import Plan, absolute_data, common_window, fit, new_plan, resumed_plan
-from hetcl.pretrain.rehearse import rehearse
+from hetcl.pretrain.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
+from hetcl.pretrain.rehearse import Rehearsed, memory_of, rehearse
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
 from hetcl.settings import (
@@ -31,17 +32,15 @@ from hetcl.settings import (
     to_dict,
 )
 from hetcl.training.bad_pictures import BadPictures
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import choose_kernels, device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.facts import input_facts
 from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights, install, read_weights
-
-DTYPES = {"fp64": torch.float64}
 
 
 def pretrain(
@@ -75,6 +74,7 @@ def pretrain(
         Stopped: a signal came; the run saved itself.
     """
     folder = RunFolder(out)
+    data, init = (None if given is None else os.fspath(given) for given in (data, init))
     if first_process():
         folder.check(resume=resume)
     with folder.lock:
@@ -103,8 +103,16 @@ class Run:
         self.folder, self.plan, self.resume = folder, plan, resume
         self.began = time.monotonic()
         self.settings = s = plan.settings
-        self.source = open_source(plan.data, folder_classes=s.folder_classes, window=plan.window)
-        self.held_out = open_validation(plan.data, folder_classes=s.folder_classes, window=plan.window)
+        self.source = open_source(
+            plan.data, split=s.data_split, folder_classes=s.folder_classes, window=plan.window
+        )
+        self.held_out = held_out_of(plan.data, s, plan.window)
+        if s.folder_classes and isinstance(self.source, FolderSource) and self.source.classes is None:
+            raise InputError(
+                f"folder_classes is true, but {self.source.why_no_labels}: move each image into the folder of its "
+                "class, or leave folder_classes out"
+            )
+        self.labelled = with_labels(self.source)
         if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
             raise InputError(
                 f"{plan.data} does not hold the pictures that the run in {folder.path} began with "
@@ -115,8 +123,7 @@ class Run:
         self.init: Weights | None = None
         if plan.init is not None and not begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
-        if plan.fingerprint is None:
-            self._rehearse()
+        self.rehearsed = self._rehearse() if plan.fingerprint is None else {}
         self.fabric = make_fabric(
             device=s.device,
             devices=s.devices,
@@ -125,14 +132,18 @@ class Run:
             batch=s.batch,
             groups=s.groups,
         )
+        choose_kernels(deterministic=s.deterministic)
         self.window = common_window(plan, self.source, self.fabric)
-        self.settings, self.told = fit(s, self.source, self.fabric.world_size)
+        supervised = any(stage.method == "supervised" for stage in self._todo().values())
+        fitted = self.labelled if supervised else self.source
+        self.settings, self.told = fit(s, fitted, self.fabric.world_size)
         self.main = self.fabric.global_rank == 0
         self.workers = workers_of(self.settings.workers)
         self.bad = BadPictures(folder.bad_pictures, self.settings.max_bad, len(self.source))
         self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
         self.told += [self.bad.list.told] if self.bad.list.told else []
+        self.memory = self._memory()
 
     def go(self) -> RunFolder:
         """Everything, in order."""
@@ -170,24 +181,40 @@ class Run:
         todo = stages_of(self.settings)
         return {"stage2": todo["stage2"]} if self.plan.init is not None and len(todo) == 2 else todo
 
-    def _rehearse(self) -> None:
+    def _rehearse(self) -> dict[str, Rehearsed]:
         """Find what cannot run before anything is written. Raises ``InputError``."""
         s, init = self.settings, self.init
+        rehearsed = {}
         for name, stage in self._todo().items():
             if stage.method == "supervised" and self.source.classes is None:
                 raise InputError(
-                    f"{self.plan.data} has no labels, which supervised training needs; shards hold them as KEY.cls, "
-                    "a folder as sub-folders with --folder_classes true"
+                    f"{self.plan.data} has no labels, which supervised training needs{why_none(self.source)}; shards "
+                    "hold them as KEY.cls, a folder as sub-folders with --folder_classes true"
                 )
 
             def build(stage: StageSettings = stage, weights: Weights | None = init) -> nn.Module:
-                model = self._embedding(stage)
+                model = self._model(stage)
                 if weights is not None:
                     install(model, weights.query, weights.origin, arch=weights.arch)
                 return model
 
-            rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
+            rehearsed[name] = rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
             init = None  # the first stage takes it
+        return rehearsed
+
+    def _memory(self) -> str:
+        """What the largest stage will take, in words; warns where there is less. Raises ``InputError``."""
+        s, fabric = self.settings, self.fabric
+        stages = [
+            (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.rehearsed.items()
+        ]
+        said, warned = memory_of(
+            stages, batch=s.batch // fabric.world_size,
+            pieces=s.accumulate, size=s.size, precision=precision_on(s.precision, fabric.device.type),
+            device=fabric.device, processes=s.devices, workers=self.workers,
+        )  # fmt: skip
+        self.told += [warned] if warned else []
+        return said
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
@@ -234,11 +261,13 @@ class Run:
             + (f" x {ranks}" if ranks > 1 else "")
             + f", {precision_on(s.precision, self.fabric.device.type)}"
         )
+        if self.memory:
+            say(f"memory    {self.memory}")
         say(f"folder    {self.folder.path}")
         self.reporter.note(f"window    {self.window} (pictures mixed at a time; 0: all)")
         for line in self.told:
             self.reporter.warn(line)
-        if self.main and not self.resume:
+        if not self.resume:  # every rank takes part
             self._foretell(todo)
         if s.knn.every and self.source.classes is None:
             say("no labels in the data, so no kNN check; accuracy within the batch is the figure to watch")
@@ -248,110 +277,76 @@ class Run:
         n, s = len(self.source), self.settings
         if n * sum(stage.epochs for stage in todo.values()) < 100_000:
             return
-        bf16 = precision_on(s.precision, self.fabric.device.type) == "bf16"
+        classes = None if self.source.classes is None else len(self.source.classes)
         seconds = sum(
-            expected_seconds(
-                self._embedding(stage),
-                stage,
-                settings=s,
-                pictures=n,
-                device=self.fabric.device,
-                bf16=bf16,
-                ranks=self.fabric.world_size,
-            )
+            measure_step(s, stage, fabric=self.fabric, classes=classes).seconds(n * stage.epochs)
             for stage in todo.values()
         )
+        if self.fabric.device.type == "cuda":
+            torch.cuda.empty_cache()
         if seconds > 86400:
             self.reporter.warn(
                 f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes on; "
                 "`--recipe small` is made for one small machine"
+                if seconds < float("inf")
+                else f"a batch of {s.batch} does not fit into this GPU's memory; try --accumulate 2 (the same numbers "
+                "in two pieces) or a smaller batch"
             )
 
     # ---- one stage -----------------------------------------------------------------------------------------------
 
-    def _embedding(self, stage: StageSettings) -> nn.Module:
-        s = self.settings
-        return build_embedding(
-            stage.method,
-            s.backbone,
-            seed=s.seed,
-            semantic_dim=s.semantic.dim,
-            side=s.spatial.side,
-            width=s.spatial.width,
-            fused=s.spatial.fused,
-            classes=len(self.source.classes) if self.source.classes is not None else None,
+    def _model(self, stage: StageSettings) -> nn.Module:
+        return build_model(
+            self.settings, stage, None if self.source.classes is None else len(self.source.classes)
         )
 
     def _task(self, name: str, stage: StageSettings, before: Weights | None) -> Task:
         """The stage with its initial weights: random, or query and key encoder from ``before``."""
         s, fabric = self.settings, self.fabric
-        model = self._embedding(stage)
+        model = self._model(stage)
         if before is not None:
             for line in install(model, before.query, before.origin):
                 self.reporter.say(f"{name}: {line}")
-        groups = max(1, s.groups // fabric.world_size)
-        dtype = DTYPES.get(s.precision, torch.float32)
-        common: dict[str, Any] = {
-            "fabric": fabric,
-            "loader": ViewLoader(
-                self.source,
-                policy=stage.views,
-                size=s.size,
-                batch=s.batch,
-                seed=s.seed,
-                stage=name,
-                views=1 if stage.method == "supervised" else 2,
-                rank=fabric.global_rank,
-                ranks=fabric.world_size,
-                workers=self.workers,
-                window=self.window,
-                pin=fabric.device.type == "cuda",
-            ),
-            "photometric": Photometric(stage.views, dtype=dtype),
-            "evaluate": self._knn_check().accuracy,
-            "on_bad": lambda batch: self.bad.see(len(batch.index), batch.bad),
-            "epochs": stage.epochs,
-            "batch": s.batch,
-            "seed": s.seed,
-            "accumulate": s.accumulate,
-            "channels_last": s.channels_last,
-            "knn_every": s.knn.every,
-            "lr": stage.lr,
-            "sgd_momentum": stage.sgd_momentum,
-            "weight_decay": stage.weight_decay,
-        }
-        if stage.method == "supervised":
-            return stages.Supervised(name, model=self._place(model), groups=groups, **common)
-        pair = MomentumPair(model, momentum=stage.key_momentum, groups=groups)
-        if before is not None and before.key is not None:
-            install(pair.key, before.key, before.origin)
-        queue = KeyQueue(stage.queue, model.dims, seed=s.seed)  # type: ignore[arg-type]
-        return stages.Contrast(
+        loader = ViewLoader(
+            self.labelled if stage.method == "supervised" else self.source,
+            policy=stage.views,
+            size=s.size,
+            batch=s.batch,
+            seed=s.seed,
+            stage=name,
+            views=1 if stage.method == "supervised" else 2,
+            rank=fabric.global_rank,
+            ranks=fabric.world_size,
+            workers=self.workers,
+            window=self.window,
+            pin=fabric.device.type == "cuda",
+        )
+
+        def start_key(key: nn.Module) -> None:
+            if before is not None and before.key is not None:
+                install(key, before.key, before.origin)
+
+        if s.compile:
+            self.reporter.say(f"{name}: compiling in the first steps, about a minute")
+        return build_task(
+            s,
             name,
-            pair=self._place(pair),
-            queue=queue.to(fabric.device, dtype),
-            temperature=stage.temperature,
-            mask_own=s.mask_own,
-            **common,
+            stage,
+            model,
+            fabric=fabric,
+            loader=loader,
+            start_key=start_key,
+            evaluate=self._knn_check().accuracy,
+            on_bad=lambda batch: self.bad.see(len(batch.index), batch.bad),
         )
 
     def _knn_check(self) -> KnnCheck:
         s = self.settings
         return KnnCheck(
-            self.source, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
+            self.labelled, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
             size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
             dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last,
         )  # fmt: skip
-
-    def _place(self, module: Any) -> Any:
-        s = self.settings
-        module = module.to(self.fabric.device, DTYPES.get(s.precision, torch.float32))
-        if s.channels_last:
-            module = module.to(memory_format=torch.channels_last)
-        if s.compile:
-            for encoder in (module.query, module.key) if isinstance(module, MomentumPair) else (module,):
-                encoder.compile()
-        return module
 
     def _train(self, task: Task, stage: StageSettings, resumed: dict[str, Any] | None) -> None:
         s = self.settings
@@ -371,6 +366,7 @@ class Run:
             reporter=self.reporter,
             log_every=s.log_every,
             checkpoint_every=s.checkpoint_every,
+            checkpoint_minutes=s.checkpoint_minutes,
             extra={
                 "arch": s.backbone,
                 "method": stage.method,

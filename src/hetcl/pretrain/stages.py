@@ -64,9 +64,9 @@ class _Stage:
 
     def batches(self, epoch: int, start: int) -> Iterator[ViewBatch]:
         """Batches of an epoch on the device; bad pictures are reported on the way."""
-        for batch in self.loader.epoch(epoch, start):
+        for batch in on_device(self.loader.epoch(epoch, start), self.fabric.device):
             self._on_bad(batch)
-            yield batch.to(self.fabric.device)
+            yield batch
 
     def views(self, batch: ViewBatch) -> list[Tensor]:
         """The views as the encoder takes them: V of ``[B, 3, H, W]``."""
@@ -97,6 +97,38 @@ class _Stage:
             return self._evaluate(pyramid)
         finally:
             pyramid.train(training)
+
+
+def pieces_of(count: int, pieces: int) -> list[slice]:
+    """Rows 0 to ``count`` as at most ``pieces`` slices of one length (the last may be shorter)."""
+    each = -(-count // pieces)
+    return [slice(start, min(start + each, count)) for start in range(0, count, each)]
+
+
+def on_device(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
+    """Batches on ``device``. To a GPU the next one is copied while the one before is used, on a stream of its own."""
+    if device.type != "cuda":
+        yield from (batch.to(device) for batch in batches)
+        return
+    aside = torch.cuda.Stream(device)
+
+    def ready(batch: ViewBatch, copied: torch.cuda.Event) -> ViewBatch:
+        stream = torch.cuda.current_stream(device)
+        stream.wait_event(copied)
+        for tensor in (batch.images, batch.boxes, batch.sizes, batch.index, batch.label):
+            if tensor is not None:
+                tensor.record_stream(stream)  # its memory is not given away while this stream reads it
+        return batch
+
+    ahead: tuple[ViewBatch, torch.cuda.Event] | None = None
+    for batch in batches:
+        with torch.cuda.stream(aside):
+            moved = batch.to(device), aside.record_event()
+        if ahead is not None:
+            yield ready(*ahead)
+        ahead = moved
+    if ahead is not None:
+        yield ready(*ahead)
 
 
 class Contrast(_Stage):
@@ -131,6 +163,11 @@ class Contrast(_Stage):
         )
         self.query, self.optimizer = self.fabric.setup(pair.query, optimizer)
         self.pair.train()
+        self.watch.settle = monitors.settling(
+            queue_steps=queue.length / self.images_per_step,
+            key_momentum=pair.momentum,
+            steps=self.epochs * self.steps_per_epoch,
+        )
 
     def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
         """One step of momentum contrast (paper section 3.3, equation 1; MoCo algorithm 1)."""
@@ -144,7 +181,7 @@ class Contrast(_Stage):
             key = self.pair.encode_keys(x_key, shuffle, chunks=self.accumulate)
         k = self.concat(key)
         pieces: list[tuple[Parts, Tensor, Tensor]] = []
-        for i, rows in enumerate(torch.arange(len(index), device=index.device).chunk(self.accumulate)):
+        for i, rows in enumerate(pieces_of(len(index), self.accumulate)):
             last = i == self.accumulate - 1
             with (
                 self.fabric.no_backward_sync(self.query, enabled=not last),
@@ -177,7 +214,7 @@ class Contrast(_Stage):
         """See :func:`monitors.figures`; besides, the chance level log(1 + K) and how full the queue is."""
         known = {"chance": math.log(1 + self.queue.length), "queue_filled": self.queue.filled}
         return {
-            **{name: torch.tensor(value, device=index.device) for name, value in known.items()},
+            **{name: torch.full((), value, device=index.device) for name, value in known.items()},
             **monitors.figures(query, key, self.queue, logits, index, mask_own=self.mask_own, gather=gather),
         }
 
@@ -240,7 +277,7 @@ class Supervised(_Stage):
         (images,) = self.views(batch)
         assert batch.label is not None
         losses, right = [], []
-        for i, rows in enumerate(torch.arange(len(images), device=images.device).chunk(self.accumulate)):
+        for i, rows in enumerate(pieces_of(len(images), self.accumulate)):
             last = i == self.accumulate - 1
             with (
                 self.fabric.no_backward_sync(self.wrapped, enabled=not last),

@@ -21,17 +21,21 @@ from typing import Any
 
 from hetcl import __version__
 from hetcl.errors import InputError
+from hetcl.machine import cores
+from hetcl.paths import expand, expand_spec
 from hetcl.runs.files import disk_problem as disk_problem
 from hetcl.runs.files import seal, unseal
 from hetcl.runs.files import write_atomic as write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.runs.lock import first_process as first_process
+from hetcl.runs.lock import rank_name as rank_name
 from hetcl.runs.table import Table as Table
 from hetcl.trees import LONGEST, TreeError, parse_yaml
 
 
 def absolute(spec: str) -> str:
     """A MODEL or DATASET as a run elsewhere would have to name it: the file or folder in it is written in full."""
+    spec = expand_spec(spec)
     head, colon, path = spec.rpartition(":")
     if colon and not os.path.exists(spec):
         return head + colon + os.path.abspath(path) if os.path.exists(path) else spec
@@ -46,7 +50,7 @@ class RunFolder:
     """
 
     def __init__(self, path: str | Path) -> None:
-        self.path = Path(path)
+        self.path = Path(expand(path))
         self.settings = self.path / "settings.yaml"
         self.metrics = self.path / "metrics.csv"
         self.timing = self.path / "timing.csv"
@@ -265,7 +269,7 @@ def machine() -> dict[str, Any]:
         "torch": of("torch"),
         "torchvision": of("torchvision"),
         "system": f"{platform.system()} {platform.machine()}",
-        "cores": os.cpu_count(),
+        "cores": cores(),
     }
 
 

@@ -28,10 +28,14 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
 
 
+def rank_name() -> str:
+    """Which process of a run this is, as far as its launcher says, before ranks meet; ``0``: the first or only one."""
+    return next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "0")
+
+
 def first_process() -> bool:
-    """Whether this is the process that writes and speaks (rank 0), as far as its launcher says, before ranks meet."""
-    rank = next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "0")
-    return rank == "0"
+    """Whether this is the process that writes and speaks (rank 0)."""
+    return rank_name() == "0"
 
 
 def is_lock(name: str) -> bool:
@@ -94,8 +98,7 @@ class FolderLock:
             pid, host, since, command = (str(who[k]) for k in ("pid", "host", "since", "command"))
         except (OSError, TreeError, KeyError):
             return "another process"
-        said = "".join(c if c.isprintable() else "?" for c in command)
-        return f"process {pid} on {host} since {since} ({said})"
+        return f"process {pid} on {host} since {since} ({command})"
 
     def release(self) -> None:
         """Let go, and leave no file."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.errors import InputError
+from hetcl.printable import csv_row
 from hetcl.runs.files import disk_problem, set_aside, write_atomic
 
 RECORD = re.compile(rb'(?>[^"\n]+|"(?>[^"]+|"")*+")*+\n|[^\n]*\n')
@@ -111,7 +112,8 @@ class Table:
 
     def append(self, row: Mapping[str, Any]) -> None:
         """Write one row. Floats keep nine digits, which is exact for fp32. Raises ``WorkFailed``."""
-        line = self._line({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in row.items()})
+        cells = zip(row, csv_row(row.values()), strict=True)
+        line = self._line({k: f"{v:.9g}" if isinstance(v, float) else v for k, v in cells})
         try:
             self._write(line)
         except OSError as e:
@@ -129,9 +131,7 @@ class Table:
         """A row as it stands in the file."""
         text = io.StringIO()
         csv.DictWriter(text, self.columns, lineterminator="\n").writerow(dict(row))
-        return text.getvalue().encode(
-            "utf-8", "backslashreplace"
-        )  # a file name need not be text in any encoding
+        return text.getvalue().encode()
 
     def rows(self) -> list[dict[str, float | str]]:
         """What :attr:`held` says, numbers as floats; empty cells are left out."""

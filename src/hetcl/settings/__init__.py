@@ -21,7 +21,7 @@ from hetcl.settings.downstream import (
     resolve_finetune,
 )
 from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, to_dict
-from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, given_keys, resolve, stages_of
+from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, resolve, stages_of
 from hetcl.settings.recipes import recipe_names, recipe_text
 
 __all__ = [
@@ -41,7 +41,6 @@ __all__ = [
     "flatten",
     "from_dict",
     "given_in",
-    "given_keys",
     "keys_of",
     "recipe_names",
     "recipe_text",

@@ -58,7 +58,13 @@ class ContrastSettings(ComputeSettings):
     examples: int = 2
     """Successes and failures of each bin that are drawn for each model; 0: no pictures."""
     size: int = 0
-    """Side of a view in pixels; 0: what each model was trained at, 224 where that is not known."""
+    """Side of a view in pixels; 0: what each model was trained at; where that is not known, what the others were
+    trained at if they agree, else 224."""
+    data_split: Literal["train", "val", "test", "all"] = "train"
+    """What to read where the data has splits, by the names of folders or shards (docs/data.md); all: everything."""
+    yardstick: Literal["auto", "none"] = "auto"
+    """What each model is held against for the verdict: auto adds the same architecture with random weights, and stage
+    1 of a run (or what it began with); none adds nothing and gives no verdict."""
     seed: int = 0
     """Where every random number comes from: the same seed gives every model the same views."""
 
@@ -86,6 +92,11 @@ class ProbeSettings(ComputeSettings):
     """Train on that many pictures drawn at random; 0: all."""
     folder_classes: bool = True
     """Take sub-folders as classes."""
+    data_split: Literal["train", "all"] = "train"
+    """What to train on where the data has splits, by the names of folders or shards (docs/data.md); all: splits put
+    aside, and a share held out to test on."""
+    test_split: Literal["auto", "val", "test"] = "auto"
+    """What to test on then; auto: val, or test where val has no labels."""
     seed: int = 0
     """Where every random number comes from."""
 

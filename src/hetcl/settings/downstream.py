@@ -24,8 +24,6 @@ class MachineSettings:
     """Where to compute."""
     devices: int = 1
     """Devices of this process's machine; under torchrun or SLURM the launcher decides."""
-    precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """auto: bf16 autocast on a GPU that has it, fp32 elsewhere. Losses and boxes are never below fp32."""
     channels_last: bool = True
     """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
     threads: int = 0
@@ -38,6 +36,9 @@ class MachineSettings:
 class FinetuneSettings(MachineSettings):
     """Everything that decides a fine-tuning run, but for the weights, the data and the folder it writes."""
 
+    precision: Literal["auto", "fp32", "bf16"] = "fp32"
+    """fp32, as the paper and detectron2; auto: bf16 autocast on a GPU that has it, fp32 elsewhere. Losses and boxes are
+    never below fp32. (PyTorch rounds the inputs of fp32 convolutions to TF32 on GPUs that have it.)"""
     model: Literal["mask-rcnn", "faster-rcnn", "fcn"] = "mask-rcnn"
     """What to train: mask-rcnn (boxes and masks), faster-rcnn (boxes), fcn (a class for each pixel)."""
     neck: Literal["fpn", "c4"] = "fpn"
@@ -97,6 +98,9 @@ class FinetuneSettings(MachineSettings):
     """Pictures with classes in fewer than this share of all pictures come more often (LVIS: 0.001); 0: all alike."""
     empty: bool = False
     """Train on pictures without objects too."""
+    train_list: str = ""
+    """VOC: the list that the recipe's source trains on (train_aug for pixels, trainval for boxes); where the data has
+    another, it is said. Empty: any will do."""
     dilation: int = 6
     """FCN: of the two 3x3 convolutions of its head."""
     evaluations: int = 1
@@ -107,12 +111,16 @@ class FinetuneSettings(MachineSettings):
     """Steps between rows of metrics.csv."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; 0: at evaluations only (and on a signal)."""
+    checkpoint_minutes: float = 15.0
+    """Minutes after which there is a checkpoint in any case, so that a kill costs no more; 0: none by time."""
 
 
 @dataclass(frozen=True)
 class EvaluateSettings(MachineSettings):
     """What is evaluated, and how."""
 
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: as the run was trained. Losses and boxes are never below fp32."""
     split: Literal["val", "train"] = "val"
     """Which part of the data set."""
     pictures: int = 0
@@ -123,6 +131,8 @@ class EvaluateSettings(MachineSettings):
     """Least score of a detection; -1: as the run was trained to."""
     detections: int = 0
     """Most detections of a picture; 0: as the run was trained to."""
+    test_proposals: int = 0
+    """Detectors: regions that the heads look at; 0: as the run was trained to."""
     examples: int = 8
     """Pictures drawn on the sheet of predictions; 0: no sheet."""
 
@@ -189,7 +199,14 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
         "crop",
     ):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
-    for name in ("base_batch", "warmup", "precise_bn", "checkpoint_every", "weight_decay"):
+    for name in (
+        "base_batch",
+        "warmup",
+        "precise_bn",
+        "checkpoint_every",
+        "checkpoint_minutes",
+        "weight_decay",
+    ):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
     for name in ("norm_weight_decay", "clip_grad", "score_threshold", "repeat_threshold"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
@@ -228,7 +245,7 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
 def check_evaluate(s: EvaluateSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
     faults = _check_machine(s)
-    for name in ("pictures", "detections", "examples"):
+    for name in ("pictures", "detections", "test_proposals", "examples"):
         if getattr(s, name) < 0:
             faults.append(f"setting {name} must be 0 or more, not {getattr(s, name)}")
     if s.test_size and s.test_size < 32:

@@ -167,7 +167,7 @@ def build(cls: type[T], given: Mapping[str, tuple[Any, str]], check: Callable[[T
     if values is not None:
         settings = _instance(cls, values)
         if faults := check(settings):
-            raise InputError("\n".join(faults))
+            raise InputError(*faults)
         return settings
     faults = []
     for key, (value, origin) in given.items():
@@ -179,7 +179,7 @@ def build(cls: type[T], given: Mapping[str, tuple[Any, str]], check: Callable[[T
             _parser(kind).parse_args([words[key]])
         except wrong:
             faults.append(f"setting {key}{where} must be {_wanted(kinds[key], value)}, not {value!r}")
-    raise InputError("\n".join(faults) or f"cannot read the settings {', '.join(words.values())}")
+    raise InputError(*(faults or [f"cannot read the settings {', '.join(words.values())}"]))
 
 
 def build_saved(

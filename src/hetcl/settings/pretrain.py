@@ -115,6 +115,9 @@ class Settings:
     """The kNN check."""
     folder_classes: bool = False
     """Take sub-folders as classes (for the kNN check and supervised training)."""
+    data_split: Literal["train", "val", "test", "all"] = "train"
+    """What to train on where the data has splits, by the names of folders or shards (docs/data.md): train, and what is
+    unlabelled; all: everything, splits put aside."""
     max_bad: float = 0.1
     """Share of unreadable pictures above which the run stops."""
     workers: int = -1
@@ -130,13 +133,17 @@ class Settings:
     channels_last: bool = True
     """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
     compile: bool = False
-    """Use torch.compile on both encoders."""
+    """Use torch.compile on both encoders: fewer passes over memory, for about a minute at the start."""
+    deterministic: bool = False
+    """Only GPU operations whose bits repeat, so that a resumed run equals an undisturbed one; somewhat slower."""
     threads: int = 0
     """Threads for computing on a CPU; 0 leaves PyTorch's choice. Bits repeat only for equal numbers."""
     log_every: int = 50
     """Steps between rows of metrics.csv."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: every epoch only (it is also saved every epoch, and on a signal)."""
+    checkpoint_minutes: float = 15.0
+    """Minutes after which there is a checkpoint in any case, so that a kill costs no more; 0: none by time."""
 
 
 def stages_of(settings: Settings) -> dict[str, StageSettings]:
@@ -145,26 +152,29 @@ def stages_of(settings: Settings) -> dict[str, StageSettings]:
     return {name: stage for name, stage in both.items() if stage.epochs > 0}
 
 
-def resolve(recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()) -> Settings:
+def resolve(
+    recipe: str | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    *,
+    then: Settings | None = None,
+) -> Settings:
     """Settings of a recipe (default ``hcl-r50``) with overrides on top.
 
     Args:
         recipe: the name of a recipe or a YAML file.
         overrides: dotted names with values, or command-line words ``["--stage1.epochs", "3"]``.
+        then: what a run began with: takes the place of the default recipe.
 
     Raises:
         InputError: every fault of names, types and values found, gathered in one message, one to a line.
     """
     name = "hcl-r50" if recipe is None else recipe
-    tree = recipe_tree(name, "pretrain")
     given = given_in(Settings, overrides)
-    base = {k: (v, f"recipe {name}") for k, v in flatten(tree).items()}
+    if recipe is None and then is not None:
+        base = {k: (v, "the run") for k, v in flatten(to_dict(then)).items()}
+    else:
+        base = {k: (v, f"recipe {name}") for k, v in flatten(recipe_tree(name, "pretrain")).items()}
     return build(Settings, {**base, **{k: (v, "") for k, v in given.items()}}, check)
-
-
-def given_keys(overrides: Mapping[str, Any] | Sequence[str]) -> set[str]:
-    """Dotted names that overrides set."""
-    return set(given_in(Settings, overrides))
 
 
 def from_dict(tree: Mapping[str, Any], origin: str) -> Settings:
@@ -190,7 +200,7 @@ def check(settings: Settings) -> list[str]:
         return faults
     for name in ("size", "batch", "groups", "accumulate", "devices", "log_every"):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
-    for name in ("window", "threads", "checkpoint_every"):
+    for name in ("window", "threads", "checkpoint_every", "checkpoint_minutes"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
     want(s.threads <= 1024, f"setting threads must be at most 1024, not {s.threads}")
     want(-1 <= s.workers <= 1024, f"setting workers must be -1 (choose) or 0 to 1024, not {s.workers}")

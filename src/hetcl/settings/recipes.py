@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.errors import InputError
+from hetcl.paths import expand
 from hetcl.settings.parse import near
+from hetcl.textfiles import read_text
 from hetcl.trees import TreeError, parse_yaml
 
 RECIPES = Path(__file__).parent.parent / "recipes"
@@ -34,7 +36,7 @@ def recipe_text(recipe: str, verb: str | None = None) -> str:
         raise InputError(
             f"recipe {recipe} is one of `hetcl {owner}`; `hetcl recipes` lists those of each verb"
         )
-    path = RECIPES / owner / f"{recipe}.yaml" if owner else Path(recipe)
+    path = RECIPES / owner / f"{recipe}.yaml" if owner else Path(expand(recipe))
     if recipe and path.is_dir():
         raise InputError(
             f"recipe {recipe} is a folder; name a YAML file, or a recipe that `hetcl recipes` lists"
@@ -42,12 +44,7 @@ def recipe_text(recipe: str, verb: str | None = None) -> str:
     if not path.is_file():
         hint = near(recipe, [n for v in VERBS if verb in (None, v) for n in recipe_names(v)])
         raise InputError(f"no recipe named {recipe!r} and no such file{hint}; `hetcl recipes` lists them")
-    try:
-        return path.read_text(encoding="utf-8")
-    except UnicodeDecodeError:
-        raise InputError(f"recipe {recipe} is not text; name a YAML file") from None
-    except OSError as e:
-        raise InputError(f"cannot read recipe {recipe}: {e.strerror}") from None
+    return read_text(path)
 
 
 def recipe_tree(name: str, verb: str) -> Mapping[Any, Any]:

@@ -4,16 +4,31 @@ from __future__ import annotations
 
 import os
 import warnings
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from lightning_fabric.plugins import MixedPrecision
 from lightning_fabric.strategies import DDPStrategy
 
 from hetcl.errors import InputError
+from hetcl.machine import cores
 from hetcl.training.progress import count
+from hetcl.training.ranks import launch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}
 """Fabric's names. Its "64-true" rounds what a model gives to fp32, so for fp64 it converts nothing and we do it."""
+
+
+class Autocast(MixedPrecision):
+    """bf16 where PyTorch's autocast has it, and nowhere else. Fabric's own rounds all that goes into a model to bf16
+    first, the boxes that a detector is to learn too: from 256 pixels on by up to 1, from 512 on by up to 2."""
+
+    def __init__(self, device: str) -> None:
+        super().__init__("bf16-mixed", "cpu" if device == "cpu" else "cuda")
+
+    def convert_input(self, data: Any) -> Any:
+        return data
 
 
 def make_fabric(
@@ -42,8 +57,7 @@ def make_fabric(
         device = "cuda" if torch.cuda.is_available() else "cpu"
     if device == "cuda" and devices > torch.cuda.device_count():
         raise InputError(f"devices {devices}: this machine has {torch.cuda.device_count()} GPUs")
-    if threads:
-        torch.set_num_threads(threads)
+    use_threads(threads, devices)
     total = devices * nodes
     if batch % total or groups % total:
         raise InputError(f"batch ({batch}) and groups ({groups}) must be multiples of the {total} devices")
@@ -51,15 +65,45 @@ def make_fabric(
     strategy = DDPStrategy(broadcast_buffers=False) if total > 1 else "auto"
     # (torch 2.14 warns that this way of saying so will change; the new one would still copy them at the start.)
     warnings.filterwarnings("ignore", message=".*broadcast_buffers.* is deprecated")
+    name = precision_on(precision, device)
+    how: dict[str, Any] = {"plugins": Autocast(device)} if name == "bf16" else {"precision": PRECISIONS[name]}
     fabric = Fabric(
         accelerator=device,
         devices=devices,
         num_nodes=nodes,
         strategy=strategy,
-        precision=PRECISIONS[precision_on(precision, device)],  # type: ignore[arg-type]
+        **how,
     )
-    fabric.launch()
+    launch(fabric)
     return fabric
+
+
+def choose_kernels(*, deterministic: bool) -> None:
+    """For steps whose shapes stay the same: let cuDNN time its kernels once, or keep to those that repeat their bits.
+
+    Args:
+        deterministic: two equal runs on one GPU end in equal bits, at some cost in speed. An operation that cannot
+            do so raises RuntimeError.
+    """
+    if deterministic:
+        # cuBLAS reads it when it starts; PyTorch asks for it.
+        os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+        torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+
+
+def use_threads(threads: int, processes: int = 1) -> None:
+    """Compute with as many threads as are asked for; 0: PyTorch's choice, but no more than the cores allow.
+
+    Args:
+        processes: how many share this machine's cores.
+    """
+    if not threads and "OMP_NUM_THREADS" not in os.environ:
+        threads = max(1, min(torch.get_num_threads(), cores() // processes))
+    if threads:
+        torch.set_num_threads(threads)
+        if processes > 1:  # or Fabric would set another number
+            os.environ["OMP_NUM_THREADS"] = str(threads)
 
 
 def precision_on(precision: str, device: str) -> str:
@@ -70,6 +114,15 @@ def precision_on(precision: str, device: str) -> str:
     return "bf16" if cuda and torch.cuda.is_bf16_supported() else "fp32"
 
 
+def not_finite_because(fabric: Fabric) -> str:
+    """Why an encoder may give values that are not finite: ``the weights are broken``, and bf16 where it is used."""
+    with fabric.autocast():
+        coarse = torch.is_autocast_enabled(fabric.device.type)
+    return "the weights are broken" + (
+        ", or precision bf16 is too coarse for them (set precision to fp32)" if coarse else ""
+    )
+
+
 def device_name(device: torch.device) -> str:
     """What to call a device in a line for people."""
     if device.type == "cuda":
@@ -78,5 +131,5 @@ def device_name(device: torch.device) -> str:
 
 
 def workers_of(workers: int) -> int:
-    """Worker processes; -1 is one for each core up to eight."""
-    return workers if workers >= 0 else min(8, os.cpu_count() or 1)
+    """Worker processes; -1 is one for each core that this process may use, up to eight."""
+    return workers if workers >= 0 else min(8, cores())

@@ -6,6 +6,7 @@ function of the step or lies in the checkpoint, so a run killed at any moment an
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -18,15 +19,19 @@ from lightning_fabric import Fabric
 from torch import Tensor
 
 from hetcl.draws import seed_of
-from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.errors import InputError, Stopped, WorkFailed, mark_alone
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
-from hetcl.training.progress import Reporter, duration
+from hetcl.signals import StopSignal
+from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import Schedule
-from hetcl.training.signals import StopSignal
 
+CHECKPOINT_MINUTES = 15.0
+"""A kill costs no more than these, by default."""
 TIMING_COLUMNS = ("stage", "step", "images_per_second", "waiting", "seconds")
 """The header of timing.csv."""
+PACE = 0.8
+"""What an older row counts for, against the next, when the time that is left is judged."""
 
 
 class Task(Protocol):
@@ -92,14 +97,20 @@ class Meters:
             self.sums[name] = self.sums[name] + value if name in self.sums else value
         self.count += 1
 
+    def share(self) -> None:
+        """Sums become their mean over ranks, on each: what is saved holds for all of them."""
+        if self.sums and dist.is_available() and dist.is_initialized():
+            stacked = torch.stack(list(self.sums.values()))
+            dist.all_reduce(stacked)
+            stacked /= dist.get_world_size()
+            self.sums = dict(zip(self.sums, stacked, strict=True))
+
     def take(self) -> dict[str, float]:
         """Means over steps and ranks, then start anew. CPU-GPU sync point."""
         if not self.count:
             return {}
+        self.share()
         stacked = torch.stack(list(self.sums.values())) / self.count
-        if dist.is_available() and dist.is_initialized():
-            dist.all_reduce(stacked)
-            stacked /= dist.get_world_size()
         out = dict(zip(self.sums, stacked.tolist(), strict=True))
         self.sums, self.count = {}, 0
         return out
@@ -113,7 +124,9 @@ class Stopwatch:
     since: float = field(default_factory=time.monotonic)
     waited: float = 0.0
     steps: int = 0
-    seconds_per_step: float = 0.0
+    rows: int = 0
+    paced: tuple[float, float] = (0.0, 0.0)
+    """Seconds and steps of the rows so far, the older the less; by them the rest is judged."""
 
     def take(self, images_per_step: int) -> dict[str, float]:
         """Figures since the last call (or :meth:`restart`); nothing when no step was made."""
@@ -121,8 +134,9 @@ class Stopwatch:
             return {}
         spent = max(time.monotonic() - self.since, 1e-9)
         out = {"images_per_second": self.steps * images_per_step / spent, "waiting": self.waited / spent}
-        now = spent / self.steps
-        self.seconds_per_step = 0.5 * (self.seconds_per_step + now) if self.seconds_per_step else now
+        kept = PACE if self.rows > 1 else 0.0  # the first row has the start of the workers in it
+        self.paced = kept * self.paced[0] + spent, kept * self.paced[1] + self.steps
+        self.rows += 1
         self.restart()
         return out
 
@@ -131,8 +145,9 @@ class Stopwatch:
         self.since, self.waited, self.steps = time.monotonic(), 0.0, 0
 
     def left(self, steps: int) -> float:
-        """Seconds for ``steps`` more, by the pace of late."""
-        return steps * self.seconds_per_step
+        """Seconds for ``steps`` more, by the pace of the last rows."""
+        seconds, done = self.paced
+        return steps * seconds / max(done, 1.0)
 
 
 class Loop:
@@ -147,6 +162,7 @@ class Loop:
         reporter: what a person sees.
         log_every: steps between rows.
         checkpoint_every: steps between checkpoints besides the end of each epoch; 0 for none.
+        checkpoint_minutes: minutes after which there is one in any case, by the first rank's clock; 0 for none.
         extra: saved with each checkpoint as it is (what is needed to build the model again).
     """
 
@@ -161,13 +177,17 @@ class Loop:
         reporter: Reporter,
         log_every: int = 50,
         checkpoint_every: int = 0,
+        checkpoint_minutes: float = CHECKPOINT_MINUTES,
         extra: Mapping[str, Any] | None = None,
     ) -> None:
         self.task, self.fabric, self.folder, self.metrics = task, fabric, folder, metrics
         self.learning_rate, self.reporter = learning_rate, reporter
         self.log_every, self.checkpoint_every, self.extra = log_every, checkpoint_every, dict(extra or {})
+        self.checkpoint_seconds, self.saved = 60 * checkpoint_minutes, time.monotonic()
         self.timing = Table(folder.timing, TIMING_COLUMNS)
         self.meters, self.watch = Meters(), Stopwatch()
+        self.evaluation: float | None = None
+        """Seconds of the last evaluation of this process."""
         self.epoch = self.step = 0
         self.first_bad = torch.full((), -1, dtype=torch.int64, device=fabric.device)
 
@@ -181,21 +201,21 @@ class Loop:
 
         Raises:
             Stopped: a signal came; the state is saved.
-            WorkFailed: a value was not finite, or the disk refused.
+            WorkFailed: a value was not finite, the disk refused, or a process died; what could be saved is.
         """
-        if resumed is not None:
-            self._restore(resumed)
-        elif self.epoch == self.step == 0:
-            self._row(self.task.evaluate(0))
-        total = self.task.epochs * self.task.steps_per_epoch
-        self.reporter.start(self.task.name, self.done, total)
-        self.watch = Stopwatch()
-        try:
-            with StopSignal() as signal:
+        with StopSignal() as signal:
+            if resumed is not None:
+                self._restore(resumed)
+            elif self.epoch == self.step == 0:
+                self._row(self.task.evaluate(0))
+            total = self.task.epochs * self.task.steps_per_epoch
+            self.reporter.start(self.task.name, self.done, total)
+            self.watch, self.saved = Stopwatch(), time.monotonic()
+            try:
                 while self.epoch < self.task.epochs:
                     self._epoch(signal)
-        finally:
-            self.reporter.stop()
+            finally:
+                self.reporter.stop()
 
     @property
     def done(self) -> int:
@@ -205,7 +225,8 @@ class Loop:
     def _epoch(self, signal: StopSignal) -> None:
         task, watch = self.task, self.watch
         waiting_since = time.monotonic()
-        for batch in task.batches(self.epoch, self.step):
+        batches = task.batches(self.epoch, self.step)
+        while (batch := self._next(batches)) is not None:
             watch.waited += time.monotonic() - waiting_since
             lr = self.learning_rate(self.done)
             for group in task.optimizer.param_groups:
@@ -221,26 +242,50 @@ class Loop:
             self.reporter.advance(self.done)
             if self.done % self.log_every == 0 and self.step < task.steps_per_epoch:
                 self._row({})
-            if (
-                self.checkpoint_every
-                and self.done % self.checkpoint_every == 0
-                and self.step < task.steps_per_epoch
-            ):
-                self.save()
-            if self._stop(signal) and self.step < task.steps_per_epoch:
-                self._stopped(signal)
+            number, late = self._agreed(signal)
+            if self.step < task.steps_per_epoch:
+                if number:
+                    self._stopped(number)
+                if late or (self.checkpoint_every and self.done % self.checkpoint_every == 0):
+                    self.save()
             waiting_since = time.monotonic()
         self._check_finite()
-        if task.slow_evaluation and self.epoch < task.epochs:
+        if task.slow_evaluation:
             self.save()  # whatever becomes of the evaluation, the training is kept
-        self.epoch, self.step = self.epoch + 1, 0
         task.before_save()
         speed = watch.take(task.images_per_step)
-        self._row(task.evaluate(self.epoch), speed=speed, last=True)
+        began = time.monotonic()
+        figures = self._evaluated()
+        self.evaluation = time.monotonic() - began
+        self.epoch, self.step = self.epoch + 1, 0
+        self._row(figures, speed=speed, last=True)
         self.save()
         watch.restart()
-        if self._stop(signal):
-            self._stopped(signal)
+        number, _ = self._agreed(signal)
+        if number:
+            self._stopped(number)
+
+    def _next(self, batches: Iterator[Any]) -> Any:
+        """The next batch, or None at the end. What was trained is saved before an error in the data goes on its way."""
+        try:
+            return next(batches, None)
+        except Exception as error:
+            mark_alone(error)
+            if _ranks() == 1:
+                if isinstance(error, Stopped):
+                    self._stopped(error.signum)
+                with contextlib.suppress(WorkFailed):
+                    self.save()
+            raise
+
+    def _evaluated(self) -> dict[str, float]:
+        """Figures of the epoch that ends. A signal that stops them saves the training; they come after a resume."""
+        try:
+            return self.task.evaluate(self.epoch + 1)
+        except Stopped as stopped:
+            if _ranks() == 1:
+                self._stopped(stopped.signum)
+            raise
 
     def _row(
         self, extra: Mapping[str, float], *, speed: Mapping[str, float] | None = None, last: bool = False
@@ -265,8 +310,11 @@ class Loop:
         """A row for a person: TensorBoard, a line, messages."""
         self.reporter.scalars({f"{self.task.name}/{k}": v for k, v in {**row, **speed}.items()}, self.done)
         left = self.task.epochs * self.task.steps_per_epoch - self.done
-        pace = f"{speed['images_per_second']:.0f} img/s, waiting {speed['waiting']:.0%}" if speed else ""
-        ahead = f"{duration(self.watch.left(left))} left" if speed and left else ""
+        ahead = self._ahead(left) if speed and left else ""
+        pace = ""
+        if speed:
+            fast = speed["images_per_second"]
+            pace = f"{fast:.{0 if fast >= 10 else 1}f} img/s, waiting {speed['waiting']:.0%}"
         words = [
             f"{self.task.name} {self.epoch}/{self.task.epochs} step {self.done}",
             self.task.line(row),
@@ -276,6 +324,15 @@ class Loop:
         self.reporter.row("  ".join(w for w in words if w), last=last)
         for message in self.task.messages({**row, "epoch": self.epoch, "step": self.done}):
             self.reporter.warn(message)
+
+    def _ahead(self, steps: int) -> str:
+        """How long ``steps`` more will take, with the evaluations that are to come where those are slow."""
+        if not self.task.slow_evaluation:
+            return f"{duration(self.watch.left(steps))} left"
+        evaluations = self.task.epochs - self.epoch
+        seconds = self.watch.left(steps) + evaluations * (self.evaluation or 0.0)
+        more = "" if self.evaluation is not None else f" and {count(evaluations, 'evaluation')}"
+        return f"{duration(seconds)} left{more}"
 
     def _check_finite(self) -> None:
         """Stop every rank when a loss was not finite on any. CPU-GPU sync point."""
@@ -300,22 +357,22 @@ class Loop:
         start = "start a new run" + (f", with --init {last} if you like" if kept else "")
         raise WorkFailed(f"{what}{kept}; lower {self.task.lr_setting} or set precision to fp32, and {start}")
 
-    def _stop(self, signal: StopSignal) -> bool:
-        """Whether any rank received a signal (ranks ask each other every tenth step)."""
-        if not (dist.is_available() and dist.is_initialized()):
-            return bool(signal.number)
+    def _agreed(self, signal: StopSignal) -> tuple[int, bool]:
+        """The signal that any rank received, and whether it is time to save (ranks ask each other every tenth step)."""
+        late = 0 < self.checkpoint_seconds <= time.monotonic() - self.saved
+        if _ranks() == 1:
+            return signal.number, late
         if self.done % 10 and self.step:
-            return False
-        number = torch.tensor(signal.number, device=self.fabric.device)
-        dist.all_reduce(number, dist.ReduceOp.MAX)
-        signal.number = int(number)
-        return bool(signal.number)
+            return 0, False
+        both = torch.tensor([signal.number, int(late and self.main)], device=self.fabric.device)
+        dist.all_reduce(both, dist.ReduceOp.MAX)
+        number, due = both.tolist()
+        return number, bool(due)
 
-    def _stopped(self, signal: StopSignal) -> None:
+    def _stopped(self, number: int) -> None:
         self.save()
         raise Stopped(
-            signal.number,
-            f"stopped at step {self.done} of {self.task.name} after saving; go on with --resume",
+            number, f"stopped at step {self.done} of {self.task.name} after saving; go on with --resume"
         )
 
     # ---- checkpoints -------------------------------------------------------------------------------------------
@@ -338,9 +395,11 @@ class Loop:
         self._check_finite()
         self._check_weights()
         self.task.before_save()
+        self.meters.share()
         if self.main:
             checkpoint.save(self.folder.checkpoints / "last.ckpt", self.state(), keep_previous=True)
         self.fabric.barrier()
+        self.saved = time.monotonic()
 
     def _restore(self, state: Mapping[str, Any]) -> None:
         """Raises ``InputError`` when the state is not of this task."""
@@ -356,3 +415,7 @@ class Loop:
                 f"the checkpoint in {self.folder.checkpoints} does not fit this run ({type(e).__name__}: {why}); put "
                 "back the run's own, or start a new folder"
             ) from e
+
+
+def _ranks() -> int:
+    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -6,10 +6,11 @@ import contextlib
 import io
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from rich.console import Console
 from rich.markup import escape
@@ -17,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.printable import printable
 from hetcl.runs.folder import disk_problem
 
 
@@ -34,8 +36,9 @@ def duration(seconds: float) -> str:
 
 
 def count(n: int, thing: str) -> str:
-    """``1 epoch``, ``2 epochs``."""
-    return f"{n:,} {thing}{'s' * (n != 1)}"
+    """``1 epoch``, ``2 epochs``, ``2 classes``."""
+    plural = "es" if thing.endswith("s") else "s"
+    return f"{n:,} {thing}{plural * (n != 1)}"
 
 
 class Events:
@@ -74,6 +77,22 @@ class Events:
             raise disk_problem(self._path, e) from None
 
 
+class _Output:
+    """Standard output, whose end stops no work: a terminal that was closed, a pipe that nobody reads any more."""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(sys.stdout, name)
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):
+            sys.stdout.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stdout.flush()
+
+
 class Reporter:
     """Lines for a person and for log.txt, a bar on a terminal, and TensorBoard. Silent on all ranks but the first.
 
@@ -87,7 +106,7 @@ class Reporter:
         self, log: Path | None = None, tensorboard: Path | None = None, *, quiet: bool = False
     ) -> None:
         self.quiet, self._log, self._tensorboard = quiet, log, tensorboard
-        self.console = Console(highlight=False, soft_wrap=True)
+        self.console = Console(file=cast(IO[str], _Output()), highlight=False, soft_wrap=True)
         self._bar: Progress | None = None
         self._task: Any = None
         self._events: Events | None = None
@@ -97,7 +116,7 @@ class Reporter:
         """A line that stays."""
         if self.quiet:
             return
-        self.console.print(escape(text), style=style)
+        self.console.print(escape(printable(text)), style=style)
         self.note(text)
 
     def show(self, table: Table) -> None:
@@ -119,8 +138,8 @@ class Reporter:
         if self._log is None or self.quiet:
             return
         try:
-            with open(self._log, "a", encoding="utf-8", errors="backslashreplace") as f:
-                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {text}\n")
+            with open(self._log, "a", encoding="utf-8") as f:
+                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
         except OSError as e:
             raise disk_problem(self._log, e) from None
 
@@ -158,6 +177,7 @@ class Reporter:
         if self.quiet:
             return
         self.note(text)
+        text = printable(text)
         if self._bar is not None:
             self._bar.update(self._task, text=escape(text))
         elif last or time.monotonic() - self._shown > 10:

@@ -11,7 +11,6 @@ from collections.abc import Sequence
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
 Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels."""
@@ -19,6 +18,9 @@ Box = tuple[float, float, float, float]
 LARGE = 1_000_000
 """Pixels from which a picture may be decoded at a reduced scale. Below it the crops of a 224-pixel view seldom
 leave room for a reduction, and little time would be won."""
+
+_resize = torch.ops.aten._upsample_bilinear2d_aa.out
+"""What ``torch.nn.functional.interpolate`` calls (bilinear, antialiased); it can write where it is told to."""
 
 TRIES = 10
 """Attempts at a crop before the central fallback (torchvision's ``RandomResizedCrop``)."""
@@ -120,7 +122,7 @@ def cut(
         boxes: V rectangles in the plane of the original.
         size: S, in pixels.
         plane: (width, height) of the original; None when ``pixels`` is the original.
-        out: uint8 ``[V, 3, S, S]`` to write into.
+        out: uint8 ``[V, 3, S, S]`` to write into, quickest where it is channels last in memory.
 
     Returns:
         uint8 ``[V, 3, S, S]``.
@@ -129,12 +131,10 @@ def cut(
     sx, sy = (1.0, 1.0) if plane is None else (w / plane[0], h / plane[1])
     if out is None:
         out = np.empty((len(boxes), 3, size, size), np.uint8)
-    for view, (left, top, right, bottom) in zip(out, boxes, strict=True):
+    for view, (left, top, right, bottom) in zip(torch.from_numpy(out), boxes, strict=True):
         l, t = min(round(left * sx), w - 1), min(round(top * sy), h - 1)
         r, b = max(l + 1, round(right * sx)), max(t + 1, round(bottom * sy))
-        part = torch.from_numpy(pixels[t:b, l:r].copy()).permute(
-            2, 0, 1
-        )  # [3, h, w], channels last in memory
-        part = F.interpolate(part[None], (size, size), mode="bilinear", antialias=True)
-        view[:] = part[0].numpy()  # to channels first
+        # [1, 3, h, w], channels last in memory; the copied first dimension says so to torch.
+        part = torch.from_numpy(pixels[None, t:b, l:r].copy()).permute(0, 3, 1, 2)
+        _resize(part, (size, size), False, out=view[None])
     return out

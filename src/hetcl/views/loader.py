@@ -7,6 +7,7 @@ N pictures, B global batch, R ranks, V views, S side of a view in pixels.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
@@ -63,7 +64,8 @@ def render(
     picture = open_picture(sample) if max_pixels is None else open_picture(sample, max_pixels=max_pixels)
     plane = picture.width, picture.height
     boxes = choose(*plane)
-    pixels = picture.pixels(crops.reduction(*plane, boxes, size))
+    lowest = math.ceil(max(bottom for *_, bottom in boxes))
+    pixels = picture.pixels(crops.reduction(*plane, boxes, size), rows=lowest)
     crops.cut(pixels, boxes, size, plane=plane, out=out)
     return Cuts(boxes, plane, index, sample.label)
 
@@ -81,15 +83,28 @@ def bad_record(source: Source, index: int, error: BadPicture) -> BadRecord:
     return BadRecord(index, name_of(source, index), str(error))
 
 
+def blank(views: int, count: int, size: int) -> torch.Tensor:
+    """Where views are cut into: uint8 ``[V, B, 3, S, S]``, not filled; each view is channels last in memory.
+
+    That is how they are resized; the device turns them into floats and reorders them on the way.
+    """
+    images = torch.from_numpy(np.empty((views, count, size, size, 3), np.uint8))  # numpy asks for large pages
+    return images.permute(0, 1, 4, 2, 3)
+
+
 def collate(
-    views: Sequence[Cuts], images: np.ndarray, colour: np.ndarray, bad: tuple[BadRecord, ...], labelled: bool
+    views: Sequence[Cuts],
+    images: torch.Tensor,
+    colour: np.ndarray,
+    bad: tuple[BadRecord, ...],
+    labelled: bool,
 ) -> ViewBatch:
     """Rows of a batch (``images`` uint8 ``[V, B, 3, S, S]``, ``colour`` float32 ``[V, B, P]``) as a ViewBatch."""
     shape = images.shape[:2]
     boxes = np.array([v.boxes for v in views], np.float32).reshape(*shape[::-1], 4).swapaxes(0, 1)
     labels = [-1 if v.label is None else v.label for v in views]
     return ViewBatch(
-        images=torch.from_numpy(images),
+        images=images,
         boxes=torch.from_numpy(np.ascontiguousarray(boxes)),
         sizes=torch.from_numpy(np.array([v.size for v in views], np.float32).reshape(-1, 2)),
         colour=torch.from_numpy(colour),
@@ -262,12 +277,12 @@ class _Steps:
     def __call__(self, epoch: int, step: int) -> ViewBatch:
         indices = self.indices(epoch, step)
         count = len(indices)
-        images = np.empty((self.views, count, 3, self.size, self.size), np.uint8)
+        images = blank(self.views, count, self.size)
         colour = np.empty((self.views, count, len(photometric.COLUMNS)), np.float32)
         views: list[Cuts] = []
         bad: list[BadRecord] = []
         for row, index in enumerate(indices.tolist()):
-            views.append(self._sample(epoch, index, images[:, row], colour[:, row], bad))
+            views.append(self._sample(epoch, index, images[:, row].numpy(), colour[:, row], bad))
         return collate(views, images, colour, tuple(bad), self.source.classes is not None)
 
     def indices(self, epoch: int, step: int) -> np.ndarray:
@@ -328,12 +343,12 @@ class _Features:
 
     def __call__(self, _: int, step: int) -> ViewBatch:
         here = self.indices[step * self.batch : (step + 1) * self.batch]
-        images = np.empty((1, len(here), 3, self.size, self.size), np.uint8)
+        images = blank(1, len(here), self.size)
         views: list[Cuts] = []
         bad: list[BadRecord] = []
         for index in map(int, here):
             try:
-                views.append(self._sample(index, images[:, len(views)]))
+                views.append(self._sample(index, images[:, len(views)].numpy()))
             except BadPicture as error:
                 bad.append(bad_record(self.source, index, error))
         images = images[:, : len(views)]

@@ -19,7 +19,7 @@ from hetcl.types import BadPicture, BadRecord, Source, ViewBatch, ViewPolicy
 from hetcl.views import crops, photometric
 from hetcl.views.loader import bad_record
 from hetcl.views.order import Order
-from hetcl.views.workers import Pool
+from hetcl.views.workers import Pool, room
 
 VIEWS = 2
 STAGE = "contrast"
@@ -101,6 +101,9 @@ class Pairs:
         )
         self.steps = -(-self.pictures // batch)
         self._pool = Pool(self._step, workers, pin)
+        cuts = len({(p.area, p.ratio) for p in self.policies})
+        self.room = room(workers, cuts * VIEWS * batch * 3 * sum(side * side for side in self.sizes))
+        """Bytes of host memory that workers and batches take, about."""
 
     def run(self, steps: Iterable[int]) -> Iterator[tuple[int, Mapping[tuple[ViewPolicy, int], ViewBatch]]]:
         """``(step, {(policy, size): views})`` for some steps in the order given. One run at a time.

@@ -186,7 +186,7 @@ class Photometric:
         """Views as the encoder takes them.
 
         Args:
-            images: uint8 ``[B, 3, H, W]`` on any device; left as it is.
+            images: uint8 ``[B, 3, H, W]`` on any device, in any memory format; left as it is.
             colour: float32 ``[B, P]`` on the host.
 
         Returns:
@@ -205,7 +205,8 @@ class Photometric:
         with torch.autocast(images.device.type, enabled=False):
             for start in range(0, len(images), chunk):
                 part = slice(start, start + chunk)
-                x = self._change(images[part].to(self.dtype).div_(255), host[part])
+                x = images[part].to(self.dtype, memory_format=torch.contiguous_format)
+                x = self._change(x.div_(255), host[part])
                 torch.addcmul(bias, x, scale, out=out[part])
         return out
 

@@ -9,6 +9,8 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.errors import InputError
+from hetcl.paths import expand
+from hetcl.textfiles import read_text
 from hetcl.trees import TreeError, parse_yaml
 from hetcl.types import ViewPolicy
 
@@ -45,7 +47,7 @@ def policy_of(text: str) -> tuple[str, ViewPolicy]:
         InputError: an unknown name or field, or a value that cannot be.
     """
     if text.endswith((".yaml", ".yml")):
-        return Path(text).stem, _from_file(Path(text))
+        return Path(text).stem, _from_file(Path(expand(text)))
     name, *changes = text.split(":")
     given = {}
     for change in changes:
@@ -66,10 +68,7 @@ def _named(name: str, text: str) -> ViewPolicy:
 
 def _from_file(path: Path) -> ViewPolicy:
     try:
-        tree = parse_yaml(path.read_text(encoding="utf-8"))
-    except (OSError, UnicodeDecodeError) as e:
-        why = e.strerror if isinstance(e, OSError) else "it is not text"
-        raise InputError(f"cannot read the views in {path}: {why}") from None
+        tree = parse_yaml(read_text(path))
     except TreeError as e:
         raise InputError(f"{path} is {e}") from None
     if not isinstance(tree, Mapping):

@@ -1,70 +1,86 @@
-"""Worker processes that prepare batches: started once, told what to compute, and how their death is put.
+"""Worker processes that prepare batches: started once, told what to compute, watched while they are waited for.
 
-They are those of torch's ``DataLoader`` (which gives each one thread), with four habits of our own: they leave
-signals to the main process; expected errors arrive as themselves; a dead worker is noticed when its batch is asked
-for, not wherever the main process happens to be; and the global random state is left alone.
+They leave signals to the main process, hand expected errors over as themselves, and end with it. A batch is a function
+of its (epoch, step), so what a stopped worker owes is computed by another; a worker that died ends the work with one
+line. While a batch is waited for, signals are answered.
 """
 
 from __future__ import annotations
 
 import atexit
-import contextlib
+import logging
+import multiprocessing
 import os
 import signal
+import socket
 import sys
 import threading
 import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from multiprocessing.connection import wait
+from multiprocessing.process import BaseProcess
+from pathlib import Path
 from typing import Any
 
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+import torch.distributed as dist
 
-from hetcl.errors import InputError, WorkFailed
+from hetcl import signals
+from hetcl.errors import Stopped, WorkFailed, mark_alone
+from hetcl.views.handover import Failure, Inbox, send, work
 
+OWN = 100_000_000
+"""Bytes of a worker process, without its batches."""
 PREFETCH = 2
 """Batches that each worker prepares ahead."""
+START = "fork" if sys.platform == "linux" else "spawn"
+"""How worker processes begin."""
+LOOK = 0.5
+"""Seconds between looks at workers and signals while a batch is waited for."""
+STOPPED = 10
+"""Looks after which a worker that somebody has stopped (SIGSTOP) is replaced."""
+SLOW = 60
+"""Looks after which a person is told what is waited for."""
+PATIENT = 30
+"""Looks after which a rank among others, who will wait for it, gives up on a batch when a signal has come."""
+
+log = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class _Failure:
-    """An error that a worker hands over as it is, without a traceback in its message."""
-
-    error: Exception
-
-
-class _Guarded(Dataset[Any]):
-    """Batches by (epoch, step), whose expected errors come as :class:`_Failure`."""
+class _Worker:
+    """One process, with what it was asked for and has not given yet."""
 
     def __init__(self, compute: Callable[[int, int], Any]) -> None:
-        self.compute = compute
+        context: Any = multiprocessing.get_context(START)
+        ours, theirs = socket.socketpair()
+        tied = threading.current_thread() is threading.main_thread()
+        self.process: BaseProcess = context.Process(
+            target=work, args=(theirs, compute, os.getpid(), tied), daemon=True
+        )
+        self.process.start()
+        theirs.close()
+        self.inbox = Inbox(ours)
+        self.owed: dict[int, tuple[int, int]] = {}
+        self.stopped = 0
 
-    def __getitem__(self, item: tuple[int, int]) -> Any:
+    def state(self) -> str:
+        """The letter by which Linux calls what a process does (T: stopped, D: waits for a disk); else nothing."""
         try:
-            return self.compute(*item)
-        except (InputError, WorkFailed) as error:
-            return _Failure(error)
+            return Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, IndexError):
+            return ""
+
+    def end(self) -> int:
+        """Kill it, if it lives; its exit status."""
+        self.inbox.close()
+        self.process.kill()
+        self.process.join()
+        return self.process.exitcode or 0
 
 
-class _Items(Sampler[tuple[int, int]]):
-    """What the workers compute next; set before each start."""
-
-    def __init__(self) -> None:
-        self.items: Iterator[tuple[int, int]] = iter(())
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        return self.items
-
-
-def _as_is(batch: Any) -> Any:
-    return batch
-
-
-def _start_worker(_: int) -> None:
-    """Leave signals to the main process, which stops the workers when it has saved."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def room(workers: int, batch: int) -> int:
+    """Bytes of host memory that workers take with the batches, of that many bytes each, ahead and in use, about."""
+    return workers * (OWN + PREFETCH * batch) + 2 * batch
 
 
 _POOLS: weakref.WeakSet[Pool] = weakref.WeakSet()
@@ -81,113 +97,163 @@ class Pool(Iterator[Any]):
     """
 
     def __init__(self, compute: Callable[[int, int], Any], workers: int, pin: bool) -> None:
-        self.steps, self.workers = _Guarded(compute), workers
+        self.compute, self.workers = compute, workers
         self.pin = pin and torch.cuda.is_available()
         self.running = False
         self._home = os.getpid()
-        self._items = _Items()
-        self._loader: DataLoader[Any] | None = None
-        self._iterator: Iterator[Any] | None = None
+        self._items: Iterator[tuple[int, int]] = iter(())
+        self._team: list[_Worker] = []
+        self._round = self._asked = self._given = 0
+        self._there: dict[int, Any] = {}
 
     def restart(self, items: Iterator[tuple[int, int]]) -> None:
         """Begin anew with ``items``."""
-        self.running = True
-        self._items.items = items
-        if not self.workers:
-            self._iterator = map(self._here, items)
-            return
-        if self._loader is None:
-            self._loader = DataLoader(
-                self.steps,
-                batch_size=None,
-                sampler=self._items,
-                num_workers=self.workers,
-                collate_fn=_as_is,
-                pin_memory=self.pin,
-                prefetch_factor=PREFETCH,
-                persistent_workers=True,
-                worker_init_fn=_start_worker,
-                multiprocessing_context="fork" if sys.platform == "linux" else None,
-                generator=torch.Generator(),  # or the loader would draw its seed from the global state
-            )
+        self.running, self._items = True, items
+        self._round, self._asked, self._given, self._there = self._round + 1, 0, 0, {}
+        for worker in self._team:
+            worker.owed = {}
+        if self.workers and not self._team:
+            self._team = [_Worker(self.compute) for _ in range(self.workers)]
             _POOLS.add(self)
-        with _own_child_signals():
-            self._iterator = iter(self._loader)
-
-    def _here(self, item: tuple[int, int]) -> Any:
-        batch = self.steps[item]
-        return batch.pin_memory() if self.pin and not isinstance(batch, _Failure) else batch
+        self._ask()
 
     def __next__(self) -> Any:
-        assert self._iterator is not None
-        try:
-            batch = next(self._iterator)
-        except RuntimeError as error:
-            if "DataLoader worker" not in str(error) or not self._dead():
-                raise
-            message = self._epitaph()
-            self.close()
-            raise WorkFailed(message) from error
-        if isinstance(batch, _Failure):
-            self.running = False
-            raise batch.error
-        return batch
+        """The next batch.
 
-    def _processes(self) -> list[Any]:
-        return list(getattr(self._iterator, "_workers", []))
-
-    def _dead(self) -> list[int]:
-        """Exit codes of the workers that are gone."""
-        return [p.exitcode for p in self._processes() if p.exitcode is not None]
-
-    def _epitaph(self) -> str:
-        code = next((c for c in self._dead() if c), 0)
-        if code == -signal.SIGBUS:
-            why = "shared memory (/dev/shm) ran out: give the machine more of it, or use fewer workers"
-        elif code == -signal.SIGKILL:
-            why = "it was killed, most often because memory ran out: use fewer workers or a smaller batch"
+        Raises:
+            WorkFailed: a worker died.
+            Stopped: a signal came inside a ``StopSignal``, and no batch was there.
+        """
+        if not self.workers:
+            self._stop_if_asked(0)
+            batch: Any = self.compute(*next(self._items))
         else:
-            why = f"exit status {code}: try with 0 workers to see the reason"
-        return (
-            f"a process that prepares pictures died; {why}. What was saved is kept; --resume goes on from it"
-        )
+            batch = self._awaited()
+        if isinstance(batch, Failure):
+            self.running = False
+            mark_alone(batch.error)
+            raise batch.error
+        return batch.pin_memory() if self.pin and hasattr(batch, "pin_memory") else batch
 
     def close(self) -> None:
         """Stop the workers, and do not wait for one that hangs."""
         if os.getpid() != self._home:  # a worker of another pool, which inherited this one
             return
-        processes = self._processes()
-        stop = getattr(self._iterator, "_shutdown_workers", None)
-        self._iterator = self._loader = None
+        team, self._team, self._there = self._team, [], {}
         self.running = False
-        if stop is not None:
-            with contextlib.suppress(Exception):
-                stop()
-        for process in processes:
-            if process.is_alive():
-                process.kill()
+        for worker in team:
+            worker.process.kill()
+        for worker in team:
+            worker.end()
 
     def __del__(self) -> None:
         self.close()
 
+    def _processes(self) -> list[BaseProcess]:
+        return [worker.process for worker in self._team]
+
+    # ---- asking and waiting ------------------------------------------------------------------------------------------
+
+    def _ask(self) -> None:
+        """Ask for as many batches ahead as there may be, whoever has least to do."""
+        while self._asked - self._given < self.workers * PREFETCH:
+            item = next(self._items, None)
+            if item is None:
+                return
+            worker = min(self._team, key=lambda worker: len(worker.owed))
+            worker.owed[self._asked] = item
+            self._asked += 1
+            self._send(worker, self._asked - 1, item)
+
+    def _send(self, worker: _Worker, number: int, item: tuple[int, int]) -> None:
+        try:
+            send(worker.inbox.sock, (self._round, number, item))
+        except OSError:
+            self._died(worker)
+
+    def _awaited(self) -> Any:
+        if self._given == self._asked:
+            raise StopIteration
+        looks = 0
+        while self._given not in self._there:
+            if not self._receive() and self._given not in self._there:
+                looks += 1
+                self._stop_if_asked(looks)
+                self._watch(looks)
+        batch = self._there.pop(self._given)
+        self._given += 1
+        self._ask()
+        return batch
+
+    def _receive(self) -> bool:
+        """Take what workers have sent; False when none has within a look."""
+        by_socket = {worker.inbox.sock: worker for worker in self._team}
+        ready: list[Any] = wait(list(by_socket), LOOK)
+        for sock in ready:
+            worker = by_socket[sock]
+            alive = worker.inbox.read()
+            for round, number, batch in worker.inbox.messages():
+                if round == self._round:
+                    self._there[number] = batch
+                    del worker.owed[number]
+            if not alive:
+                self._died(worker)
+        return bool(ready)
+
+    def _stop_if_asked(self, looks: int) -> None:
+        """Raise ``Stopped`` when a signal has come: at once, or late where other ranks will wait."""
+        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        if (number := signals.asked()) and (alone or looks > PATIENT):
+            raise Stopped(
+                number, "stopped while waiting for pictures; what was saved is kept: go on with --resume"
+            )
+
+    # ---- workers in trouble ------------------------------------------------------------------------------------------
+
+    def _watch(self, looks: int) -> None:
+        """Replace a worker that was stopped, and tell a person who waits long why. (Looks, since sleep is no time.)"""
+        worker = next(w for w in self._team if self._given in w.owed)
+        state = worker.state()
+        worker.stopped = worker.stopped + 1 if state == "T" else 0
+        if worker.stopped >= STOPPED:
+            log.warning("a process that prepares pictures was stopped (SIGSTOP); another takes its place")
+            owed = worker.owed
+            worker.end()
+            new = self._team[self._team.index(worker)] = _Worker(self.compute)
+            new.owed = owed
+            for number, item in owed.items():
+                self._send(new, number, item)
+        elif looks == SLOW:
+            why = "it waits for a disk" if state == "D" else "it is still at work"
+            log.warning(
+                "no pictures for %d seconds from process %d, which prepares them: %s. Ctrl-C stops after saving",
+                SLOW * LOOK,
+                worker.process.pid,
+                why,
+            )
+
+    def _died(self, worker: _Worker) -> None:
+        """Raise ``WorkFailed`` with what became of a worker."""
+        worker.process.join(5)
+        code = worker.end()
+        self.close()
+        if code == -signal.SIGKILL:
+            why = "it was killed, most often because memory ran out: use fewer workers or a smaller batch"
+        elif code == -getattr(signal, "SIGBUS", 0) and code:
+            why = "a file or memory that it read from went away (SIGBUS): look at disk and memory"
+        elif code < 0:
+            why = f"{signal.Signals(-code).name}: try with 0 workers to see the reason"
+        else:
+            why = f"exit status {code}: try with 0 workers to see the reason"
+        error = WorkFailed(
+            f"a process that prepares pictures died; {why}. What was saved is kept; --resume goes on from it"
+        )
+        mark_alone(error)
+        raise error
+
 
 @atexit.register
 def _close_all() -> None:
-    """Workers ignore SIGTERM, so the end of the program has to tell them."""
+    """The end of the program is the end of its workers."""
     for pool in list(_POOLS):
         pool.close()
-
-
-@contextlib.contextmanager
-def _own_child_signals() -> Iterator[None]:
-    """Undo the SIGCHLD handler that torch's loader installs: it raises wherever the main process happens to be.
-
-    A dead worker is noticed when its batch is asked for.
-    """
-    if sys.platform == "win32" or threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = signal.getsignal(signal.SIGCHLD)
-    yield
-    if before is not None:
-        signal.signal(signal.SIGCHLD, before)

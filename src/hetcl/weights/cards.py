@@ -289,10 +289,38 @@ def _detectron2_configs(t: Target, facts: Facts, file: str) -> list[tuple[str, s
         )
     ]
     if net.bottleneck:  # detectron2 builds res5 as a head of bottlenecks only
-        c4 = ['_BASE_: "Base-RCNN-C4.yaml"', *shared, *tail]
-        note = "detectron2, C4 form (res5 becomes the box head; papers on MoCo add one batch norm after it)"
-        out.append((note, "yaml", "\n".join(c4) + "\n"))
+        name = [
+            f'    NAME: "{EXTRA_NORM}"  # without the code below: "Res5ROIHeads", and no batch norm after res5'
+        ]
+        c4 = ['_BASE_: "Base-RCNN-C4.yaml"', *shared, "  ROI_HEADS:", *name, *tail]
+        out.append(("detectron2, C4 form: res5 becomes the box head", "yaml", "\n".join(c4) + "\n"))
+        out.append(
+            (
+                "detectron2, C4 form: the batch norm after res5 that papers on MoCo train with",
+                "python",
+                _EXTRA_NORM,
+            )
+        )
     return out
+
+
+EXTRA_NORM = "Res5ROIHeadsExtraNorm"
+"""Under which name users of MoCo's detection code know C4's heads with one more batch norm."""
+_EXTRA_NORM = f"""\
+# Save it beside train_net.py, and import it there: detectron2 does not have it.
+from detectron2.layers import get_norm
+from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
+
+
+@ROI_HEADS_REGISTRY.register()
+class {EXTRA_NORM}(Res5ROIHeads):
+    @classmethod
+    def from_config(cls, cfg, input_shape):
+        parts = super().from_config(cfg, input_shape)
+        channels = 8 * cfg.MODEL.RESNETS.RES2_OUT_CHANNELS  # of res5
+        parts["res5"].add_module("norm", get_norm(cfg.MODEL.RESNETS.NORM, channels))
+        return parts
+"""
 
 
 def _mmdet_config(t: Target, facts: Facts, file: str) -> str:

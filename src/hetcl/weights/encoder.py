@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -40,6 +41,8 @@ class Encoder:
     """How pictures are given to it."""
     digest: str
     """Hash of all weights and statistics, and of ``facts``: equal for equal features."""
+    fresh: Callable[..., nn.Module]
+    """``fresh(seed=...)``: an encoder of the same architecture (an embedding, or a pyramid) with initial weights."""
 
     @property
     def dims(self) -> dict[str, int]:
@@ -63,31 +66,39 @@ def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Enco
     branches = {n.split(".")[1] for n in weights.query if n.startswith("branches.")}
     size = weights.facts.get("size")
     if branches and "class" not in branches:
-        embedding = _embedding(weights, branches)
+        fresh = _builder(weights, branches)
+        embedding = _embedding(weights, fresh(seed=0))
         digest = digest_of(embedding.state_dict(), facts)
-        return Encoder(model, name_of(model), _pyramid(embedding), embedding, size, facts, digest)
+        return Encoder(model, name_of(model), _pyramid(embedding), embedding, size, facts, digest, fresh)
     holder = nn.Module()
     holder.pyramid = build_pyramid(weights.arch)
     install(holder, _part(weights.query, "pyramid."), weights.origin)
     pyramid = _pyramid(holder)
-    return Encoder(model, name_of(model), pyramid, None, size, facts, digest_of(pyramid.state_dict(), facts))
+    digest = digest_of(pyramid.state_dict(), facts)
+    return Encoder(
+        model, name_of(model), pyramid, None, size, facts, digest, partial(build_pyramid, weights.arch)
+    )
 
 
-def _embedding(weights: Weights, branches: set[str]) -> Embedding:
-    """Pyramid and branches as the checkpoint describes them, with its weights in them."""
+def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
+    """What builds pyramid and branches as the checkpoint describes them, from a seed."""
     facts = weights.facts
     method = "hcl" if "spatial" in branches else str(facts.get("method", "moco-v2"))
     spatial = facts.get("spatial") or {}
     assert weights.arch is not None
-    embedding = build_embedding(
+    return partial(
+        build_embedding,
         method,
         weights.arch,
-        seed=0,
         semantic_dim=int(facts.get("semantic_dim", 128)),
         side=int(spatial.get("side", 14)),
         width=int(spatial.get("width", 256)),
         fused=bool(spatial.get("fused", True)),
     )
+
+
+def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:
+    """The embedding with the checkpoint's weights in it."""
     said = install(embedding, weights.query, weights.origin, arch=weights.arch)
     broken = [n for n, v in weights.query.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if said or broken:

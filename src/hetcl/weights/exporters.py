@@ -30,6 +30,7 @@ from torch import Tensor, nn
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid
+from hetcl.paths import expand
 from hetcl.runs.folder import machine
 from hetcl.runs.lock import NAME, FolderLock
 from hetcl.weights import cards, verify, writers
@@ -83,7 +84,7 @@ def export(
         WorkFailed: the file could not be written, or is not equal to its source; nothing is left of it.
     """
     kind = _format(format)
-    file = Path(out)
+    file = Path(expand(out))
     _check_out(file, format, kind, overwrite)
     material = _material(model, allow_partial)
     with _workspace(file.parent) as folder, _lock(file) as lock:

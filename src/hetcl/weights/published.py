@@ -13,6 +13,7 @@ from typing import Any
 from torch import Tensor
 
 from hetcl.errors import InputError
+from hetcl.paths import shelter
 
 
 def fetch(model: str, arch: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
@@ -26,6 +27,7 @@ def fetch(model: str, arch: str, name: str) -> tuple[dict[str, Tensor], dict[str
     Raises:
         InputError: no such name, or it cannot be downloaded.
     """
+    shelter()
     library, _, bare = arch.partition(":")
     return (_torchvision if library == "torchvision" else _timm)(model, bare, name)
 

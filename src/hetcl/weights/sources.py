@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
+from hetcl.paths import expand_spec
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.weights import published, unpack
@@ -60,7 +61,7 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Se
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    allow_partial = patterns(allow_partial)
+    allow_partial, model = patterns(allow_partial), expand_spec(model)
     library, colon, rest = model.partition(":")
     if not model.strip():
         raise InputError(f"an empty name of weights: {GRAMMAR}")

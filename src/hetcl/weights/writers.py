@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from hetcl.errors import InputError
 from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid, seeded
+from hetcl.paths import expand_spec
 from hetcl.runs.folder import RunFolder, machine
 from hetcl.weights import verify
 from hetcl.weights.cards import Facts, Target
@@ -65,7 +66,7 @@ def _plain(state: Mapping[str, Tensor]) -> State:
 
 def run_of(model: str) -> dict[str, Any] | None:
     """Settings and origin of the run that made ``model``; None where it is not part of a run."""
-    path = Path(model)
+    path = Path(expand_spec(model))
     if not path.exists():
         return None
     for folder in (path, path.parent, path.parent.parent):

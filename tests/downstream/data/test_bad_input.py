@@ -153,6 +153,7 @@ def test_ids_of_another_kind(tmp_path: Path, coco: Path, key: object) -> None:
 def test_two_categories_of_one_name_are_told_apart(coco: Path) -> None:
     data = changed(coco, lambda d: [c.update(name="same") for c in d["categories"] if c["id"] in (1, 4)])
     assert [c.name for c in data.classes][:2] == ["same (1)", "same (4)"]
+    assert data.skipped.remarks == [f"{FILE}: 2 categories are called 'same': they are told apart by id"]
 
 
 def test_ids_may_be_text(coco: Path) -> None:
@@ -223,18 +224,34 @@ def test_files_are_not_asked_for_one_by_one(coco: Path, monkeypatch: pytest.Monk
     [
         {"width": 0},
         {"height": -5},
-        {"width": "64"},
+        {"width": None},
+        {"width": "sixty"},
+        {"height": 63.5},
         {"height": NAN},
         {"height": INF},
         {"width": 10**30},
-        {"file_name": 7},
     ],
 )
-def test_images_without_size_or_name(coco: Path, change: dict[str, Any]) -> None:
+def test_images_without_a_size_have_that_of_their_file(coco: Path, change: dict[str, Any]) -> None:
     data = changed(coco, lambda d: d["images"][0].update(change))
-    assert len(data) == 2
+    assert data.truth(0).size == (layouts.SIZE, layouts.SIZE)
     assert data.skipped.lines() == [
-        f"left out 1: image without a usable file_name, width and height (e.g. {FILE}, image 100)"
+        "kept 1: image without a usable width and height: its file's are taken "
+        f"(e.g. {FILE}, 000000000500.jpg)"
+    ]
+
+
+def test_images_without_size_or_name(coco: Path) -> None:
+    def change(document: dict[str, Any]) -> None:
+        document["images"][0]["file_name"] = 7
+        document["images"][1]["width"] = 0
+
+    (coco / "val2017" / "000000000501.jpg").write_bytes(b"no image")
+    data = changed(coco, change)
+    assert len(data) == 1
+    assert data.skipped.lines() == [
+        "left out 2: image without a usable file_name, width and height "
+        f"(e.g. {FILE}, image 100, {FILE}, image 101 (val2017/000000000501.jpg))"
     ]
 
 
@@ -251,7 +268,8 @@ def test_names_that_no_file_has(coco: Path, name: str) -> None:
     ("change", "reason"),
     [
         ({"category_id": 2}, "annotation of an unknown category"),
-        ({"category_id": "1"}, "annotation of an unknown category"),
+        ({"category_id": "2"}, "annotation of an unknown category"),
+        ({"category_id": True}, "annotation of an unknown category"),
         ({"category_id": [1]}, "annotation of an unknown category"),
         ({"image_id": 7}, "annotation of an unknown image"),
         ({"image_id": None}, "annotation of an unknown image"),
@@ -267,8 +285,9 @@ def test_names_that_no_file_has(coco: Path, name: str) -> None:
         ({"bbox": [5, INF, 10, 10]}, "box with a coordinate that is not finite or beyond 1,000,000 pixels"),
         ({"bbox": [5, 5, 10**400, 1]}, "box with a coordinate that is not finite or beyond 1,000,000 pixels"),
         ({"bbox": [1, 2, 3]}, "annotation without a bbox of four numbers"),
-        ({"bbox": None}, "annotation without a bbox of four numbers"),
-        ({"bbox": ["1", 2, 3, 4]}, "annotation without a bbox of four numbers"),
+        ({"bbox": None, "segmentation": []}, "annotation without a bbox of four numbers"),
+        ({"bbox": ["one", 2, 3, 4]}, "annotation without a bbox of four numbers"),
+        ({"bbox": [True, 2, 3, 4]}, "annotation without a bbox of four numbers"),
         ({"segmentation": {"size": [64, 63], "counts": [64 * 63]}}, "mask of another size than its picture"),
         ({"segmentation": {"size": [64, 64], "counts": [64]}}, "run lengths that do not fill their picture"),
         ({"segmentation": "x"}, "segmentation that is neither polygons nor run lengths"),
@@ -283,11 +302,20 @@ def test_annotations_that_cannot_be_used(coco: Path, change: dict[str, Any], rea
     assert after.truth(0).boxes.tolist() == [before.boxes.tolist()[0], *before.boxes.tolist()[2:]]
 
 
-@pytest.mark.parametrize("entry", [7, [], {"image_id": 100}, {"id": [3]}])
-def test_annotations_without_an_id(coco: Path, entry: object) -> None:
+@pytest.mark.parametrize("entry", [7, [], None])
+def test_annotations_that_are_no_objects(coco: Path, entry: object) -> None:
     data = changed(coco, lambda d: d["annotations"].append(entry))
-    (example,) = data.skipped.examples["annotation without a number or text as id"]
+    (example,) = data.skipped.examples["annotation that is no JSON object"]
     assert example.startswith(f"{FILE}, annotations[")
+
+
+@pytest.mark.parametrize("number", [None, [3], True])
+def test_annotations_without_an_id_are_kept(coco: Path, number: object) -> None:
+    before = open_detection(f"coco:{coco}", "val").truth(0)
+    data = changed(coco, lambda d: [a.update(id=number) for a in d["annotations"]])
+    assert data.truth(0).boxes.tolist() == before.boxes.tolist()
+    assert data.truth(0).ids[0] == "[0]"
+    assert "annotation without a number or text as id" in data.skipped.kept
 
 
 def test_polygons_are_dropped_one_by_one(coco: Path) -> None:
@@ -302,7 +330,9 @@ def test_polygons_are_dropped_one_by_one(coco: Path) -> None:
         "polygon with a coordinate that is not finite or beyond 1,000,000 pixels": 1,
         "annotation without a usable polygon": 1,
     }
-    assert data.skipped.examples["annotation without a usable polygon"] == [f"{FILE}, annotation 2"]
+    assert data.skipped.examples["annotation without a usable polygon"] == [
+        f"{FILE}, annotation 2 of 000000000500.jpg"
+    ]
     truth = data.truth(0)
     assert truth.ids[:2] == (1, 3)
     assert truth.segments is not None

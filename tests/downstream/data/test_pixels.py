@@ -104,7 +104,7 @@ def test_label_maps_that_cannot_be_used(tmp_path: Path) -> None:
     layouts.save_indices(path, np.zeros((layouts.SIZE, 40), np.uint8))
     with pytest.raises(BadPicture, match=r"val_000001.png: 40 x 64 pixels, its picture 64 x 64"):
         data.label_map(1)
-    layouts.save(path, np.zeros((*shape, 3), np.uint8))
+    layouts.save(path, np.full((*shape, 3), (1, 2, 3), np.uint8))
     with pytest.raises(BadPicture, match=r"val_000001.png: colours"):
         data.label_map(1)
     path.write_bytes(b"")

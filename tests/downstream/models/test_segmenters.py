@@ -1,4 +1,4 @@
-"""The FCN: stride, dilations, loss, gradients."""
+"""The FCN: stride, dilations, where a cell is drawn, loss, gradients."""
 
 from __future__ import annotations
 
@@ -6,9 +6,12 @@ import math
 
 import pytest
 import torch
-from torch import nn
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor, nn
 
 from hetcl.downstream.models import param_groups, segmenter
+from hetcl.downstream.models.segmenters import upsampled
 from hetcl.errors import InputError
 
 
@@ -33,6 +36,75 @@ def test_stride_and_dilations_are_the_papers(arch: str) -> None:
     with torch.no_grad():
         assert model.features(torch.rand(1, 3, 64, 96)).shape[-2:] == (4, 6)
         assert model(torch.rand(1, 3, 65, 97)).shape == (1, 5, 65, 97)
+
+
+def slow(x: Tensor, factor: int, size: tuple[int, int]) -> Tensor:
+    """Each pixel between the middles of its two nearest cells, a cell being ``factor`` pixels at any size."""
+
+    def weights(cells: int, side: int) -> Tensor:
+        out = torch.zeros(side, cells, dtype=torch.float64)
+        for pixel in range(side):
+            place = min(max((pixel + 0.5) / factor - 0.5, 0.0), cells - 1.0)
+            first, share = int(place), place - int(place)
+            out[pixel, first] += 1 - share
+            out[pixel, min(first + 1, cells - 1)] += share
+        return out
+
+    rows, columns = weights(x.shape[-2], size[0]), weights(x.shape[-1], size[1])
+    return (rows @ x.double() @ columns.T).to(x)
+
+
+@settings(deadline=None, max_examples=50)
+@given(st.integers(1, 70), st.integers(1, 70), st.sampled_from([2, 16]))
+def test_cells_are_enlarged_by_the_stride(height: int, width: int, factor: int) -> None:
+    x = torch.rand(1, 2, -(-height // factor), -(-width // factor))
+    torch.testing.assert_close(
+        upsampled(x, factor, (height, width)), slow(x, factor, (height, width)), atol=1e-6, rtol=0
+    )
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "timm:resnet18", "timm:convnext_atto"])
+@pytest.mark.parametrize("size", [(128, 96), (120, 97), (113, 65), (33, 7)])
+def test_logits_are_those_of_the_cells_at_any_size(arch: str, size: tuple[int, int]) -> None:
+    model = segmenter(arch, classes=3, norm="tuned", seed=0).eval()
+    image = torch.rand(1, 3, *size)
+    with torch.no_grad():
+        coarse = model.head(model.features(image))
+        torch.testing.assert_close(model(image), slow(coarse, 16, size), atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("arch", ["timm:resnet18", "timm:convnext_atto"])
+@pytest.mark.parametrize("size", [(128, 96), (120, 97), (113, 65)])
+def test_c5_lies_over_c4_at_any_size(arch: str, size: tuple[int, int]) -> None:
+    """Half of the channels are C4's own; the others are C5's, a cell of it over two by two of C4's."""
+    model = segmenter(arch, classes=3, norm="tuned", seed=0).eval()
+    seen: list[tuple[Tensor, ...]] = []
+    model.backbone.register_forward_hook(lambda module, given, maps: seen.append(maps))
+    with torch.no_grad():
+        features = model.features(torch.rand(1, 3, *size))
+    c4, c5 = seen[0][2:]
+    assert tuple(c4.shape[-2:]) == tuple(2 * side for side in c5.shape[-2:])
+    assert torch.equal(features[:, : c4.shape[1]], c4)
+    lower = slow(c5, 2, (c4.shape[-2], c4.shape[-1]))
+    torch.testing.assert_close(features[:, c4.shape[1] :], lower, atol=1e-5, rtol=0)
+
+
+@pytest.mark.parametrize("size", [(368, 528), (360, 513), (353, 514)])
+def test_what_stands_in_a_cell_is_drawn_over_its_own_pixels(size: tuple[int, int]) -> None:
+    """A network that answers where a pixel is bright: each cell knows the mean of its own 16 x 16 pixels."""
+    model = segmenter("resnet18", classes=2, norm="tuned", seed=0).eval()
+    row, column = 280, 400
+    image = torch.zeros(1, 3, *size)
+    image[..., row, column] = 1.0
+    model.features = lambda x: torch.nn.functional.avg_pool2d(x[:, :2], 16, ceil_mode=True)  # type: ignore[method-assign]
+    model.head = nn.Identity()  # type: ignore[assignment]
+    drawn = model(image)[0, 0]
+    middle = [
+        float((torch.arange(side) * drawn.sum(1 - axis)).sum() / drawn.sum())
+        for axis, side in enumerate(size)
+    ]
+    assert abs(middle[0] - (row // 16 * 16 + 7.5)) < 1
+    assert abs(middle[1] - (column // 16 * 16 + 7.5)) < 1
 
 
 @pytest.mark.parametrize("arch", ["resnet18", "timm:convnext_atto"])

@@ -1,51 +1,55 @@
-"""Random pictures with objects and detections, as COCO's files have them, and read into the room's own objects.
+"""Random pictures with objects and detections, as COCO's files have them, and sets of the product's own classes.
 
 n  objects or detections of a picture     H W  height and width in pixels
 """
 
 from __future__ import annotations
 
-import copy
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 from pycocotools import mask as official
 
+from hetcl.downstream.data import open_detection
+from hetcl.downstream.data.packed import PackedDetection, Packer
 from hetcl.downstream.objects import Category, Prediction, Skipped, Truth
 
 CLASSES = (
-    Category(7, "cat", "r"),
     Category(3, "dog", "c"),
-    Category(90, "owl", "f"),
+    Category(7, "cat", "r"),
     Category(12, "yak", "f"),
+    Category(90, "owl", "f"),
 )
-"""Their ids are neither sorted nor without gaps; no picture has a yak."""
+"""In the order of their ids, as sets have them; no picture has a yak."""
+SEEN = (0, 1, 3)
 
 
-class Made:
-    """A data set in memory."""
+def made(
+    truths: Iterable[Truth], kind: str = "coco", classes: tuple[Category, ...] = CLASSES
+) -> PackedDetection:
+    """A set of these truths; its pictures are nowhere."""
+    packer = Packer()
+    for truth in truths:
+        packer.picture(truth.image_id, truth.name, truth.size, truth.negative, truth.not_exhaustive)
+        for i, id in enumerate(truth.ids):
+            packer.add(
+                id,
+                truth.boxes[i].tolist(),
+                int(truth.labels[i]),
+                crowd=bool(truth.crowd[i]),
+                difficult=bool(truth.difficult[i]),
+                area=float(truth.areas[i]),
+                segment=truth.segments[i] if truth.segments else None,
+            )
+    return packer.finish(kind, classes, Path("nowhere"), "made up", Skipped())
 
-    fingerprint = "made-up"
-    description = "made-up"
 
-    def __init__(
-        self,
-        truths: list[Truth],
-        kind: str = "coco",
-        classes: tuple[Category, ...] = CLASSES,
-        has_masks: bool = True,
-    ) -> None:
-        self.truths, self.kind, self.classes, self.has_masks = truths, kind, classes, has_masks
-        self.skipped = Skipped()
-
-    def __len__(self) -> int:
-        return len(self.truths)
-
-    def truth(self, index: int) -> Truth:
-        return self.truths[index]
-
-    def picture(self, index: int) -> np.ndarray:
-        raise AssertionError("scores need no pictures")
+def truths_of(data: PackedDetection) -> list[Truth]:
+    return [data.truth(i) for i in range(len(data))]
 
 
 def truth_of(image_id: int | str = 1, size: tuple[int, int] = (100, 100), **given: Any) -> Truth:
@@ -91,34 +95,25 @@ def random_set(seed: int, pictures: int = 10, lvis: bool = False) -> tuple[dict[
             predictions.append(
                 _said(rng, image_id, size, objects, (330 if lvis else 130) if place == 2 else 12)
             )
-    categories = [{"id": c.id, "name": c.name, "frequency": c.frequency} for c in CLASSES]
+    categories = [{"id": c.id, "name": c.name, "frequency": c.frequency} for c in CLASSES[::-1]]
     raw = {"images": images, "annotations": annotations, "categories": categories}
     return raw, [predictions[place] for place in rng.permutation(len(predictions))]
 
 
-def read(raw: dict[str, Any], kind: str = "coco") -> Made:
-    """What a reader of COCO's files gives."""
-    label = {c.id: place for place, c in enumerate(CLASSES)}
-    truths = []
-    for image in copy.deepcopy(raw["images"]):
-        own = [entry for entry in raw["annotations"] if entry["image_id"] == image["id"]]
-        boxes = np.array([entry["bbox"] for entry in own], dtype=np.float64).reshape(-1, 4)
-        boxes[:, 2:] += boxes[:, :2]
-        truths.append(
-            truth_of(
-                image["id"],
-                (image["height"], image["width"]),
-                boxes=boxes,
-                labels=np.array([label[entry["category_id"]] for entry in own], dtype=np.int64),
-                crowd=np.array([entry.get("iscrowd", 0) for entry in own], dtype=bool),
-                areas=np.array([entry["area"] for entry in own], dtype=np.float64),
-                ids=tuple(entry["id"] for entry in own),
-                segments=tuple(_segment(entry["segmentation"]) for entry in own),
-                negative=tuple(label[i] for i in image.get("neg_category_ids", ())),
-                not_exhaustive=tuple(label[i] for i in image.get("not_exhaustive_category_ids", ())),
-            )
-        )
-    return Made(truths, kind)
+def read(raw: dict[str, Any], kind: str = "coco") -> PackedDetection:
+    """What ``hetcl`` reads of COCO's or LVIS' files: nothing may be lost on the way."""
+    with TemporaryDirectory() as folder:
+        names = {"coco": "annotations/instances_val2017.json", "lvis": "lvis_v0.5_val.json"}
+        for path, content in [(names[kind], json.dumps(raw))] + [
+            (f"val2017/{image['file_name']}", "") for image in raw["images"]
+        ]:
+            (Path(folder) / path).parent.mkdir(exist_ok=True)
+            (Path(folder) / path).write_text(content)
+        data = open_detection(f"{kind}:{folder}", "val")
+    assert isinstance(data, PackedDetection)
+    assert data.classes == CLASSES
+    assert not data.skipped.counts
+    return data
 
 
 def ellipse(box: Any, size: tuple[int, int]) -> np.ndarray:
@@ -133,12 +128,6 @@ def ellipse(box: Any, size: tuple[int, int]) -> np.ndarray:
 
 def rle(bitmap: np.ndarray) -> dict[str, Any]:
     return official.encode(np.asfortranarray(bitmap, dtype=np.uint8))
-
-
-def _segment(segmentation: Any) -> Any:
-    if isinstance(segmentation, dict):
-        return {"size": segmentation["size"], "counts": segmentation["counts"].encode()}
-    return tuple(np.array(ring).reshape(-1, 2) for ring in segmentation)
 
 
 def _box(rng: np.random.Generator, size: tuple[int, int]) -> np.ndarray:
@@ -156,7 +145,7 @@ def _object(rng: np.random.Generator, size: tuple[int, int], lvis: bool) -> dict
     ring = [left, top, right, (top + bottom) / 2, (left + right) / 2, bottom]
     text = {"size": bitmap["size"], "counts": bitmap["counts"].decode()}
     entry = {
-        "category_id": CLASSES[rng.integers(3)].id,
+        "category_id": CLASSES[rng.choice(SEEN)].id,
         "bbox": [left, top, right - left, bottom - top],
         "area": float(official.area(bitmap)) + 0.25,
         "segmentation": text if crowd or rng.random() < 0.5 else [ring],

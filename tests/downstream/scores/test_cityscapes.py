@@ -3,47 +3,45 @@
 from __future__ import annotations
 
 import importlib
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from PIL import Image
+from pycocotools import mask as coco_mask
 
-from hetcl.downstream.objects import Category, Prediction
+from hetcl.cli import main
+from hetcl.downstream.data import open_detection
+from hetcl.downstream.data.cityscapes import LABELS, THINGS, CityscapesDetection
+from hetcl.downstream.objects import Prediction
+from hetcl.downstream.predict import Seen
 from hetcl.downstream.scores import score
 from hetcl.errors import InputError
-from tests.downstream.scores.made_up import Made, ellipse, rle, said_of, truth_of
+from tests.downstream.layouts import save, write_cityscapes
+from tests.downstream.made_up import command
+from tests.downstream.scores.made_up import ellipse, rle, said_of
 
-NAMES = {
-    24: "person",
-    25: "rider",
-    26: "car",
-    27: "truck",
-    28: "bus",
-    31: "train",
-    32: "motorcycle",
-    33: "bicycle",
-}
-CLASSES = tuple(Category(i, name) for i, name in NAMES.items())
+NAMES = {category.id: category.name for category in THINGS}
 SIZE = (128, 256)
-STUFF = (0, 3, 4, 7, 11, 23, 30)
-"""Void (0, 3, 4 and a trailer's group) and not."""
+STUFF = (0, 3, 4, 5, 7, 11, 23, 30)
+"""Void (0, 3, 4, 5 and a trailer's group) and not."""
+MAPS = "gtFine/val/aachen"
 
 
-class City(Made):
-    """With instance ids, as ``*_gtFine_instanceIds.png`` has them."""
+def city(root: Path, maps: list[np.ndarray]) -> CityscapesDetection:
+    """A validation part with these instance maps, on disk in Cityscapes' layout, as ``hetcl`` opens it."""
+    for i, ids in enumerate(maps):
+        stem = f"aachen_{i:06}_000019"
+        save(root / "leftImg8bit/val/aachen" / f"{stem}_leftImg8bit.png", np.zeros((*ids.shape, 3), np.uint8))
+        save(root / MAPS / f"{stem}_gtFine_instanceIds.png", ids.astype(np.uint16))
+    data = open_detection(f"cityscapes:{root}", "val")
+    assert isinstance(data, CityscapesDetection)
+    return data
 
-    def __init__(self, maps: list[np.ndarray]) -> None:
-        truths = [truth_of(f"aachen_{i:06}_000019", m.shape) for i, m in enumerate(maps)]
-        super().__init__(truths, "cityscapes", CLASSES)
-        self.maps = maps
 
-    def instance_map(self, index: int) -> np.ndarray:
-        return self.maps[index]
-
-
-def random_city(seed: int) -> tuple[City, list[Prediction]]:
+def random_city(root: Path, seed: int) -> tuple[CityscapesDetection, list[Prediction]]:
     """Strips of stuff, objects, groups and small ones; no trains; found well, badly, twice, or in the void.
 
     The last picture has nothing that counts.
@@ -51,7 +49,7 @@ def random_city(seed: int) -> tuple[City, list[Prediction]]:
     rng = np.random.default_rng(seed)
     maps, predictions = [], []
     for place in range(5):
-        ids = np.repeat(rng.choice(STUFF, 8), SIZE[1] // 8)[None].repeat(SIZE[0], 0).astype(np.int32)
+        ids = np.repeat(rng.choice(STUFF, 8), SIZE[1] // 8)[None].repeat(SIZE[0], 0)
         boxes: list[Any] = []
         for number in range(14 if place < 4 else 0):
             box, of_class = (
@@ -72,7 +70,7 @@ def random_city(seed: int) -> tuple[City, list[Prediction]]:
         maps.append(ids)
         said = said_of(f"aachen_{place:06}_000019", [box for box, _ in boxes], scores, labels, masks)
         predictions.append(said)
-    return City(maps), predictions
+    return city(root, maps), predictions
 
 
 def _box(rng: np.random.Generator) -> np.ndarray:
@@ -82,32 +80,26 @@ def _box(rng: np.random.Generator) -> np.ndarray:
 
 
 def official(
-    folder: Path, data: City, predictions: list[Prediction], monkeypatch: pytest.MonkeyPatch
+    root: Path, predictions: list[Prediction], folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> dict[str, Any]:
-    """Averages by cityscapesScripts, of numpy 1's time, from instance ids and predictions written in its layout."""
-    from pycocotools import mask as coco_mask
-
+    """Averages by cityscapesScripts, of numpy 1's time: the set in ``root`` against predictions in its own layout."""
     monkeypatch.setattr(np, "in1d", np.isin, raising=False)
     tool = importlib.import_module("cityscapesscripts.evaluation.evalInstanceLevelSemanticLabeling")
     monkeypatch.setattr(tool, "writeDict2JSON", lambda *_: None)  # it cannot write numpy 2's numbers
-    truths, texts = [], []
-    for place, said in enumerate(predictions):
-        city = folder / "gtFine" / "val" / "aachen"
-        results = folder / "results"
-        for place_of in (city, results):
-            place_of.mkdir(parents=True, exist_ok=True)
-        truths.append(str(city / f"{said.image_id}_gtFine_instanceIds.png"))
-        Image.fromarray(data.maps[place].astype(np.uint16)).save(truths[-1])
+    truths, texts, results = [], [], folder / "results"
+    results.mkdir(parents=True)
+    for said in predictions:
+        truths.append(str(root / MAPS / f"{said.image_id}_gtFine_instanceIds.png"))
         lines = []
         for row, mask in enumerate(said.masks or ()):
             name = f"{said.image_id}_{row}.png"
             Image.fromarray(coco_mask.decode(mask) * 255).save(results / name)
-            lines.append(f"{name} {CLASSES[said.labels[row]].id} {float(said.scores[row])!r}\n")
+            lines.append(f"{name} {THINGS[said.labels[row]].id} {float(said.scores[row])!r}\n")
         texts.append(str(results / f"{said.image_id}.txt"))
         Path(texts[-1]).write_text("".join(lines))
     args = tool.args
     for name, value in (
-        ("predictionPath", str(folder / "results")),
+        ("predictionPath", str(results)),
         ("gtInstancesFile", str(folder / "gtInstances.json")),
         ("JSONOutput", False),
         ("quiet", True),
@@ -119,8 +111,9 @@ def official(
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
 def test_equals_cityscapesscripts(seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    data, predictions = random_city(seed)
-    theirs = official(tmp_path, data, predictions, monkeypatch)
+    root = tmp_path / "set"
+    data, predictions = random_city(root, seed)
+    theirs = official(root, predictions, tmp_path / "theirs", monkeypatch)
     with np.errstate(all="raise"):
         ours = score(data, predictions[::-1])
     assert ours.figures["mask_ap"] == pytest.approx(100 * theirs["allAp"], abs=1e-9)
@@ -133,52 +126,88 @@ def test_equals_cityscapesscripts(seed: int, tmp_path: Path, monkeypatch: pytest
     assert np.isnan(ours.per_class["train"]["mask_ap"])
 
 
-def test_what_lies_in_the_void_costs_nothing() -> None:
+@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+def test_the_commands_give_cityscapesscripts_figures(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """``finetune`` and ``evaluate``, of a detector whose detections are made up: many of them lie in the void."""
+    root, run = write_cityscapes(tmp_path / "set", train=2, val=0), tmp_path / "run"
+    _, predictions = random_city(root, 7)
+    theirs = official(root, predictions, tmp_path / "theirs", monkeypatch)
+    for room in ("finetune", "evaluate"):
+        monkeypatch.setattr(f"hetcl.downstream.{room}.detect", lambda *_, **__: Seen(predictions))
+    data = f"cityscapes:{root}"
+    more = "--model mask-rcnn --steps 1 --milestones 1 --warmup 0 --evaluations 1".split()
+    assert main(command(run, data, *more, init="timm:test_resnet")) == 0
+    assert main(["evaluate", str(run), "--data", data, "--out", str(tmp_path / "e"), "--device", "cpu"]) == 0
+    for report in (run / "summary.json", tmp_path / "e" / "evaluation.json"):
+        figures = json.loads(report.read_text())["figures"]
+        assert figures["mask_ap"] == pytest.approx(100 * theirs["allAp"], abs=1e-9)
+        assert figures["mask_ap50"] == pytest.approx(100 * theirs["allAp50%"], abs=1e-9)
+
+
+def test_what_lies_in_the_void_costs_nothing(tmp_path: Path) -> None:
     """A car found, and a better-scored one invented: on the road, in the void, or over a group of cars."""
     car, other = [10.0, 10.0, 50.0, 50.0], [70.0, 10.0, 110.0, 50.0]
     masks = tuple(rle(ellipse(box, SIZE)) for box in (other, car))
-    for ground, expected in ((7, 50), (0, 100), (26, 100), (24, 50)):
-        ids = np.full(SIZE, 7, dtype=np.int32)
+    for ground, expected in ((7, 50), (0, 100), (3, 100), (4, 100), (5, 100), (26, 100), (24, 50)):
+        ids = np.full(SIZE, 7)
         ids[:, 64:] = ground
         ids[ellipse(car, SIZE) > 0] = 26001
-        data = City([ids])
+        data = city(tmp_path / str(ground), [ids])
         said = said_of(data.truth(0).image_id, [other, car], [0.9, 0.5], [2, 2], masks)
         # Not ignored: (recall 1, precision 1/2), (0, 0), (0, 1): half of 1/2, and half of 0. Ignored: (1, 1), (0, 1).
         figure = score(data, [said]).figures["mask_ap50"]
         assert figure == pytest.approx(25 if expected == 50 else 100)
 
 
-def test_without_instance_maps_the_truths_are_painted() -> None:
-    """Cars and a group of cars from run lengths; what is neither is not void."""
-    boxes = [[10.0, 10.0, 50.0, 50.0], [70.0, 10.0, 110.0, 50.0], [130.0, 10.0, 170.0, 50.0]]
-    masks = tuple(rle(ellipse(box, SIZE)) for box in boxes)
-    truth = truth_of(1, SIZE, boxes=boxes[:2], labels=[2, 2], crowd=[False, True], segments=masks[:2])
-    data = Made([truth], "cityscapes", CLASSES)
-    for found, expected in (([0], 100), ([1, 0], 100), ([2, 0], 25), ([1], 0)):
-        said = said_of(
-            1,
-            [boxes[i] for i in found],
-            [0.9, 0.5][: len(found)],
-            [2] * len(found),
-            [masks[i] for i in found],
-        )
-        assert score(data, [said]).figures["mask_ap50"] == pytest.approx(expected)
-
-
-def test_nothing_said_and_nothing_to_find() -> None:
-    data, predictions = random_city(0)
+def test_nothing_said_and_nothing_to_find(tmp_path: Path) -> None:
+    data, predictions = random_city(tmp_path / "set", 0)
     assert score(data, []).figures == {"mask_ap": 0, "mask_ap50": 0}
-    empty = City([np.full(SIZE, 7, dtype=np.int32)] * len(data))
+    empty = city(tmp_path / "empty", [np.full(SIZE, 7)] * len(data))
     assert all(np.isnan(value) for value in score(empty, predictions).figures.values())
 
 
-def test_boxes_alone_are_scored_as_coco_scores_them() -> None:
-    data = Made([truth_of(1, boxes=[[0, 0, 50, 50]])], "cityscapes", CLASSES)
-    assert score(data, [said_of(1, [[0, 0, 50, 50]], [1])]).figures["box_ap"] == pytest.approx(100)
+def test_boxes_alone_are_scored_as_coco_scores_them(tmp_path: Path) -> None:
+    data = city(tmp_path, [np.pad(np.full((50, 50), 24001), ((0, 78), (0, 206)), constant_values=7)])
+    said = said_of("aachen_000000_000019", [[0, 0, 50, 50]], [1])
+    assert score(data, [said]).figures["box_ap"] == pytest.approx(100)
 
 
-def test_instance_ids_of_another_size_are_refused() -> None:
-    data, predictions = random_city(0)
-    data.maps[1] = data.maps[1][:-1]
+def test_instance_maps_that_changed_are_refused(tmp_path: Path) -> None:
+    data, predictions = random_city(tmp_path, 0)
+    path = tmp_path / MAPS / "aachen_000001_000019_gtFine_instanceIds.png"
+    save(path, data.instance_map(1)[:-1].astype(np.uint16))
     with pytest.raises(InputError, match="aachen_000001"):
         score(data, predictions)
+    path.write_bytes(b"no picture")
+    with pytest.raises(InputError, match=r"aachen_000001.*put the file back"):
+        score(data, predictions)
+
+
+def test_the_command_gives_cityscapesscripts_miou(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """From the maps that ``evaluate`` wrote, of pictures of odd sides with every label id in them."""
+    monkeypatch.setattr(np, "in1d", np.isin, raising=False)
+    tool = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
+    root, run, out = write_cityscapes(tmp_path / "set", train=2, val=0), tmp_path / "run", tmp_path / "e"
+    rng, truths, said = np.random.default_rng(0), [], []
+    for i, size in enumerate([(61, 97), (80, 47)]):
+        stem = f"aachen_{i:06}_000019"
+        pixels = rng.integers(0, 256, (*size, 3)).astype(np.uint8)
+        save(root / "leftImg8bit/val/aachen" / f"{stem}_leftImg8bit.png", pixels)
+        ids = np.arange(size[0] * size[1]).reshape(size) // 20 % (26 + 8 * i)  # not all classes in the first
+        truths.append(str(save(root / MAPS / f"{stem}_gtFine_labelIds.png", ids.astype(np.uint8))))
+    data = f"cityscapes:{root}"
+    more = "--model fcn --steps 2 --milestones 1 --warmup 0 --evaluations 1".split()
+    assert main(command(run, data, *more, init="timm:test_resnet")) == 0
+    assert main(["evaluate", str(run), "--data", data, "--out", str(out), "--device", "cpu"]) == 0
+    for i, path in enumerate(sorted((out / "label_maps").iterdir())):
+        said.append(
+            str(save(tmp_path / f"{i}.png", np.array(list(LABELS), np.uint8)[np.asarray(Image.open(path))]))
+        )
+    for name, value in (("evalInstLevelScore", False), ("JSONOutput", False), ("quiet", True)):
+        monkeypatch.setattr(tool.args, name, value)
+    theirs = tool.evaluateImgLists(said, truths, tool.args)
+    report = json.loads((out / "evaluation.json").read_text())
+    assert 0 < report["figures"]["miou"] == pytest.approx(100 * theirs["averageScoreClasses"], abs=1e-9)
+    assert {name: row["iou"] for name, row in report["per_class"].items()} == pytest.approx(
+        {name: 100 * theirs["classScores"][name] for name in report["per_class"]}, abs=1e-9
+    )

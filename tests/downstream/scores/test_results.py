@@ -10,20 +10,31 @@ import numpy as np
 import pytest
 from pycocotools import mask as official
 
+from hetcl.downstream.data.packed import PackedDetection
 from hetcl.downstream.objects import Prediction
 from hetcl.downstream.scores import predictions_of, results, score
 from hetcl.errors import InputError
-from tests.downstream.scores.made_up import CLASSES, Made, ellipse, random_set, read, rle, said_of, truth_of
+from tests.downstream.scores.made_up import (
+    CLASSES,
+    ellipse,
+    made,
+    random_set,
+    read,
+    rle,
+    said_of,
+    truth_of,
+    truths_of,
+)
 
 BOX = [10.0, 20.0, 40.0, 60.0]
 
 
-def small(masks: bool = True) -> tuple[Made, Prediction]:
+def small(masks: bool = True) -> tuple[PackedDetection, Prediction]:
     """One picture of 100 by 80 pixels, with one owl."""
     size = (100, 80)
     mask = (rle(ellipse(BOX, size)),)
-    data = Made([truth_of(5, size, boxes=[BOX], labels=[2], segments=mask), truth_of(6)])
-    return data, said_of(5, [BOX], [0.5], [2], mask if masks else None)
+    data = made([truth_of(5, size, boxes=[BOX], labels=[3], segments=mask), truth_of(6)])
+    return data, said_of(5, [BOX], [0.5], [3], mask if masks else None)
 
 
 def test_an_entry_is_as_coco_has_it() -> None:
@@ -48,7 +59,7 @@ def test_there_and_back(seed: int, masks: bool) -> None:
     data = read(raw)
     entries = json.loads(json.dumps(results(data, predictions)))
     back = {p.image_id: p for p in predictions_of(data, entries)}
-    assert list(back) == [t.image_id for t in data.truths]
+    assert list(back) == [t.image_id for t in truths_of(data)]
     assert sum(len(p.boxes) == 0 for p in back.values()) == 1
     for said in predictions:
         again = back[said.image_id]
@@ -66,7 +77,7 @@ def test_entries_come_back_best_first_and_equals_in_their_order() -> None:
         for category, s in ((7, 0.1), (3, 0.5), (90, 0.5), (12, 1))
     ]
     (said, nothing) = predictions_of(data, entries)
-    assert said.labels.tolist() == [3, 1, 2, 0]
+    assert said.labels.tolist() == [2, 0, 3, 1]
     assert (len(nothing.boxes), nothing.masks) == (0, None)
 
 
@@ -139,9 +150,8 @@ def test_a_picture_twice_is_refused() -> None:
     data, said = small()
     with pytest.raises(InputError, match="image 5 has two predictions"):
         score(data, [said, said])
-    data.truths[1] = data.truths[0]
     with pytest.raises(InputError, match=r"5\.jpg: image id 5 is used twice"):
-        score(data, [said])
+        score(made([data.truth(0), data.truth(0)]), [said])
 
 
 def test_masks_for_some_pictures_are_refused() -> None:

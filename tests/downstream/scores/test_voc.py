@@ -2,19 +2,45 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 
+from hetcl.downstream.data import open_detection
+from hetcl.downstream.data.packed import PackedDetection
 from hetcl.downstream.objects import Category, Prediction, Truth
 from hetcl.downstream.scores import score
-from tests.downstream.scores.made_up import Made, said_of, truth_of
+from tests.downstream.scores.made_up import made, said_of, truth_of, truths_of
 from tests.reference import voc
 
 CLASSES = (Category(0, "cat"), Category(1, "dog"), Category(2, "owl"))
 
 
-def set_of(truths: list[Truth]) -> Made:
-    return Made(truths, "voc", CLASSES, has_masks=False)
+def set_of(truths: list[Truth]) -> PackedDetection:
+    return made(truths, "voc", CLASSES)
+
+
+def on_disk(root: Path, truths: list[Truth]) -> PackedDetection:
+    """The same truths from XML files in VOC's layout, as ``hetcl`` opens them."""
+    for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
+        (root / "VOC2007" / folder).mkdir(parents=True)
+    for truth in truths:
+        lines = [f"<annotation><size><width>{truth.size[1]}</width><height>{truth.size[0]}</height></size>"]
+        for box, label, hard in zip(truth.boxes, truth.labels, truth.difficult, strict=True):
+            edges = zip(("xmin", "ymin", "xmax", "ymax"), inclusive(box), strict=True)
+            bndbox = "".join(f"<{edge}>{value:.0f}</{edge}>" for edge, value in edges)
+            lines.append(f"<object><name>{CLASSES[label].name}</name><difficult>{hard:d}</difficult>")
+            lines.append(f"<bndbox>{bndbox}</bndbox></object>")
+        xml = root / "VOC2007/Annotations" / f"{truth.image_id}.xml"
+        xml.write_text("\n".join([*lines, "</annotation>"]))
+        (root / "VOC2007/JPEGImages" / f"{truth.image_id}.jpg").touch()
+    (root / "VOC2007/ImageSets/Main/trainval.txt").touch()
+    names = "".join(f"{truth.image_id}\n" for truth in truths)
+    (root / "VOC2007/ImageSets/Main/test.txt").write_text(names)
+    data = open_detection(f"voc:{root}", "val")
+    assert isinstance(data, PackedDetection)
+    return data
 
 
 def inclusive(box: np.ndarray) -> voc.Box:
@@ -22,7 +48,7 @@ def inclusive(box: np.ndarray) -> voc.Box:
     return left + 1, top + 1, right, bottom
 
 
-def random_voc(seed: int) -> tuple[Made, list[Prediction]]:
+def random_voc(root: Path, seed: int) -> tuple[PackedDetection, list[Prediction]]:
     """Whole-numbered boxes, with overlaps of exactly 0.5 and 0.75 among them; owls are all difficult."""
     rng = np.random.default_rng(seed)
     truths, predictions = [], []
@@ -44,16 +70,16 @@ def random_voc(seed: int) -> tuple[Made, list[Prediction]]:
         scores = np.sort(rng.random(len(found)).round(1))[::-1]
         if i != 1:
             predictions.append(said_of(f"{i:06}", found, scores, found_labels))
-    return set_of(truths), predictions
+    return on_disk(root, truths), predictions
 
 
-def slow(data: Made, predictions: list[Prediction]) -> tuple[dict[str, float], dict[str, float]]:
+def slow(data: PackedDetection, predictions: list[Prediction]) -> tuple[dict[str, float], dict[str, float]]:
     """The three figures, and each class's AP."""
     table = []
     for label in range(2):
         objects = [
             voc.Object(str(t.image_id), inclusive(box), bool(difficult))
-            for t in data.truths
+            for t in truths_of(data)
             for box, own, difficult in zip(t.boxes, t.labels, t.difficult, strict=True)
             if own == label
         ]
@@ -71,8 +97,8 @@ def slow(data: Made, predictions: list[Prediction]) -> tuple[dict[str, float], d
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_equals_the_development_kit(seed: int) -> None:
-    data, predictions = random_voc(seed)
+def test_equals_the_development_kit(seed: int, tmp_path: Path) -> None:
+    data, predictions = random_voc(tmp_path, seed)
     figures, each = slow(data, predictions)
     ours = score(data, predictions[::-1])
     assert ours.figures == pytest.approx(figures, abs=1e-10)

@@ -2,7 +2,8 @@
 
 ``files`` lists folders and reads pictures; ``segments`` and ``packed`` keep annotations in a few arrays; ``coco``,
 ``lvis``, ``voc``, ``voc_maps``, ``cityscapes`` and ``scenes`` each know one layout; ``maps`` is a set with a class for
-each pixel.
+each pixel. ``annotation_files`` and ``voc_lists`` find the files of a part, ``recognise`` names what lies there;
+``values`` and ``categories`` read ids, flags and classes; ``conventions`` and ``sizes`` judge a set as a whole.
 """
 
 from __future__ import annotations
@@ -14,12 +15,14 @@ from typing import TypeVar
 from hetcl.downstream.data.cityscapes import cityscapes_detection, cityscapes_segmentation
 from hetcl.downstream.data.coco import coco_detection
 from hetcl.downstream.data.lvis import lvis_detection
+from hetcl.downstream.data.recognise import PACKED
 from hetcl.downstream.data.sampling import repeat_factors
 from hetcl.downstream.data.scenes import scenes_detection, scenes_segmentation
 from hetcl.downstream.data.voc import voc_detection
 from hetcl.downstream.data.voc_maps import voc_segmentation
 from hetcl.downstream.objects import DetectionSet, SegmentationSet
 from hetcl.errors import InputError
+from hetcl.paths import expand
 
 __all__ = ["open_detection", "open_segmentation", "repeat_factors"]
 
@@ -70,7 +73,15 @@ def _open(spec: str, split: str, layouts: dict[str, Callable[[Path, str], Set]],
     if not colon or not folder or layout not in layouts:
         known = ", ".join(f"{name}:ROOT" for name in layouts)
         raise InputError(f"{spec}: a data set with {what} is one of {known}, or scenes:N")
-    root = Path(folder).expanduser()
+    root = Path(expand(folder))
+    if root.is_file():
+        packed = root.suffix.lower() in PACKED
+        fix = (
+            "unpack it, and name the folder"
+            if packed
+            else f"name the folder that the set lies in ({layout}:ROOT)"
+        )
+        raise InputError(f"{spec}: {root} is a file; {fix}")
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}")
     return layouts[layout](root, _known(split))

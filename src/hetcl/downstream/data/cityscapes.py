@@ -7,7 +7,6 @@
 
 from __future__ import annotations
 
-import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,7 @@ from hetcl.downstream.data.packed import PackedDetection, Packer
 from hetcl.downstream.masks import from_uncompressed
 from hetcl.downstream.objects import Category, Rle, Skipped
 from hetcl.errors import InputError
+from hetcl.machine import cores
 from hetcl.types import BadPicture
 
 LABELS = {
@@ -39,6 +39,18 @@ TRAIN_IDS[list(LABELS)] = np.arange(len(LABELS))
 _PICTURE = "_leftImg8bit.png"
 
 
+class CityscapesDetection(PackedDetection):
+    """Cityscapes' instances in memory; its instance maps, which alone know what is void, stay on disk."""
+
+    def instance_map(self, index: int) -> np.ndarray:
+        """The instance ids of a picture as stored: uint8 or int32 ``[H, W]``. Raises ``InputError``."""
+        name = _map_of(self.name(range(len(self))[index]), "instanceIds")
+        try:
+            return read_indices(self._root, name)
+        except BadPicture as error:  # it was read when the set was opened
+            raise InputError(f"{self._root}: {error}; put the file back as it was") from error
+
+
 @dataclass(frozen=True)
 class Instance:
     """One value of an instance map."""
@@ -50,7 +62,7 @@ class Instance:
     rle: Rle
 
 
-def cityscapes_detection(root: Path, split: str) -> PackedDetection:
+def cityscapes_detection(root: Path, split: str) -> CityscapesDetection:
     """Open the instances. Every instance map is read once, in threads. Raises ``InputError``."""
     skipped, packer = Skipped(), Packer()
     pairs = _pairs(root, split, "instanceIds", skipped)
@@ -63,7 +75,7 @@ def cityscapes_detection(root: Path, split: str) -> PackedDetection:
             return error
         return (values.shape[0], values.shape[1]), instances(values)
 
-    with ThreadPoolExecutor(min(16, os.cpu_count() or 1)) as pool:
+    with ThreadPoolExecutor(min(16, cores())) as pool:
         for (picture, _), found in zip(pairs, pool.map(read, [name for _, name in pairs]), strict=True):
             if isinstance(found, BadPicture):
                 skipped.add("instance map that cannot be read", str(found))
@@ -76,7 +88,9 @@ def cityscapes_detection(root: Path, split: str) -> PackedDetection:
                 packer.add(
                     len(packer.ids) + 1, thing.box, which, crowd=group, area=thing.area, segment=thing.rle
                 )
-    return packer.finish("cityscapes", THINGS, root, f"{root} ({split})", skipped)
+    source = f"{root} ({split})"
+    packer.check(source, skipped)
+    return CityscapesDetection(packer, "cityscapes", THINGS, root, source, skipped)
 
 
 def cityscapes_segmentation(root: Path, split: str) -> MapSet:
@@ -105,11 +119,18 @@ def _pairs(root: Path, split: str, what: str, skipped: Skipped) -> list[tuple[st
             elif stem not in there:
                 skipped.add("picture not found", f"{pictures}/{stem}{_PICTURE}")
             else:
-                pairs.append((f"{pictures}/{stem}{_PICTURE}", f"{maps}/{stem}{ending}"))
+                picture = f"{pictures}/{stem}{_PICTURE}"
+                pairs.append((picture, _map_of(picture, what)))
     if not pairs:
         wanted = f"leftImg8bit/{split}/CITY/*{_PICTURE} with gtFine/{split}/CITY/*_gtFine_{what}.png"
         raise InputError(f"{root}: has no {wanted}")
     return pairs
+
+
+def _map_of(picture: str, what: str) -> str:
+    """``leftImg8bit/SPLIT/CITY/STEM_leftImg8bit.png`` -> ``gtFine/SPLIT/CITY/STEM_gtFine_{what}.png``."""
+    stem = picture.removeprefix("leftImg8bit/").removesuffix(_PICTURE)
+    return f"gtFine/{stem}_gtFine_{what}.png"
 
 
 def instances(values: np.ndarray) -> list[Instance]:

@@ -4,16 +4,26 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterable
+import re
+import unicodedata
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote
 
 import numpy as np
 from PIL import Image
 
 from hetcl.errors import InputError
 from hetcl.images.decode import open_picture
+from hetcl.paths import spellings
+from hetcl.textfiles import read_text
 from hetcl.types import BadPicture
+
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+"""What an image's name may end in, in small or capital letters; of several files of one stem the first kind counts."""
+LOSSY = ("JPEG", "MPO")
+"""Formats that change numbers."""
 
 
 class Files:
@@ -22,6 +32,8 @@ class Files:
     def __init__(self, root: Path) -> None:
         self.root = root
         self._listed: dict[str, frozenset[str]] = {}
+        self._folded: dict[str, dict[str, str]] = {}
+        self._stems: dict[str, dict[str, str]] = {}
 
     def names(self, folder: str) -> frozenset[str]:
         """Names of the files in a folder (relative to the root); none where there is no such folder."""
@@ -41,14 +53,93 @@ class Files:
                 return path
         return None
 
+    def like(self, folders: Iterable[str], name: str) -> str | None:
+        """A file that ``name`` may mean where no file is called exactly so.
 
-def read_picture(root: str, name: str, size: tuple[int, int] | None) -> np.ndarray:
+        Tried in turn: with other slashes and other forms of accents; without its first folders, so that paths of
+        another machine are found; in small or capital letters; without an ending. An address (``https://...``) stands
+        for what comes after its last slash.
+        """
+        places = list(folders)
+        for tail in _tails(name):
+            for spelled in spellings(tail):
+                below, base = os.path.split(spelled)
+                for place in places:
+                    folder = os.path.join(place, below) if below else place
+                    if base in self.names(folder):
+                        return os.path.join(folder, base)
+            below, base = os.path.split(tail)
+            for place in places:
+                folder = os.path.join(place, below) if below else place
+                found = self._like(folder, base)
+                if found is not None:
+                    return os.path.join(folder, found)
+        return None
+
+    def image(self, folders: Iterable[str], stem: str) -> str | None:
+        """The image of a name without ending, which may lie in a folder below one of these."""
+        below, base = os.path.split(stem)
+        for place in folders:
+            folder = os.path.join(place, below) if below else place
+            found = self._by_stem(folder).get(base) or self._by_stem(folder).get(_folded(base))
+            if found is not None:
+                return os.path.join(folder, found)
+        return None
+
+    def _like(self, folder: str, name: str) -> str | None:
+        if folder not in self._folded:
+            self._folded[folder] = {}
+            for there in sorted(self.names(folder), reverse=True):
+                self._folded[folder][_folded(there)] = there
+        found = self._folded[folder].get(_folded(name))
+        return found or (None if _ending(name) else self._by_stem(folder).get(name))
+
+    def _by_stem(self, folder: str) -> dict[str, str]:
+        """Name without ending -> name, of the images in a folder; in small letters too."""
+        if folder not in self._stems:
+            stems: dict[str, str] = {}
+            images = [name for name in sorted(self.names(folder)) if _ending(name)]
+            for name in sorted(images, key=lambda name: ENDINGS.index(_ending(name))):
+                stems.setdefault(stem_of(name), name)
+            for name in images:
+                stems.setdefault(_folded(stem_of(name)), name)
+            self._stems[folder] = stems
+        return self._stems[folder]
+
+
+def stem_of(name: str) -> str:
+    """A name without the ending of an image, an annotation or a map; dots within it stay."""
+    ending = _ending(name, (*ENDINGS, ".xml"))
+    return name[: len(name) - len(ending)] if ending else name
+
+
+def _ending(name: str, endings: Sequence[str] = ENDINGS) -> str:
+    """The ending, in small letters; empty where there is no such."""
+    end = os.path.splitext(name)[1].lower()
+    return end if end in endings else ""
+
+
+def _folded(name: str) -> str:
+    return unicodedata.normalize("NFC", name).casefold()
+
+
+def _tails(name: str) -> Iterator[str]:
+    """``C:\\set\\a\\b.jpg`` -> ``set/a/b.jpg``, ``a/b.jpg``, ``b.jpg``: the path, then without its first folders."""
+    slashed = name.replace("\\", "/")
+    for text in dict.fromkeys((slashed, unquote(slashed))):
+        parts = [p for p in re.split(r"/|\?d=", text) if p not in ("", ".", "..")]
+        for first in range(len(parts)):
+            yield "/".join(parts[first:])
+
+
+def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int = 0) -> np.ndarray:
     """The pixels of a picture as they are annotated: as stored, or, where that has another size than the annotations
     and the upright picture has theirs, turned as its EXIF orientation says.
 
     Args:
         root, name: folder, and path below it.
         size: height and width that the annotations are of, or None.
+        slack: pixels that either may be off; the edge is cut off or repeated.
 
     Returns:
         uint8 ``[H, W, 3]``, RGB, writable.
@@ -58,28 +149,43 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None) -> np.ndarr
     """
     data = _bytes(os.path.join(root, name))
     picture = open_picture(data, upright=False)
-    if size is not None and (picture.height, picture.width) != size:
+    if size is not None and not near((picture.height, picture.width), size, slack):
         upright = open_picture(data)
-        if (upright.height, upright.width) == size:
+        if near((upright.height, upright.width), size, slack):
             picture = upright
     pixels = np.array(picture.image())
-    if size is not None and pixels.shape[:2] != size:
+    if size is not None and not near(pixels.shape, size, slack):
         raise BadPicture(f"{_by(pixels.shape[:2])} pixels, the annotations are of {_by(size)}")
-    return pixels
+    if size is None or pixels.shape[:2] == size:
+        return pixels
+    more = [(0, max(0, wanted - there)) for wanted, there in zip(size, pixels.shape, strict=False)]
+    return np.pad(pixels, [*more, (0, 0)], mode="edge")[: size[0], : size[1]].copy()
 
 
-def read_indices(root: str, name: str) -> np.ndarray:
+def read_indices(root: str, name: str, colours: Mapping[int, int] | None = None) -> np.ndarray:
     """The numbers that a label map stores: palette indices or gray values, never colours.
+
+    Args:
+        root, name: folder, and path below it.
+        colours: ``red << 16 | green << 8 | blue`` -> number, for maps in colours, which are else refused.
 
     Returns:
         uint8 or int32 ``[H, W]``.
 
     Raises:
-        BadPicture: it cannot be read, or is a picture in colour.
+        BadPicture: it cannot be read, is in colours that are not known, or its format changes numbers.
     """
     path = os.path.join(root, name)
     try:
         with Image.open(path) as picture:
+            if picture.format in LOSSY:
+                raise BadPicture(
+                    f"{name}: a {picture.format}, whose compression changes the numbers of classes; save maps as PNG"
+                )
+            if picture.mode in ("RGB", "RGBA"):
+                return _numbered(np.array(picture.convert("RGB")), name, colours)
+            if picture.mode == "LA":
+                return np.array(picture.getchannel("L"))
             if picture.mode not in ("P", "L", "1") and not picture.mode.startswith("I"):
                 raise BadPicture(f"{name}: colours (mode {picture.mode}), not palette indices or gray values")
             values = np.array(picture)
@@ -88,6 +194,23 @@ def read_indices(root: str, name: str) -> np.ndarray:
     except Exception as error:  # a damaged file may fail in any way
         raise BadPicture(f"{name}: cannot be read ({error})") from error
     return values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
+
+
+def _numbered(pixels: np.ndarray, name: str, colours: Mapping[int, int] | None) -> np.ndarray:
+    """uint8 ``[H, W, 3]`` -> the number of each pixel's colour; three equal channels of numbers are one."""
+    codes = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
+    found, places = np.unique(codes, return_inverse=True)
+    unknown = [int(code) for code in found if code not in (colours or {})]
+    if not unknown:
+        numbers = np.array([(colours or {})[int(code)] for code in found], np.uint8)
+        return numbers[places.reshape(codes.shape)]
+    if (pixels == pixels[..., :1]).all():
+        return pixels[..., 0].copy()
+    red, green, blue = unknown[0] >> 16, unknown[0] >> 8 & 255, unknown[0] & 255
+    raise BadPicture(
+        f"{name}: colours, not palette indices or gray values, and ({red}, {green}, {blue}) is the colour of no class; "
+        "save the number of each pixel's class"
+    )
 
 
 def stored_size(root: str, name: str) -> tuple[int, int]:
@@ -99,30 +222,26 @@ def stored_size(root: str, name: str) -> tuple[int, int]:
         raise BadPicture(f"{name}: cannot be read ({error})") from error
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    """A JSON file that holds an object.
+def read_json(path: Path) -> Any:
+    """What a JSON file holds.
 
     Raises:
-        InputError: it cannot be read, is cut short or damaged (with the position), or holds something else.
+        InputError: it cannot be read, is cut short or damaged (with the position).
     """
     try:
-        document = json.loads(path.read_text(encoding="utf-8-sig"))
+        return json.loads(read_text(path))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}: cut short or damaged at line {error.lineno}, column {error.colno} "
-            f"(character {error.pos:,}; {error.msg}): fetch it again"
+            f"(character {error.pos:,}; {error.msg}): fetch or export it again"
         ) from error
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: no JSON text (byte {error.start:,} is not UTF-8): fetch it again"
-        ) from error
-    except (OSError, ValueError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read as JSON ({error})") from error
-    if not isinstance(document, dict):
-        raise InputError(
-            f"{path}: holds a {type(document).__name__}, not a JSON object with images, annotations and categories"
-        )
-    return document
+
+
+def near(found: tuple[int, ...], wanted: tuple[int, int], slack: int) -> bool:
+    """Whether a size (H, W) is another but for ``slack`` pixels a side."""
+    return abs(found[0] - wanted[0]) <= slack and abs(found[1] - wanted[1]) <= slack
 
 
 def _bytes(path: str) -> bytes:

@@ -6,9 +6,11 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from hetcl.downstream.data.coco import Instances, first_file
+from hetcl.downstream.data.coco import Instances
 from hetcl.downstream.data.files import read_json
 from hetcl.downstream.data.packed import PackedDetection
+from hetcl.downstream.data.recognise import one_line
+from hetcl.errors import InputError
 
 VERSIONS = ("v0.5", "v1")
 """Where both are there, v0.5: the version of the paper's Table 3."""
@@ -24,7 +26,10 @@ def lvis_detection(root: Path, split: str) -> PackedDetection:
     ]
     # A version that has both splits goes first, so that training and evaluation take the same one.
     places.sort(key=lambda two: not all(_any_file(root, two, name) for name in ("train", "val")))
-    path = first_file(root, [place.format(split) for two in places for place in two])
+    names = [place.format(split) for two in places for place in two]
+    path = next((root / name for name in names if (root / name).is_file()), None)
+    if path is None:
+        raise InputError(f"{root}: has neither {' nor '.join(names)}{one_line(root)}")
     folders = [f"{split}2017", "train2017", "val2017"]
 
     def locate(image: dict[str, Any]) -> Iterable[str]:
@@ -34,7 +39,7 @@ def lvis_detection(root: Path, split: str) -> PackedDetection:
         for folder in folders:
             yield f"{folder}/{name[-16:]}"  # COCO_val2014_000000xxxxxx.jpg -> 000000xxxxxx.jpg
 
-    return Instances(path, read_json(path)).pack("lvis", root, locate, "train2017/ and val2017/")
+    return Instances(path, read_json(path)).pack("lvis", root, locate, folders)
 
 
 def _any_file(root: Path, places: list[str], split: str) -> bool:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from hetcl.downstream.data.files import read_indices, read_picture, stored_size
 from hetcl.downstream.objects import Skipped
 from hetcl.errors import InputError
+from hetcl.training.progress import count
 from hetcl.types import BadPicture
 
 VOID = 255
@@ -31,6 +33,7 @@ class MapSet:
         pairs: paths of a picture and of its map, relative to ``root``.
         source: what was read, for messages.
         lookup: uint8 ``[256]``: stored value -> class; without it values are classes already.
+        colours: what colours mean, for maps that are stored in them (``files.read_indices``).
 
     Raises:
         InputError: there are no pictures.
@@ -45,17 +48,21 @@ class MapSet:
         source: str,
         skipped: Skipped,
         lookup: np.ndarray | None = None,
+        colours: Mapping[int, int] | None = None,
     ) -> None:
         if not pairs:
             raise InputError(
                 f"{source}: no picture that can be used; {'; '.join(skipped.lines()) or 'none is listed'}"
             )
         self.kind, self.classes, self.skipped = kind, classes, skipped
-        self._root, self._lookup = str(root), lookup
+        self._root, self._lookup, self._colours = str(root), lookup, colours
+        self.lists: tuple[str, ...] = ()
+        """The lists that name its images, with their numbers, where the layout has such."""
         self._names, self._maps = (np.array([os.fsencode(p[i]) for p in pairs]) for i in (0, 1))
         content = [json.dumps(classes).encode(), *self._names.tolist(), *self._maps.tolist()]
         self.fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
-        self.description = f"{len(pairs):,} pictures with pixels in {len(classes)} classes, from {source}"
+        pictures, kinds = count(len(pairs), "picture"), count(len(classes), "class")
+        self.description = f"{pictures} with pixels in {kinds}, from {source}"
 
     def __len__(self) -> int:
         return len(self._names)
@@ -75,7 +82,7 @@ class MapSet:
             BadPicture: it cannot be read, has another size than its picture, or a value that is no class.
         """
         name = os.fsdecode(self._maps[index])
-        values = read_indices(self._root, name)
+        values = read_indices(self._root, name, self._colours)
         size = stored_size(self._root, self.name(index))
         if values.shape != size:
             raise BadPicture(

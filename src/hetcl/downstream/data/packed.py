@@ -19,11 +19,14 @@ from hetcl.downstream.data import segments
 from hetcl.downstream.data.files import read_picture
 from hetcl.downstream.objects import Category, Segment, Skipped, Truth
 from hetcl.errors import InputError
+from hetcl.training.progress import count
 
 Box = Sequence[float]
 """Left, top, right, bottom."""
 
 _CROWD, _DIFFICULT = 1, 2
+SLACK = 2
+"""Pixels that the size of a picture may be off where no mask hangs on it: some tools round."""
 
 
 def box_fault(box: Box, size: tuple[int, int]) -> str | None:
@@ -64,6 +67,7 @@ class Packer:
         self.labels, self.flags = array("q"), array("B")
         self.forms, self.ends, self.data = array("B"), array("q", [0]), bytearray()
         self.negative, self.not_exhaustive = _Lists(), _Lists()
+        self._here: set[tuple[float, ...]] = set()
 
     def picture(
         self,
@@ -78,8 +82,27 @@ class Packer:
         self.names.append(name)
         self.sizes.extend(size)
         self.starts.append(len(self.labels))
+        self._here = set()
         self.negative.append(negative)
         self.not_exhaustive.append(not_exhaustive)
+
+    def reservation(self, box: Box, label: int) -> str | None:
+        """What should be said of an object of the last picture that is kept, or None."""
+        left, top, right, bottom = box
+        repeated = (label, *box) in self._here
+        self._here.add((label, *box))
+        if repeated:
+            return "object that repeats another of its picture, of the same class and box"
+        return "box that is a pixel wide or high, or less" if min(right - left, bottom - top) <= 1 else None
+
+    def image_sizes(self) -> list[tuple[int, int]]:
+        """Height and width of each picture."""
+        return list(zip(self.sizes[::2], self.sizes[1::2], strict=True))
+
+    @property
+    def slack(self) -> int:
+        """Pixels that the sizes of these pictures may be off."""
+        return 0 if any(self.forms) else SLACK
 
     def add(
         self,
@@ -113,13 +136,17 @@ class Packer:
             source: what was read, for messages.
 
         Raises:
-            InputError: no picture, or every annotation had to be left out.
+            InputError: see ``check``.
         """
+        self.check(source, skipped)
+        return PackedDetection(self, kind, classes, root, source, skipped)
+
+    def check(self, source: str, skipped: Skipped) -> None:
+        """Raises ``InputError`` where there is no picture, or every annotation had to be left out."""
         if not self.names:
             raise InputError(f"{source}: no picture that can be used; {_reasons(skipped)}")
         if not self.labels and skipped.counts:
             raise InputError(f"{source}: no annotation that can be used; {_reasons(skipped)}")
-        return PackedDetection(self, kind, classes, root, source, skipped)
 
 
 def _reasons(skipped: Skipped) -> str:
@@ -154,9 +181,11 @@ class PackedDetection:
         self._negative, self._not_exhaustive = packer.negative, packer.not_exhaustive
         self.has_masks = bool(self._forms.any())
         self.fingerprint = self._hash()
-        objects = f"{len(self._labels):,} objects in {len(classes):,} class{'es' * (len(classes) != 1)}"
+        self.lists: tuple[str, ...] = ()
+        """The lists that name its images, with their numbers, where the layout has such."""
+        objects = f"{count(len(self._labels), 'object')} in {count(len(classes), 'class')}"
         masks = "with masks" if self.has_masks else "without masks"
-        self.description = f"{len(self):,} pictures, {objects}, {masks}, from {source}"
+        self.description = f"{count(len(self), 'picture')}, {objects}, {masks}, from {source}"
 
     def __len__(self) -> int:
         return len(self._names)
@@ -168,7 +197,7 @@ class PackedDetection:
         height, width = self._sizes[index].tolist()
         return Truth(
             image_id=_item(self._image_ids, index),
-            name=self._name(index),
+            name=self.name(index),
             size=(height, width),
             boxes=self._boxes[mine].copy(),
             labels=self.labels(index),
@@ -189,9 +218,10 @@ class PackedDetection:
         """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadPicture``."""
         index = range(len(self))[index]
         height, width = self._sizes[index].tolist()
-        return read_picture(self._root, self._name(index), (height, width))
+        return read_picture(self._root, self.name(index), (height, width), 0 if self.has_masks else SLACK)
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
+        """The picture's file, relative to the root."""
         return os.fsdecode(self._names[index])
 
     def _segments(self, mine: slice, size: tuple[int, int]) -> tuple[Segment | None, ...]:

@@ -13,6 +13,7 @@ from hetcl.draws import digest
 from hetcl.errors import InputError
 from hetcl.images import scenes
 from hetcl.images.scenes import Scene
+from hetcl.training.progress import count
 
 SERIES = {"train": 0, "val": 1}
 """Seed of the scenes of each split, as in pre-training: the backbone has not seen the validation scenes either."""
@@ -31,12 +32,12 @@ class _Scenes:
     kind = "scenes"
 
     def __init__(self, spec: str, split: str) -> None:
-        count, self.size = _parse(spec)
-        self.count = count if split == "train" else max(50, count // 5)
+        number, self.size = _parse(spec)
+        self.count = number if split == "train" else max(50, number // 5)
         self.seed = SERIES[split]
         self.skipped = Skipped()
         self.fingerprint = f"{digest('downstream scenes', self.count, self.seed, self.size):032x}"[:16]
-        self.description = f"{self.count:,} built-in scenes of {self.size} pixels ({split})"
+        self.description = f"{count(self.count, 'built-in scene')} of {self.size} pixels ({split})"
 
     def __len__(self) -> int:
         return self.count
@@ -103,12 +104,12 @@ def scenes_segmentation(spec: str, split: str) -> SceneMaps:
 def _parse(spec: str) -> tuple[int, int]:
     """Number of scenes and their side in pixels."""
     match = re.fullmatch(r"scenes:([0-9_]{1,20})(?:@([0-9]{1,5}))?", spec)
-    count = int((match[1].replace("_", "") or 0) if match else 0)
+    number = int((match[1].replace("_", "") or 0) if match else 0)
     size = int((match[2] or scenes.SIZE) if match else 0)
-    if not 0 < count < 1 << 50:
+    if not 0 < number < 1 << 50:
         raise InputError(
             f"{spec}: scenes:N or scenes:N@SIZE, N from 1 on, such as scenes:1000 or scenes:1000@128"
         )
     if not _LEAST <= size <= _MOST:
         raise InputError(f"{spec}: SIZE is the side of a scene in pixels, {_LEAST} to {_MOST}")
-    return count, size
+    return number, size

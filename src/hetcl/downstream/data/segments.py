@@ -5,11 +5,13 @@ m  corners of a polygon     H W  height and width in pixels     Segment: see ``o
 
 from __future__ import annotations
 
+import ast
 from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 
+from hetcl.downstream.data import values
 from hetcl.downstream.masks import from_uncompressed
 from hetcl.downstream.objects import Rle, Segment
 
@@ -29,21 +31,26 @@ def parse(value: Any, size: tuple[int, int], dropped: Callable[[str], None]) -> 
     """The ``segmentation`` of a COCO annotation.
 
     Args:
-        value: polygons as a list of lists of numbers, or run lengths (an object); None or empty: no segment.
+        value: polygons as a list of lists of numbers, or run lengths (an object); None or empty: no segment. One
+            polygon without the outer list, and one as a list of points ``[x, y]``, are read too.
         size: the picture's height and width.
         dropped: called with the reason for each polygon that is left out.
 
     Raises:
         Unusable: no polygon is left, or the run lengths are not of this picture.
     """
-    if value is None or value == [] or value == {}:
+    if isinstance(value, list) and all(ring in ([], {}, None) for ring in value):
+        return None
+    if isinstance(value, list) and len(value) == 1 and isinstance(value[0], dict) and "counts" in value[0]:
+        value = value[0]
+    if value is None or value == {}:
         return None
     if isinstance(value, dict):
         return _runs(value, size)
     if not isinstance(value, list):
         raise Unusable("segmentation that is neither polygons nor run lengths")
     rings = []
-    for ring in value:
+    for ring in _polygons(value, size):
         try:
             rings.append(_ring(ring))
         except Unusable as reason:
@@ -51,6 +58,18 @@ def parse(value: Any, size: tuple[int, int], dropped: Callable[[str], None]) -> 
     if not rings:
         raise Unusable("annotation without a usable polygon")
     return tuple(rings)
+
+
+def _polygons(value: list[Any], size: tuple[int, int]) -> list[Any]:
+    """The polygons of a list: its entries, or itself where it is one polygon."""
+    if all(not isinstance(number, list | dict) for number in value):
+        if sum(n for n in map(values.number, value) if n is not None) == size[0] * size[1]:
+            raise Unusable("run lengths without a size: write them as {size, counts}")
+        return [value]
+    if len(value) >= 3 and all(isinstance(point, list) and len(point) == 2 for point in value):
+        flat = [number for point in value for number in point]
+        return [flat] if None not in map(values.number, flat) else value
+    return value
 
 
 def _ring(ring: Any) -> np.ndarray:
@@ -68,22 +87,36 @@ def _ring(ring: Any) -> np.ndarray:
 
 
 def _runs(value: dict[str, Any], size: tuple[int, int]) -> Rle:
-    counts = value.get("counts")
-    if value.get("size") != list(size):
-        raise Unusable("mask of another size than its picture")
+    counts, stated = value.get("counts"), value.get("size")
+    sides = [values.whole(side) for side in stated] if isinstance(stated, list) else []
+    if sides != list(size):
+        exchanged = sides == list(size)[::-1]
+        raise Unusable(
+            "mask whose size is width, height and not height, width"
+            if exchanged
+            else "mask of another size than its picture"
+        )
     whole = size[0] * size[1]
     if isinstance(counts, list):
-        if not all(type(n) is int and 0 <= n <= whole for n in counts) or sum(counts) != whole:
+        runs = [values.whole(n) for n in counts]
+        if not all(n is not None and 0 <= n <= whole for n in runs) or sum(runs) != whole:  # type: ignore[arg-type]
             raise Unusable("run lengths that do not fill their picture")
-        return from_uncompressed(counts, size)
+        return from_uncompressed(runs, size)  # type: ignore[arg-type]
     try:
-        data = counts.encode("ascii") if isinstance(counts, str) else b""
+        data = _text(counts).encode("ascii") if isinstance(counts, str) else b""
         fits = int(run_lengths(data).sum()) == whole
-    except ValueError:
+    except (ValueError, SyntaxError):
         fits = False
     if not fits:
         raise Unusable("run lengths that do not fill their picture")
     return {"size": list(size), "counts": data}
+
+
+def _text(counts: str) -> str:
+    """Counts that were bytes in Python and printed as such, without their quotes."""
+    if counts[:2] in ("b'", 'b"') and counts[-1:] == counts[1]:
+        return str(ast.literal_eval(counts).decode("ascii"))
+    return counts
 
 
 def run_lengths(counts: bytes) -> np.ndarray:

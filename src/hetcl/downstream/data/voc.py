@@ -1,30 +1,40 @@
-"""PASCAL VOC's layout for boxes: one XML file a picture, lists of pictures, one folder a year.
+"""PASCAL VOC's layout for boxes: one XML file a picture; folders and lists as ``voc_lists`` has them.
 
-``ROOT[/VOCdevkit]/VOC2007/{Annotations,JPEGImages,ImageSets/Main}``; any number of years, or the three folders
-directly below ``ROOT``. Pixel indices 1..W, both ends included, become continuous edges 0..W.
+Pixel indices 1..W, both ends included, become continuous edges 0..W.
 """
 
 from __future__ import annotations
 
-import math
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from hetcl.downstream.data import values
+from hetcl.downstream.data.categories import alike
+from hetcl.downstream.data.conventions import CORNERS, Boxes
 from hetcl.downstream.data.files import Files, stored_size
 from hetcl.downstream.data.packed import PackedDetection, Packer, box_fault
 from hetcl.downstream.data.segments import Unusable
+from hetcl.downstream.data.sizes import check_sizes
+from hetcl.downstream.data.voc_lists import (
+    Entry,
+    Part,
+    every,
+    image_of,
+    lists_there,
+    path_of,
+    read_list,
+    said,
+    years,
+)
 from hetcl.downstream.objects import Category, Skipped
 from hetcl.errors import InputError
+from hetcl.textfiles import decode, strip
 from hetcl.types import BadPicture
 
-KINDS = (".jpg", ".jpeg", ".png", ".JPG", ".JPEG", ".PNG", ".bmp", ".webp")
-"""What a picture's name may end in; VOC's own are .jpg."""
-
-Entry = tuple[str, str]
-"""Folder of the year (relative to the root) and name without ending."""
+EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
@@ -33,8 +43,12 @@ class Thing:
 
     n: int
     name: str
-    box: tuple[float, float, float, float]
-    difficult: bool
+    written: tuple[float, float, float, float] | None
+    """xmin, ymin, xmax, ymax; None where there are no such numbers."""
+    fault: str
+    """Why it cannot be used, or empty."""
+    difficult: bool | None
+    """None where it is no flag."""
 
 
 @dataclass(frozen=True)
@@ -45,63 +59,28 @@ class Sheet:
     things: tuple[Thing, ...]
 
 
-def years(root: Path, below: str) -> list[str]:
-    """Folders that hold a year, relative to ``root``, oldest first: those with a folder ``below``.
-
-    Raises:
-        InputError: there is none.
-    """
-    for devkit in ("VOCdevkit", "."):
-        folders = sorted(
-            path for path in (root / devkit).glob("VOC*") if re.fullmatch(r"VOC\d{4}", path.name)
-        )
-        found = [str(path.relative_to(root)) for path in folders if (path / below).is_dir()]
-        if found:
-            return found
-    if (root / below).is_dir():
-        return ["."]
-    raise InputError(
-        f"{root}: has no {below} in VOCdevkit/VOC2007, VOC2007 (or another year) nor directly below it"
-    )
-
-
-def read_list(root: Path, year: str, kind: str, name: str) -> list[Entry] | None:
-    """The pictures of ``ImageSets/{kind}/{name}.txt``, or None where there is no such list.
-
-    Raises:
-        InputError: a picture stands there twice.
-    """
-    path = root / year / "ImageSets" / kind / f"{name}.txt"
-    if not path.is_file():
-        return None
-    lines: dict[str, int] = {}
-    for number, line in enumerate(path.read_text(encoding="utf-8", errors="surrogateescape").splitlines(), 1):
-        # Lists of train_aug that go round hold two paths a line: the picture's and the map's.
-        stem = Path(line.split()[0]).stem if "/" in line else line.strip()
-        if stem in lines:
-            raise InputError(f"{path}: {stem} is on lines {lines[stem]} and {number}: keep one of them")
-        if stem:
-            lines[stem] = number
-    return [(year, stem) for stem in lines]
-
-
 def voc_detection(root: Path, split: str) -> PackedDetection:
     """Open VOC's boxes; ``splits`` says which lists. Raises ``InputError``."""
-    lists = splits(root)
-    if not lists[split]:
-        wanted = "train.txt or trainval.txt" if split == "train" else "test.txt or val.txt"
-        raise InputError(f"{root}: has no ImageSets/Main/{wanted} that names pictures")
     files, skipped = Files(root), Skipped()
+    parts = splits(files, skipped if split == "val" else Skipped())
+    if not parts[split].entries:
+        wanted = "train.txt or trainval.txt" if split == "train" else "test.txt or val.txt"
+        first = years(root, "Annotations")[0]
+        raise InputError(
+            f"{root}: has no ImageSets/Main/{wanted} that names pictures{lists_there(root, first, 'Main')}"
+        )
     # Both splits are read, so that both have the same classes.
     other = "val" if split == "train" else "train"
-    sheets = _read(root, files, lists[split], skipped)
-    elsewhere = _read(root, files, lists[other], Skipped())
+    sheets = _read(root, files, parts[split].entries, skipped)
+    elsewhere = _read(root, files, parts[other].entries, Skipped())
     names = {thing.name for read in (sheets, elsewhere) for sheet in read.values() for thing in sheet.things}
+    names.discard("")
+    _remark_alike(names, skipped)
     # VOC's published order is that of the alphabet.
     classes = tuple(Category(i, name) for i, name in enumerate(sorted(names), 1))
     label = {category.name: i for i, category in enumerate(classes)}
     twice = {stem for stem, n in Counter(stem for _, stem in sheets).items() if n > 1}
-    packer = Packer()
+    packer, boxes = Packer(), Boxes(CORNERS)
     for (year, stem), sheet in sheets.items():
         where = path_of(year, "Annotations", f"{stem}.xml")
         try:
@@ -111,92 +90,183 @@ def voc_detection(root: Path, split: str) -> PackedDetection:
             continue
         packer.picture(f"{Path(year).name}/{stem}" if stem in twice else stem, name, size)
         for thing in sheet.things:
-            fault = box_fault(thing.box, size) if thing.name else "object without a name"
-            if fault:
-                skipped.add(fault, f"{where}, object {thing.n}")
-            else:
-                packer.add(len(packer.ids) + 1, thing.box, label[thing.name], difficult=thing.difficult)
-    return packer.finish("voc", classes, root, f"{root} ({split})", skipped)
+            _add(packer, thing, size, label, boxes, skipped, f"{where}, object {thing.n}")
+    source = f"{root} ({split}: {', '.join(parts[split].lists)})"
+    check_sizes(root, packer.names, packer.image_sizes(), source, skipped, packer.slack)
+    verdict = boxes.verdict()
+    if verdict is not None and verdict.certain:
+        raise InputError(f"{source}: {verdict.text}")
+    if verdict is not None:
+        skipped.remark(verdict.text)
+    data = packer.finish("voc", classes, root, source, skipped)
+    data.lists = parts[split].lists
+    return data
 
 
-def splits(root: Path) -> dict[str, list[Entry]]:
+def _add(
+    packer: Packer,
+    thing: Thing,
+    size: tuple[int, int],
+    label: dict[str, int],
+    boxes: Boxes,
+    skipped: Skipped,
+    what: str,
+) -> None:
+    """Check an object and pack it, or count it as left out."""
+    fault = thing.fault or ("" if thing.name else "object without a name")
+    if thing.written is None:
+        skipped.add(fault, what)
+        return
+    boxes.add(thing.written, size, what)
+    left, top, right, bottom = thing.written
+    box = (left - 1, top - 1, right, bottom)
+    fault = fault or box_fault(box, size) or ""
+    if fault:
+        skipped.add(fault, what)
+        return
+    if min(left, top) == 0:
+        skipped.keep(
+            "box that counts pixels from 0 and not from 1: it is read a pixel further left and up", what
+        )
+    reservation = packer.reservation(box, label[thing.name])
+    if reservation:
+        skipped.keep(reservation, what)
+    if thing.difficult is None:
+        skipped.keep("difficult that is neither 0 nor 1, taken for 0", what)
+    packer.add(len(packer.ids) + 1, box, label[thing.name], difficult=bool(thing.difficult))
+
+
+def splits(files: Files, skipped: Skipped) -> dict[str, Part]:
     """Which pictures are for training and which for validation.
 
-    Where a year has a test list with annotations (2007): trainval of every year, and that list. Else ``train`` and
-    ``val`` of every year. A list that is not there counts as empty.
+    VOC 2007 as it is published (a list of test pictures with annotations, and ``trainval``): ``trainval`` of every
+    year, and that list. Else ``train`` and ``val`` of every year; where no year has a ``val``, an annotated ``test``
+    stands in for it. A list that is not there counts as empty.
     """
-    folders = years(root, "Annotations")
+    folders = years(files.root, "Annotations")
+
+    def annotated(year: str) -> list[Entry] | None:
+        test = read_list(files, year, "Main", "test")
+        found = test and files.first([path_of(year, "Annotations", f"{test[0][1]}.xml")])
+        return test if found else None
+
+    def listed(names: tuple[str, ...]) -> Part:
+        return every(files, folders, "Main", names)
+
     for year in folders:
-        test = read_list(root, year, "Main", "test")
-        if test and (root / year / "Annotations" / f"{test[0][1]}.xml").is_file():
-            return {"train": _every(root, folders, ("trainval", "train")), "val": test}
-    val = _every(root, folders, ("val",))
-    held = set(val)
-    train = [entry for entry in _every(root, folders, ("train", "trainval")) if entry not in held]
-    return {"train": train, "val": val}
+        published = Path(files.root / year).resolve().name == "VOC2007"
+        test = annotated(year) if published and listed(("trainval",)).entries else None
+        if test:
+            if listed(("val",)).entries:
+                skipped.remark(
+                    "test.txt is evaluated on, as for VOC 2007's figures; val.txt is trained on as a part of trainval"
+                )
+            return {
+                "train": listed(("trainval", "train")),
+                "val": Part(test, (said(year, "Main", "test", test),)),
+            }
+    val = listed(("val",))
+    if not val.entries:
+        tests = {year: test for year in folders if (test := annotated(year))}
+        if tests:
+            skipped.remark("there is no val.txt: test.txt is evaluated on")
+            val = Part(
+                [entry for test in tests.values() for entry in test],
+                tuple(said(year, "Main", "test", test) for year, test in tests.items()),
+            )
+            return {"train": listed(("trainval", "train")), "val": val}
+    held = set(val.entries)
+    train = listed(("train", "trainval"))
+    return {"train": Part([entry for entry in train.entries if entry not in held], train.lists), "val": val}
 
 
-def _every(root: Path, folders: list[str], names: tuple[str, ...]) -> list[Entry]:
-    """Of each year the first of these lists that it has."""
-    found: list[Entry] = []
-    for year in folders:
-        lists = (read_list(root, year, "Main", name) for name in names)
-        found += next((entries for entries in lists if entries is not None), [])
-    return found
+def _remark_alike(names: set[str], skipped: Skipped) -> None:
+    """Say which names differ in capitals and spaces alone."""
+    for first, second in _pairs_alike(sorted(names)):
+        skipped.remark(f"classes {first!r} and {second!r} differ in capitals or spaces alone: are they one?")
 
 
-def path_of(year: str, folder: str, name: str) -> str:
-    """Path relative to the root."""
-    return f"{folder}/{name}" if year == "." else f"{year}/{folder}/{name}"
+def _pairs_alike(names: list[str]) -> list[tuple[str, str]]:
+    seen: dict[str, str] = {}
+    pairs = [(seen.setdefault(alike(name), name), name) for name in names]
+    return [(first, second) for first, second in pairs if first != second]
 
 
 def _read(root: Path, files: Files, entries: list[Entry], skipped: Skipped) -> dict[Entry, Sheet]:
     sheets: dict[Entry, Sheet] = {}
     for year, stem in entries:
-        where = files.first([path_of(year, "Annotations", f"{stem}.xml")])
-        if where is None:
-            skipped.add("no annotation file", path_of(year, "Annotations", f"{stem}.xml"))
+        where = path_of(year, "Annotations", f"{stem}.xml")
+        found = files.first([where]) or files.like(
+            [path_of(year, "Annotations", "").rstrip("/")], f"{stem}.xml"
+        )
+        if found is None:
+            skipped.add("no annotation file", where)
             continue
         try:
-            sheets[year, stem] = read_xml(root / where)
+            sheets[year, stem] = read_xml(root / found)
         except Unusable as reason:
             skipped.add("XML that is no VOC annotation", f"{where}: {reason}")
     return sheets
 
 
 def read_xml(path: Path) -> Sheet:
-    """Read an annotation file. Raises ``Unusable`` when it is none."""
-    try:
-        top = ElementTree.parse(path).getroot()
-    except (OSError, ElementTree.ParseError, ValueError, LookupError) as error:
-        raise Unusable(str(error)) from error
+    """Read an annotation file, in whatever encoding. Raises ``Unusable`` when it is none."""
+    top = _parsed(path)
     if top.tag != "annotation":
         raise Unusable(f"its root is <{top.tag}>, not <annotation>")
-    height, width = (_number(top, f"size/{side}") for side in ("height", "width"))
-    things = []
-    for n, entry in enumerate(top.findall("object"), 1):
-        left, top_, right, bottom = (
-            _number(entry, f"bndbox/{edge}") for edge in ("xmin", "ymin", "xmax", "ymax")
-        )
-        difficult = (entry.findtext("difficult") or "").strip() == "1"
-        name = (entry.findtext("name") or "").strip()
-        things.append(Thing(n, name, (left - 1, top_ - 1, right, bottom), difficult))
-    known = all(1 <= side < 1 << 20 for side in (height, width))
-    return Sheet((int(height), int(width)) if known else (0, 0), tuple(things))
+    sides = [values.whole(top.findtext(f"size/{side}")) for side in ("height", "width")]
+    known = all(side is not None and 1 <= side < 1 << 20 for side in sides)
+    things = tuple(_thing(n, entry) for n, entry in enumerate(top.findall("object"), 1))
+    return Sheet((sides[0], sides[1]) if known else (0, 0), things)  # type: ignore[arg-type]
 
 
-def _number(element: ElementTree.Element, path: str) -> float:
-    """A number; NaN where there is none."""
+def _thing(n: int, entry: ElementTree.Element) -> Thing:
+    name = strip(entry.findtext("name") or "")
+    difficult = values.flag(entry.findtext("difficult"))
+    if entry.find("bndbox") is None:
+        return Thing(n, name, None, "object without a bndbox", difficult)
+    texts = [strip(entry.findtext(f"bndbox/{edge}") or "") for edge in EDGES]
+    lacking = [edge for edge, text in zip(EDGES, texts, strict=True) if not text]
+    if lacking:
+        return Thing(n, name, None, f"bndbox without {lacking[0]}", difficult)
+    read = values.numbers(texts, 4)
+    if read is None:
+        return Thing(n, name, None, "bndbox with a value that is no number", difficult)
+    return Thing(n, name, (read[0], read[1], read[2], read[3]), "", difficult)
+
+
+def _parsed(path: Path) -> ElementTree.Element:
+    """The root of an XML file: as it says, else as text of whatever encoding it is. Raises ``Unusable``."""
     try:
-        return float(element.findtext(path) or "nan")
-    except ValueError:
-        return math.nan
+        data = path.read_bytes()
+    except OSError as error:
+        raise Unusable(error.strerror or str(error)) from error
+    try:
+        return ElementTree.fromstring(data)
+    except (ElementTree.ParseError, ValueError, LookupError) as error:
+        first = error
+    named = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""", data)
+    try:
+        text = data.decode(named[1].decode()) if named else _text(data, path)
+        text = re.sub(r"^\s*<\?xml[^>]*\?>", "", strip(text))
+        return ElementTree.fromstring(re.sub(r"&(?!\w+;|#)", "&amp;", text))
+    except (ElementTree.ParseError, ValueError, LookupError, InputError):
+        raise Unusable(str(first)) from first
+
+
+def _text(data: bytes, path: Path) -> str:
+    """Text without a declared encoding: old Windows programs write theirs in bytes that are no UTF-8."""
+    try:
+        data.decode("utf-8")
+    except UnicodeDecodeError:
+        if data[:1] == b"<":  # no byte order mark
+            return data.decode("cp1252", errors="replace")
+    return decode(data, str(path))
 
 
 def _picture(root: Path, files: Files, entry: Entry, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:
     """Name of an entry's picture, and its size, from its header where the XML says none. Raises ``Unusable``."""
-    year, stem = entry
-    name = files.first(path_of(year, "JPEGImages", stem + kind) for kind in KINDS)
+    name = image_of(files, entry)
     if name is None:
         raise Unusable("picture not found")
     if size == (0, 0):

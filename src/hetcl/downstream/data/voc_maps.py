@@ -7,21 +7,34 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from hetcl.downstream.data.files import Files, read_indices
 from hetcl.downstream.data.maps import VOID, MapSet
-from hetcl.downstream.data.voc import KINDS, Entry, path_of, read_list, years
+from hetcl.downstream.data.voc_lists import (
+    Entry,
+    Part,
+    image_of,
+    lists_there,
+    path_of,
+    read_list,
+    said,
+    years,
+)
 from hetcl.downstream.objects import Skipped
 from hetcl.errors import InputError
+from hetcl.textfiles import decode, lines, read_text
 from hetcl.types import BadPicture
 
 VOC_CLASSES = tuple(
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
     "pottedplant sheep sofa train tvmonitor".split()
 )
+_BORDER = 224 << 16 | 224 << 8 | 192
+"""The colour of VOC's index 255."""
 _LOOKED_AT = 500
 """So many maps, spread evenly, tell whether the classes can be VOC's."""
 
@@ -29,41 +42,97 @@ _LOOKED_AT = 500
 def voc_segmentation(root: Path, split: str) -> MapSet:
     """Open VOC's pixels, of the newest year that has them.
 
-    Classes: the lines of ``ROOT/classes.txt`` (the first is value 0); else VOC's 21 where no value is above 20 and the
-    set's XML files name VOC's things alone; else as many as there are values. Raises ``InputError``.
+    Classes: the lines of ``ROOT/classes.txt`` (the first is value 0); else those of CVAT's ``labelmap.txt``, with their
+    colours; else VOC's 21 where no value is above 20 and the set's XML files name VOC's things alone; else as many as
+    there are values. Maps in colours are read where all are in ``labelmap.txt``, else where all are of VOC's palette.
+
+    Raises ``InputError``.
     """
     year = years(root, "ImageSets/Segmentation")[-1]
-    lists = {name: _list(root, year, name) for name in ("train", "val")}
-    if lists[split] is None:
-        wanted = "train_aug.txt, train.txt or trainval.txt" if split == "train" else "val.txt"
-        raise InputError(f"{root / year}: has no {wanted} in ImageSets/Segmentation")
     files, skipped = Files(root), Skipped()
-    pairs = _pairs(files, lists[split] or [], split, skipped)
-    others = _pairs(files, lists["val"] or [], "val", Skipped()) if split == "train" else []
-    others += _pairs(files, lists["train"] or [], "train", Skipped()) if split == "val" else []
+    parts = {
+        name: _part(files, year, name, skipped if name == split else Skipped()) for name in ("train", "val")
+    }
+    chosen = parts[split]
+    if chosen is None:
+        wanted = "train_aug.txt, train.txt or trainval.txt" if split == "train" else "val.txt"
+        raise InputError(
+            f"{root / year}: has no {wanted} in ImageSets/Segmentation{lists_there(root, year, 'Segmentation')}"
+        )
+    pairs = _pairs(files, chosen.entries, split, skipped)
+    other = "val" if split == "train" else "train"
+    others = _pairs(files, parts[other].entries if parts[other] else [], other, Skipped())  # type: ignore[union-attr]
+    source = f"{root / year} ({split}: {', '.join(chosen.lists)})"
     of_voc = _of_voc(root / path_of(year, "Annotations", ""))
-    classes = _classes(root, [label_map for _, label_map in sorted(pairs + others)], of_voc)
-    return MapSet("voc", classes, root, pairs, f"{root / year} ({split})", skipped)
+    named = _label_map(root, year)
+    colours = voc_colours()
+    if named:
+        colours = {_BORDER: VOID} | {code: number for number, code in enumerate(named.values())}
+    every = [label_map for _, label_map in sorted(pairs + others)]
+    classes = _classes(root, every, of_voc, tuple(named), colours, skipped)
+    data = MapSet("voc", classes, root, pairs, source, skipped, colours=colours)
+    data.lists = chosen.lists
+    return data
 
 
-def _list(root: Path, year: str, split: str) -> list[Entry] | None:
+def voc_colours() -> dict[int, int]:
+    """VOC's palette: ``red << 16 | green << 8 | blue`` -> index. The bits of an index are dealt to the three channels,
+    the lowest three to their highest bits (``VOClabelcolormap`` of the development kit)."""
+    found = {}
+    for index in range(256):
+        channels = [sum((index >> (3 * i + c) & 1) << (7 - i) for i in range(3)) for c in range(3)]
+        found[channels[0] << 16 | channels[1] << 8 | channels[2]] = index
+    return found
+
+
+def _label_map(root: Path, year: str) -> dict[str, int]:
+    """Name -> colour, of CVAT's ``labelmap.txt`` (``name:red,green,blue:parts:actions``); empty where there is none."""
+    path = next((p for p in (root / year / "labelmap.txt", root / "labelmap.txt") if p.is_file()), None)
+    found = {}
+    for number, line in lines(read_text(path)) if path else ():
+        if line.startswith("#"):
+            continue
+        match = re.match(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)", line)
+        if match is None:
+            raise InputError(f"{path}: line {number} is no 'name:red,green,blue::': {line[:60]!r}")
+        found[match[1].strip()] = int(match[2]) << 16 | int(match[3]) << 8 | int(match[4])
+    return found
+
+
+def _part(files: Files, year: str, split: str, skipped: Skipped) -> Part | None:
+    """The list of a part; None where there is none."""
+
+    def listed(name: str) -> list[Entry] | None:
+        return read_list(files, year, "Segmentation", name)
+
+    def part(name: str, entries: list[Entry]) -> Part:
+        return Part(entries, (said(year, "Segmentation", name, entries),))
+
     if split == "val":
-        return read_list(root, year, "Segmentation", "val")
+        val = listed("val")
+        if val is not None:
+            return part("val", val)
+        test = listed("test")
+        maps = [path_of(year, "SegmentationClass", f"{stem}.png") for _, stem in (test or [])[:1]]
+        if test is None or files.first(maps) is None:
+            return None
+        skipped.remark("there is no val.txt: test.txt is evaluated on")
+        return part("test", test)
     for name in ("train_aug", "trainaug", "train"):
-        entries = read_list(root, year, "Segmentation", name)
+        entries = listed(name)
         if entries is not None:
-            return entries
-    both = read_list(root, year, "Segmentation", "trainval")
-    held = set(read_list(root, year, "Segmentation", "val") or ())
-    return None if both is None else [entry for entry in both if entry not in held]
+            return part(name, entries)
+    both, held = listed("trainval"), set(listed("val") or ())
+    return None if both is None else part("trainval", [entry for entry in both if entry not in held])
 
 
 def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> list[tuple[str, str]]:
     folders = ("SegmentationClassAug", "SegmentationClass") if split == "train" else ("SegmentationClass",)
     found = []
     for year, stem in entries:
-        picture = files.first(path_of(year, "JPEGImages", stem + kind) for kind in KINDS)
-        label_map = files.first(path_of(year, folder, f"{stem}.png") for folder in folders)
+        picture = image_of(files, (year, stem))
+        places = [path_of(year, folder, "").rstrip("/") for folder in folders]
+        label_map = files.first(f"{place}/{stem}.png" for place in places) or files.image(places, stem)
         if picture is None:
             skipped.add("picture not found", path_of(year, "JPEGImages", f"{stem}.jpg"))
         elif label_map is None:
@@ -78,41 +147,69 @@ def _of_voc(folder: Path) -> bool:
     files = sorted(folder.glob("*.xml"))
     named: set[str] = set()
     for xml in files[:: -(-len(files) // _LOOKED_AT)] if files else []:
-        text = xml.read_text(encoding="utf-8", errors="replace")
+        try:
+            text = decode(xml.read_bytes(), str(xml))
+        except (OSError, InputError):
+            continue
         named |= set(re.findall(r"<object>\s*<name>\s*([^<]*?)\s*</name>", text))
     return bool(named) and named <= set(VOC_CLASSES)
 
 
-def _classes(root: Path, maps: list[str], of_voc: bool) -> tuple[str, ...]:
+def _classes(
+    root: Path,
+    maps: list[str],
+    of_voc: bool,
+    named: tuple[str, ...],
+    colours: Mapping[int, int],
+    skipped: Skipped,
+) -> tuple[str, ...]:
     """Names of the classes. The maps are those of both splits, so that both have the same classes."""
     path = root / "classes.txt"
-    names: tuple[str, ...] = ()
-    if path.is_file():
-        lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
-        names = tuple(line.strip() for line in lines if line.strip())
+    names = tuple(line for _, line in lines(read_text(path))) if path.is_file() else named
     some = maps[:: -(-len(maps) // _LOOKED_AT)] if maps else []
-    top, where = _highest(root, some)
+    top, where, values = _highest(root, some, colours)
     if names:
         if not top < len(names) <= VOID:
             raise InputError(
-                f"{path}: names {len(names)} classes, the first being value 0; {where} holds the value {top}"
+                f"{path if path.is_file() else 'labelmap.txt'}: names {len(names)} classes, the first being value 0; "
+                f"{where} holds the value {top}"
             )
         return names
     if of_voc and top < len(VOC_CLASSES):
         return VOC_CLASSES
-    top, _ = _highest(root, maps)
+    top, where, values = _highest(root, maps, colours)
+    if maps and top == 0:
+        raise InputError(
+            f"{root}: its label maps hold the value 0 alone, and maybe 255, which does not count: write "
+            "objects as 1, 2 and so on"
+        )
+    if top + 1 > 3 * len(values) and top > 20:
+        some_values = ", ".join(map(str, sorted(values)[:8]))
+        skipped.remark(
+            f"its maps hold {len(values)} of the values 0 to {top} ({some_values} ...): are they gray copies of "
+            "colours? Each value is a class of its own; classes.txt names them, the first being value 0"
+        )
     return tuple(f"class {i}" for i in range(top + 1))
 
 
-def _highest(root: Path, maps: list[str]) -> tuple[int, str]:
-    """The highest value below 255, and a map that holds it; maps that cannot be read are left to training."""
-    best, where = -1, ""
+def _highest(root: Path, maps: list[str], colours: Mapping[int, int]) -> tuple[int, str, set[int]]:
+    """The highest value below 255, a map that holds it, and all values; maps that cannot be read are left to training.
+
+    Raises:
+        InputError: none of them can be read.
+    """
+    best, where, found, reason = -1, "", set[int](), ""
     for name in maps:
         try:
-            values = read_indices(str(root), name)
-        except BadPicture:
+            values = np.unique(read_indices(str(root), name, colours))
+        except BadPicture as error:
+            reason = reason or str(error)
             continue
-        top = int(np.max(values[(values != VOID) & (values < 256)], initial=0))
-        if top > best:
-            best, where = top, name
-    return best, where
+        values = values[(values != VOID) & (values < 256) & (values >= 0)]
+        found |= set(values.tolist())
+        if len(values) and int(values[-1]) > best:
+            best, where = int(values[-1]), name
+    if maps and best < 0:
+        reason = reason or "they hold the value 255 alone, which does not count"
+        raise InputError(f"{root}: none of its label maps can be used; {reason}")
+    return best, where, found

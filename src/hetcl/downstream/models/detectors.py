@@ -5,8 +5,7 @@
 Names of weights: the pyramid's own under ``backbone.body``, layer4 included; the FPN's under ``backbone.fpn``;
 ``rpn``; ``roi_heads``. What still differs from detectron2, with no known effect on the figures: class 0 is the
 background; proposals narrower than 0.001 pixels are dropped, and detections narrower than 0.01;
-masks of training are bitmaps, not polygons; pictures are scaled in floating point, not in whole numbers; C4 pads
-to a multiple of 16.
+masks of training are bitmaps, not polygons; pictures are scaled in floating point, not in whole numbers.
 
     B  pictures     C  channels     H W  height and width
 """
@@ -149,7 +148,8 @@ def detector(
     with seeded(seed, "detector"):
         parts = _fpn if neck == "fpn" else _c4
         backbone, rpn, heads = parts(body, norm != "frozen", sizes, anchor_scale, test_proposals, common)
-    scaling = Scaling(min_size, max_size, test_size, divisible=32 if neck == "fpn" else 16, facts=facts)
+    # as detectron2: an FPN adds maps of which each is twice the next; C4 alone may have any size
+    scaling = Scaling(min_size, max_size, test_size, divisible=32 if neck == "fpn" else 1, facts=facts)
     model: Any = Detector(backbone, rpn, heads, scaling)
     if norm == "frozen":
         model.freeze(body)

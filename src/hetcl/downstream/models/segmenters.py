@@ -1,10 +1,13 @@
 """FCN: a class for each pixel, from one map of stride 16 (FACTS, "VOC semantic").
 
+Cell i of a map of stride s stands for the pixels s i to s (i + 1) at every size, as in detectron2 (``upsampled``).
+
 B  pictures     K  classes     C  channels     H W  height and width
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -21,6 +24,8 @@ from hetcl.weights.facts import InputFacts
 
 IGNORED = 255
 """Label of pixels that do not count."""
+STRIDE = 16
+"""Pixels of a picture a cell of the map that is classified."""
 
 
 class Segmenter(Freezable):
@@ -61,12 +66,16 @@ class Segmenter(Freezable):
         nn.init.zeros_(last.bias)
 
     def features(self, images: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` -> ``[B, C, H / 16, W / 16]``."""
-        _, _, c4, c5 = self.backbone(normalised(images, self.facts))
+        """``[B, 3, H, W]`` -> ``[B, C, h, w]``, h and w at least H / 16 and W / 16.
+
+        Pictures are padded to whole cells of C5 where C5 is enlarged: some backbones would round its size down.
+        """
+        x = normalised(images, self.facts)
         if self.dilated:
-            return c5
-        wide = F.interpolate(c5, c4.shape[-2:], mode="bilinear", align_corners=False)
-        return torch.cat([c4, wide], dim=1)
+            return self.backbone(x)[-1]
+        right, bottom = (-side % (2 * STRIDE) for side in (x.shape[-1], x.shape[-2]))
+        _, _, c4, c5 = self.backbone(F.pad(x, (0, right, 0, bottom)))
+        return torch.cat([c4, upsampled(c5, 2, c4.shape[-2:])], dim=1)
 
     def forward(self, images: Tensor, labels: Tensor | None = None) -> Any:
         """Training: a loss; evaluation: logits.
@@ -80,13 +89,29 @@ class Segmenter(Freezable):
             ``[B, K, H, W]``.
         """
         coarse = full(self.head(self.features(images)))
-        logits = F.interpolate(coarse, images.shape[-2:], mode="bilinear", align_corners=False)
+        logits = upsampled(coarse, STRIDE, images.shape[-2:])
         if not self.training:
             return logits
         if labels is None:
             raise ValueError("a segmenter in training needs labels")
         total = F.cross_entropy(logits, labels, ignore_index=IGNORED, reduction="sum")
         return {"loss": total / (labels != IGNORED).sum().clamp(min=1)}
+
+
+def upsampled(x: Tensor, factor: int, size: Sequence[int]) -> Tensor:
+    """``[B, C, h, w]`` -> ``[B, C, H, W]``, bilinear: enlarged ``factor`` times, and what is over cut off.
+
+    So the place of a cell does not hang on the picture's size. Stretched over H and W instead, a map of h = H / factor,
+    rounded up, would misplace its last cells by up to half a cell, at no two sizes alike. (A ResNet's padding puts the
+    middle of what cell i sees at pixel ``factor * i``, not at the middle of its pixels: the same 7.5 pixels at every
+    size and place, which training absorbs.)
+
+    Args:
+        x: the map; ``factor`` times its sides are at least H and W.
+        size: H and W.
+    """
+    height, width = size
+    return F.interpolate(x, scale_factor=factor, mode="bilinear", align_corners=False)[..., :height, :width]
 
 
 def dilate(layer4: nn.Module) -> None:

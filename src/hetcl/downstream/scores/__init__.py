@@ -11,8 +11,9 @@ Nothing measured (no truths of a kind) is NaN; truths without a single detection
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
-from hetcl.downstream.objects import DetectionSet, Outcome, Prediction
+from hetcl.downstream.objects import DetectionSet, InstanceMaps, Outcome, Prediction
 from hetcl.downstream.scores.cityscapes import score_cityscapes
 from hetcl.downstream.scores.coco import score_coco
 from hetcl.downstream.scores.pictures import masked, paired
@@ -47,7 +48,7 @@ def score(data: DetectionSet, predictions: Sequence[Prediction]) -> Outcome:
     if data.kind == "cityscapes":
         if not masks:
             return score_coco(pairs, data.classes, masks=False)
-        return score_cityscapes(pairs, data.classes, getattr(data, "instance_map", None))
+        return score_cityscapes(pairs, data.classes, cast(InstanceMaps, data).instance_map)
     raise InputError(
         f"data sets of kind {data.kind!r} cannot be scored; use coco, lvis, voc, cityscapes or scenes"
     )

@@ -15,7 +15,6 @@ from dataclasses import dataclass
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
-from hetcl.downstream.masks import bitmap
 from hetcl.downstream.objects import Category, Outcome, Rle
 from hetcl.downstream.scores.pictures import Pair
 from hetcl.errors import InputError
@@ -24,9 +23,10 @@ THRESHOLDS = np.arange(0.5, 1.0, 0.05)  # as cityscapesScripts writes it: 0.6 is
 SMALLEST = 100
 """Pixels of an object that must be found; smaller ones are ignored."""
 
-VOID = (-1, 0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
-"""Ids of classes that are left out of the evaluation (``ignoreInEval`` in ``helpers/labels.py``). Caravans and trailers
-are void only as groups, since the comparison is with instance ids, in cityscapesScripts too."""
+VOID = (0, 1, 2, 3, 4, 5, 6, 9, 10, 14, 15, 16, 18, 29, 30)
+"""Ids of classes that are left out of the evaluation (``ignoreInEval`` in ``helpers/labels.py``; maps cannot hold the
+licence plates' -1). Caravans and trailers are void only as groups, since the comparison is with instance ids, in
+cityscapesScripts too."""
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ class Scene:
 
 
 def score_cityscapes(
-    pairs: list[Pair], classes: tuple[Category, ...], instance_map: Callable[[int], np.ndarray] | None
+    pairs: list[Pair], classes: tuple[Category, ...], instance_map: Callable[[int], np.ndarray]
 ) -> Outcome:
     """``mask_ap`` and ``mask_ap50``, means over the classes that have an object.
 
@@ -56,18 +56,16 @@ def score_cityscapes(
         pairs: In the data set's order; the predictions have masks.
         classes: ``id`` is Cityscapes' label id (24 person ... 33 bicycle).
         instance_map: Index of a picture -> int ``[H, W]`` of instance ids, as in ``*_gtFine_instanceIds.png``. It alone
-            knows what is void; without it the objects are painted from the truths and nothing is void.
+            knows what is void.
     """
     scenes: list[list[Scene]] = [[] for _ in classes]
     for index, pair in enumerate(pairs):
-        ids = _painted(pair, classes) if instance_map is None else np.asarray(instance_map(index))
+        ids = instance_map(index)
         if ids.shape != tuple(pair[0].size):
             raise InputError(
                 f"{pair[0].name}: instance ids of {ids.shape} pixels, but the image has {pair[0].size}"
             )
-        for of_class, scene in zip(
-            scenes, _scenes(ids, pair, classes, instance_map is not None), strict=True
-        ):
+        for of_class, scene in zip(scenes, _scenes(ids, pair, classes), strict=True):
             of_class.append(scene)
     table = np.array([[_average_precision(of_class, t) for t in THRESHOLDS] for of_class in scenes]) * 100
     present = table[~np.isnan(table).any(axis=1)]
@@ -79,29 +77,17 @@ def score_cityscapes(
     return Outcome({"mask_ap": float(means.mean()), "mask_ap50": float(means[0])}, per_class)
 
 
-def _painted(pair: Pair, classes: tuple[Category, ...]) -> np.ndarray:
-    """int64 ``[H, W]`` of instance ids from the truths, -1 elsewhere."""
-    truth, _ = pair
-    ids = np.full(truth.size, -1, dtype=np.int64)
-    for row, segment in enumerate(truth.segments or ()):
-        if segment is not None:
-            category = classes[truth.labels[row]].id
-            ids[bitmap(segment, truth.size) > 0] = category if truth.crowd[row] else category * 1000 + row
-    return ids
-
-
-def _scenes(ids: np.ndarray, pair: Pair, classes: tuple[Category, ...], has_void: bool) -> list[Scene]:
+def _scenes(ids: np.ndarray, pair: Pair, classes: tuple[Category, ...]) -> list[Scene]:
     """What each class has in a picture; ``ids`` ``[H, W]``."""
     _, said = pair
-    # Column by column, as run lengths are; the least id is -1.
-    flat = ids.ravel(order="F").astype(np.int64) + 1
+    flat = ids.ravel(order="F")  # column by column, as run lengths are
     sizes = np.bincount(flat)
     counted = [np.bincount(flat[_covered(mask)], minlength=len(sizes)) for mask in said.masks or ()]
-    place = np.flatnonzero(sizes)  # [u]
-    shared = np.array(counted, dtype=np.int64).reshape(len(counted), len(sizes))[:, place]  # [detections, u]
-    known, sizes = place - 1, sizes[place]
+    known = np.flatnonzero(sizes)  # [u]
+    shared = np.array(counted, dtype=np.int64).reshape(len(counted), len(sizes))[:, known]  # [detections, u]
+    sizes = sizes[known]
     filled = shared.sum(axis=1) > 0
-    void = shared[:, np.isin(known, VOID)].sum(axis=1) if has_void else np.zeros(len(shared), dtype=np.int64)
+    void = shared[:, np.isin(known, VOID)].sum(axis=1)
     scenes = []
     for label, category in enumerate(classes):
         mine = filled & (said.labels == label)

@@ -1,0 +1,282 @@
+"""What a contrastive test looks at: the models that were named, and what each is held against.
+
+A model is held against its own architecture with random weights, at the same size and by the same features, and
+against what it began with: stage 1 of a run of two stages, or the weights given to ``--init``. The statistics of the
+random encoder's batch norms are measured on the images of the test: a trained one's were measured on images too, and
+that alone tells images apart (docs/contrast.md has figures), so without it a run that learned nothing would win.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from lightning_fabric import Fabric
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from hetcl.analysis.extract import Extractor, features_of
+from hetcl.errors import InputError
+from hetcl.model.embedding import Embedding
+from hetcl.model.pyramid import Pyramid
+from hetcl.runs.folder import RunFolder
+from hetcl.types import Source
+from hetcl.views.pairs import Pairs
+from hetcl.views.photometric import Photometric
+from hetcl.views.policies import POLICIES
+from hetcl.weights.encoder import Encoder, digest_of, load_encoder
+
+Role = Literal["model", "backbone", "before", "random"]
+MEASURED = 512
+"""Images by whose views the statistics of a random encoder's batch norms are measured: another 512, or 1,024 of them
+under other views, moved top-1 by less than a point."""
+MEASURED_BATCH = 64
+"""Of them at once, whatever the batch of the test, so that the statistics are the same."""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A model, or what one is held against, by one kind of features."""
+
+    name: str
+    encoder: Encoder
+    digest: str
+    """Hash of all that the features are a function of, besides images and views."""
+    features: str
+    size: int
+    role: Role
+    """``model``: it was named; ``backbone``: the pooled features of a model that was named; ``before``: what a model
+    began with; ``random``: random weights."""
+    of: str
+    """The model's name without its features; of a random encoder its own."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """Which entries speak for a model, and what each is held against, by name; None where there is none."""
+
+    model: str
+    judged: str
+    """By what the model is judged: its pooled features, unless others alone were asked for."""
+    random: str | None
+    """The same of random weights; None for a model that is itself random."""
+    embedding: str | None
+    """The embedding beside them, where it was asked for as well."""
+    random_embedding: str | None
+    before: str | None
+    """What the model began with, by the features that it is judged by."""
+    untrained: bool
+    """Whether every weight of the backbone is the one that its architecture starts from."""
+
+    @property
+    def pairs(self) -> list[tuple[str, str]]:
+        """What is compared with what."""
+        pairs = (
+            (self.judged, self.random),
+            (self.embedding, self.random_embedding),
+            (self.judged, self.before),
+        )
+        return [(a, b) for a, b in pairs if a and b]
+
+
+def entries_of(
+    encoders: Sequence[Encoder], features: Sequence[str], *, size: int, yardstick: bool
+) -> tuple[list[Entry], list[Held], list[str]]:
+    """Every model with every kind of features, then what the models are held against.
+
+    Args:
+        encoders: with names that tell them apart.
+        features: as the setting has them.
+        size: of the views; 0: each model's own.
+        yardstick: add what the models are held against.
+
+    Returns:
+        the entries; for each model what it is held against (none without ``yardstick``); what could not be had.
+    """
+    entries = [entry for e in encoders for entry in _given(e, features, size or size_of(e, encoders))]
+    held, missing = [], []
+    judged = {e.name: _judged(e, features, entries) for e in encoders if yardstick}
+    entries += [one for one in judged.values() if one not in entries]
+    for encoder in encoders if yardstick else ():
+        one = judged[encoder.name]
+        if is_random(encoder.model):
+            held.append(Held(encoder.name, one.name, None, None, None, None, untrained=True))
+            continue
+        before, random_embedding = None, None
+        try:
+            if (start := _before(encoder, one.features)) is not None:
+                before = _add(entries, start, start.digest, one, "before")
+        except InputError as e:
+            missing.append(f"{encoder.name} is not held against what it began with: {e}")
+        fresh = _fresh(encoder)
+        random = _add(entries, fresh, _digest(fresh, one.features), one, "random")
+        own = [e for e in entries if e.of == encoder.name and e is not one]
+        embedding = next((e.name for e in own if e.features == "embedding"), None)
+        if embedding:
+            like = replace(one, features="embedding")
+            random_embedding = _add(entries, fresh, _digest(fresh, "embedding"), like, "random")
+        untrained = _same_weights(encoder.pyramid, fresh.pyramid)
+        held.append(Held(encoder.name, one.name, random, embedding, random_embedding, before, untrained))
+    return entries, held, missing
+
+
+def _add(entries: list[Entry], encoder: Encoder, digest: str, like: Entry, role: Role) -> str:
+    """The name of what a model is held against: it is there already, or is added with a name of its own."""
+    for entry in entries:
+        if (entry.digest, entry.features, entry.size) == (digest, like.features, like.size):
+            return entry.name
+    name = f"{encoder.name} {like.features}"
+    if any(e.name == name for e in entries):
+        name = f"{name} for {like.of}"
+    entries.append(Entry(name, encoder, digest, like.features, like.size, role, encoder.name))
+    return name
+
+
+def size_of(encoder: Encoder, encoders: Sequence[Encoder]) -> int:
+    """Side of an encoder's views: its own, else that of the others where they have one, else 224 pixels."""
+    known = {e.size for e in encoders if e.size}
+    return encoder.size or (known.pop() if len(known) == 1 else 224)
+
+
+def _given(encoder: Encoder, features: Sequence[str], size: int) -> Iterator[Entry]:
+    wanted = dict.fromkeys(features_of(encoder, f) for f in features)
+    for one in wanted:
+        name = encoder.name if len(wanted) == 1 else f"{encoder.name} {one}"
+        yield Entry(name, encoder, encoder.digest, one, size, "model", encoder.name)
+
+
+def _judged(encoder: Encoder, features: Sequence[str], entries: Sequence[Entry]) -> Entry:
+    """By which features a model is judged: pooled, which people take away, unless others alone were asked for."""
+    own = [e for e in entries if e.of == encoder.name]
+    pooled = next((e for e in own if e.features == "pooled"), None)
+    if pooled or "auto" not in features:
+        return pooled or own[0]
+    return replace(own[0], name=f"{encoder.name} pooled", features="pooled", role="backbone")
+
+
+# ---- random weights ------------------------------------------------------------------------------------------------
+
+
+def is_random(model: str) -> bool:
+    """Whether a MODEL names random weights."""
+    library, _, rest = model.partition(":")
+    return library in ("torchvision", "timm") and rest.partition(":")[2] in ("", "random")
+
+
+def _fresh(encoder: Encoder) -> Encoder:
+    """The architecture of ``encoder`` with the weights that its run began with, else those of seed 0.
+
+    The statistics of its batch norms are yet to be measured (:func:`measure`).
+    """
+    seed = _seed(encoder.model)
+    module = encoder.fresh(seed=seed).eval()
+    embedding = module if isinstance(module, Embedding) else None
+    pyramid = module if embedding is None else embedding.pyramid
+    assert isinstance(pyramid, Pyramid)
+    return replace(
+        encoder,
+        model=f"random weights of {pyramid.arch}, seed {seed}",
+        name=f"random {pyramid.arch.rpartition(':')[2]}",
+        pyramid=pyramid,
+        embedding=embedding,
+    )
+
+
+def _digest(fresh: Encoder, features: str) -> str:
+    """Stands for random weights and for how their statistics are measured: it is known before they are."""
+    module = fresh.embedding if features == "embedding" else fresh.pyramid
+    assert module is not None
+    text = f"{digest_of(module.state_dict(), fresh.facts)} {MEASURED} {MEASURED_BATCH}"
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
+
+
+def _same_weights(a: Pyramid, b: Pyramid) -> bool:
+    other = dict(b.named_parameters())
+    return all(torch.equal(p, other[name]) for name, p in a.named_parameters())
+
+
+@torch.no_grad()
+def measure(
+    encoder: Encoder, source: Source, *, size: int, fabric: Fabric, seed: int, window: int, pictures: int,
+    workers: int, stop: Callable[[], None],
+) -> None:  # fmt: skip
+    """Batch-norm statistics of a random encoder, as their mean over batches of views of the first images of the test.
+
+    Args:
+        encoder: is changed.
+        size, seed, window, pictures: of the test.
+        stop: called before each batch; it may raise.
+    """
+    policy = POLICIES["standard"]
+    features, photometric = "pooled" if encoder.embedding is None else "embedding", Photometric(policy)
+    look = Extractor(encoder, [features]).to(fabric.device).eval()
+    norms = [m for m in look.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
+    if not norms:
+        return
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # PyTorch's cumulative average
+        norm.train()
+    pairs = Pairs(
+        source, [policy], size=size, batch=MEASURED_BATCH, seed=seed, workers=workers, window=window,
+        pictures=pictures,
+    )  # fmt: skip
+    try:
+        for _, views in pairs.run(range(max(1, min(pictures, MEASURED) // MEASURED_BATCH))):
+            stop()
+            (batch,) = views.values()
+            if len(batch.index):
+                images = batch.images.to(fabric.device)
+                both = [photometric(x, c) for x, c in zip(images, batch.colour, strict=True)]
+                with fabric.autocast():
+                    look(torch.cat(both))
+    finally:
+        pairs.close()
+    look.eval()
+
+
+# ---- what a model began with ---------------------------------------------------------------------------------------
+
+
+def _settings(model: str) -> tuple[RunFolder | None, Mapping[str, Any]]:
+    """The run that a MODEL lies in, and what its settings file holds."""
+    path = Path(model.rpartition(":")[2])
+    parent = path.parent.parent if path.parent.name == "checkpoints" else path.parent
+    run = RunFolder(path if path.is_dir() else parent)
+    if not path.exists() or not run.settings.is_file():
+        return None, {}
+    try:
+        return run, run.read_settings()
+    except InputError:
+        return run, {}
+
+
+def _seed(model: str) -> int:
+    """The seed that a run's first weights were drawn from; 0 of anything else."""
+    seed = _settings(model)[1].get("settings", {}).get("seed", 0)
+    return seed if isinstance(seed, int) else 0
+
+
+def _before(encoder: Encoder, features: str) -> Encoder | None:
+    """Stage 1 of a run of two stages, else the file that it was given to begin with; None where there is neither.
+
+    Raises:
+        InputError: it cannot be read, or lacks the features that are looked at.
+    """
+    run, tree = _settings(encoder.model)
+    if run is None:
+        return None
+    stage1, init = run.checkpoints / "stage1.ckpt", tree.get("init")
+    if stage1.is_file():
+        model, what = str(stage1), "stage 1"
+    elif isinstance(init, str) and Path(init.rpartition(":")[2]).exists():
+        model, what = init, "before"
+    else:
+        return None
+    found = load_encoder(model)
+    features_of(found, features)
+    same = found.pyramid.arch == encoder.pyramid.arch and _same_weights(found.pyramid, encoder.pyramid)
+    return None if same else replace(found, name=f"{encoder.name} {what}")

@@ -1,0 +1,108 @@
+"""``hetcl doctor`` of a data set with boxes, masks or pixels: what fine-tuning would do with it. Nothing is written."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from hetcl.downstream.data import open_segmentation
+from hetcl.downstream.finetune import example_words, part_words
+from hetcl.downstream.parts import examples_of, joined, open_part
+from hetcl.downstream.plan import scaled
+from hetcl.errors import InputError
+from hetcl.printable import say
+from hetcl.settings import FinetuneSettings, resolve_finetune
+from hetcl.settings.downstream import DEFAULT
+from hetcl.training.progress import count
+
+
+def doctor(
+    *, data: str | None, recipe: str | None, overrides: Mapping[str, Any] | Sequence[str] = ()
+) -> list[str]:
+    """Open both parts of a data set as ``finetune`` does, and print what it would say.
+
+    Args:
+        data: DATASET.
+        recipe, overrides: as for ``finetune``.
+
+    Returns:
+        the warnings, which were printed too.
+
+    Raises:
+        InputError: every reason, a line each, for which ``finetune`` would refuse the data.
+    """
+    if not data:
+        raise InputError("--data is missing: name a data set, e.g. coco:ROOT, voc:ROOT or scenes:N")
+    settings = resolve_finetune(recipe, overrides)
+    used, warnings = scaled(settings)
+    look = _Look(data, used)
+    look.open()
+    _recipe(recipe or DEFAULT, used, look)
+    say()
+    warnings += look.warnings
+    for line in warnings:
+        say(f"! {line}")
+    if look.refusals:
+        raise InputError("\n".join(dict.fromkeys(look.refusals)))
+    if not warnings:
+        say("nothing to object to")
+    return warnings
+
+
+class _Look:
+    """Opens and joins what can be, and keeps the refusals instead of stopping at the first."""
+
+    def __init__(self, spec: str, settings: FinetuneSettings) -> None:
+        self.spec, self.settings = spec, settings
+        self.parts: dict[str, Any] = {}
+        self.examples: Any = None
+        self.warnings: list[str] = []
+        self.refusals: list[str] = []
+
+    def open(self) -> None:
+        s = self.settings
+        for split, name in (("train", "train"), ("val", "test")):
+            part = self._try(lambda split=split: open_part(self.spec, split, s.model))  # type: ignore[misc]
+            if part is not None:
+                self.parts[split] = part
+                say(f"{name:<9} {part.description}")
+                self.warnings += [f"{name}: {line}" for line in part.skipped.lines()]
+        if len(self.parts) == 2:
+            both = self._try(
+                lambda: joined(self.spec, self.parts["train"], self.parts["val"], **part_words(s))
+            )
+            self.warnings += both.told if both is not None else []
+        if "train" in self.parts:
+            made = self._try(lambda: examples_of(self.parts["train"], self.spec, **example_words(s)))
+            if made is not None:
+                self.examples = made[0]
+                self.warnings += made[1]
+        if not self.parts and s.model != "fcn" and self._has_pixels():
+            self.refusals.append(f"{self.spec} has a class for each pixel: judge it with --model fcn")
+
+    def _try(self, work: Callable[[], Any]) -> Any:
+        try:
+            return work()
+        except InputError as error:
+            self.refusals.append(str(error))
+            return None
+
+    def _has_pixels(self) -> bool:
+        try:
+            open_segmentation(self.spec, "train")
+        except InputError:
+            return False
+        return True
+
+
+def _recipe(recipe: str, s: FinetuneSettings, look: _Look) -> None:
+    """What the recipe does with the data."""
+    kind = s.model if s.model == "fcn" else f"{s.model}, neck {s.neck}"
+    line = f"recipe    {recipe}: {kind}, {count(s.steps, 'step')} of {count(s.batch, 'picture')}"
+    if look.examples is not None and len(look.examples):
+        passes = s.steps * s.batch / len(look.examples)
+        times = f"{passes:.1f}" if passes < 10 else f"{passes:,.0f}"
+        line += f"; each of {count(len(look.examples), 'picture')} is seen about {times} times"
+    say(line)
+    if "val" in look.parts:
+        say(f"          {count(s.evaluations, 'evaluation')} on {count(len(look.parts['val']), 'picture')}")

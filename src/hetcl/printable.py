@@ -1,0 +1,44 @@
+"""Text from outside (names of files and classes, reasons that libraries give) made safe to show and to store.
+
+Every line that goes to a console, a log, a table, a CSV file, a figure or a card passes here, so that no name clears a
+terminal, forges a line, reverses its neighbours or is taken for markup or a formula.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from typing import Any
+
+_UNSEEN = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb"
+    "\U000e0000-\U000e007f]"
+)
+"""Control characters, line and paragraph separators, marks of writing direction, what has no width, halves of pairs.
+
+The joiners U+200C and U+200D stay: words of some languages, and emoji, need them.
+"""
+_FORMULA = re.compile(r"^\s*[=+\-@]")
+
+
+def printable(text: object) -> str:
+    r"""``text`` on one line, with what a terminal would obey or hide as escapes: a newline becomes ``\n``."""
+    return _UNSEEN.sub(lambda m: m[0].encode("unicode_escape").decode(), str(text))
+
+
+def say(text: object = "") -> None:
+    """Print one line."""
+    print(printable(text))
+
+
+def csv_row(cells: Iterable[Any]) -> list[Any]:
+    """Cells for a CSV file: text made printable, with an apostrophe before what a spreadsheet would compute.
+
+    Numbers and None stay as they are.
+    """
+    return [_cell(cell) if isinstance(cell, str) else cell for cell in cells]
+
+
+def _cell(text: str) -> str:
+    text = printable(text)
+    return f"'{text}" if _FORMULA.match(text) else text

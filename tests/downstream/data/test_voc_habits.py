@@ -1,0 +1,387 @@
+"""VOC's layout as people have it: lists of other systems, folders in lists, other lists, XML of other encodings."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from hetcl.downstream.data import open_detection, open_segmentation
+from hetcl.downstream.data.voc_maps import VOC_CLASSES, voc_colours
+from hetcl.downstream.objects import DetectionSet
+from hetcl.errors import InputError
+from tests.downstream import layouts
+
+
+@pytest.fixture
+def voc(tmp_path: Path) -> Path:
+    """A set of one's own: the three folders directly below the root, train 6 and val 3."""
+    layouts.write_voc(tmp_path, train=6, val=3, years=("VOC2012",), devkit=False)
+    return tmp_path / "VOC2012"
+
+
+def lists(root: Path, kind: str = "Main") -> Path:
+    return root / "ImageSets" / kind
+
+
+def stems(data: DetectionSet) -> list[str]:
+    return [str(data.truth(i).image_id) for i in range(len(data))]
+
+
+def refused(root: Path, split: str = "val") -> str:
+    with pytest.raises(InputError) as caught:
+        open_detection(f"voc:{root}", split)
+    return str(caught.value)
+
+
+# ---- lists ----
+
+
+@pytest.mark.parametrize(
+    "written",
+    [
+        "\ufeff{0}\r\n{1}\r\n{2}\r\n",
+        "{0}\r{1}\r{2}",
+        "{0}.jpg\n{1}.jpg\n{2}.JPG\n",
+        "{0}\u200b\n  {1}\t\n{2}\n\x1a",
+        "JPEGImages/{0}.jpg\nVOC2012/JPEGImages/{1}.jpg\n/home/me/VOC2012/JPEGImages/{2}.jpg\n",
+        "JPEGImages\\{0}.jpg\r\n.\\JPEGImages\\{1}.jpg\r\nC:\\VOC\\JPEGImages\\{2}.jpg",
+        "{0}  1\n{1} -1\n{2}  0\n",
+        "JPEGImages/{0}.jpg Annotations/{0}.xml\n{1}.jpg {1}.xml\n{2}.jpg {2}.xml\n",
+        "{0}\n\n{1}\n   \n{2}",
+    ],
+)
+@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
+def test_lists_as_other_systems_write_them(voc: Path, written: str, encoding: str) -> None:
+    names = [f"2012_10000{i}" for i in range(3)]
+    (lists(voc) / "val.txt").write_bytes(written.format(*names).encode(encoding))
+    data = open_detection(f"voc:{voc}", "val")
+    assert stems(data) == names
+    assert not data.skipped.lines()
+
+
+def test_lists_with_folders_in_them(voc: Path) -> None:
+    """``cam0/val`` and ``cam1/val`` are two images."""
+    for camera in ("cam0", "cam1"):
+        for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
+            (voc / folder / camera).mkdir()
+            source = voc / folder / f"2012_10000{camera[-1]}.{ending}"
+            (voc / folder / camera / f"val.{ending}").write_bytes(source.read_bytes())
+    (lists(voc) / "val.txt").write_text("cam0/val\ncam1\\val.jpg\n")
+    data = open_detection(f"voc:{voc}", "val")
+    assert stems(data) == ["cam0/val", "cam1/val"]
+    assert [data.truth(i).name for i in range(2)] == ["JPEGImages/cam0/val.jpg", "JPEGImages/cam1/val.jpg"]
+    for i in range(2):
+        assert data.truth(i).boxes.tolist() == layouts.scene_of("val", i).boxes.tolist()
+
+
+def test_lists_of_pixels_with_folders_in_them(voc: Path) -> None:
+    for camera in ("cam0", "cam1"):
+        for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
+            (voc / folder / camera).mkdir()
+            (voc / folder / f"val_00000{camera[-1]}.{ending}").rename(voc / folder / camera / f"val.{ending}")
+    (lists(voc, "Segmentation") / "val.txt").write_text("cam0/val\ncam1/val\n")
+    data = open_segmentation(f"voc:{voc}", "val")
+    assert [data.name(i) for i in range(2)] == ["JPEGImages/cam0/val.jpg", "JPEGImages/cam1/val.jpg"]
+    assert (data.label_map(1) == layouts.voc_map(layouts.scene_of("val", 1))).all()
+
+
+def test_two_lines_that_mean_one_image_are_named(voc: Path) -> None:
+    (lists(voc) / "val.txt").write_text("cam0/2012_100000\ncam1/2012_100000\n")
+    message = refused(voc)
+    assert (
+        "cam0/2012_100000 (line 1) and cam1/2012_100000 (line 2) both mean the image 2012_100000" in message
+    )
+    assert "put images and annotations into the same folders below JPEGImages and Annotations" in message
+
+
+def test_names_with_dots_and_spaces(voc: Path) -> None:
+    for new, old in (("1569478414.73587", "2012_100000"), ("my image 1", "2012_100001")):
+        (voc / "JPEGImages" / f"{old}.jpg").rename(voc / "JPEGImages" / f"{new}.jpg")
+        (voc / "Annotations" / f"{old}.xml").rename(voc / "Annotations" / f"{new}.xml")
+    (lists(voc) / "val.txt").write_text("1569478414.73587.jpg\nmy image 1\n")
+    assert stems(open_detection(f"voc:{voc}", "val")) == ["1569478414.73587", "my image 1"]
+
+
+def test_images_in_another_folder_and_of_other_endings(voc: Path) -> None:
+    (voc / "JPEGImages").rename(voc / "images")
+    for path in list((voc / "images").iterdir()):
+        path.rename(path.with_suffix(".JPEG"))
+    data = open_detection(f"voc:{voc}", "val")
+    assert data.truth(0).name == "images/2012_100000.JPEG"
+    assert data.picture(0).shape == (64, 64, 3)
+
+
+def test_which_list_is_for_validation(voc: Path) -> None:
+    """``val`` goes before ``test``, but for VOC 2007 as it is published."""
+    root, main = voc, lists(voc)
+    (main / "trainval.txt").unlink()
+    (main / "test.txt").write_text("2012_000000\n")
+    data = open_detection(f"voc:{root}", "val")
+    assert stems(data) == [f"2012_10000{i}" for i in range(3)]
+    assert data.lists == ("ImageSets/Main/val.txt (3)",)
+    assert "(val: ImageSets/Main/val.txt (3))" in data.description
+
+    (main / "val.txt").unlink()
+    data = open_detection(f"voc:{root}", "val")
+    assert (stems(data), data.lists) == (["2012_000000"], ("ImageSets/Main/test.txt (1)",))
+    assert data.skipped.remarks == ["there is no val.txt: test.txt is evaluated on"]
+
+
+def test_voc_2007_as_published_says_its_lists(tmp_path: Path) -> None:
+    layouts.write_voc(tmp_path, train=4, val=2, years=("VOC2007",), devkit=False)
+    main = lists(tmp_path / "VOC2007")
+    (main / "val.txt").write_text("000003\n")
+    data = open_detection(f"voc:{tmp_path}", "val")
+    assert data.lists == ("VOC2007/ImageSets/Main/test.txt (2)",)
+    assert data.skipped.remarks == [
+        "test.txt is evaluated on, as for VOC 2007's figures; val.txt is trained on as a part of trainval"
+    ]
+    assert open_detection(f"voc:{tmp_path}", "train").lists == ("VOC2007/ImageSets/Main/trainval.txt (4)",)
+    (main / "trainval.txt").unlink()
+    assert stems(open_detection(f"voc:{tmp_path}", "val")) == ["000003"]
+
+
+def test_lists_that_are_missing_are_named_with_those_that_are_there(voc: Path) -> None:
+    for name in ("train", "trainval", "val"):
+        (lists(voc) / f"{name}.txt").unlink()
+    assert f"write the names of its images into {voc}/ImageSets/Main/train.txt and val.txt" in refused(voc)
+    (lists(voc) / "default.txt").write_text("2012_000000\n")
+    assert "there is default.txt: call a list of images to train on train.txt" in refused(voc, "train")
+
+
+# ---- XML ----
+
+
+def rewritten(root: Path, change: Callable[[str], str | bytes], name: str = "2012_100000") -> DetectionSet:
+    path = root / "Annotations" / f"{name}.xml"
+    text = change(path.read_text())
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    return open_detection(f"voc:{root}", "val")
+
+
+@pytest.mark.parametrize(
+    ("encoding", "declared", "name"),
+    [
+        ("gb2312", "gb2312", "狗"),
+        ("gbk", "GBK", "猫"),
+        ("utf-16", "utf-16", "狗"),
+        ("utf-8-sig", "utf-8", "狗"),
+        ("utf-8", "", "狗"),
+        ("cp1252", "", "kätzchen"),
+        ("shift_jis", "shift_jis", "犬"),
+    ],
+)
+def test_xml_in_every_encoding(voc: Path, encoding: str, declared: str, name: str) -> None:
+    def change(text: str) -> bytes:
+        head = f'<?xml version="1.0" encoding="{declared}"?>\n' if declared else "\n"
+        return (
+            head + re.sub(r"<name>[^<]+</name><trunc", f"<name>{name}</name><trunc", text, count=1)
+        ).encode(encoding)
+
+    data = rewritten(voc, change)
+    assert not data.skipped.lines()
+    assert data.classes[data.truth(0).labels[0]].name == name
+    assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
+
+
+def test_xml_with_a_bare_ampersand(voc: Path) -> None:
+    data = rewritten(voc, lambda text: text.replace("<filename>", "<filename>black & white "))
+    assert not data.skipped.lines()
+
+
+@pytest.mark.parametrize(
+    ("pattern", "new", "reason"),
+    [
+        (r"<bndbox><xmin>.*?</bndbox>", "", "object without a bndbox"),
+        (r"<xmax>.*?</xmax>", "", "bndbox without xmax"),
+        (r"<ymin>.*?</ymin>", "<ymin></ymin>", "bndbox without ymin"),
+        (r"<ymin>.*?</ymin>", "<ymin>(88, 100)</ymin>", "bndbox with a value that is no number"),
+    ],
+)
+def test_a_fault_is_named_and_not_its_consequence(voc: Path, pattern: str, new: str, reason: str) -> None:
+    data = rewritten(voc, lambda text: re.sub(pattern, new, text, count=1))
+    assert data.skipped.lines() == [f"left out 1: {reason} (e.g. Annotations/2012_100000.xml, object 1)"]
+
+
+@pytest.mark.parametrize(
+    ("value", "hard"), [("1", True), (" true ", True), ("0", False), ("", False), ("No", False)]
+)
+def test_difficult_in_every_spelling(voc: Path, value: str, hard: bool) -> None:
+    data = rewritten(voc, lambda text: text.replace("<difficult>0<", f"<difficult>{value}<"))
+    assert data.truth(0).difficult.tolist() == [hard] * len(data.truth(0).labels)
+    data = rewritten(voc, lambda text: re.sub("<difficult>.*?</difficult>", "", text))
+    assert not data.truth(0).difficult.any()
+
+
+def test_difficult_that_is_no_flag_is_said(voc: Path) -> None:
+    data = rewritten(voc, lambda text: text.replace("<difficult>0<", "<difficult>Unspecified<", 1))
+    assert not data.truth(0).difficult.any()
+    assert data.skipped.kept == {"difficult that is neither 0 nor 1, taken for 0": 1}
+
+
+def test_names_in_capitals_and_spaces(voc: Path) -> None:
+    data = rewritten(
+        voc, lambda text: re.sub(r"<name>[^<]+</name><trunc", "<name> Dotted-Box </name><trunc", text)
+    )
+    rewritten(
+        voc,
+        lambda text: re.sub(r"<name>[^<]+</name><trunc", "<name>dotted-box</name><trunc", text),
+        "2012_100001",
+    )
+    data = open_detection(f"voc:{voc}", "val")
+    assert data.skipped.remarks == [
+        "classes 'Dotted-Box' and 'dotted-box' differ in capitals or spaces alone: are they one?"
+    ]
+
+
+def test_boxes_in_another_convention(voc: Path) -> None:
+    def sides(text: str) -> str:
+        def one(match: re.Match[str]) -> str:
+            left, top, right, bottom = map(int, match.groups())
+            edges = zip(
+                ("xmin", "ymin", "xmax", "ymax"), (left, top, right - left, bottom - top), strict=True
+            )
+            return "".join(f"<{edge}>{v}</{edge}>" for edge, v in edges)
+
+        return re.sub(r"<xmin>(\d+)</xmin><ymin>(\d+)</ymin><xmax>(\d+)</xmax><ymax>(\d+)</ymax>", one, text)
+
+    for path in (voc / "Annotations").iterdir():
+        path.write_text(sides(path.read_text()))
+    message = refused(voc, "train")
+    assert "its boxes look like left, top, width, height, not x1, y1, x2, y2" in message
+    assert "Annotations/2012_0000" in message
+
+
+def test_boxes_that_count_from_zero_are_said(voc: Path) -> None:
+    data = rewritten(voc, lambda text: re.sub(r"<xmin>\d+</xmin>", "<xmin>0</xmin>", text, count=1))
+    ((reservation, n),) = data.skipped.kept.items()
+    assert (reservation, n) == (
+        "box that counts pixels from 0 and not from 1: it is read a pixel further left and up",
+        1,
+    )
+
+
+# ---- label maps ----
+
+
+def redrawn(root: Path, change: Callable[[np.ndarray], Image.Image], ending: str = ".png") -> None:
+    for path in list((root / "SegmentationClass").iterdir()):
+        values = np.asarray(Image.open(path))
+        path.unlink()
+        change(values).save(path.with_suffix(ending))
+
+
+def colours(palette: dict[int, int]) -> Callable[[np.ndarray], Image.Image]:
+    table = np.zeros((256, 3), np.uint8)
+    for code, number in palette.items():
+        table[number] = code >> 16, code >> 8 & 255, code & 255
+    return lambda values: Image.fromarray(table[values])
+
+
+def test_the_palette_is_the_development_kit_s() -> None:
+    palette = {number: code for code, number in voc_colours().items()}
+    assert len(palette) == 256
+    known = {
+        0: (0, 0, 0),
+        1: (128, 0, 0),
+        2: (0, 128, 0),
+        15: (192, 128, 128),
+        20: (0, 64, 128),
+        255: (224, 224, 192),
+    }
+    assert {n: (palette[n] >> 16, palette[n] >> 8 & 255, palette[n] & 255) for n in known} == known
+
+
+@pytest.mark.parametrize("mode", ["RGB", "RGBA"])
+def test_maps_in_voc_s_colours(voc: Path, mode: str) -> None:
+    redrawn(voc, lambda values: colours(voc_colours())(values).convert(mode))
+    data = open_segmentation(f"voc:{voc}", "val")
+    for i in range(3):
+        assert (data.label_map(i) == layouts.voc_map(layouts.scene_of("val", i))).all()
+
+
+def test_maps_in_colours_that_a_file_names(voc: Path) -> None:
+    own = {(250 - n) << 16 | n << 8 | 7: n for n in range(11)} | {224 << 16 | 224 << 8 | 192: 255}
+    redrawn(voc, colours(own))
+    with pytest.raises(InputError, match=r"none of its label maps can be used.*is the colour of no class"):
+        open_segmentation(f"voc:{voc}", "val")
+    lines = [f"thing {n}:{250 - n},{n},7::" for n in range(11)]
+    (voc / "labelmap.txt").write_text("\ufeff# label:color_rgb:parts:actions\r\n" + "\r\n".join(lines))
+    data = open_segmentation(f"voc:{voc}", "val")
+    assert data.classes == tuple(f"thing {n}" for n in range(11))
+    assert (data.label_map(1) == layouts.voc_map(layouts.scene_of("val", 1))).all()
+    (voc / "labelmap.txt").write_text("thing\n")
+    with pytest.raises(InputError, match=r"labelmap.txt: line 1 is no 'name:red,green,blue::': 'thing'"):
+        open_segmentation(f"voc:{voc}", "val")
+
+
+def test_maps_of_three_equal_channels(voc: Path) -> None:
+    redrawn(voc, lambda values: Image.fromarray(np.stack([values] * 3, 2)))
+    data = open_segmentation(f"voc:{voc}", "val")
+    assert (data.label_map(2) == layouts.voc_map(layouts.scene_of("val", 2))).all()
+
+
+def test_maps_saved_as_jpeg_are_refused(voc: Path) -> None:
+    redrawn(voc, lambda values: Image.fromarray(values), ".jpg")
+    with pytest.raises(InputError, match=r"none of its label maps can be used; .*a JPEG.*save maps as PNG"):
+        open_segmentation(f"voc:{voc}", "train")
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda v: (v > 0).astype(np.uint8) * 255, "hold the value 0 alone, and maybe 255"),
+        (lambda v: np.full_like(v, 255), "hold the value 255 alone, which does not count"),
+    ],
+)
+def test_maps_of_a_single_class(voc: Path, change: Callable[[np.ndarray], np.ndarray], said: str) -> None:
+    redrawn(voc, lambda values: Image.fromarray(change(values)))
+    with pytest.raises(InputError, match=said):
+        open_segmentation(f"voc:{voc}", "train")
+
+
+def test_gray_copies_of_colours_are_said(voc: Path) -> None:
+    redrawn(voc, lambda values: Image.fromarray(((values % 3) * 38).astype(np.uint8)))
+    data = open_segmentation(f"voc:{voc}", "train")
+    assert len(data.classes) == 77
+    assert data.skipped.remarks[0].startswith(
+        "its maps hold 3 of the values 0 to 76 (0, 38, 76 ...): are they gray"
+    )
+
+
+@pytest.mark.parametrize("text", ["\ufeffbackground\r\n{}\r\n", "background\n\n{}\u200b\n"])
+def test_classes_txt_of_other_systems(voc: Path, text: str) -> None:
+    names = [f"thing {i}" for i in range(10)]
+    (voc / "classes.txt").write_text(text.format("\r\n".join(names)))
+    assert open_segmentation(f"voc:{voc}", "val").classes == ("background", *names)
+
+
+def test_the_lists_of_pixels_are_said_and_test_stands_in(voc: Path) -> None:
+    data = open_segmentation(f"voc:{voc}", "train")
+    assert data.lists == ("ImageSets/Segmentation/train.txt (6)",)
+    assert "(train: ImageSets/Segmentation/train.txt (6))" in data.description
+    folder = lists(voc, "Segmentation")
+    (folder / "train_aug.txt").write_text("train_000000\n")
+    assert open_segmentation(f"voc:{voc}", "train").lists == ("ImageSets/Segmentation/train_aug.txt (1)",)
+    (folder / "val.txt").rename(folder / "test.txt")
+    data = open_segmentation(f"voc:{voc}", "val")
+    assert data.lists == ("ImageSets/Segmentation/test.txt (3)",)
+    assert data.skipped.remarks == ["there is no val.txt: test.txt is evaluated on"]
+    (folder / "test.txt").rename(folder / "default.txt")
+    with pytest.raises(
+        InputError, match=r"has no val.txt in ImageSets/Segmentation; there is default.txt, train.txt"
+    ):
+        open_segmentation(f"voc:{voc}", "val")
+
+
+def test_voc_s_own_classes_are_known_in_any_encoding(tmp_path: Path) -> None:
+    layouts.write_voc(tmp_path, years=("VOC2012",), devkit=False, names=False)
+    for path in tmp_path.rglob("*.xml"):
+        text = re.sub(r"<name>[^<]+</name><trunc", "<name>dog</name><trunc", path.read_text())
+        path.write_bytes(text.encode("utf-16"))
+    assert open_segmentation(f"voc:{tmp_path}", "val").classes == VOC_CLASSES
