@@ -316,7 +316,7 @@ def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
 
 def read_run(folder: RunFolder) -> dict[str, Any]:
     """The settings of a fine-tuning run. Raises ``InputError`` when it is none."""
-    saved = folder.read_settings()
+    saved = folder.read_settings(newer=False)
     if saved.get("kind") != KIND:
         raise InputError(f"{folder.path} is no run of `hetcl finetune`; name one that is")
     lacking = [name for name in ("arch", "classes", "facts") if name not in saved]

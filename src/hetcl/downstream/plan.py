@@ -63,7 +63,7 @@ def resumed_plan(
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> dict[str, Any]:
     """What the folder holds, with what may change from the arguments. Raises on anything else that differs."""
-    saved = folder.read_settings()
+    saved = folder.read_settings(newer=False)
     if saved.get("kind") != KIND:
         raise InputError(f"--out {folder.path} holds a run of another command; name a new folder")
     then = saved_settings(folder, saved)

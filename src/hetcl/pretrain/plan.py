@@ -88,7 +88,7 @@ def resumed_plan(
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
-    saved = folder.read_settings()
+    saved = folder.read_settings(newer=False)
     then = build_saved(
         Settings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
         beside=lambda: folder.check_settings(saved, FIELDS),

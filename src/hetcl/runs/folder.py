@@ -163,11 +163,18 @@ class RunFolder:
         import yaml
 
         text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True).encode()
-        seal = f"# crc32 {zlib.crc32(text):08x} of what follows; who edits it removes this line\n"
-        write_atomic(self.settings, seal.encode() + text)
+        mark = f"# crc32 {zlib.crc32(text):08x} of what follows; who edits it removes this line\n"
+        write_atomic(self.settings, mark.encode() + text)
 
-    def read_settings(self) -> dict[str, Any]:
-        """What :meth:`write_settings` saved. Raises ``InputError``: it is missing, broken or of a newer hetcl."""
+    def read_settings(self, *, newer: bool = True) -> dict[str, Any]:
+        """What :meth:`write_settings` saved.
+
+        Args:
+            newer: also that of a newer hetcl, whose settings may mean something else.
+
+        Raises:
+            InputError: it is missing, broken, or of a newer hetcl.
+        """
         try:
             with open(self.settings, encoding="utf-8") as f:
                 tree = parse_yaml(f.read(LONGEST + 1))
@@ -182,7 +189,7 @@ class RunFolder:
             raise InputError(
                 f"{self.settings} does not hold the settings of a run; put it back, or start a new folder"
             )
-        if _version(tree.get("hetcl")) > _version(__version__):
+        if not newer and _version(tree.get("hetcl")) > _version(__version__):
             raise InputError(f"{self.settings} was written by a newer hetcl ({tree['hetcl']}); upgrade hetcl")
         return tree
 
@@ -203,8 +210,12 @@ class RunFolder:
                 )
             if not isinstance(tree[name], kind) or isinstance(tree[name], bool):
                 raise InputError(f"{self.settings}: {name} cannot be {tree[name]!r:.60}{mend}")
-        seal, _, text = self.settings.read_bytes().partition(b"\n")
-        said = re.match(rb"# crc32 ([0-9a-f]{8}) ", seal)
+        self.check_seal()
+
+    def check_seal(self) -> None:
+        """Raises ``InputError`` when settings.yaml has a checksum and does not match it."""
+        mark, _, text = self.settings.read_bytes().partition(b"\n")
+        said = re.match(rb"# crc32 ([0-9a-f]{8}) ", mark)
         if said and int(said[1], 16) != zlib.crc32(text):
             raise InputError(
                 f"{self.settings} does not match its checksum: it is damaged or was edited; put back the run's own "

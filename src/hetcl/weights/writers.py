@@ -76,7 +76,7 @@ def run_of(model: str) -> dict[str, Any] | None:
             continue
         with contextlib.suppress(InputError):
             tree = run.read_settings()
-            run.check_settings(tree, {})
+            run.check_seal()
             made = run.read_summary()
             by, data = (made[n] if isinstance(made.get(n), dict) else {} for n in ("machine", "data"))
             return {
