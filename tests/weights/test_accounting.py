@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from hetcl.cli import main
@@ -75,17 +76,16 @@ def test_a_whole_encoder_of_ours_is_counted_too() -> None:
     content, _, _ = moco()
     save(content, "moco.pth")
     export("moco:moco.pth", format="full", out="full.safetensors")
-    state, facts = load_file("full.safetensors"), None
-    from safetensors import safe_open
-
     with safe_open("full.safetensors", "pt") as f:
         facts = f.metadata()
-    Path("junk.safetensors").write_bytes(seal(state | {"junk": torch.zeros(1)}, unseal(state, facts)))
+    state = load_file("full.safetensors")
+    facts = unseal(state, facts)
+    Path("junk.safetensors").write_bytes(seal(state | {"junk": torch.zeros(1)}, facts))
     assert "holds 1 keys of no encoder (e.g. junk)" in refused("junk.safetensors")
-    Path("half.safetensors").write_bytes(seal(cut(state, "key.", 0.4), unseal(state, facts)))
+    Path("half.safetensors").write_bytes(seal(cut(state, "key.", 0.4), facts))
     assert "its momentum copy does not fit its encoder" in refused("half.safetensors")
     state["key.pyramid.conv1.weight"][0] = float("nan")
-    save_file(state, "nan.safetensors", facts)
+    Path("nan.safetensors").write_bytes(seal(state, facts))
     assert "not finite, e.g. in key.pyramid.conv1.weight" in refused("nan.safetensors")
 
 
