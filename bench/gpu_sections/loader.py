@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +18,7 @@ from gpu_sections.stages import batch_of, fabric_on, precision_for, settings_of,
 from hetcl.images.scenes import scene
 from hetcl.images.sources import open_source
 from hetcl.machine import cores as machine_cores
-from hetcl.training.devices import choose_kernels
+from hetcl.training.devices import chosen_kernels
 from hetcl.types import Sample, Source
 from hetcl.views.loader import ViewLoader
 
@@ -106,15 +107,13 @@ def run(section: Section) -> None:
         return {"ms_per_image": each["ms"], "pictures": source.description}
 
     def alone() -> dict[str, Any]:
-        made = loader(cores, scale.batch)
-        found = paced(made.epoch(0), lambda _: None, section.device, scale.seconds)
-        made.close()
+        with contextlib.closing(loader(cores, scale.batch)) as made:
+            found = paced(made.epoch(0), lambda _: None, section.device, scale.seconds)
         return {"workers": cores, "images_per_second": found["images_per_second"]}
 
     def training(from_files: bool) -> dict[str, Any]:
         made = loader(cores, scale.batch) if from_files else None
         fabric = fabric_on(section.device, precision_for(section.device))
-        choose_kernels(deterministic=False)
         stage = stage_of(
             KIND, fabric=fabric, backbone=scale.backbone, size=scale.size, batch=scale.batch, groups=scale.groups,
             queue=scale.queue, loader=made,
@@ -122,8 +121,10 @@ def run(section: Section) -> None:
         numbers = iter(range(10**9))
         ready = batch_of(KIND, batch=scale.batch, size=scale.size).to(section.device)
         batches = stage.batches(0, 0) if from_files else iter(lambda: ready, None)
-        found = paced(batches, lambda batch: stage.step(batch, next(numbers)), section.device, scale.seconds)
-        stage.close()
+        with contextlib.closing(stage), chosen_kernels(deterministic=False):
+            found = paced(
+                batches, lambda batch: stage.step(batch, next(numbers)), section.device, scale.seconds
+            )
         if from_files:
             return {"workers": cores, **found}
         each["rate"] = found["images_per_second"]

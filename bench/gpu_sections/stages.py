@@ -117,6 +117,7 @@ def deterministic(on: bool = True) -> Iterator[list[str]]:
         yield objections
         return
     torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # as a run does
     try:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
@@ -125,3 +126,4 @@ def deterministic(on: bool = True) -> Iterator[list[str]]:
             objections += sorted({found[1] for found in said if found})
     finally:
         torch.use_deterministic_algorithms(False)
+        torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]

@@ -25,7 +25,8 @@ from gpu_sections.stages import batch_of, deterministic, fabric_on, precision_fo
 from hetcl.views.photometric import Photometric
 
 CLASSES = {
-    "copy": "memcpy memset copy catarray nchwtonhwc nhwctonchw transpose aten::cat aten::clone index_select".split(),
+    "copy": "memcpy memset copy catarray nchwtonhwc nhwctonchw transpose aten::cat aten::clone index_select "
+    "indexselect index_elementwise gather_kernel".split(),
     "batch norm": "batch_norm batchnorm bn_fw bn_bw bnorm welford".split(),
     "conv, gemm": "conv gemm xmma wgrad dgrad fprop cutlass nvjet sm80_ sm90_ cudnn aten::mm addmm".split(),
     "pointwise": "elementwise vectorized triton_poi multi_tensor foreach relu threshold aten::add aten::mul".split(),
@@ -115,7 +116,7 @@ class Grid:
         self.section, self.scale, self.device = section, scale, section.device
         self.bandwidth, self.peak, _ = roof.ceilings(self.device)
         self.work: dict[str, roof.Work] = {}
-        self.memory: dict[int, float] = {}
+        self.memory: dict[Variant, float] = {}
 
     def row(self, name: str, v: Variant, *, cap: float, look: bool = False) -> bool:
         """A row of one variant; ``look``: with the profiler's."""
@@ -131,7 +132,7 @@ class Grid:
             roof.wait(self.device)
             first = time.perf_counter() - began
             rate, spread = self._rate(step, v.batch)
-            self.memory[v.batch] = used = memory(self.device)
+            self.memory[v] = used = memory(self.device)
             where = profiled(step, self.device, self.scale.profiled) if look else {}
         room = roof.SHARE * self.bandwidth
         return {
@@ -198,11 +199,11 @@ class Grid:
         if self.device.type != "cuda":
             self.row(name, replace(v, batch=2 * v.batch), cap=15)
             return
-        if v.batch not in self.memory:
+        if v not in self.memory:
             self.section.row(name, skipped="the memory of the usual batch is not known")
             return
         total = torch.cuda.get_device_properties(self.device).total_memory
-        each = self.memory[v.batch] / v.batch  # too much, since weights and queue are in it
+        each = self.memory[v] / v.batch  # too much, since weights and queue are in it
         batch = int(0.93 * total / each) // 64 * 64
         while batch > v.batch and self.section.left > 10:
             if self.row(name, replace(v, batch=batch), cap=30):
@@ -291,7 +292,11 @@ def profiled(step: Callable[[], Any], device: torch.device, steps: int) -> dict[
     kernels: list[Any] = []
     for activities in ([ProfilerActivity.CUDA], [ProfilerActivity.CPU, ProfilerActivity.CUDA]):
         found = _profile(step, device, steps, activities).events() or []
-        kernels = [e for e in found if e.device_type == torch.autograd.DeviceType.CUDA]
+        kernels = [
+            e
+            for e in found
+            if e.device_type == torch.autograd.DeviceType.CUDA and not getattr(e, "is_user_annotation", False)
+        ]
         if kernels:
             break
     spans = [(e.time_range.start, e.time_range.end) for e in kernels]
@@ -318,8 +323,11 @@ def shares(each: list[tuple[str, float]]) -> dict[str, Any]:
 
 
 def class_of(kernel: str) -> str:
-    """The class of a kernel by its name."""
+    """The class of a kernel by its name. The compiler names its own after all they do; of these, the ones that reduce
+    are batch norm's nearly all."""
     name = kernel.lower()
+    if name.startswith("triton_"):
+        return {"poi": "pointwise", "red": "batch norm", "per": "batch norm"}.get(name[7:10], "other")
     return next((kind for kind, words in CLASSES.items() if any(w in name for w in words)), "other")
 
 

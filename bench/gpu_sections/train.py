@@ -6,6 +6,7 @@ come from the rate that a few seconds of training reach, so that both runs and t
 
 from __future__ import annotations
 
+import contextlib
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,7 +21,7 @@ from gpu_sections.stages import fabric_on, precision_for, stage_of
 from hetcl.downstream.data import open_detection
 from hetcl.images.sources import open_source
 from hetcl.runs.folder import RunFolder
-from hetcl.training.devices import choose_kernels, workers_of
+from hetcl.training.devices import chosen_kernels, workers_of
 from hetcl.views.loader import ViewLoader
 from hetcl.views.policies import POLICIES
 from hetcl.weights.encoder import load_encoder
@@ -105,7 +106,6 @@ def run(section: Section) -> None:
 def rate(section: Section, scale: Scale, data: str) -> tuple[float, int]:
     """Images a second of stage 2 from the data, and how many pictures there are."""
     source = open_source(data, folder_classes=True)
-    choose_kernels(deterministic=False)
     loader = ViewLoader(
         source, policy=POLICIES["hcl"], size=scale.size, batch=scale.batch, seed=0, stage="rate",
         workers=workers_of(-1), pin=section.device.type == "cuda",
@@ -124,8 +124,8 @@ def rate(section: Section, scale: Scale, data: str) -> tuple[float, int]:
 
     seconds = 0.2 if section.toy else 4.0
     numbers = iter(range(10**9))
-    found = paced(batches(), lambda b: stage.step(b, next(numbers)), section.device, seconds)
-    stage.close()
+    with contextlib.closing(stage), chosen_kernels(deterministic=False):
+        found = paced(batches(), lambda b: stage.step(b, next(numbers)), section.device, seconds)
     return found["images_per_second"], len(source)
 
 

@@ -13,7 +13,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetcl.errors import InputError
-from hetcl.model.group_norm import group_batch_norm
+from hetcl.model.group_norm import group_batch_norm, micro_batch
 from hetcl.model.pyramid import build_pyramid
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
@@ -178,7 +178,7 @@ def test_compiled_equals_eager(kind: str) -> None:
     make, spatial = NORMS[kind]
     eager = group_batch_norm(randomised(make()), 3)
     compiled = copy.deepcopy(eager)
-    compiled.compile(backend="aot_eager", fullgraph=kind != "cumulative")  # its momentum waits for the device
+    compiled.compile(backend="aot_eager", fullgraph=True)
     for _ in range(2):
         x = torch.randn(B, C, *spatial, dtype=torch.float64)
         one, other = x.clone().requires_grad_(), x.clone().requires_grad_()
@@ -191,6 +191,29 @@ def test_compiled_equals_eager(kind: str) -> None:
     torch.testing.assert_close(dict(compiled.named_buffers()), dict(eager.named_buffers()), **EXACT)
     for p, q in zip(eager.parameters(), compiled.parameters(), strict=True):
         torch.testing.assert_close(q.grad, p.grad, **EXACT)
+
+
+@pytest.mark.parametrize("momentum", [0.1, None])
+def test_micro_batches_share_one_compilation(momentum: float | None) -> None:
+    """Which of them is at hand is no number that is compiled in."""
+    graphs = []
+
+    def backend(graph: torch.fx.GraphModule, inputs: list[torch.Tensor]) -> Any:
+        graphs.append(graph)
+        return graph.forward
+
+    torch.compiler.reset()
+    eager = group_batch_norm(randomised(norm_2d(momentum)), 6)
+    compiled = copy.deepcopy(eager)
+    compiled.compile(backend=backend, fullgraph=True)
+    for _ in range(2):
+        x = torch.randn(B, C, 4, 3, dtype=torch.float64)
+        for norm in (eager, compiled):
+            for i, piece in enumerate(x.chunk(6)):
+                with micro_batch(norm, 6, i, 6):
+                    norm(piece)
+    assert len(graphs) == 1
+    torch.testing.assert_close(dict(compiled.named_buffers()), dict(eager.named_buffers()), **EXACT)
 
 
 @pytest.mark.parametrize("compiled", [False, True])

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,6 +14,7 @@ from hypothesis import strategies as st
 from hetcl.pretrain import doctor
 from hetcl.pretrain.stages import pieces_of
 from hetcl.settings import resolve, stages_of
+from hetcl.training.devices import chosen_kernels
 from tests.pretrain.build import fabric
 
 TINY = {"backbone": "timm:test_resnet", "size": 32, "spatial.side": 2, "stage1.queue": 64, "stage2.queue": 64}
@@ -47,7 +50,37 @@ def test_a_batch_that_does_not_fit_is_said(
 
 
 @given(st.integers(1, 40), st.integers(1, 10))
-def test_pieces_are_those_of_chunk(count: int, pieces: int) -> None:
+def test_pieces_are_those_of_chunk(each: int, pieces: int) -> None:
+    count = each * pieces
     rows = torch.arange(count)
     found = [rows[piece].tolist() for piece in pieces_of(count, pieces)]
     assert found == [piece.tolist() for piece in rows.chunk(pieces)]
+
+
+@pytest.mark.parametrize("deterministic", [False, True])
+def test_kernels_are_chosen_for_the_run_alone(deterministic: bool) -> None:
+    """Somebody else's training in the same process keeps the switches it had."""
+
+    def switches() -> tuple[bool, ...]:
+        return (
+            torch.are_deterministic_algorithms_enabled(),
+            torch.utils.deterministic.fill_uninitialized_memory,  # type: ignore[attr-defined]
+            torch.backends.cudnn.benchmark,
+        )
+
+    before = switches()
+    with contextlib.suppress(ZeroDivisionError), chosen_kernels(deterministic=deterministic):
+        assert switches() == (deterministic, not deterministic, not deterministic)
+        raise ZeroDivisionError
+    assert switches() == before
+
+
+def test_a_gpu_that_would_wait_for_images_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = resolve("hcl-r50", TINY | {"workers": 2})
+    monkeypatch.setattr(doctor, "measure_step", lambda *_, **__: doctor.Pace(3000, 2**30))
+    monkeypatch.setattr(doctor, "make_fabric", lambda **_: SimpleNamespace(device=torch.device("cuda")))
+    monkeypatch.setattr(doctor, "device_name", lambda _: "a GPU")
+    for reading, waits in ((0.0005, False), (0.005, True)):
+        warnings: list[str] = []
+        doctor._recipe(settings, "hcl-r50", None, reading, warnings)
+        assert any("3000 a second need about 20 workers" in w for w in warnings) == waits

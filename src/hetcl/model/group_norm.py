@@ -27,12 +27,13 @@ class OverGroups(_BatchNorm):
     this is plain batch norm and equals it.
 
     One whole batch may also come in ``parts`` micro-batches (gradient accumulation); ``groups`` then counts
-    the slices of the micro-batch at hand, and ``part`` says which it is.
+    the slices of the micro-batch at hand.
     """
 
     groups: int = 1
-    part: int = 0
     parts: int = 1
+    kept: Tensor | None = None
+    """See :meth:`keep`, for the micro-batch at hand. A tensor, since a number would be compiled in."""
     parent: type
     then: tuple[str, ...]
     """Children that the parent applies to what was normalised (timm: dropout, activation)."""
@@ -54,26 +55,30 @@ class OverGroups(_BatchNorm):
         normalise = _fusible if torch.compiler.is_compiling() else _Sliced.apply
         out, mean, var = normalise(input, self.weight, self.bias, self.groups, self.eps)
         if self.running_mean is not None and self.running_var is not None:
-            kept = self._kept()
-            self.running_mean.mul_(kept).add_(mean.mean(0), alpha=1 - kept)
-            self.running_var.mul_(kept).add_(var.mean(0), alpha=1 - kept)
+            kept = self.keep(0, 1) if self.kept is None else self.kept
+            for old, new in ((self.running_mean, mean.mean(0)), (self.running_var, var.mean(0))):
+                if isinstance(kept, Tensor):
+                    old.mul_(kept).addcmul_(new, 1 - kept)
+                else:
+                    old.mul_(kept).add_(new, alpha=1 - kept)
         for name in self.then:
             out = getattr(self, name)(out)
         return out
 
-    def _kept(self) -> float:
-        """Weight of the old running statistics after this micro-batch, such that all slices of a batch count alike.
+    def keep(self, part: int, parts: int) -> float | Tensor:
+        """Weight of the old running statistics after a micro-batch, such that all slices of a batch count alike.
 
         With momentum m for the whole batch in n slices, of which i came before, the sequence of updates
         ``m / n / (1 - m * (n - 1 - i) / n)`` gives each slice m / n; this is the product over the slices at hand.
         """
-        if self.num_batches_tracked is not None and self.part == 0:
-            self.num_batches_tracked.add_(1)  # a whole batch counts once
-        whole = self.momentum
-        if whole is None:  # cumulative average (this waits for the device, as PyTorch's own does)
-            whole = 0.0 if self.num_batches_tracked is None else 1.0 / float(self.num_batches_tracked)
-        left = 1 - self.part / self.parts
-        return (1 - left * whole) / (1 - (left - 1 / self.parts) * whole)
+        count = self.num_batches_tracked
+        if count is not None and part == 0:
+            count.add_(1)  # a whole batch counts once
+        whole: float | Tensor | None = self.momentum
+        if whole is None:  # cumulative average
+            whole = 0.0 if count is None else 1.0 / count.to(self.running_mean.dtype)  # type: ignore[union-attr]
+        left = 1 - part / parts
+        return (1 - left * whole) / (1 - (left - 1 / parts) * whole)
 
     def __reduce_ex__(self, protocol: SupportsIndex) -> tuple[Any, ...]:
         """Copy and pickle by the parent's name: the class itself is made on the fly."""
@@ -216,9 +221,13 @@ def micro_batch(encoder: nn.Module, groups: int, part: int, parts: int) -> Itera
             f"make the groups a multiple of {parts}, or accumulate over fewer micro-batches"
         )
     for norm in norms:
-        norm.groups, norm.part, norm.parts = groups // parts, part, parts
+        norm.groups, norm.parts = groups // parts, parts
+        old = norm.running_mean
+        if parts > 1 and norm.training and old is not None:
+            kept = norm.keep(part, parts)
+            norm.kept = kept if isinstance(kept, Tensor) else old.new_full((), kept)
     try:
         yield
     finally:
         for norm in norms:
-            norm.groups, norm.part, norm.parts = groups, 0, 1
+            norm.groups, norm.parts, norm.kept = groups, 1, None

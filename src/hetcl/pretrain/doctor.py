@@ -6,6 +6,7 @@ Also the estimate by which a run that would take days says so before it starts. 
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 import os
 import shutil
@@ -22,13 +23,14 @@ from hetcl.analysis.labelled import why_none
 from hetcl.errors import InputError
 from hetcl.images.decode import open_picture
 from hetcl.images.sources import open_source
+from hetcl.machine import cores
 from hetcl.pretrain.build import build_model, build_task
 from hetcl.pretrain.monitors import some_pictures
 from hetcl.pretrain.plan import held_out_of
 from hetcl.printable import say
 from hetcl.runs.folder import machine
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
-from hetcl.training.devices import choose_kernels, device_name, make_fabric, precision_on
+from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import count, duration
 from hetcl.types import BadPicture, Source, ViewBatch, ViewPolicy
 from hetcl.views import photometric
@@ -36,6 +38,8 @@ from hetcl.views.loader import name_of
 
 SAMPLES = 64
 """Pictures that are opened to judge the data."""
+VIEWS_OVER_DECODING = 1.3
+"""A worker's time for an image, cropped twice, over that of decoding it whole (docs/results.md)."""
 
 
 @dataclass(frozen=True)
@@ -84,7 +88,8 @@ def measure_step(
 ) -> Pace:
     """Time a stage's real step: views, both encoders, loss, queue and optimiser, on noise. Called on every rank.
 
-    A GPU takes the recipe's batch; a CPU, where a batch may take minutes, 16 images at most. The first steps warm up.
+    A GPU takes the recipe's batch; a CPU, where a batch may take minutes, 16 images at most. The first steps warm up
+    and are not counted.
     """
     cuda, ranks, s = fabric.device.type == "cuda", fabric.world_size, settings
     if not cuda:
@@ -93,25 +98,29 @@ def measure_step(
         s = replace(s, batch=group * groups, groups=groups, accumulate=1)
     views = 1 if stage.method == "supervised" else 2
     loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views)
-    seconds = []
+    warm, counted = (3, 5) if cuda else (1, 1)
+    wait = (lambda: torch.cuda.synchronize(fabric.device)) if cuda else (lambda: None)
     try:
-        if cuda:
+        if cuda:  # what was measured before may not be gone yet
+            gc.collect()
+            torch.cuda.empty_cache()
             torch.cuda.reset_peak_memory_stats(fabric.device)
         model = build_model(s, stage, classes)
         task = build_task(s, "trial", stage, model, fabric=fabric, loader=loader)  # type: ignore[arg-type]
         batches = task.batches(0, 0)
-        for step in range(8 if cuda else 2):
-            began = time.monotonic()
+        for step in range(warm + counted):
+            if step == warm:
+                wait()
+                began = time.monotonic()
             task.step(next(batches), step)
-            if cuda:
-                torch.cuda.synchronize(fabric.device)
-            seconds.append(time.monotonic() - began)
+        wait()
+        seconds = time.monotonic() - began
     except torch.OutOfMemoryError:
         if ranks > 1:  # the others wait for this one
             raise
         return Pace(0, torch.cuda.max_memory_allocated(fabric.device))
     memory = torch.cuda.max_memory_allocated(fabric.device) if cuda else 0
-    return Pace(s.batch / float(np.median(seconds[3 if cuda else 1 :])), memory)
+    return Pace(s.batch * counted / seconds, memory)
 
 
 def doctor(
@@ -132,7 +141,7 @@ def doctor(
     warnings: list[str] = []
     settings = resolve(recipe, overrides)
     _machine(warnings)
-    source = None
+    source, reading = None, 0.0
     if data is not None:
         with _aloud():
             source = open_source(
@@ -142,8 +151,8 @@ def doctor(
                 window=settings.window,
             )
             held_out = held_out_of(data, settings, settings.window)
-        _data(source, held_out, settings, warnings)
-    _recipe(settings, recipe or "hcl-r50", source, warnings)
+        reading = _data(source, held_out, settings, warnings)
+    _recipe(settings, recipe or "hcl-r50", source, reading, warnings)
     say()
     for line in warnings:
         say(f"! {line}")
@@ -192,8 +201,8 @@ def _machine(warnings: list[str]) -> None:
         warnings.append(f"only {free:.1f} GiB of disk are free here: checkpoints may not fit")
 
 
-def _data(source: Source, held_out: Source | None, settings: Settings, warnings: list[str]) -> None:
-    """Open some pictures, spread over the data, and say what training will make of it."""
+def _data(source: Source, held_out: Source | None, settings: Settings, warnings: list[str]) -> float:
+    """Open some pictures, spread over the data, and say what training will make of it; seconds for each."""
     say(f"data      {source.description}")
     sizes, bad = [], []
     began = time.monotonic()
@@ -232,6 +241,7 @@ def _data(source: Source, held_out: Source | None, settings: Settings, warnings:
     if smallest < 32:
         warnings.append(f"some pictures have a side of {smallest} pixels")
     _labels(source, settings, warnings)
+    return seconds
 
 
 def _knn_words(source: Source, held_out: Source | None, settings: Settings) -> str:
@@ -269,14 +279,15 @@ def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
         warnings.append(f"fewer pictures than a batch of {settings.batch}: the batch will shrink")
 
 
-def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: list[str]) -> None:
-    """What a recipe costs here, from real steps."""
+def _recipe(
+    settings: Settings, recipe: str, source: Source | None, reading: float, warnings: list[str]
+) -> None:
+    """What a recipe costs here, from real steps, and whether the pictures are read as fast (seconds for each)."""
     from hetcl.model.embedding import cost_of
 
     fabric = make_fabric(
         device=settings.device, devices=1, precision=settings.precision, threads=settings.threads
     )
-    choose_kernels(deterministic=settings.deterministic)
     pictures = len(source) if source else 1_281_167
     classes = len(source.classes or ("",)) if source else 1000
     say(
@@ -287,12 +298,14 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
         f"device    {device_name(fabric.device)}, {precision_on(settings.precision, fabric.device.type)}: "
         "timing a step of each stage ..."
     )
-    total = 0.0
+    total = fastest = 0.0
     for name, stage in stages_of(settings).items():
         model = build_model(settings, stage, classes)
         cost = cost_of(model, 1, 3, settings.size, settings.size)
-        pace = measure_step(settings, stage, fabric=fabric, classes=classes)
+        with chosen_kernels(deterministic=settings.deterministic):
+            pace = measure_step(settings, stage, fabric=fabric, classes=classes)
         total += pace.seconds(pictures * stage.epochs)
+        fastest = max(fastest, pace.images_per_second)
         say(
             f"          {name}: {stage.method}, {count(stage.epochs, 'epoch')}, {cost.parameters / 1e6:.1f} M weights, "
             f"{cost.multiply_adds / 1e9:.2f} G multiply-adds a view"
@@ -314,6 +327,16 @@ def _recipe(settings: Settings, recipe: str, source: Source | None, warnings: li
     say(
         f"          in all about {duration(total)} on one such device for {of}, if the images are read as fast"
     )
+    workers, needed = workers_of(settings.workers), VIEWS_OVER_DECODING * reading * fastest
+    if reading and fabric.device.type == "cuda":
+        say(
+            f"          reading as fast takes about {needed:.1f} workers; it has {workers}, on {cores()} cores"
+        )
+        if needed > min(workers, cores()):
+            warnings.append(
+                f"the GPU would wait for images: {fastest:.0f} a second need about {needed:.0f} workers, and there are "
+                f"{workers} on {cores()} cores; raise --workers up to the cores, or store the images smaller"
+            )
     if total > 86400:
         warnings.append(
             f"this recipe would take about {duration(total)} here; `--recipe small` is made for one small machine"

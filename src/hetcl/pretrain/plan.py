@@ -171,6 +171,11 @@ def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[
             s = replace(s, groups=groups, accumulate=1)
         told.append(f"batch {s.batch} -> {batch}, since there are only {n} pictures")
         s = replace(s, batch=batch)
+    if s.groups // ranks % s.accumulate:
+        raise InputError(
+            f"{s.groups} batch-norm groups over {ranks} devices leave each {s.groups // ranks}, which do not split "
+            f"into accumulate = {s.accumulate} pieces; raise groups or lower accumulate"
+        )
     for name in ("stage1", "stage2"):
         stage = getattr(s, name)
         if not stage.epochs or stage.method == "supervised" or stage.queue <= n:

@@ -32,7 +32,7 @@ from hetcl.settings import (
     to_dict,
 )
 from hetcl.training.bad_pictures import BadPictures
-from hetcl.training.devices import choose_kernels, device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
@@ -84,7 +84,8 @@ def pretrain(
             if resumed
             else new_plan(data, recipe, init, allow_partial, overrides)
         )
-        return Run(folder, plan, resume=resume).go()
+        with chosen_kernels(deterministic=plan.settings.deterministic):
+            return Run(folder, plan, resume=resume).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
@@ -132,7 +133,6 @@ class Run:
             batch=s.batch,
             groups=s.groups,
         )
-        choose_kernels(deterministic=s.deterministic)
         self.window = common_window(plan, self.source, self.fabric)
         supervised = any(stage.method == "supervised" for stage in self._todo().values())
         fitted = self.labelled if supervised else self.source

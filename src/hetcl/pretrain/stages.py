@@ -100,35 +100,27 @@ class _Stage:
 
 
 def pieces_of(count: int, pieces: int) -> list[slice]:
-    """Rows 0 to ``count`` as at most ``pieces`` slices of one length (the last may be shorter)."""
-    each = -(-count // pieces)
-    return [slice(start, min(start + each, count)) for start in range(0, count, each)]
+    """Rows 0 to ``count``, a multiple of ``pieces``, as slices of one length: the micro-batches."""
+    each = count // pieces
+    return [slice(i * each, (i + 1) * each) for i in range(pieces)]
 
 
 def on_device(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[ViewBatch]:
-    """Batches on ``device``. To a GPU the next one is copied while the one before is used, on a stream of its own."""
+    """Batches on ``device``. To a GPU they are copied on a stream of their own, so that the copy runs beside the step
+    before, which the GPU still computes when the next batch is asked for."""
     if device.type != "cuda":
         yield from (batch.to(device) for batch in batches)
         return
     aside = torch.cuda.Stream(device)
-
-    def ready(batch: ViewBatch, copied: torch.cuda.Event) -> ViewBatch:
-        stream = torch.cuda.current_stream(device)
-        stream.wait_event(copied)
-        for tensor in (batch.images, batch.boxes, batch.sizes, batch.index, batch.label):
-            if tensor is not None:
-                tensor.record_stream(stream)  # its memory is not given away while this stream reads it
-        return batch
-
-    ahead: tuple[ViewBatch, torch.cuda.Event] | None = None
     for batch in batches:
         with torch.cuda.stream(aside):
-            moved = batch.to(device), aside.record_event()
-        if ahead is not None:
-            yield ready(*ahead)
-        ahead = moved
-    if ahead is not None:
-        yield ready(*ahead)
+            moved = batch.to(device)
+        stream = torch.cuda.current_stream(device)
+        stream.wait_stream(aside)
+        for tensor in (moved.images, moved.boxes, moved.sizes, moved.index, moved.label):
+            if tensor is not None:
+                tensor.record_stream(stream)  # its memory is not given away while this stream reads it
+        yield moved
 
 
 class Contrast(_Stage):

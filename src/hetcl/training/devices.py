@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -78,20 +80,34 @@ def make_fabric(
     return fabric
 
 
-def choose_kernels(*, deterministic: bool) -> None:
-    """For steps whose shapes stay the same: let cuDNN time its kernels once, or keep to those that repeat their bits.
+@contextmanager
+def chosen_kernels(*, deterministic: bool) -> Iterator[None]:
+    """Inside, for steps whose shapes stay the same: cuDNN times its kernels once, or keeps to those that repeat their
+    bits. Outside, PyTorch's switches are as they were.
 
     Args:
         deterministic: two equal runs on one GPU end in equal bits, at some cost in speed. An operation that cannot
             do so raises RuntimeError.
     """
+    filling = torch.utils.deterministic
+    before = (
+        torch.are_deterministic_algorithms_enabled(),
+        torch.is_deterministic_algorithms_warn_only_enabled(),
+        filling.fill_uninitialized_memory,  # type: ignore[attr-defined]
+        torch.backends.cudnn.benchmark,
+    )
     if deterministic:
         # cuBLAS reads it when it starts; PyTorch asks for it.
         os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
         torch.use_deterministic_algorithms(True)
         # Else every new tensor is written once more.
-        torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+        filling.fill_uninitialized_memory = False  # type: ignore[attr-defined]
     torch.backends.cudnn.benchmark = not torch.are_deterministic_algorithms_enabled()
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before[0], warn_only=before[1])
+        filling.fill_uninitialized_memory, torch.backends.cudnn.benchmark = before[2:]  # type: ignore[attr-defined]
 
 
 def use_threads(threads: int, processes: int = 1) -> None:
