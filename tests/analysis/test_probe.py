@@ -67,6 +67,19 @@ def files(out: Path) -> dict[str, bytes]:
 # ---- what is found ---------------------------------------------------------------------------------------------------
 
 
+def test_random_weights_are_probed_with_statistics(
+    data: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Batch norms that were never measured would make them look worse than they are; the same again with --resume."""
+    arguments: dict[str, Any] = {"linear": "none", "size": 32, "features": "pooled"}
+    reports = []
+    for resume in (False, True):
+        reports.append(run("timm:test_resnet:random", data, tmp_path / "out", resume=resume, **arguments))
+        assert "no batch-norm statistics: measured" in capsys.readouterr().out
+    assert "features  of 60 pictures are here already" in (tmp_path / "out" / "log.txt").read_text()
+    assert reports[0]["knn"] == reports[1]["knn"]
+
+
 @pytest.mark.parametrize("features", ["pooled", "c4x2", "embedding"])
 def test_figures_are_those_of_a_slow_probe(features: str, hcl: Path, data: Path, tmp_path: Path) -> None:
     """Features by plain torch from the decoded files, kNN by a double loop."""

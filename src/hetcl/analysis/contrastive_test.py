@@ -27,6 +27,7 @@ from hetcl.analysis.vectors import vectors_of
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
+from hetcl.model.statistics import is_unmeasured
 from hetcl.paths import expand
 from hetcl.printable import printable
 from hetcl.runs.folder import first_process, machine, write_atomic
@@ -277,8 +278,9 @@ class Test:
             if signal.number:
                 raise Stopped(signal.number, "stopped before the first picture; go on with --resume")
 
-        random = [t.entry for t in todo if t.entry.role == "random"]
-        for entry in {id(e.encoder): e for e in random}.values():
+        for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
+            if not is_unmeasured(entry.encoder.pyramid):
+                continue
             yardstick.measure(
                 entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed, window=s.window,
                 pictures=self.pictures, workers=workers_of(s.workers), stop=stop,

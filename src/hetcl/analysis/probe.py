@@ -19,6 +19,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hetcl.analysis import yardstick
 from hetcl.analysis.extract import Extractor, features_of
 from hetcl.analysis.knn import knn_hits
 from hetcl.analysis.labelled import Bank, Part, fill, list_bad, open_parts
@@ -26,18 +27,13 @@ from hetcl.analysis.linear import COLUMNS, LinearTask, logistic_regression
 from hetcl.analysis.probe_words import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.model.statistics import is_unmeasured
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
 from hetcl.runs.lock import is_lock
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
-from hetcl.training.devices import (
-    device_name,
-    make_fabric,
-    not_finite_because,
-    precision_on,
-    workers_of,
-)
+from hetcl.training.devices import device_name, make_fabric, not_finite_because, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, count, duration
@@ -131,6 +127,7 @@ class Probe:
         assert self.parts.train.classes is not None
         self.classes = len(self.parts.train.classes)
         self.encoder = load_encoder(model, allow_partial=allow_partial)
+        self.digest = self.encoder.digest
         self.feature = features_of(self.encoder, s.features)
         self.size = s.size or self.encoder.size or 224
         self.fabric = make_fabric(
@@ -227,10 +224,18 @@ class Probe:
 
     def _features(self, signal: StopSignal) -> tuple[Bank, Bank]:
         """Features of central views of all pictures, from disk where they are there already."""
-        s, fabric = self.settings, self.fabric
+        s, fabric, train = self.settings, self.fabric, self.parts.train
+        if unmeasured := is_unmeasured(self.encoder.pyramid):
+            self.reporter.say("          no batch-norm statistics: measured on some of the training pictures")
+            yardstick.measure(
+                self.encoder, train, size=self.size, fabric=fabric, seed=s.seed, window=s.window,
+                pictures=len(train), workers=workers_of(s.workers), stop=lambda: _stop_at(signal, "stopped"),
+            )  # fmt: skip
+            self.digest = self._digest()
         key = {
             "schema": SCHEMA,
             "weights": self.encoder.digest,
+            "measured": unmeasured and train.pictures,
             "arch": self.encoder.pyramid.arch,
             "features": self.feature,
             "size": self.size,
@@ -395,14 +400,17 @@ class Probe:
         )
         return found
 
+    def _digest(self) -> str:
+        """Of the encoder's weights and statistics as they are now."""
+        e = self.encoder
+        return digest_of((e.pyramid if e.embedding is None else e.embedding).state_dict(), e.facts)
+
     def _check_unchanged(self) -> None:
         """Raises ``WorkFailed`` when a weight or a statistic of the encoder has moved."""
-        e = self.encoder
-        now = digest_of((e.pyramid if e.embedding is None else e.embedding).state_dict(), e.facts)
-        if now != e.digest:
+        if (now := self._digest()) != self.digest:
             raise WorkFailed(
-                f"the weights of {e.model} changed while they were probed ({e.digest}, now {now}), so the figures "
-                "would mean nothing: this is a fault of hetcl, please report it"
+                f"the weights of {self.encoder.model} changed while they were probed ({self.digest}, now {now}), so "
+                "the figures would mean nothing: this is a fault of hetcl, please report it"
             )
 
     # ---- what was found ------------------------------------------------------------------------------------------

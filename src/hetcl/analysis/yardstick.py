@@ -8,6 +8,7 @@ that alone tells images apart (docs/contrast.md has figures), so without it a ru
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -16,12 +17,12 @@ from typing import Any, Literal
 
 import torch
 from lightning_fabric import Fabric
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from hetcl.analysis.extract import Extractor, features_of
 from hetcl.errors import InputError
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid
+from hetcl.model.statistics import batch_norms, is_unmeasured, measuring
 from hetcl.runs.folder import RunFolder
 from hetcl.types import Source
 from hetcl.views.pairs import Pairs
@@ -145,7 +146,8 @@ def _given(encoder: Encoder, features: Sequence[str], size: int) -> Iterator[Ent
     wanted = dict.fromkeys(features_of(encoder, f) for f in features)
     for one in wanted:
         name = encoder.name if len(wanted) == 1 else f"{encoder.name} {one}"
-        yield Entry(name, encoder, encoder.digest, one, size, "model", encoder.name)
+        digest = _digest(encoder, one) if is_unmeasured(encoder.pyramid) else encoder.digest
+        yield Entry(name, encoder, digest, one, size, "model", encoder.name)
 
 
 def _judged(encoder: Encoder, features: Sequence[str], entries: Sequence[Entry]) -> Entry:
@@ -203,28 +205,24 @@ def measure(
     encoder: Encoder, source: Source, *, size: int, fabric: Fabric, seed: int, window: int, pictures: int,
     workers: int, stop: Callable[[], None],
 ) -> None:  # fmt: skip
-    """Batch-norm statistics of a random encoder, as their mean over batches of views of the first images of the test.
+    """Batch-norm statistics of a random encoder, as their mean over batches of views of the first images of ``source``.
 
     Args:
         encoder: is changed.
-        size, seed, window, pictures: of the test.
+        pictures: how many there are.
+        size, seed, window: of the test.
         stop: called before each batch; it may raise.
     """
     policy = POLICIES["standard"]
     features, photometric = "pooled" if encoder.embedding is None else "embedding", Photometric(policy)
-    look = Extractor(encoder, [features]).to(fabric.device).eval()
-    norms = [m for m in look.modules() if isinstance(m, _BatchNorm) and m.running_mean is not None]
-    if not norms:
+    look = Extractor(encoder, [features]).to(fabric.device)
+    if not batch_norms(look):
         return
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # PyTorch's cumulative average
-        norm.train()
     pairs = Pairs(
         source, [policy], size=size, batch=MEASURED_BATCH, seed=seed, workers=workers, window=window,
         pictures=pictures,
     )  # fmt: skip
-    try:
+    with contextlib.closing(pairs), measuring(look):
         for _, views in pairs.run(range(max(1, min(pictures, MEASURED) // MEASURED_BATCH))):
             stop()
             (batch,) = views.values()
@@ -233,9 +231,6 @@ def measure(
                 both = [photometric(x, c) for x, c in zip(images, batch.colour, strict=True)]
                 with fabric.autocast():
                     look(torch.cat(both))
-    finally:
-        pairs.close()
-    look.eval()
 
 
 # ---- what a model began with ---------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ N pictures, C channels of C5.
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import numpy as np
@@ -12,11 +13,16 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from hetcl.model.group_norm import group_batch_norm
+from hetcl.model.statistics import is_unmeasured, measuring
 from hetcl.pretrain import monitors
 from hetcl.types import Source
 from hetcl.views.loader import ordered
 from hetcl.views.photometric import Photometric
 from hetcl.views.policies import POLICIES
+
+MEASURED = 512
+"""Images by which random weights' batch-norm statistics are measured."""
 
 
 class KnnCheck:
@@ -74,6 +80,13 @@ class KnnCheck:
         asked = order[take:]
         if not own:
             asked = monitors.some_pictures(queries_from, held, seed, "knn queries", near=near)
+        if (
+            is_unmeasured(pyramid) and take > 1
+        ):  # with such statistics random weights would look worse than they are
+            whole = min(take, MEASURED) // self.look["batch"] * self.look["batch"]
+            pyramid = group_batch_norm(copy.deepcopy(pyramid), 1)
+            with measuring(pyramid):
+                self._features(pyramid, source, order[: whole or take])
         bank = self._features(pyramid, source, order[:take])
         asking = self._features(pyramid, queries_from, asked)
         return {"knn": monitors.knn_accuracy(*bank, *asking, k=self.k)}
