@@ -47,7 +47,7 @@ SECTIONS = {
     "train": ("gpu_sections.train", 0.24),
 }
 """Module of each section and its share of the time; what one leaves goes to those behind it."""
-MACHINE = ("gpu_sections.machine", 30.0)
+MACHINE = ("gpu_sections.machine", 90.0)
 """Looks at the card first; its limit in seconds."""
 SLACK = 0.1
 """Share of its limit that a section should leave unused: it is ended at the limit, and stops by itself before."""
@@ -159,8 +159,9 @@ class Bench:
         sections = self.report["sections"]
         bad = [name for name, s in sections.items() if s["status"] != "done"]
         rows = sections.get("correct", {}).get("rows", [])
-        unequal = [row["name"] for row in rows if row.get("ok") is False or "error" in row]
-        for what, names in (("not done", bad), ("not equal", unequal)):
+        # What may differ has an "ok" of null; what was left out has none.
+        unequal = [row["name"] for row in rows if row.get("ok", False) is False]
+        for what, names in (("not done", bad), ("not equal, or not shown", unequal)):
             if names:
                 print(f"gpu: {what}: {', '.join(names)}", file=sys.stderr)
         return 1 if bad or unequal else 0

@@ -96,7 +96,7 @@ def peer(settings: Any, scale: Scale, classes: int) -> nn.Module:
         backbone_name=scale.peer, weights=None, norm_layer=nn.BatchNorm2d, trainable_layers=5
     )
     return MaskRCNN(
-        body, classes + 1, min_size=settings.min_size, max_size=settings.max_size, box_score_thresh=0.0,
+        body, classes + 1, min_size=side_of(settings), max_size=settings.max_size, box_score_thresh=0.0,
         box_detections_per_img=settings.detections, box_batch_size_per_image=settings.regions,
         rpn_post_nms_top_n_test=settings.test_proposals,
     )  # fmt: skip
@@ -114,6 +114,11 @@ class Segmenting(nn.Module):
         return {"loss": nn.functional.cross_entropy(logits, labels)} if labels is not None else logits
 
 
+def side_of(settings: Any) -> int:
+    """The short side that both sides train and test at: the middle one of the recipe's."""
+    return int(sorted(settings.min_size)[len(settings.min_size) // 2])
+
+
 def pictures(settings: Any, scale: Scale, count: int) -> Batch:
     """A batch as the loader gives it."""
     if settings.model == "fcn":
@@ -123,9 +128,9 @@ def pictures(settings: Any, scale: Scale, count: int) -> Batch:
             tuple(torch.randint(256, (3, side, side), dtype=torch.uint8) for _ in range(count)), labels
         )
     images, targets = objects(count, *scale.picture, most=12)
-    for i, target in enumerate(targets):
+    for target in targets:
         target["boxes"] = target["boxes"].float()
-        target["short"] = torch.tensor(settings.min_size[i % len(settings.min_size)])
+        target["short"] = torch.tensor(side_of(settings))
     return Batch(tuple((image * 255).to(torch.uint8) for image in images), tuple(targets))
 
 

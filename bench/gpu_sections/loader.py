@@ -89,15 +89,14 @@ def run(section: Section) -> None:
     source = Repeated(photographs(section, scale.side), 10_000_000)
     each: dict[str, float] = {}
 
-    def loader(workers: int, batch: int) -> ViewLoader:
-        pin = section.device.type == "cuda"
+    def loader(workers: int, batch: int, pin: bool = section.device.type == "cuda") -> ViewLoader:
         how = {"policy": settings_of(KIND)[1].views, "size": scale.size, "seed": 0, "stage": KIND}
         return ViewLoader(source, batch=batch, workers=workers, pin=pin, **how)  # type: ignore[arg-type]
 
     def one_core() -> dict[str, Any]:
         threads = torch.get_num_threads()
         torch.set_num_threads(1)  # as in a worker
-        batches = loader(0, 16).epoch(0)
+        batches = loader(0, 16, False).epoch(0)
         next(batches)
         began, images = time.process_time(), 0
         while time.process_time() - began < scale.seconds / 4:

@@ -12,6 +12,7 @@ hold nothing in memory that only such operations read; what they need is read ag
 
 from __future__ import annotations
 
+import re
 import time
 from collections import defaultdict
 from collections.abc import Callable, Mapping
@@ -250,7 +251,9 @@ def work_of(step_of: Callable[[int], Callable[[], Any]], batches: tuple[int, int
 
 def card_of(name: str) -> tuple[float, float] | None:
     """Bytes and operations a second of a known card; None of any other."""
-    return next((rates for word, rates in CARDS.items() if word in name), None)
+    if "MIG" in name:  # a part of a card
+        return None
+    return next((rates for word, rates in CARDS.items() if re.search(rf"\b{word}\b", name)), None)
 
 
 def ceilings(device: torch.device) -> tuple[float, float, str]:

@@ -6,6 +6,8 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 Row = Mapping[str, Any]
+KERNELS = "kernels of "
+"""How rows of the profiler's figures are called, before the row they belong to."""
 IMAGENET = 1_281_167
 """Pictures of an epoch."""
 EPOCHS = (200, 200)
@@ -99,7 +101,6 @@ def _steps(rows: Sequence[Row], report: Row) -> str:
         "of the eager roof",
         "of the fused one",
         "MFU",
-        "idle",
     ]
     body = [
         cells(
@@ -109,7 +110,6 @@ def _steps(rows: Sequence[Row], report: Row) -> str:
             lambda r=r: percent(r["roof_eager"]),
             lambda r=r: percent(r["roof_fused"]),
             lambda r=r: percent(r["mfu"]),
-            lambda r=r: percent(r.get("idle")),
         )
         for r in measured
     ]
@@ -121,9 +121,9 @@ def _steps(rows: Sequence[Row], report: Row) -> str:
         grid(head, body),
         _roofs(done, report),
         grid(["time over time", "here"], [[k, f"{v:.3f}"] for k, v in ratios(done).items()]),
-        _kernels(measured),
+        _kernels(rows),
         _parts(rows),
-        _cost(done),
+        "" if report["toy"] else _cost(done),
     ]
     return "\n\n".join(part for part in parts if part)
 
@@ -165,14 +165,17 @@ def ratios(done: Mapping[str, Row]) -> dict[str, float]:
 
 
 def _kernels(rows: Sequence[Row]) -> str:
-    looked = [r for r in rows if "time" in r]
-    if not looked:
-        return ""
-    kinds = list(looked[0]["time"])
-    return grid(
-        ["device time by kernel", *kinds],
-        [[r["name"], *(percent(r["time"][k]) for k in kinds)] for r in looked],
-    )
+    looked = [r for r in rows if r["name"].startswith(KERNELS)]
+    kinds = next((list(r["time"]) for r in looked if "time" in r), [])
+    body = [
+        cells(
+            {**r, "name": r["name"].removeprefix(KERNELS)},
+            *(lambda r=r, k=k: percent(r["time"][k]) for k in kinds),
+            lambda r=r: percent(r["idle"]),
+        )
+        for r in looked
+    ]
+    return grid(["device time by kernel", *kinds, "idle"], body) if looked else ""
 
 
 def _parts(rows: Sequence[Row]) -> str:

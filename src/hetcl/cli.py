@@ -9,6 +9,7 @@ import argparse
 import contextlib
 import errno
 import os
+import re
 import sys
 from collections.abc import Iterator, Sequence
 
@@ -265,6 +266,8 @@ def _unforeseen(e: Exception) -> str:
     if short := out_of_memory(e):
         room = "" if "CUDA" in text else f", {memory()}"
         return f"{short}{room}: lower batch, size, queue or workers, or raise accumulate"
+    if found := re.match(r"(\S+) does not have a deterministic implementation", text):
+        return f"{found[1]} cannot repeat its bits on this device: set deterministic to false"
     return f"{type(e).__name__}: {text}; --debug shows where"
 
 

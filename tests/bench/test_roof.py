@@ -80,7 +80,8 @@ def test_cards_are_known_by_their_names() -> None:
     }
     assert [rates[0] / 1e12 for rates in known.values() if rates] == [3.35, 4.8, 2.04]
     assert roof.card_of("NVIDIA H100 PCIe") == (2.04e12, 756e12)
-    assert roof.card_of("a card to come") is None
+    for other in ("a card to come", "NVIDIA GH200 480GB", "NVIDIA H100 80GB HBM3 MIG 1g.10gb"):
+        assert roof.card_of(other) is None
     bandwidth, peak, source = roof.ceilings(torch.device("cpu"))
     assert source == "measured"
     assert min(bandwidth, peak) > 0
@@ -96,6 +97,8 @@ def test_idle_time_is_what_no_kernel_covers() -> None:
     [
         ("void cudnn::bn_fw_tr_1C11_kernel_NCHW<...>", "batch norm"),
         ("triton_red_fused__native_batch_norm_legit_functional_5", "batch norm"),
+        ("triton_poi_fused_native_batch_norm_backward_relu_clone_7", "pointwise"),
+        ("void at::native::(anonymous namespace)::indexSelectLargeIndex<...>", "copy"),
         ("sm90_xmma_fprop_implicit_gemm_bf16bf16_bf16f32", "conv, gemm"),
         ("nvjet_tst_128x256_64x4_1x2_h_bz_coopA_NTN", "conv, gemm"),
         ("void at::native::vectorized_elementwise_kernel<4, at::native::CUDAFunctor_add<...>>", "pointwise"),

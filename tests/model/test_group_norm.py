@@ -24,7 +24,14 @@ def norm_2d(momentum: float | None = 0.1) -> nn.Module:
     return nn.BatchNorm2d(C, momentum=momentum)
 
 
+def without_bias() -> nn.Module:
+    norm = nn.BatchNorm2d(C)
+    norm.register_parameter("bias", None)
+    return norm
+
+
 NORMS = {
+    "no bias": (without_bias, (4, 3)),
     "plain": (norm_2d, (4, 3)),
     "cumulative": (lambda: norm_2d(None), (4, 3)),
     "no affine": (lambda: nn.BatchNorm2d(C, affine=False, momentum=1.0), (4, 3)),

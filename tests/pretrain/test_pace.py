@@ -12,7 +12,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcl.pretrain import doctor
-from hetcl.pretrain.stages import pieces_of
+from hetcl.pretrain.build import build_model, build_task
+from hetcl.pretrain.stages import Contrast, pieces_of
 from hetcl.settings import resolve, stages_of
 from hetcl.training.devices import chosen_kernels
 from tests.pretrain.build import fabric
@@ -84,3 +85,24 @@ def test_a_gpu_that_would_wait_for_images_is_said(monkeypatch: pytest.MonkeyPatc
         warnings: list[str] = []
         doctor._recipe(settings, "hcl-r50", None, reading, warnings)
         assert any("3000 a second need about 20 workers" in w for w in warnings) == waits
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_each_encoder_is_compiled_once_a_stage(accumulate: int) -> None:
+    """Also after others were compiled in this process: PyTorch gives up compiling beyond so many graphs."""
+    overrides = TINY | {"batch": 8, "groups": 4, "accumulate": accumulate, "compile": True}
+    settings = resolve("hcl-r50", overrides)
+    counted = torch._dynamo.utils.counters["stats"]
+    found = []
+    for stage in stages_of(settings).values():
+        model = build_model(settings, stage, None)
+        loader: Any = doctor._OneBatch(stage.views, images=8, size=32, views=2)
+        task = build_task(settings, "trial", stage, model, fabric=fabric(), loader=loader)
+        assert isinstance(task, Contrast)
+        for encoder in (task.pair.query, task.pair.key):
+            encoder.compile(backend="eager")
+        before = counted["unique_graphs"]
+        for step, batch in zip(range(3), task.batches(0, 0), strict=False):
+            task.step(batch, step)
+        found.append(counted["unique_graphs"] - before)
+    assert found == [2, 2]

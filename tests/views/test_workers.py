@@ -141,6 +141,35 @@ def test_batches_are_the_same_where_memory_of_their_own_is_refused(
     pool.close()
 
 
+class Pinnable:
+    def __init__(self, step: int) -> None:
+        self.step, self.thread = step, ""
+
+    def pin_memory(self) -> Pinnable:
+        self.thread = threading.current_thread().name
+        return self
+
+
+def pinnable(epoch: int, step: int) -> Pinnable:
+    return Pinnable(step)
+
+
+@pytest.mark.parametrize("workers", [0, 2])
+def test_batches_are_pinned_in_a_thread_and_come_in_order(
+    workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    pool = Pool(pinnable, workers, True)
+    for _ in range(2):  # the first round is left in the middle
+        pool.restart(items(20))
+        found = [next(pool) for _ in range(7)]
+        assert [batch.step for batch in found] == list(range(7))
+        assert all(batch.thread.startswith("pinned") for batch in found)
+        assert workers or len(pool._ahead) == 0  # computed here, a batch ahead would be waited for
+    assert [batch.step for batch in pool] == list(range(7, 20))
+    pool.close()
+
+
 SMALL_SHM = """
 import torch
 from hetcl.views.workers import Pool

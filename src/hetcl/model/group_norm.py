@@ -116,7 +116,7 @@ class _Sliced(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
         x, weight, center, scale = ctx.saved_tensors
-        needed = [ctx.needs_input_grad[0], weight is not None, weight is not None]
+        needed = [ctx.needs_input_grad[0], ctx.needs_input_grad[1], ctx.needs_input_grad[2]]
         out = torch.empty_like(x) if needed[0] else None
         places = [None] * len(center) if out is None else out.chunk(len(center))
         sums = []
@@ -129,7 +129,10 @@ class _Sliced(torch.autograd.Function):
             if place is not None:
                 place.copy_(to_input)
             sums.append(to_affine)
-        affine = [None, None] if weight is None else [torch.stack(s).sum(0) for s in zip(*sums, strict=True)]
+        affine = [
+            torch.stack(s).sum(0) if n else None
+            for s, n in zip(zip(*sums, strict=True), needed[1:], strict=True)
+        ]
         return out, *affine, None, None
 
 
@@ -142,9 +145,9 @@ def _fusible(
     axes = [1, *range(3, parts.dim())]
     var, mean = torch.var_mean(parts, axes, correction=0, keepdim=True)
     out = ((parts - mean) * torch.rsqrt(var + eps)).flatten(0, 1)
-    if weight is not None and bias is not None:
-        shape = [-1, *[1] * (x.dim() - 2)]
-        out = out * weight.view(shape) + bias.view(shape)
+    shape = [-1, *[1] * (x.dim() - 2)]
+    out = out if weight is None else out * weight.view(shape)
+    out = out if bias is None else out + bias.view(shape)
     count = parts[0].numel() // parts.shape[2]
     mean, var = (s.detach().reshape(groups, -1) for s in (mean, var))
     return out.to(x.dtype), mean, var * (count / max(1, count - 1))
@@ -192,7 +195,8 @@ def group_batch_norm(module: nn.Module, groups: int) -> nn.Module:
             if not isinstance(child, OverGroups):
                 kind: type = type(child)
                 child.__class__ = grouped(kind)
-            child.groups = groups  # type: ignore[assignment]
+            # Of the instance: where an attribute lies, too, is compiled in.
+            child.groups, child.parts, child.kept = groups, 1, None  # type: ignore[assignment]
     return module
 
 

@@ -54,6 +54,8 @@ def build_task(
         evaluate, on_bad: see :class:`stages.Contrast`.
     """
     s, dtype = settings, DTYPES.get(settings.precision, torch.float32)
+    if s.compile:
+        torch.compiler.reset()  # graphs of models before count towards a limit, behind which it would stay eager
     groups = max(1, s.groups // fabric.world_size)
     common: dict[str, Any] = {
         "fabric": fabric,

@@ -111,6 +111,8 @@ def measure_step(
         for step in range(warm + counted):
             if step == warm:
                 wait()
+                if cuda:  # not what cuDNN tried its kernels with
+                    torch.cuda.reset_peak_memory_stats(fabric.device)
                 began = time.monotonic()
             task.step(next(batches), step)
         wait()
@@ -288,6 +290,12 @@ def _recipe(
     fabric = make_fabric(
         device=settings.device, devices=1, precision=settings.precision, threads=settings.threads
     )
+    devices = settings.devices if fabric.device.type == "cuda" else 1
+    if settings.batch % devices or settings.groups % devices:
+        raise InputError(
+            f"batch ({settings.batch}) and groups ({settings.groups}) must be multiples of the {devices} devices"
+        )
+    share = replace(settings, batch=settings.batch // devices, groups=settings.groups // devices)
     pictures = len(source) if source else 1_281_167
     classes = len(source.classes or ("",)) if source else 1000
     say(
@@ -296,14 +304,15 @@ def _recipe(
     )
     say(
         f"device    {device_name(fabric.device)}, {precision_on(settings.precision, fabric.device.type)}: "
-        "timing a step of each stage ..."
+        f"timing a step of each stage{', compiled first (minutes)' * settings.compile} ..."
     )
     total = fastest = 0.0
     for name, stage in stages_of(settings).items():
         model = build_model(settings, stage, classes)
         cost = cost_of(model, 1, 3, settings.size, settings.size)
         with chosen_kernels(deterministic=settings.deterministic):
-            pace = measure_step(settings, stage, fabric=fabric, classes=classes)
+            pace = measure_step(share, stage, fabric=fabric, classes=classes)
+        pace = replace(pace, images_per_second=devices * pace.images_per_second)
         total += pace.seconds(pictures * stage.epochs)
         fastest = max(fastest, pace.images_per_second)
         say(
@@ -312,20 +321,22 @@ def _recipe(
         )
         if not pace.images_per_second:
             warnings.append(
-                f"{name}: a batch of {settings.batch} does not fit into this GPU's memory; try --accumulate 2 "
+                f"{name}: a batch of {share.batch} does not fit into this GPU's memory; try --accumulate 2 "
                 "(the same numbers in two pieces) or a smaller batch"
             )
             continue
         memory = f", {pace.memory / 2**30:.1f} GiB of GPU memory" if pace.memory else ""
         say(
-            f"          {pace.images_per_second:.0f} images/s{memory}: "
+            f"          {pace.images_per_second:{'.0f' if pace.images_per_second >= 10 else '.2g'}} images/s{memory}: "
             f"about {duration(pace.seconds(pictures * stage.epochs))}"
         )
     if total == float("inf"):
         return
     of = "this data" if source else "ImageNet's 1.28 million pictures (give --data for yours)"
+    alone = " and the devices do not wait for each other" if devices > 1 else ""
     say(
-        f"          in all about {duration(total)} on one such device for {of}, if the images are read as fast"
+        f"          in all about {duration(total)} on {count(devices, 'such device')} for {of}, if the images are read "
+        f"as fast{alone}"
     )
     workers, needed = workers_of(settings.workers), VIEWS_OVER_DECODING * reading * fastest
     if reading and fabric.device.type == "cuda":

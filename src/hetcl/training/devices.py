@@ -83,7 +83,7 @@ def make_fabric(
 @contextmanager
 def chosen_kernels(*, deterministic: bool) -> Iterator[None]:
     """Inside, for steps whose shapes stay the same: cuDNN times its kernels once, or keeps to those that repeat their
-    bits. Outside, PyTorch's switches are as they were.
+    bits. Outside, PyTorch's switches are as they were (cuBLAS' variable stays set).
 
     Args:
         deterministic: two equal runs on one GPU end in equal bits, at some cost in speed. An operation that cannot

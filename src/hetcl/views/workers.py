@@ -16,7 +16,9 @@ import socket
 import sys
 import threading
 import weakref
+from collections import deque
 from collections.abc import Callable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from multiprocessing.connection import wait
 from multiprocessing.process import BaseProcess
 from pathlib import Path
@@ -98,7 +100,8 @@ class Pool(Iterator[Any]):
 
     def __init__(self, compute: Callable[[int, int], Any], workers: int, pin: bool) -> None:
         self.compute, self.workers = compute, workers
-        self.pin = pin and torch.cuda.is_available()
+        self._pinner = ThreadPoolExecutor(1, "pinned") if pin and torch.cuda.is_available() else None
+        self._ahead: deque[Any] = deque()
         self.running = False
         self._home = os.getpid()
         self._items: Iterator[tuple[int, int]] = iter(())
@@ -110,6 +113,7 @@ class Pool(Iterator[Any]):
         """Begin anew with ``items``."""
         self.running, self._items = True, items
         self._round, self._asked, self._given, self._there = self._round + 1, 0, 0, {}
+        self._ahead.clear()
         for worker in self._team:
             worker.owed = {}
         if self.workers and not self._team:
@@ -118,28 +122,48 @@ class Pool(Iterator[Any]):
         self._ask()
 
     def __next__(self) -> Any:
-        """The next batch.
+        """The next batch. The one behind it is pinned meanwhile in a thread, if it is there already.
 
         Raises:
             WorkFailed: a worker died.
             Stopped: a signal came inside a ``StopSignal``, and no batch was there.
         """
-        if not self.workers:
-            self._stop_if_asked(0)
-            batch: Any = self.compute(*next(self._items))
-        else:
-            batch = self._awaited()
+        while not self._ahead or (self._pinner and len(self._ahead) < 2 and self._is_there()):
+            self._ahead.append(self._pinned(self._next()))
+        batch = self._ahead.popleft()
+        batch = batch.result() if isinstance(batch, Future) else batch
         if isinstance(batch, Failure):
             self.running = False
             mark_alone(batch.error)
             raise batch.error
-        return batch.pin_memory() if self.pin and hasattr(batch, "pin_memory") else batch
+        return batch
+
+    def _next(self) -> Any:
+        if self.workers:
+            return self._awaited()
+        self._stop_if_asked(0)
+        return self.compute(*next(self._items))
+
+    def _pinned(self, batch: Any) -> Any:
+        """The batch, or a promise of it in page-locked memory: copying it there takes tens of milliseconds."""
+        if not self._pinner or not hasattr(batch, "pin_memory"):
+            return batch
+        return self._pinner.submit(batch.pin_memory)
+
+    def _is_there(self) -> bool:
+        """Whether the next batch can be had without waiting."""
+        if not self.workers or self._given == self._asked:
+            return False
+        if self._given not in self._there:
+            self._receive(0)
+        return self._given in self._there
 
     def close(self) -> None:
         """Stop the workers, and do not wait for one that hangs."""
         if os.getpid() != self._home:  # a worker of another pool, which inherited this one
             return
         team, self._team, self._there = self._team, [], {}
+        self._ahead.clear()
         self.running = False
         for worker in team:
             worker.process.kill()
@@ -176,7 +200,7 @@ class Pool(Iterator[Any]):
             raise StopIteration
         looks = 0
         while self._given not in self._there:
-            if not self._receive() and self._given not in self._there:
+            if not self._receive(LOOK) and self._given not in self._there:
                 looks += 1
                 self._stop_if_asked(looks)
                 self._watch(looks)
@@ -185,10 +209,10 @@ class Pool(Iterator[Any]):
         self._ask()
         return batch
 
-    def _receive(self) -> bool:
-        """Take what workers have sent; False when none has within a look."""
+    def _receive(self, seconds: float) -> bool:
+        """Take what workers have sent; False when none has within that time."""
         by_socket = {worker.inbox.sock: worker for worker in self._team}
-        ready: list[Any] = wait(list(by_socket), LOOK)
+        ready: list[Any] = wait(list(by_socket), seconds)
         for sock in ready:
             worker = by_socket[sock]
             alive = worker.inbox.read()
