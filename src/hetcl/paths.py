@@ -90,6 +90,16 @@ def shelter() -> None:
         )
 
 
+def lies_in(path: str | os.PathLike[str], folder: str) -> bool:
+    """Whether a path lies below ``folder`` (a ``realpath``), or is it, once all links are followed.
+
+    Raises:
+        ValueError: a name that no file can have.
+    """
+    real = os.path.realpath(path)
+    return real == folder or real.startswith(folder.rstrip(os.sep) + os.sep)
+
+
 def spellings(name: str) -> Iterator[str]:
     """The ways in which a name out of a text may stand on a disk, the likeliest first, each once.
 

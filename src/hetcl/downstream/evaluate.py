@@ -123,7 +123,7 @@ class Evaluation:
         self.words = model_words(saved["settings"])
         asked = settings.precision
         self.precision = saved["settings"].get("precision", "auto") if asked == "auto" else asked
-        self.data = open_part(data, settings.split, self.words["model"])
+        self.data = open_part(data, settings.split, self.words["model"], follow_links=settings.follow_links)
         check_missing(self.data, settings.max_bad)
         self.data, self.told = under(self.data, saved["classes"], data, f"the run {run.path}")
         what = f"the {'validation' if settings.split == 'val' else 'training'} part of {data}"

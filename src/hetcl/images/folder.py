@@ -332,6 +332,14 @@ class Folder:
                     "it is read twice, maybe to train and to test on; name one of the folders",
                 )
             )
+        if self.table.meta["out"]:
+            link = self.table.meta["out_link"]
+            lines.append(
+                (
+                    logging.INFO,
+                    f"links in {self.root} lead out of it ({self.table.meta['out']:,}, e.g. {link}) and are followed",
+                )
+            )
         if aside := left_aside(self.root, Aside(self.table.meta["aside"])):
             lines.append(aside)
         return lines

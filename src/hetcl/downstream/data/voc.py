@@ -59,9 +59,9 @@ class Sheet:
     things: tuple[Thing, ...]
 
 
-def voc_detection(root: Path, split: str) -> PackedDetection:
+def voc_detection(files: Files, split: str) -> PackedDetection:
     """Open VOC's boxes; ``splits`` says which lists. Raises ``InputError``."""
-    files, skipped = Files(root), Skipped()
+    root, skipped = files.root, Skipped()
     parts = splits(files, skipped if split == "val" else Skipped())
     if not parts[split].entries:
         wanted = "train.txt or trainval.txt" if split == "train" else "test.txt or val.txt"
