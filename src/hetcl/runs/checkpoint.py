@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -209,6 +210,10 @@ UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
 )
 """What a damaged file may raise while it is read."""
 
@@ -219,6 +224,8 @@ def why_unreadable(path: Path, error: BaseException) -> str:
         return str(error.strerror)
     if path.stat().st_size == 0:
         return "the file is empty"
+    if isinstance(error, MemoryError | RecursionError):
+        return "reading it takes more memory than there is"
     if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
         return "it holds more than tensors, and hetcl runs no code from files; save its state_dict alone"
     return "it is damaged, cut short or of another kind"

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hetcl.downstream.data.files import Files, read_indices
+from hetcl.downstream.data.files import Files, read_indices, stored_size
 from hetcl.downstream.data.maps import VOID, MapSet
 from hetcl.downstream.data.packed import PackedDetection, Packer
 from hetcl.downstream.masks import from_uncompressed
@@ -68,15 +68,16 @@ def cityscapes_detection(files: Files, split: str) -> CityscapesDetection:
     pairs = _pairs(files, split, "instanceIds", skipped)
     label = {category.id: i for i, category in enumerate(THINGS)}
 
-    def read(name: str) -> tuple[tuple[int, int], list[Instance]] | BadPicture:
+    def read(pair: tuple[str, str]) -> tuple[tuple[int, int], list[Instance]] | BadPicture:
+        picture, name = pair
         try:
-            values = read_indices(str(root), name)
+            values = read_indices(str(root), name, size=stored_size(str(root), picture))
         except BadPicture as error:
             return error
         return (values.shape[0], values.shape[1]), instances(values)
 
     with ThreadPoolExecutor(min(16, cores())) as pool:
-        for (picture, _), found in zip(pairs, pool.map(read, [name for _, name in pairs]), strict=True):
+        for (picture, _), found in zip(pairs, pool.map(read, pairs), strict=True):
             if isinstance(found, BadPicture):
                 skipped.add("instance map that cannot be read", str(found))
                 continue

@@ -204,9 +204,9 @@ class Instances:
 
     def _size(self, image: dict[str, Any], root: Path, name: str) -> tuple[int, int] | None:
         """Height and width: the document's, else those of the file; None when there are none."""
-        sides = [values.whole(image.get(side)) for side in ("height", "width")]
-        if all(side is not None and 1 <= side < 1 << 20 for side in sides):
-            return sides[0], sides[1]  # type: ignore[return-value]
+        stated = values.sides(image.get("height"), image.get("width"))
+        if stated is not None:
+            return stated
         size = stored(root, name)
         if size is None:
             return None

@@ -15,7 +15,7 @@ import numpy as np
 from PIL import Image
 
 from hetcl.errors import InputError
-from hetcl.images.decode import open_picture
+from hetcl.images.decode import FORMATS, MAX_BYTES, open_picture, too_large
 from hetcl.paths import lies_in, spellings
 from hetcl.textfiles import read_text
 from hetcl.types import BadPicture
@@ -214,10 +214,11 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int 
     """
     data = _bytes(os.path.join(root, name))
     picture = open_picture(data, upright=False)
-    if size is not None and not near((picture.height, picture.width), size, slack):
-        upright = open_picture(data)
-        if near((upright.height, upright.width), size, slack):
-            picture = upright
+    found = picture.height, picture.width
+    if size is not None and not near(found, size, slack):
+        picture = open_picture(data)
+        if not near((picture.height, picture.width), size, slack):
+            raise BadPicture(f"{_by(found)} pixels, the annotations are of {_by(size)}")
     pixels = np.array(picture.image())
     if size is not None and not near(pixels.shape, size, slack):
         raise BadPicture(f"{_by(pixels.shape[:2])} pixels, the annotations are of {_by(size)}")
@@ -227,22 +228,27 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int 
     return np.pad(pixels, [*more, (0, 0)], mode="edge")[: size[0], : size[1]].copy()
 
 
-def read_indices(root: str, name: str, colours: Mapping[int, int] | None = None) -> np.ndarray:
+def read_indices(
+    root: str, name: str, colours: Mapping[int, int] | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """The numbers that a label map stores: palette indices or gray values, never colours.
 
     Args:
         root, name: folder, and path below it.
         colours: ``red << 16 | green << 8 | blue`` -> number, for maps in colours, which are else refused.
+        size: height and width of its picture; a map of another size is not decoded.
 
     Returns:
         uint8 or int32 ``[H, W]``.
 
     Raises:
-        BadPicture: it cannot be read, is in colours that are not known, or its format changes numbers.
+        BadPicture: it cannot be read, is of another size, in colours that are not known, or its format changes numbers.
     """
     path = os.path.join(root, name)
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
+            if size is not None and (picture.height, picture.width) != size:
+                raise BadPicture(f"{name}: {_by(picture.size[::-1])} pixels, its picture {_by(size)}")
             if picture.format in LOSSY:
                 raise BadPicture(
                     f"{name}: a {picture.format}, whose compression changes the numbers of classes; save maps as PNG"
@@ -281,7 +287,7 @@ def _numbered(pixels: np.ndarray, name: str, colours: Mapping[int, int] | None) 
 def stored_size(root: str, name: str) -> tuple[int, int]:
     """Height and width of a picture as stored, from its header. Raises ``BadPicture``."""
     try:
-        with Image.open(os.path.join(root, name)) as picture:
+        with Image.open(os.path.join(root, name), formats=FORMATS) as picture:
             return picture.height, picture.width
     except Exception as error:
         raise BadPicture(f"{name}: cannot be read ({error})") from error
@@ -312,6 +318,9 @@ def near(found: tuple[int, ...], wanted: tuple[int, int], slack: int) -> bool:
 def _bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_BYTES:
+                raise BadPicture(too_large(size))
             return stream.read()
     except OSError as error:
         raise BadPicture(f"cannot be read ({error.strerror or error})") from error

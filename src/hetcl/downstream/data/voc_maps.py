@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hetcl.downstream.data.files import Files, read_indices
+from hetcl.downstream.data.files import Files, read_indices, stored_size
 from hetcl.downstream.data.maps import VOID, MapSet
 from hetcl.downstream.data.voc_lists import (
     Entry,
@@ -68,7 +68,7 @@ def voc_segmentation(files: Files, split: str) -> MapSet:
     colours = voc_colours()
     if named:
         colours = {_BORDER: VOID} | {code: number for number, code in enumerate(named.values())}
-    every = [label_map for _, label_map in sorted(pairs + others)]
+    every = sorted(pairs + others)
     classes = _classes(files, every, of_voc, tuple(named), colours, skipped)
     data = MapSet("voc", classes, root, pairs, source, skipped, colours=colours)
     data.lists = chosen.lists
@@ -159,7 +159,7 @@ def _of_voc(files: Files, folder: str) -> bool:
 
 def _classes(
     files: Files,
-    maps: list[str],
+    maps: list[tuple[str, str]],
     of_voc: bool,
     named: tuple[str, ...],
     colours: Mapping[int, int],
@@ -196,16 +196,23 @@ def _classes(
     return tuple(f"class {i}" for i in range(top + 1))
 
 
-def _highest(root: Path, maps: list[str], colours: Mapping[int, int]) -> tuple[int, str, set[int]]:
-    """The highest value below 255, a map that holds it, and all values; maps that cannot be read are left to training.
+def _highest(
+    root: Path, maps: list[tuple[str, str]], colours: Mapping[int, int]
+) -> tuple[int, str, set[int]]:
+    """The highest value below 255, a map that holds it, and all values, of maps and their pictures; what cannot
+    be read, or is of two sizes, is left to training.
 
     Raises:
         InputError: none of them can be read.
     """
     best, where, found, reason = -1, "", set[int](), ""
-    for name in maps:
+    for picture, name in maps:
         try:
-            values = np.unique(read_indices(str(root), name, colours))
+            size = stored_size(str(root), picture)
+        except BadPicture:
+            size = None
+        try:
+            values = np.unique(read_indices(str(root), name, colours, size))
         except BadPicture as error:
             reason = reason or str(error)
             continue
