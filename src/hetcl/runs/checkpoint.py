@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pickle
@@ -17,7 +16,7 @@ import torch
 
 from hetcl.errors import InputError
 from hetcl.runs import archive
-from hetcl.runs.files import disk_problem
+from hetcl.runs.files import disk_problem, replacing
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.table import Table
 
@@ -38,18 +37,14 @@ def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> N
     Raises:
         WorkFailed: the disk refused; the file that was there is untouched.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as f:
+        with replacing(path) as f:
             torch.save({"hetcl": FORMAT, **state}, f)
             f.flush()
             os.fsync(f.fileno())
-        if keep_previous and path.exists():
-            _keep(path, path.with_name("previous.ckpt"))
-        os.replace(part, path)
+            if keep_previous and path.exists():
+                _keep(path, path.with_name("previous.ckpt"))
     except (OSError, RuntimeError) as e:
-        with contextlib.suppress(OSError):
-            part.unlink()
         # torch's zip writer reports a full disk as a RuntimeError of its own.
         raise disk_problem(path, e if isinstance(e, OSError) else OSError(28, str(e))) from None
 
