@@ -14,7 +14,7 @@ from pathlib import Path
 from hetcl.downstream.data.files import ENDINGS, Files, stem_of
 from hetcl.downstream.data.recognise import one_line
 from hetcl.errors import InputError
-from hetcl.textfiles import lines, read_text
+from hetcl.textfiles import lines
 
 IMAGES = ("JPEGImages", "images", "Images")
 """Folders in which images are looked for."""
@@ -71,15 +71,22 @@ def read_list(files: Files, year: str, kind: str, name: str) -> list[Entry] | No
     (``JPEGImages/0001.jpg``); a second word may follow: a map, or the 1, 0 or -1 of VOC's lists of one class.
 
     Raises:
-        InputError: an image stands there twice, or two lines mean the same one.
+        InputError: an image stands there twice, two lines mean the same one, or one leads out of the root.
     """
     path = files.root / year / "ImageSets" / kind / f"{name}.txt"
-    if not path.is_file():
+    text = files.text(path)
+    if text is None:
         return None
     found: dict[str, tuple[int, str]] = {}
-    for number, line in lines(read_text(path)):
+    for number, line in lines(text):
         stems = list(_stems(line))
-        stem = next((stem for stem in stems if _there(files, year, kind, stem)), stems[0])
+        stem = next((stem for stem in stems if _there(files, year, kind, stem)), None)
+        if stem is None:
+            stem = stems[0]
+            places = [path_of(year, folder, stem) for folder in _KNOWN] + [line.split()[0]]
+            led = files.outside(line, (place + end for place in places for end in ("", ".xml", *ENDINGS)))
+            if led:
+                raise InputError(f"{path}: line {number} ({line[:60]}) {led}")
         if stem in found:
             first, text = found[stem]
             if text == line:
