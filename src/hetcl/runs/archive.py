@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import zipfile
 import zlib
@@ -34,7 +35,19 @@ def damage(path: Path) -> str | None:
                 part = archive.testzip()
         except UNZIP:
             return DAMAGED
+        except OSError as error:
+            if error.errno != errno.EINVAL:  # a place before the file's beginning
+                raise
+            return DAMAGED
     return None if part is None else f"it is damaged: the bytes of {part} do not match their checksum"
+
+
+def is_zip(path: Path) -> bool:
+    """Whether a file can be taken for a zip; a damaged one may be neither, which the library says by an error."""
+    try:
+        return zipfile.is_zipfile(path)
+    except (*UNZIP, OSError):
+        return False
 
 
 def parts(path: Path) -> set[str]:

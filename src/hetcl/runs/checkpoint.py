@@ -221,6 +221,6 @@ def why_unreadable(path: Path, error: BaseException) -> str:
         return "the file is empty"
     if isinstance(error, MemoryError | RecursionError):
         return "reading it takes more memory than there is"
-    if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
+    if isinstance(error, pickle.UnpicklingError) and archive.is_zip(path):
         return "it holds more than tensors, and hetcl runs no code from files; save its state_dict alone"
     return "it is damaged, cut short or of another kind"

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import re
 import warnings
-import zipfile
 from collections import OrderedDict
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -203,7 +202,7 @@ def _more_than_tensors(path: Path, classes: list[str]) -> InputError:
 
 def _classes_in(path: Path) -> list[str]:
     """Full names of the classes and functions that ``weights_only`` would refuse, from the pickle's opcodes alone."""
-    if not zipfile.is_zipfile(path):
+    if not archive.is_zip(path):
         return []  # of an old file torch cannot list them; loading it refuses the first
     try:
         return sorted(torch.serialization.get_unsafe_globals_in_checkpoint(path))

@@ -9,7 +9,6 @@ do not agree.
 
 from __future__ import annotations
 
-import math
 from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +25,8 @@ MOST = 50_000
 """Boxes that are judged, the first ones."""
 OUTLINED = 2_000
 """Boxes that are compared with their outlines, the first ones."""
+_LARGEST = 1e12
+"""Of a number in a box, so that no area overflows."""
 PIXELS, SHARE = 2.0, 0.02
 """A box may leave its image by so many pixels, or by so large a share of the image's side."""
 
@@ -103,8 +104,8 @@ class Boxes:
     def add(
         self, values: Sequence[float], size: tuple[int, int], name: str, segment: Segment | None = None
     ) -> None:
-        """A box of an image of ``size`` (H, W); ``name`` for messages. Numbers that are not finite are passed over."""
-        if len(self.names) >= MOST or not all(map(math.isfinite, values)):
+        """A box of an image of ``size`` (H, W); ``name`` for messages. Absurd numbers are passed over."""
+        if len(self.names) >= MOST or not all(abs(value) <= _LARGEST for value in values):
             return
         self.values.extend(values)
         self.sides.extend((size[1], size[0]))
