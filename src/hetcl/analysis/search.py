@@ -113,7 +113,7 @@ def _in_float64(
     best = torch.full_like(own, -INF)
     for first, block in blocks:
         values = block.flatten(1)
-        rank += (values >= (own - fine)[:, None]).sum(dim=1)
+        rank += (values >= (own - fine)[:, None]).sum(dim=1, dtype=torch.int32)
         most = values.amax(dim=1)
         more = most > best + 2 * fine
         earliest = (values >= (most - 2 * fine)[:, None]).int().argmax(dim=1)
@@ -145,9 +145,12 @@ def _in_float32(
             more = values > high[i, None]
             unsure = (values >= low[i, None]) & ~more
             kept = unsure | (values >= near[i, None])
-            rank.index_add_(0, i, more.sum(dim=1))
-            pairs.index_add_(0, i, kept.sum(dim=1))
-            row, column = (kept & (pairs[i] <= limit)[:, None]).nonzero(as_tuple=True)
+            rank.index_add_(0, i, _count(more))
+            count = _count(kept)
+            pairs.index_add_(0, i, count)
+            some = ((count > 0) & (pairs[i] <= limit)).nonzero()[:, 0]
+            row, column = kept[some].nonzero(as_tuple=True)
+            row = some[row]
             found.append((i[row], first + group[row] * GROUP + column, unsure[row, column]))
     decided, place = pairs <= limit, torch.full_like(rank, len(gallery))
     if found:
@@ -158,6 +161,11 @@ def _in_float32(
         winner = exact >= (most - 2 * fine)[i]
         place.scatter_reduce_(0, i[winner], j[winner], "amin")
     return rank, place.masked_fill(place == len(gallery), -1), decided
+
+
+def _count(flags: Tensor) -> Tensor:
+    """How many of each row, int64: as bytes, since a group has fewer than 256 keys."""
+    return flags.view(torch.uint8).sum(dim=1, dtype=torch.uint8).long()
 
 
 def _below(limit: Tensor) -> Tensor:
