@@ -41,7 +41,7 @@ ROOMS: dict[str, set[str]] = {
     "reproduce": FIRST | {"weights", "analysis", "pretrain", "downstream"},
     "report": {"runs"},
 }
-"""Room -> the other rooms it may import (DESIGN "Who may know whom"). A new room is given a line here."""
+"""Room -> the other rooms it may import. A new room is given a line here."""
 
 DATA = {"recipes"}
 """Folders that hold no code."""

@@ -91,7 +91,7 @@ def test_a_recipe_states_nothing_twice(recipe: str) -> None:
     assert len(top) == len(set(top))
 
 
-# ---- the values of the sources (FACTS: "Pre-training") ---------------------------------------------------------------
+# ---- the values of the sources (docs/facts.md) --- ---------------------------------------------------------------
 
 IN_ALL = {
     "backbone": "torchvision:resnet50",

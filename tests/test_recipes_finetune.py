@@ -1,4 +1,4 @@
-"""Every recipe of ``hetcl finetune``: its header, its command, the values of the sources (FACTS, "Downstream")."""
+"""Every recipe of ``hetcl finetune``: its header, its command, the values of the sources (docs/facts.md)."""
 
 from __future__ import annotations
 

@@ -42,7 +42,7 @@ CARDS = {
 """Bytes a second and dense 16-bit operations a second, by a word of the card's name; the makers' data sheets."""
 
 SHARE = 0.9
-"""Of the bandwidth of the data sheet that the best kernels reach; the roof is drawn there (FACTS)."""
+"""Of the bandwidth of the data sheet that the best kernels reach; the roof is drawn there (docs/facts.md)."""
 
 POINTWISE = set(
     "_to_copy copy_ clone fill_ zero_ relu relu_ threshold_backward add add_ sub mul mul_ div div_ addcmul addcmul_ "

@@ -69,7 +69,7 @@ class Source(Protocol):
 
 @dataclass(frozen=True)
 class ViewPolicy:
-    """How a view is drawn from a picture: the crop, then colour, blur and flip (FACTS: MoCo-v1, MoCo-v2, HCL).
+    """How a view is drawn from a picture: the crop, then colour, blur and flip (docs/facts.md).
 
     The defaults are MoCo-v2's. ``settings.py`` nests this class, so each line below is also the help of a setting.
     """

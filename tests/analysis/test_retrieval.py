@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from hetcl.analysis import screening
+from hetcl.analysis import search
 from hetcl.analysis.retrieval import Found, first_in_first_out, gallery_length, retrieve
 from tests.reference import retrieval as reference
 
@@ -42,19 +42,16 @@ KINDS: dict[str, Make] = {
 }
 
 
-@pytest.fixture(params=["bfloat16 where native", "float32", "float64"])
+@pytest.fixture(params=["float32", "float64"])
 def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    """Each precision that the screening may start in; small galleries are screened in bfloat16 too."""
+    """The precision that the search begins with."""
     start(request.param, monkeypatch)
     return request.param
 
 
 def start(name: str, patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(screening, "LEAST", 0)
-    if name != "bfloat16 where native":
-        patch.setattr(screening, "_native_bfloat16", lambda device: False)
     if name == "float64":
-        patch.setattr(screening, "RANGE", (2.0, 1.0))
+        patch.setattr(search, "LARGEST", -1.0)
 
 
 def noisy(r: np.random.Generator, features: np.ndarray, noise: float) -> np.ndarray:
@@ -68,7 +65,7 @@ def ask(
     q, k, g, i, j = (
         torch.from_numpy(np.ascontiguousarray(x)) for x in (query, key, gallery, index, gallery_index)
     )
-    return retrieve(q, k, g, index=i, gallery_index=j)
+    return retrieve(q, k, g, i, j)
 
 
 def same(found: Found, expected: list[reference.Answer]) -> None:
@@ -88,7 +85,7 @@ def same(found: Found, expected: list[reference.Answer]) -> None:
     k=st.integers(1, 150),
     d=st.integers(1, 40),
     noise=st.sampled_from([0.0, 0.1, 1.0, 10.0]),
-    name=st.sampled_from(["bfloat16 where native", "float32", "float64"]),
+    name=st.sampled_from(["float32", "float64"]),
 )
 def test_equals_the_double_loop(
     kind: str, seed: int, b: int, k: int, d: int, noise: float, name: str
@@ -116,7 +113,7 @@ def test_larger_galleries(kind: str, precision: str) -> None:
     for noise in (0.1, 1.0, 100.0):
         key = noisy(r, query, noise) if kind not in ("duplicates", "constant") else query
         with pytest.MonkeyPatch.context() as patch:
-            patch.setitem(screening.BUDGET, "cpu", 1 << 18)
+            patch.setitem(search.BLOCK, "cpu", 1 << 18)
             found = ask(query, key, gallery, index, gallery_index)
         own = np.array([reference.similarity(*x) for x in zip(query, key, strict=True)])
         other = np.array([[reference.similarity(q, g) for g in gallery[:50]] for q in query])
@@ -141,23 +138,13 @@ def test_a_tie_of_duplicates_counts_against(precision: str) -> None:
         assert torch.equal(found.rank, alone.rank + 1)
 
 
-def test_only_valid_places_count() -> None:
-    r = np.random.default_rng()
-    x = torch.from_numpy(unit(r.normal(size=(60, 8))))
-    valid, where = torch.from_numpy(r.random(50) < 0.5), torch.arange(50)
-    found = retrieve(
-        x[50:], x[50:], x[:50], index=torch.arange(10) + 99, gallery_index=where + 7, valid=valid
-    )
-    inner = retrieve(x[50:], x[50:], x[:50][valid], index=torch.arange(10) + 99, gallery_index=where[valid])
-    assert torch.equal(found.rank, inner.rank)
-    assert torch.equal(found.place, inner.picture)
-    assert torch.equal(found.picture, inner.picture + 7)
-    for g, v in ((x[:50], torch.zeros(50, dtype=torch.bool)), (x[:0], None)):
-        none = retrieve(x[50:], x[50:], g, index=where[:10], gallery_index=where[: len(g)], valid=v)
-        assert none.rank.eq(1).all()
-        assert none.place.eq(-1).all()
-        assert none.picture.eq(-1).all()
-        assert none.wrong.eq(-float("inf")).all()
+def test_an_empty_gallery() -> None:
+    x, where = torch.randn(9, 4), torch.arange(9)
+    for gallery, index in ((x[:0], where[:0]), (x, where[:1].repeat(9))):  # or none but the query's own image
+        none = retrieve(x[:1], x[:1], gallery, where[:1], index)
+        assert none.rank.tolist() == [1]
+        assert none.place.tolist() == none.picture.tolist() == [-1]
+        assert none.wrong.tolist() == [-float("inf")]
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
@@ -165,12 +152,6 @@ def test_not_finite(bad: float) -> None:
     x = torch.randn(9, 4)
     y, where = x.clone(), torch.arange(9)
     y[6, 1] = y[7, 2] = bad
-    for name, arguments in (("query", (y, x, x)), ("key", (x, y, x)), ("gallery", (x, x, y))):
-        with pytest.raises(ValueError, match=f"{name} features of row 6 are not finite"):
-            retrieve(*arguments, index=where, gallery_index=where)
-    valid = where != 6
-    with pytest.raises(ValueError, match="gallery features of row 7 "):
-        retrieve(x, x, y, index=where, gallery_index=where, valid=valid)
     with pytest.raises(ValueError, match="row 6 are not finite"):
         list(first_in_first_out(y.numpy(), x.numpy(), where.numpy(), dims={"all": 4}, gallery=2, batch=2))
 
@@ -312,7 +293,7 @@ def test_no_temporary_is_larger_than_the_budget(
 ) -> None:
     r = np.random.default_rng()
     budget, k, b, d = 1 << 18, 2048, 600, 32
-    monkeypatch.setitem(screening.BUDGET, "cpu", budget)
+    monkeypatch.setitem(search.BLOCK, "cpu", budget)
     features = KINDS[kind](r, k, d)
     key = noisy(r, features[:b], noise)
     with Largest() as seen:

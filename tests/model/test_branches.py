@@ -172,7 +172,7 @@ def test_encoder_under_autocast_gives_fp32_unit_vectors() -> None:
 
 
 def test_the_spatial_branch_costs_what_facts_say() -> None:
-    """FACTS: 115 M laterals and 115 M smoothing at 224, 5.6% of ResNet-50's 4.1 G multiply-adds."""
+    """docs/facts.md: 115 M laterals and 115 M smoothing at 224, 5.6% of ResNet-50's 4.1 G multiply-adds."""
     pyramid = build_pyramid("resnet50")
     images = (1, 3, 224, 224)
     alone = cost_of(pyramid, *images)

@@ -1,6 +1,6 @@
 """MoCo-v2 and HCL as slowly and plainly as possible, in float64: what the fast training step must equal.
 
-Written from the papers and FACTS alone. It knows nothing of ``hetcl``: the backbone is torchvision's own ResNet with
+Written from the papers alone. It knows nothing of ``hetcl``: the backbone is torchvision's own ResNet with
 plain batch norm, everything else is tensors and loops. State dicts carry the names of ``hetcl``'s ``Embedding``::
 
     pyramid.*                                     torchvision's names, without fc

@@ -244,7 +244,7 @@ COLUMNS = ("stage", "epoch", "step", "loss", "accuracy", "top1", "top5", "lr")
 
 
 class LinearTask:
-    """One linear layer on the features of a frozen backbone, by SGD on augmented views (FACTS, "linear probe").
+    """One linear layer on the features of a frozen backbone, by SGD on augmented views (docs/facts.md).
 
     Every rank holds the layer; gradients are averaged by hand.
 

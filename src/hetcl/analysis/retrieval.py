@@ -2,8 +2,8 @@
 
 Shapes: B queries, D dimensions, K keys in the gallery, N rows of the features (``hetcl/types.py``).
 
-Decisions are those of float64, made without doing most of the work in it (``screening.py``). What even float64 cannot
-tell apart (duplicate pictures, constant features) is a tie, and ties count against the query.
+Decisions are those of float64 (``search.py``). What float64 cannot tell apart (duplicate pictures, constant features)
+is a tie, and ties count against the query.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetcl.analysis.screening import Screen, Search, dot, pairs
+from hetcl.analysis.search import dot, search
 from hetcl.contrast.queue import KeyQueue
 
 INF = float("inf")
@@ -69,47 +69,6 @@ def gallery_length(n: int, gallery: int, batch: int) -> int:
     if n < 0 or gallery < 1 or batch < 1:
         raise ValueError(f"need n >= 0, gallery >= 1, batch >= 1, not {n}, {gallery}, {batch}")
     return gallery if gallery + batch <= n else max(0, n - 1)
-
-
-@torch.no_grad()
-def retrieve(
-    query: Tensor,
-    key: Tensor,
-    gallery: Tensor,
-    *,
-    index: Tensor,
-    gallery_index: Tensor,
-    valid: Tensor | None = None,
-) -> Found:
-    """Rank each query's own key among the keys of other pictures in ``gallery``.
-
-    Equal to a double loop in float64. Where rounding leaves more than ``max(64, K / 256)`` keys of a query undecided
-    even in float64 (constant features, say), all of them count as ties. Ties count against the query.
-
-    Args:
-        query, key: ``[B, D]``, computed with as float32; row i of both comes from picture ``index[i]``.
-        gallery: ``[K, D]``, on the same device.
-        index: int64 ``[B]``.
-        gallery_index: int64 ``[K]``; keys of a query's own picture never count for it.
-        valid: bool ``[K]``, places of the gallery to use at all (all of them).
-
-    Raises:
-        ValueError: a feature is not finite (names the first row), or shapes do not fit.
-    """
-    if query.shape != key.shape or query.ndim != 2 or gallery.ndim != 2 or query.shape[1] != gallery.shape[1]:
-        raise ValueError(f"shapes do not fit: {[tuple(x.shape) for x in (query, key, gallery)]}")
-    query, key, gallery = query.float(), key.float(), gallery.float()
-    places = None
-    if valid is not None and not bool(valid.all()):
-        places = valid.nonzero()[:, 0]
-        gallery, gallery_index = gallery[places], gallery_index[places]
-    for features, name in ((query, "query"), (key, "key"), (gallery, "gallery")):
-        _check_finite(features, name, places if name == "gallery" else None)
-    found = _search(query, key, Screen(gallery), index, gallery_index)
-    if places is None:
-        return found
-    there = torch.where(found.place < 0, -1, places[found.place.clamp(min=0)] if len(places) else -1)
-    return Found(found.rank, there, found.picture, found.right, found.wrong)
 
 
 def first_in_first_out(
@@ -173,24 +132,14 @@ def first_in_first_out(
     queue.pointer = 0 if everything else start % length
     for first, last in _cyclic(begin, queue.length, n, batch):
         queue.push(read(key, "key", first, last), pictures(first, last))
-    screen = Screen(queue.keys)
     for first in range(start, stop, batch):
         last = min(first + batch, stop)
         q, k, own = read(query, "query", first, last), read(key, "key", first, last), pictures(first, last)
-        found = _search(q, k, screen, own, queue.index)
+        found = retrieve(q, k, queue.keys, own, queue.index)
         part = _contribution(q, k, queue.keys, found.place, kept)
         yield slice(first, last), _host(found), part
         if not everything:
-            pointer = queue.pointer
             queue.push(k, own)
-            screen.update(
-                (torch.arange(min(len(k), length), device=k.device) + _at(pointer, k, length)) % length
-            )
-
-
-def _at(pointer: int, keys: Tensor, length: int) -> int:
-    """Where the first of the keys that stay was written, given the pointer before (``KeyQueue.push``)."""
-    return pointer + max(0, len(keys) - length)
 
 
 def _cyclic(begin: int, count: int, n: int, step: int) -> Iterator[tuple[int, int]]:
@@ -219,24 +168,21 @@ def _contribution(
     return Contribution(right, wrong)
 
 
-def _check_finite(features: Tensor, name: str, places: Tensor | None = None, *, offset: int = 0) -> None:
+def _check_finite(features: Tensor, name: str, *, offset: int) -> None:
     """Raise ``ValueError`` with the first row that holds NaN or infinity."""
     if not features.numel() or bool(torch.isfinite(torch.stack(torch.aminmax(features))).all()):
         return  # one pass without a temporary; NaN spreads
     row = int((~torch.isfinite(features).all(dim=1)).nonzero()[0, 0])
-    row = row if places is None else int(places[row])
     raise ValueError(f"{name} features of row {row + offset} are not finite (NaN or infinity)")
 
 
-def _search(query: Tensor, key: Tensor, screen: Screen, index: Tensor, gallery_index: Tensor) -> Found:
-    """:func:`retrieve` with the gallery prepared."""
-    search = Search(query, key, screen, index, gallery_index)
-    search.run()
-    each, none = torch.arange(len(query), device=query.device), search.place < 0
-    right = pairs(query, each, key, each).float()
-    wrong, picture = torch.full_like(right, -INF), torch.full_like(search.place, -1)
-    if len(screen.keys):
-        place = search.place.clamp(min=0)
-        wrong = pairs(query, each, screen.keys, place).float().masked_fill(none, -INF)
-        picture = gallery_index[place].masked_fill(none, -1)
-    return Found(search.rank, search.place, picture, right, wrong)
+@torch.no_grad()
+def retrieve(query: Tensor, key: Tensor, gallery: Tensor, index: Tensor, gallery_index: Tensor) -> Found:
+    """See :func:`hetcl.analysis.search.search`."""
+    rank, place = search(query, key, gallery, index, gallery_index)
+    wrong, picture = torch.full_like(rank, -INF, dtype=torch.float32), place
+    if len(gallery):
+        nearest, none = place.clamp(min=0), place < 0
+        wrong = dot(query, gallery[nearest]).float().masked_fill(none, -INF)
+        picture = gallery_index[nearest].masked_fill(none, -1)
+    return Found(rank, place, picture, dot(query, key).float(), wrong)

@@ -1,4 +1,4 @@
-"""The published augmentations by name (FACTS.md, "Pre-training" and "Offline contrastive testing"). Free of torch."""
+"""The published augmentations by name (docs/facts.md). Free of torch."""
 
 from __future__ import annotations
 

@@ -103,7 +103,7 @@ def detector(
     facts: InputFacts = IMAGENET,
     seed: int | None = None,
 ) -> Detector:
-    """A detector with random weights, numbers as in detectron2's and MoCo's settings (FACTS, "Downstream").
+    """A detector with random weights, numbers as in detectron2's and MoCo's settings (docs/facts.md).
 
     Args:
         arch: a backbone for ``build_pyramid``, or a pyramid, which becomes part of the detector.

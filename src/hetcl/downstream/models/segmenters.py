@@ -1,4 +1,4 @@
-"""FCN: a class for each pixel, from one map of stride 16 (FACTS, "VOC semantic").
+"""FCN: a class for each pixel, from one map of stride 16 (docs/facts.md, downstream).
 
 Cell i of a map of stride s stands for the pixels s i to s (i + 1) at every size, as in detectron2 (``upsampled``).
 
