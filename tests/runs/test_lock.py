@@ -26,11 +26,11 @@ from pathlib import Path
 from hetcl.runs.lock import FolderLock
 lock = FolderLock(Path(sys.argv[1]))
 lock.hold()
-if "fork" in sys.argv and os.fork() == 0:  # a worker that outlives its parent
+worker = "fork" in sys.argv and os.fork() == 0  # it outlives its parent
+if worker or "fork" not in sys.argv:  # whoever is ready last
+    os.write(1, b"held\\n")
+if worker:
     os.close(1)
-    time.sleep(60)
-    os._exit(0)
-print("held", flush=True)
 time.sleep(60)
 """
 
