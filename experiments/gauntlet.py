@@ -386,6 +386,7 @@ def gauntlet(
 ) -> dict[tuple[str, str], Counter[str]]:
     """Make the tries; ``{(kind, verb): {"tries": n, "lost": m}}``."""
     SERVER.set_forkserver_preload([*ROOMS])
+    root.mkdir(parents=True, exist_ok=True)
     ground = Ground(root, random.Random(seed), limit)
     table: dict[tuple[str, str], Counter[str]] = {}
     for kind in kinds:
