@@ -174,17 +174,12 @@ def _settled(found: dict[str, list[T]], name: Callable[[T], str]) -> dict[str, l
     (without test) the first for validation, the second for testing."""
     train, val = found.get("train", []), found.get("val", [])
     if val:
-        apart = [t for t in train if not _speaks_of("val", name(t))]
+        apart = [t for t in train if not any("val" in word for word in words_of(name(t)))]
         found |= {"train": apart} if apart else {}
-    last = [v for v in val if _speaks_of("eval", name(v))]
+    last = [v for v in val if any("eval" in word for word in words_of(name(v)))]
     if 0 < len(last) < len(val) and "test" not in found:
         found |= {"val": [v for v in val if v not in last], "test": last}
     return {split: found[split] for split in ("train", "val", "test", UNLABELLED, "") if split in found}
-
-
-def _speaks_of(part: str, name: str) -> bool:
-    """Whether a word of a split in a name has a part: ``val`` in ``trainval``, not in ``carnival``."""
-    return any(part in word and split_of(word)[0] for word in words_of(name))
 
 
 @dataclass(frozen=True)
