@@ -9,7 +9,8 @@ import pytest
 
 from hetcl.errors import InputError
 from hetcl.images.sources import open_held_out, open_source
-from hetcl.images.splits import split_of, split_shards
+from hetcl.images.split_words import split_of
+from hetcl.images.splits import split_shards
 from hetcl.types import Source
 from tests.images.make import shard
 

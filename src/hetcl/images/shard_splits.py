@@ -10,7 +10,8 @@ from hetcl.images import remote
 from hetcl.images.folder import OVERRIDE
 from hetcl.images.labels import class_names
 from hetcl.images.shards import ShardSource, prepare
-from hetcl.images.splits import UNLABELLED, split_shards
+from hetcl.images.split_words import UNLABELLED
+from hetcl.images.splits import split_shards
 from hetcl.images.tables import Table
 from hetcl.types import Source
 

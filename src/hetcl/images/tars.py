@@ -17,7 +17,7 @@ from typing import IO
 from hetcl.errors import InputError
 from hetcl.images.formats import EXTENSIONS, HEAD, OTHERS, SPECIAL, Aside, looks_like_image
 from hetcl.images.labels import ENDINGS, LabelReader
-from hetcl.images.splits import is_map, words_of
+from hetcl.images.split_words import is_map, words_of
 
 log = logging.getLogger(__name__)
 
