@@ -35,7 +35,8 @@ def alike(branch: Branch) -> Alike | None:
     A folder is alike where two thirds of its sub-folders' names, and at least two, are among those of the folder that
     has most, and are a third of those. Alike folders hold more than half of the images. ``sure``: all of them are
     called like splits or folds; or two of the shared names or more tell what is in the images, and no fewer than there
-    are folders. Not sure: fewer, or numbers and letters. Sides, times, cameras and the like in every class say nothing.
+    are folders. Not sure: fewer, or numbers of up to three digits and letters. Sides, times, cameras and the like in
+    every class say nothing.
     """
     tops = list(islice(branch.children(), _FOLDERS_AT_MOST + 1))
     if not 2 <= len(tops) <= _FOLDERS_AT_MOST:
@@ -54,7 +55,7 @@ def alike(branch: Branch) -> Alike | None:
     shared = [name for key, name in most.items() if sum(key in names for _, names in held) > 1]
     folders = [top for top, _ in held]
     telling = [name for name in shared if tells(name)]
-    bare = [name for name in shared if name.isdigit() or len(name) == 1]
+    bare = [name for name in shared if len(name) == 1 or (name.isdigit() and len(name) < 4)]
     if all(says_only(top.name, FOLDS) for top in folders):
         return Alike(folders, shared, sure=True)
     if len(telling) >= 2:
