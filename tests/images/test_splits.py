@@ -146,6 +146,37 @@ def test_classes_that_are_called_like_splits(
     assert "is taken for a folder like its neighbours" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("places", "classes"),
+    [
+        (["en", "tr", "te"], ("en", "te", "tr")),  # languages
+        (["cv", "letter", "train"], ("cv", "letter", "train")),
+        (["query", "chart", "train/*"], ("chart", "query", "train")),
+    ],
+)
+def test_words_that_mean_other_things_too(
+    places: list[str], classes: tuple[str, ...], tmp_path: Path, cache: Path
+) -> None:
+    """They are splits only where nothing else lies beside them."""
+    root = tree(tmp_path / "a", *places)
+    assert open_source(root, folder_classes=True, cache=cache).classes == classes
+    beside = tree(tmp_path / "b", "tr/*", "te/*", "docs")
+    assert open_source(beside, folder_classes=True, cache=cache).classes == CLASSES
+
+
+def test_words_of_shards_that_mean_other_things_too() -> None:
+    assert split_shards(["tr-0.tar", "te-0.tar"]) == {"train": ["tr-0.tar"], "test": ["te-0.tar"]}
+    assert split_shards(["en-0.tar", "tr-0.tar", "te-0.tar"]) == {}
+
+
+def test_a_word_that_only_holds_that_of_a_split(tmp_path: Path, cache: Path) -> None:
+    """``carnival`` is no validation part, and ``medieval`` none of an evaluation."""
+    names = ("carnival", "dog", "medieval")
+    root = tree(tmp_path, *(f"{name}_{split}" for name in names for split in ("train", "val")))
+    assert held(open_source(root, cache=cache)) == [(f"{name}_train", None) for name in names]
+    assert len(open_held_out(root, cache=cache)["val"]) == 6
+
+
 CLASS_WORDS = [
     ("cat_train dog-Train", "cat_test Dog_test"),
     ("train_cat1 train_cat2", "test_cat1 test_cat2"),

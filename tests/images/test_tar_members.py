@@ -152,6 +152,9 @@ def test_an_image_that_links_repeat_is_read_once(
     assert "labels of 1 image differ between its names, so it has none" in caplog.text
     assert f"without a label: 2 of 4 pictures in {path}" in caplog.text
     again = mixed(tmp_path / "y.tar", [("a.jpg", b"image", FILE), ("b.jpg", "a.jpg", SOFT)])
+    twice = mixed(tmp_path / "w.tar", [("a.jpg", b"image", FILE), ("b.jpg", b"other", FILE)])
+    prints = {open_source(str(tar), cache=cache).fingerprint for tar in (again, twice)}
+    assert len(prints) == 2  # a run that began when links counted as images goes on with no others
     once = mixed(tmp_path / "z.tar", [("a.jpg", b"image", FILE)])
     assert len(open_source(f"{again},{once}", cache=cache)) == 2
 
