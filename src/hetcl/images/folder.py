@@ -232,7 +232,8 @@ class Folder:
         """The folders that would be classes, where they hold the same folders again."""
         if self.whole or self.layout.inside:
             return None
-        found = (alike(inner(branch)[0]) for branch in self.layout.splits.get("train", [self.layout.base]))
+        branches = self.layout.splits.get("train", []) if self.layout.splits else [self.layout.base]
+        found = (alike(inner(branch)[0]) for branch in branches)
         return next((one for one in found if one), None)
 
     @cached_property
