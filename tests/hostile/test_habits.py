@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import shutil
+import tarfile
 from pathlib import Path
 
 import numpy as np
@@ -93,6 +95,49 @@ def test_a_validation_part_without_labels_is_said_and_test_takes_its_place(says:
         "the pictures for val have no labels (4 of 4 images do not lie in the folder of a class (a, b, c))"
         in says.err
     )
+
+
+def test_domains_are_refused_by_a_probe_and_warned_of_elsewhere(says: Says) -> None:
+    for domain in ("amazon", "webcam"):
+        classes(Path("d", domain), 4)
+        for old, new in zip("abc", ("cat", "dog", "eft"), strict=True):
+            Path("d", domain, old).rename(Path("d", domain, new))
+    for path in Path("d").rglob("*.png"):
+        Image.open(path).resize((40, 40)).save(path)
+    same = (
+        "d: amazon/, webcam/ hold folders of the same names (cat, dog, eft), as splits, domains or folds do"
+    )
+    said = says("probe", *PROBE, "--data", "d", "--out", "probe")
+    assert said.startswith(f"{same} and classes do not: name one of them (--data d/amazon)")
+    assert not Path("probe").exists()
+    says("probe", *PROBE, "--data", "d/amazon", "--out", "probe", status=0)
+    assert found()["classes"] == 3
+    says("probe", *PROBE, "--data", "d", "--data_split", "all", "--out", "all", status=0)
+    assert found("all")["classes"] == 2
+    quiet = ("--stage1.queue", "16", "--stage2.queue", "16")
+    says("doctor", "--data", "d", *TINY, *quiet, "--folder_classes", "true", status=0)
+    assert f"! {same}" in says.out
+    assert "nothing else to object to" in says.out
+    says.pretrain(data="d", status=0)
+    assert f"{same}; all of them are read: to keep one apart, name one of them" in says.err
+
+
+def test_links_in_a_tar_put_no_image_on_both_sides(says: Says) -> None:
+    """What tar makes of a folder without duplicates: ``b/x.jpg`` is a hard link to ``a/x.jpg``."""
+    with tarfile.open("x.tar", "w") as out:
+        for part in "ab":
+            for i in range(12):
+                image, label = tarfile.TarInfo(f"{part}/{i:02}.jpg"), tarfile.TarInfo(f"{part}/{i:02}.cls")
+                data = encoded(pixels(24, 24, seed=i)) if part == "a" else b""
+                image.size, label.size = len(data), 1
+                if part == "b":
+                    image.type, image.linkname = tarfile.LNKTYPE, f"a/{i:02}.jpg"
+                out.addfile(image, io.BytesIO(data))
+                out.addfile(label, io.BytesIO(b"%d" % (i % 2)))
+    says("probe", *PROBE, "--data", "x.tar", "--out", "probe", status=0)
+    data = found()
+    assert data["train"] + data["test"] == 12
+    assert "12 links in x.tar to images that are there under another name too" in says.err
 
 
 # ---- labels ----------------------------------------------------------------------------------------------------------

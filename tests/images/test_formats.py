@@ -12,12 +12,12 @@ import pytest
 from PIL import Image, features
 
 from hetcl.errors import InputError
-from hetcl.images import formats, listing
+from hetcl.images import formats, listing, shards, tars
 from hetcl.images.decode import open_picture
 from hetcl.images.formats import EXTENSIONS, HEAD, Aside, looks_like_image
 from hetcl.images.sources import open_source
 from hetcl.types import BadPicture
-from tests.images.make import encoded, folder, pixels
+from tests.images.make import encoded, folder, pixels, tar
 
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(40)
 JXL = b"\xff\x0a" + bytes(40)
@@ -172,6 +172,26 @@ def test_without_a_plugin_the_fix_is_said(
     aside = Aside({".heic": (1, "a.heic"), ".jxl": (1, "a.jxl")})
     assert "install hetcl[heif]" in aside.advice()
     assert "install hetcl[jxl]" in aside.advice()
+
+
+def test_a_jpeg_that_is_called_otherwise_is_read_without_the_plugin(
+    tmp_path: Path, cache: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Phones and messengers call JPEGs .heic; what really is HEIC is left aside, with the fix."""
+    plain = EXTENSIONS - {".heic", ".heif", ".jxl", ".avif"}
+    for module in (formats, listing, tars, shards):
+        monkeypatch.setattr(module, "EXTENSIONS", plain)
+    members = [(f"{i}.{kind}", encoded(pixels())) for i, kind in enumerate(("heic", "HEIF", "jxl", "avif"))]
+    members.append(("9.heic", HEIC))
+    (tmp_path / "d").mkdir()
+    for name, data in members:
+        (tmp_path / "d" / name).write_bytes(data)
+    tar(tmp_path / "x.tar", members)
+    for data in ("d", "x.tar"):
+        caplog.clear()
+        source = open_source(str(tmp_path / data), cache=cache)
+        assert [source.sample(i).data for i in range(len(source))] == [encoded(pixels())] * 4
+        assert "1 .heic (9.heic); .heic: install hetcl[heif] to read them" in caplog.text
 
 
 @pytest.mark.parametrize(

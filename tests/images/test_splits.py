@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import logging
+import re
 from pathlib import Path
 
 import pytest
 
 from hetcl.errors import InputError
-from hetcl.images.sources import open_held_out, open_source
-from hetcl.images.splits import split_of, split_shards
+from hetcl.images.sources import braces, open_held_out, open_source
+from hetcl.images.split_words import split_of
+from hetcl.images.splits import split_shards
 from hetcl.types import Source
 from tests.images.make import shard
 
@@ -55,6 +57,25 @@ def held(source: Source) -> list[tuple[str, int | None]]:
         ),
         *((n, "test") for n in ("test", "Testing", "TEST", "test1", "test_set", "testset", "test_stg1")),
         *((n, "unlabelled") for n in ("unlabeled", "unlabelled2017", "Unlabeled Images", "unsup")),
+        *(
+            (n, "train")
+            for n in ("traindir", "trainimgs", "imgTrain", "trainset1", "TrainPics", "tr", "dataTr")
+        ),
+        *((n, "val") for n in ("valdir", "valimages", "vali", "cv")),
+        *((n, "test") for n in ("testdir", "testfiles", "te", "unseen", "query", "gallery", "t10k-images")),
+        *(
+            (n, "train")
+            for n in ("Trainingsdaten", "entraînement", "entrai\u0302nement", "datos_entrenamiento")
+        ),
+        *(
+            (n, "train")
+            for n in ("训练集", "训练数据", "обучение", "学習用データ", "훈련", "treino", "eğitim")
+        ),
+        *(
+            (n, "val")
+            for n in ("Validierung", "validação", "验证集", "検証用", "validering", "valideringsdata")
+        ),
+        *((n, "test") for n in ("Testdaten", "Testbilder", "pruebas", "测试集", "テスト用データ", "тест")),
     ],
 )
 def test_spellings(name: str, split: str) -> None:
@@ -62,7 +83,11 @@ def test_spellings(name: str, split: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name", ["restrain", "interval", "contest", "latest", "trainer", "retrain", "cat", "", "42"]
+    "name",
+    [
+        *("restrain", "interval", "contest", "latest", "trainer", "retrain", "cat", "", "42", "protest"),
+        *("tree", "tea", "cvs", "string", "profile", "datamining"),
+    ],
 )
 def test_words_that_hold_others(name: str) -> None:
     assert split_of(name)[0] is None
@@ -119,6 +144,167 @@ def test_classes_that_are_called_like_splits(
         source = open_source(tree(tmp_path, *places), folder_classes=True, cache=cache)
     assert source.classes == classes
     assert "is taken for a folder like its neighbours" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("places", "classes"),
+    [
+        (["en", "tr", "te"], ("en", "te", "tr")),  # languages
+        (["cv", "letter", "train"], ("cv", "letter", "train")),
+        (["query", "chart", "train/*"], ("chart", "query", "train")),
+    ],
+)
+def test_words_that_mean_other_things_too(
+    places: list[str], classes: tuple[str, ...], tmp_path: Path, cache: Path
+) -> None:
+    """They are splits only where nothing else lies beside them."""
+    root = tree(tmp_path / "a", *places)
+    assert open_source(root, folder_classes=True, cache=cache).classes == classes
+    beside = tree(tmp_path / "b", "tr/*", "te/*", "docs")
+    assert open_source(beside, folder_classes=True, cache=cache).classes == CLASSES
+
+
+def test_words_of_shards_that_mean_other_things_too() -> None:
+    assert split_shards(["tr-0.tar", "te-0.tar"]) == {"train": ["tr-0.tar"], "test": ["te-0.tar"]}
+    assert split_shards(["en-0.tar", "tr-0.tar", "te-0.tar"]) == {}
+
+
+def test_a_word_that_only_holds_that_of_a_split(tmp_path: Path, cache: Path) -> None:
+    """``carnival`` is no validation part, and ``medieval`` none of an evaluation."""
+    names = ("carnival", "dog", "medieval")
+    root = tree(tmp_path, *(f"{name}_{split}" for name in names for split in ("train", "val")))
+    assert held(open_source(root, cache=cache)) == [(f"{name}_train", None) for name in names]
+    assert len(open_held_out(root, cache=cache)["val"]) == 6
+
+
+CLASS_WORDS = [
+    ("cat_train dog-Train", "cat_test Dog_test"),
+    ("train_cat1 train_cat2", "test_cat1 test_cat2"),
+    ("train/train_cat train/train_dog", "test/test_cat test/test_dog"),
+    ("cat_train dog_train", "test/cat test/dog"),
+    ("train/cat train/dog", "cat_test dog_test"),
+    ("train/cat train/dog", "val/val_cat val/val_dog"),
+    ("cat_tr dog_tr", "cat_te dog_te"),
+]
+
+
+@pytest.mark.parametrize(("train", "other"), CLASS_WORDS)
+def test_classes_in_the_names_of_the_folders_of_splits(
+    train: str, other: str, tmp_path: Path, cache: Path
+) -> None:
+    root = tree(tmp_path, *train.split(), *other.split())
+    source = open_source(root, folder_classes=True, cache=cache)
+    (beside,) = open_held_out(root, splits=("val", "test"), folder_classes=True, cache=cache).values()
+
+    def numbers(source: Source, places: str) -> list[int | None]:
+        found = dict(held(source))
+        assert found.keys() == set(places.split())
+        return [found[place] for place in places.split()]
+
+    assert (numbers(source, train), numbers(beside, other)) == ([0, 1], [0, 1])
+
+
+def test_no_classes_in_the_names_of_parts(tmp_path: Path, cache: Path) -> None:
+    """``train_1`` and ``train_2`` are parts; what is said of the missing labels is true."""
+    source = open_source(tree(tmp_path, "train_1", "train_2", "test_1"), folder_classes=True, cache=cache)
+    assert source.classes is None
+    assert "its images lie right in train_1/, train_2/, not in the folders of classes" in str(
+        getattr(source, "why_no_labels", "")
+    )
+
+
+# ---- folders that hold the same folders ------------------------------------------------------------------------------
+
+SURE = [
+    "amazon/{cat,dog,eft} webcam/{cat,dog,eft}",
+    "amazon/images/{cat,dog,eft} webcam/images/{cat,dog,eft}",
+    "in/amazon/{cat,dog} in/webcam/{cat,dog}",
+    "fold1/{cat,dog} fold2/{cat,dog} fold3/{cat,dog}",
+    "fold1/{0,1} fold2/{0,1} fold3/{0,1}",
+    "train/{cat,dog,eft} extern/{cat,dog,eft}",
+    "A/{cat,dog,eft} B/{Cat,Dog}",  # nearly the same
+    "A/{n01440764,n01443537} B/{n01440764,n01443537}",
+    "A/{cat,dog,eft} B/{cat,dog,eft} readme",
+    "A/{猫,狗} B/{猫,狗}",
+]
+UNSURE = [
+    "a/{sunny,foggy} b/{sunny,foggy} c/{sunny,foggy} d/{sunny,foggy}",  # classes in two weathers?
+    "mnist/{0,1,2,3} usps/{0,1,2,3}",
+    "one/{a,b,c} two/{a,b,c}",
+]
+CLASSES_ALL_THE_SAME = [
+    "cat/images dog/images",
+    "cat/good dog/good",
+    "cat/{left,right} dog/{left,right}",
+    "cat/{left,right} bus/{left,right} train/{left,right}",
+    "cat/{images,masks} dog/{images,masks}",
+    "cat/{left_view,right_view,top_view} dog/{left_view,right_view,top_view}",
+    "cat/{session1,session2} dog/{session1,session2}",
+    "cat/{2019,2020} dog/{2019} owl/{2019,2020}",
+    "cat/{indoor,outdoor} dog/{indoor,outdoor}",
+    "cat/{raw,augmented} dog/{raw,augmented}",
+    "cat/{40X,100X} dog/{40X,100X}",
+    "cat/{persian,siamese,other} dog/{poodle,beagle,other}",
+    "cat/{fold1,fold2} dog/{fold1,fold2}",
+    "a/{cat,dog} b/{cat,dog} x x2 x3 x4 x5 x6 x7 x8 x9",
+    "cat dog",
+]
+
+
+def places(layout: str) -> list[str]:
+    """``a/{b,c} d`` as a/b, a/c, d."""
+    return [place for part in layout.split() for place in braces(part)]
+
+
+@pytest.mark.parametrize("layout", SURE)
+def test_folders_of_the_same_folders_are_no_classes(
+    layout: str, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tree(tmp_path, *places(layout))
+    said = r"hold folders of the same names \(.*\), as splits, domains or folds do"
+    with pytest.raises(InputError, match=said + r" and classes do not: name one of them \(--data ") as caught:
+        open_source(root, folder_classes=True, strict=True, cache=cache)
+    named = str(caught.value).partition("--data ")[2].partition(")")[0]
+    assert len(open_source(named, folder_classes=True, strict=True, cache=cache).classes or ()) >= 2
+    everything = open_source(root, split="all", folder_classes=True, strict=True, cache=cache)
+    assert everything.classes is not None
+    assert "same names" not in caplog.text
+    for folder_classes in (True, False):
+        caplog.clear()
+        open_source(root, folder_classes=folder_classes, cache=cache)
+        (line,) = [r for r in caplog.records if re.search(said, r.getMessage())]
+        assert line.levelno == logging.WARNING
+
+
+@pytest.mark.parametrize("layout", UNSURE)
+def test_folders_of_the_same_folders_that_may_be_classes(
+    layout: str, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tree(tmp_path, *places(layout))
+    assert open_source(root, folder_classes=True, strict=True, cache=cache).classes is not None
+    assert "if they are no classes, name one of them" in caplog.text
+    caplog.clear()
+    open_source(root, cache=cache)
+    assert not caplog.text
+
+
+@pytest.mark.parametrize("layout", CLASSES_ALL_THE_SAME)
+def test_classes_that_share_the_names_of_their_folders(
+    layout: str, tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tree(tmp_path, *places(layout))
+    source = open_source(root, folder_classes=True, strict=True, cache=cache)
+    assert source.classes == tuple(sorted({place.partition("/")[0] for place in places(layout)}))
+    assert not caplog.text
+
+
+def test_the_same_folders_below_a_split_are_warned_of(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    root = tree(tmp_path, *places("train/{amazon,webcam}/{cat,dog} test/{amazon,webcam}/{cat,dog}"))
+    source = open_source(root, folder_classes=True, strict=True, cache=cache)
+    assert source.classes == ("amazon", "webcam")
+    assert "train/amazon/, train/webcam/ hold folders of the same names (cat, dog)" in caplog.text
 
 
 def test_classes_called_train_and_test_by_request(tmp_path: Path, cache: Path) -> None:
@@ -204,9 +390,12 @@ def test_dev_and_eval(tmp_path: Path, cache: Path) -> None:
     }
 
 
-def test_no_training_part(tmp_path: Path, cache: Path) -> None:
+def test_no_training_part(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
     with pytest.raises(InputError, match=r"has no split train \(it has: val, test\).* data_split to all"):
-        open_source(tree(tmp_path, "val/*", "test/*"), cache=cache)
+        open_source(
+            tree(tmp_path, "val/cat", "val/dog", "test/cat", "test/dog"), folder_classes=True, cache=cache
+        )
+    assert not caplog.text
 
 
 def test_class_folders_of_another_system(

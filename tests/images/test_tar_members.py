@@ -7,15 +7,17 @@ import logging
 import tarfile
 from pathlib import Path
 
+import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hetcl.errors import InputError
+from hetcl.images.shards import RECORD, merged
 from hetcl.images.sources import open_source
-from hetcl.images.tars import members
+from hetcl.images.tars import Found, members
 from hetcl.types import Source
-from tests.images.make import encoded, pixels, tar
+from tests.images.make import encoded, pixels, shard, tar
 
 
 @pytest.fixture
@@ -63,6 +65,11 @@ def test_links_are_resolved_within_the_tar(
             ("set/c.cls", "b.cls", SOFT),  # a link to a link
             ("set/d.jpg", "c.jpg", SOFT),
             ("latest", "set", SOFT),  # a folder, whose files are members anyway
+            ("here", ".", SOFT),
+            ("set/up", "..", SOFT),
+            ("empty", "", FOLDER),
+            ("to_empty", "empty", SOFT),
+            ("set/h.jpg", "../latest/up/store/one.bin", SOFT),  # by way of two links to folders
             ("set/e.jpg", "/data/e.jpg", SOFT),
             ("set/e.cls", "store/0", HARD),
             ("set/f.jpg", "g.jpg", SOFT),
@@ -70,7 +77,11 @@ def test_links_are_resolved_within_the_tar(
         ],
     )
     source = open_source(str(path), cache=cache)
-    assert contents(source) == [(b"one", 0), (b"three", 1), (b"three", 1), (b"three", None)]
+    assert contents(source) == [(b"one", 0), (b"three", 1)]
+    assert (
+        f"3 links in {path} to images that are there under another name too: each image is read once"
+        in caplog.text
+    )
     assert source.classes == ("0", "1")
     assert f"3 stray links (set/e.jpg -> /data/e.jpg) in {path} cannot be read" in caplog.text
     assert "tar --dereference --hard-dereference" in caplog.text
@@ -108,6 +119,97 @@ def test_links_equal_what_unpacking_gives(
     whole = path.read_bytes()
     found = {m.name: whole[m.offset : m.offset + m.size] for m in members(str(path))}
     assert found == expected
+
+
+def test_an_image_that_links_repeat_is_read_once(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """With the label that any of its names has, wherever that stands; with none where two differ."""
+    path = mixed(
+        tmp_path / "x.tar",
+        [
+            *((f"store/{i}.jpg", b"image %d" % i, FILE) for i in range(4)),
+            ("train/a.jpg", "../store/2.jpg", SOFT),
+            ("train/a.cls", b"1", FILE),
+            ("train/b.jpg", "store/0.jpg", HARD),
+            ("train/b.cls", b"0", FILE),
+            ("train/c.jpg", "a.jpg", SOFT),
+            ("train/c.cls", b"1", FILE),
+            ("train/d.jpg", "../store/3.jpg", SOFT),
+            ("train/d.cls", b"0", FILE),
+            ("train/e.jpg", "../store/3.jpg", SOFT),
+            ("train/e.cls", b"1", FILE),
+        ],
+    )
+    source = open_source(str(path), cache=cache)
+    assert sorted(contents(source), key=str) == [
+        (b"image 0", 0),
+        (b"image 1", None),
+        (b"image 2", 1),
+        (b"image 3", None),
+    ]
+    assert f"5 links in {path} to images that are there under another name too" in caplog.text
+    assert "labels of 1 image differ between its names, so it has none" in caplog.text
+    assert f"without a label: 2 of 4 pictures in {path}" in caplog.text
+    again = mixed(tmp_path / "y.tar", [("a.jpg", b"image", FILE), ("b.jpg", "a.jpg", SOFT)])
+    twice = mixed(tmp_path / "w.tar", [("a.jpg", b"image", FILE), ("b.jpg", b"other", FILE)])
+    prints = {open_source(str(tar), cache=cache).fingerprint for tar in (again, twice)}
+    assert len(prints) == 2  # a run that began when links counted as images goes on with no others
+    once = mixed(tmp_path / "z.tar", [("a.jpg", b"image", FILE)])
+    assert len(open_source(f"{again},{once}", cache=cache)) == 2
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(-1, 2)), max_size=12))
+def test_repeated_images_against_a_slow_reference(rows: list[tuple[int, int]]) -> None:
+    """Rows of (offset, label), merged one by one."""
+    records = np.zeros(len(rows), RECORD)
+    records["offset"], records["label"] = [o for o, _ in rows], [y for _, y in rows]
+    expected = []
+    for at, (offset, label) in enumerate(rows):
+        labels = {y for o, y in rows if o == offset and y >= 0}
+        first = next(i for i, (o, y) in enumerate(rows) if o == offset and (y >= 0) == bool(labels))
+        if at == first:
+            expected.append((offset, label if len(labels) < 2 else -1))
+    found = Found()
+    out, again = merged(records, found)
+    assert list(zip(out["offset"].tolist(), out["label"].tolist(), strict=True)) == expected
+    assert again == found.again == len(rows) - len(expected)
+    several = {o for o, _ in rows if len({y for p, y in rows if p == o and y >= 0}) > 1}
+    assert found.contradicted == len(several)
+
+
+def test_a_shard_under_two_names_is_read_once(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "d").mkdir()
+    shard(tmp_path / "d/a.tar", 3)
+    (tmp_path / "d/b.tar").symlink_to("a.tar")
+    (tmp_path / "d/c.tar").hardlink_to(tmp_path / "d/a.tar")
+    assert len(open_source(str(tmp_path / "d"), cache=cache)) == 3
+    assert "b.tar is the same file as" in caplog.text
+    assert "(and 1 more are): each is read once" in caplog.text
+    assert len(open_source(f"{tmp_path}/d/a.tar,{tmp_path}/d/a.tar", cache=cache)) == 3
+
+
+def test_labels_that_are_counted_from_one(
+    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The classes that there are, are counted; that there is no class 0 is said."""
+    path = tar(
+        tmp_path / "x.tar", [m for i in (1, 2, 3) for m in ((f"{i}.jpg", b"x"), (f"{i}.cls", b"%d" % i))]
+    )
+    source = open_source(str(path), cache=cache)
+    assert source.description.startswith("3 pictures in 3 classes in 1 shard")
+    assert [source.label(i) for i in range(3)] == [1, 2, 3]
+    assert (
+        f"no image in {path} has the label 0, those there are go from 1 to 3: if they were counted"
+        in caplog.text
+    )
+    caplog.clear()
+    path = tar(tmp_path / "y.tar", [m for i in (1, 5) for m in ((f"{i}.jpg", b"x"), (f"{i}.cls", b"%d" % i))])
+    assert open_source(str(path), cache=cache).description.startswith("2 pictures in 2 classes")
+    assert "has the label 0" not in caplog.text
 
 
 def test_labels_that_do_not_stand_beside_their_images(

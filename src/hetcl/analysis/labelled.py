@@ -127,9 +127,9 @@ def open_parts(
         pictures: train on that many, drawn at random; 0: all.
 
     Raises:
-        InputError: no labels, one class, or too few pictures.
+        InputError: no labels, one class, class folders that look like splits, domains or folds, or too few pictures.
     """
-    source = open_source(data, split=data_split, folder_classes=folder_classes, window=window)
+    source = open_source(data, split=data_split, folder_classes=folder_classes, window=window, strict=True)
     if source.classes is None:
         raise InputError(
             f"{data} has no labels, which a probe needs{why_none(source)}: in shards each KEY.jpg has a KEY.cls with "

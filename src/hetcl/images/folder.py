@@ -18,10 +18,13 @@ from pathlib import Path
 
 import numpy as np
 
+from hetcl.errors import InputError
+from hetcl.images.alike import Alike, alike
 from hetcl.images.decode import MAX_BYTES, too_large
 from hetcl.images.formats import Aside, images, left_aside
 from hetcl.images.listing import Branch, listing
-from hetcl.images.splits import UNLABELLED, Layout, fold, inner, layout_of, look
+from hetcl.images.split_words import UNLABELLED, besides, fold, split_of
+from hetcl.images.splits import Layout, inner, layout_of, look
 from hetcl.images.tables import Table
 from hetcl.types import BadPicture, Sample
 
@@ -160,12 +163,22 @@ class Folder:
         cache: folder for the listing.
         whole: put splits aside: every image is of one set, and folders named like splits are folders like others.
         folder_classes: take folders for classes.
+        strict: refuse folders that cannot well be classes, instead of warning.
 
     Raises:
         InputError: no images.
     """
 
-    def __init__(self, root: str, cache: Path, *, whole: bool = False, folder_classes: bool = False) -> None:
+    def __init__(
+        self,
+        root: str,
+        cache: Path,
+        *,
+        whole: bool = False,
+        folder_classes: bool = False,
+        strict: bool = False,
+    ) -> None:
+        self.strict = strict and folder_classes
         self.root, self.table, self.folder_classes = root, listing(root, cache), folder_classes
         top = Branch.root(self.table)
         self.layout = Layout(top, {}, []) if whole else layout_of(top)
@@ -181,8 +194,13 @@ class Folder:
         """The images of ``train`` (all, where there are no splits), ``val`` or ``test``; None where there are none.
 
         Classes have the training images' numbers in every split.
+
+        Raises:
+            InputError: the classes are needed, and the folders are splits, domains or folds.
         """
         layout = self.layout
+        if self.strict and self._alike and self._alike.sure and not layout.splits:
+            raise InputError(self._words_on_alike())
         if not layout.splits:
             return self._source([layout.base]) if split in ("train", "all") else None
         branches = layout.splits.get(split, [])
@@ -192,7 +210,9 @@ class Folder:
     @cached_property
     def classes(self) -> tuple[str, ...]:
         """Names of the class folders of the training images, in the order of their bytes."""
-        if self.layout.inside:
+        if self._worded:
+            found = {besides(branch.name) for branch in self.layout.splits["train"]}
+        elif self.layout.inside:
             found = {child.name for child in self.layout.base.children()}
         else:
             found = set()
@@ -201,6 +221,31 @@ class Folder:
                 maps = {b.path for b in beside if not self.whole}
                 found |= {child.name for child in below.children() if child.path not in maps}
         return tuple(sorted(found, key=os.fsencode))
+
+    @cached_property
+    def _worded(self) -> bool:
+        """Whether the classes stand in the names of the splits' folders: ``cat_train/``, ``dog_train/``."""
+        branches = self.layout.splits.get("train", [])
+        names = {besides(branch.name) for branch in branches}
+        flat = not any(next(inner(branch)[0].children(), None) for branch in branches)
+        return len(names) > 1 and "" not in names and flat and not self.layout.inside
+
+    @cached_property
+    def _alike(self) -> Alike | None:
+        """The folders that would be classes, where they hold the same folders again."""
+        if self.whole or self.layout.inside:
+            return None
+        branches = self.layout.splits.get("train", []) if self.layout.splits else [self.layout.base]
+        found = (alike(inner(branch)[0]) for branch in branches)
+        return next((one for one in found if one), None)
+
+    @cached_property
+    def _spoken(self) -> dict[str, int]:
+        """What the names of classes say besides splits, to their numbers, -1 where that is unclear."""
+        found: dict[str, int] = {}
+        for i, name in enumerate(self.classes):
+            found[besides(name)] = -1 if besides(name) in found else i
+        return found
 
     @cached_property
     def _numbers(self) -> tuple[dict[str, int], dict[str, int]]:
@@ -226,7 +271,7 @@ class Folder:
         loose = sum(run.stop - run.start for run in runs if run.label < 0)
         count = sum(run.stop - run.start for run in runs)
         classes: tuple[str, ...] | None = wanted
-        why = self._unasked(branches[0])
+        why = self._unasked(branches)
         if not wanted or 2 * loose > count:
             runs = [run for branch in branches for run in self._runs(branch, False, {})]
             classes = None
@@ -242,14 +287,18 @@ class Folder:
         shown = self._shown(*branches, *more) if self.layout.splits else self.root
         return FolderSource(self.root, self.table, runs=runs, classes=classes, why=why, shown=shown)
 
-    def _unasked(self, branch: Branch) -> str:
-        """Why there are no labels where nobody asked for class folders."""
-        below, maps = (self.layout.base, []) if self.layout.inside else inner(branch)
-        aside = {b.path for b in maps}
-        some = [b.name for b in islice(below.children(), _SHOWN) if b.path not in aside]
-        if not some:
-            return f"all its images lie in one folder, {self._shown(below)}"
-        return f"its sub-folders ({', '.join(some)} ...) are not taken for classes, since folder_classes is false"
+    def _unasked(self, branches: Sequence[Branch]) -> str:
+        """Why there are no labels where nobody asked for class folders, or there are none."""
+        places = [self.layout.base] if self.layout.inside else [inner(branch)[0] for branch in branches]
+        aside = {b.path for branch in branches for b in ([] if self.layout.inside else inner(branch)[1])}
+        some = [b.name for place in places for b in islice(place.children(), _SHOWN) if b.path not in aside][
+            :_SHOWN
+        ]
+        if some:
+            return f"its sub-folders ({', '.join(some)} ...) are not taken for classes, since folder_classes is false"
+        if len(places) == 1:
+            return f"all its images lie in one folder, {self._shown(places[0])}"
+        return f"its images lie right in {_some([b.shown for b in places])}, not in the folders of classes"
 
     def _runs(self, branch: Branch, labelled: bool, strange: dict[str, int]) -> Iterator[Run]:
         """The images of a branch with their labels, without label maps; images of unknown classes are counted."""
@@ -258,6 +307,10 @@ class Folder:
             yield Run(branch.start, branch.stop, self._label(name))
             return
         below, beside = inner(branch, self.classes if labelled else ())
+        own = self._label(besides(branch.name)) if labelled and below.loose == branch.images else -1
+        if own >= 0:  # cat_train/
+            yield Run(branch.start, branch.stop, own)
+            return
         maps = {b.path: b for b in beside if not self.whole}
         self._maps |= maps
         if not labelled and not maps:
@@ -287,7 +340,12 @@ class Folder:
 
     def _label(self, name: str) -> int:
         exact, folded = self._numbers
-        return exact.get(name, folded.get(fold(name), -1))
+        number = exact.get(name, folded.get(fold(name), -1))
+        if number < 0 and (said := besides(name)):  # test/test_cat for train/train_cat
+            other = self._spoken.get(said, -1)
+            spoken = other >= 0 and (split_of(name)[0] or split_of(self.classes[other])[0])
+            number = other if spoken else -1
+        return number
 
     # ---- words -----------------------------------------------------------------------------------------------------
 
@@ -311,6 +369,13 @@ class Folder:
                 [split, UNLABELLED] if split == "train" and UNLABELLED in layout.splits else [split]
             )
             lines.append((logging.INFO, f"{self.root} has splits: {what}. Read here: {read} ({OVERRIDE})"))
+        if self._worded and self.folder_classes:
+            shown = [f"{besides(b.name)} ({b.shown})" for b in layout.splits["train"]]
+            lines.append(
+                (logging.INFO, f"{self.root}: the classes stand in the folders' names: {_some(shown)}")
+            )
+        if self._alike and (self.folder_classes or (self._alike.sure and not layout.splits)):
+            lines.append((logging.WARNING, self._words_on_alike()))
         elif layout.doubtful:
             first = layout.doubtful[0]
             others = [f"{b.name}/" for b in layout.doubtful[1:]]
@@ -346,6 +411,22 @@ class Folder:
         if aside := left_aside(self.root, Aside(self.table.meta["aside"])):
             lines.append(aside)
         return lines
+
+    def _words_on_alike(self) -> str:
+        """That folders look like splits, domains or folds, and what to do."""
+        assert self._alike is not None
+        folders = self._alike.folders
+        shown = f"{_some([b.shown for b in folders])} hold folders of the same names"
+        shown = f"{self.root}: {shown} ({_some(self._alike.names)}), as "
+        fix = f"name one of them (--data {self._shown(folders[0])})"
+        if not self.layout.splits:
+            fix += ", or call one train/ and another test/ (or val/)"
+        if not self._alike.sure:
+            return f"{shown}splits, domains or folds do, too: if they are no classes, {fix}"
+        if not self.folder_classes:
+            return f"{shown}splits, domains or folds do; all of them are read: to keep one apart, {fix}"
+        way = "" if self.layout.splits else "; --data_split all takes them for classes all the same"
+        return f"{shown}splits, domains or folds do and classes do not: {fix}{way}"
 
     def _folders(self, branches: Sequence[Branch]) -> str:
         """The folders of a split, relative to the data."""

@@ -62,8 +62,9 @@ _OTHERS = _endings(
     "webloc lnk part crdownload icloud download sha1 sha256 md5 geojson kml gpx srt vtt pts land xmp aae pkl pickle "
     "pt pth safetensors"
 )
-OTHERS = _OTHERS | frozenset().union(*_ADVICE) - EXTENSIONS
-"""Endings whose files are known to be no images that can be read here; of others the content decides."""
+OTHERS = _OTHERS | frozenset().union(*_ADVICE) - _HEIF - _JXL - _AVIF
+"""Endings whose files are known to be no images that can be read here; of others the content decides (that of
+``.heic`` may be a JPEG, which phones and messengers call so)."""
 NOTES = frozenset(
     "readme license licence copying notice authors contributors changelog changes news todo install makefile "
     "dockerfile version".split()

@@ -38,7 +38,7 @@ _SETTLED_S = 2.0
 _OLD_S = 7 * 24 * 3600
 _TRIED = 16
 """Files of one unknown ending in one folder whose content is looked at; if they differ, all are."""
-_VERSION = 4
+_VERSION = 5
 """Of the listing; it rises when other files are taken for images, or other things are noted of them."""
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -10,7 +12,8 @@ from hetcl.images import remote
 from hetcl.images.folder import OVERRIDE
 from hetcl.images.labels import class_names
 from hetcl.images.shards import ShardSource, prepare
-from hetcl.images.splits import UNLABELLED, split_shards
+from hetcl.images.split_words import UNLABELLED
+from hetcl.images.splits import split_shards
 from hetcl.images.tables import Table
 from hetcl.types import Source
 
@@ -37,7 +40,8 @@ class Shards:
         *,
         whole: bool = False,
     ) -> None:
-        self.name, self.files, self.root, self.cache, self.room = name, list(files), root, cache, room
+        self.name, self.root, self.cache, self.room = name, root, cache, room
+        self.files, again = _once(files)
         relative = [self._below(file) for file in self.files]
         parts = {} if whole or root is None else split_shards(relative)
         place = dict(zip(relative, self.files, strict=True))
@@ -45,7 +49,7 @@ class Shards:
         self.splits = {split: len(files) for split, files in self.parts.items() if split}
         if len(self.splits) < 2:  # all shards are of one split
             self.parts, self.splits = {}, {}
-        self._said: list[tuple[int, str]] = []
+        self._said: list[tuple[int, str]] = [(logging.WARNING, f"{name}: {line}") for line in again]
 
     def open(self, split: str) -> Source | None:
         if not self.parts:
@@ -107,6 +111,25 @@ class Shards:
     def _shown(self, files: Sequence[str]) -> str:
         first = self._below(files[0])
         return first if len(files) == 1 else f"{first} ... ({len(files)} shards)"
+
+
+def _once(files: Sequence[str]) -> tuple[list[str], list[str]]:
+    """Shards without those that are another one by a link or were named twice, and a line on these."""
+    found: dict[object, str] = {}
+    again: list[tuple[str, str]] = []
+    for file in files:
+        key: object = file
+        if "://" not in file:
+            with contextlib.suppress(OSError):  # said where it is read
+                status = os.stat(file)
+                key = status.st_dev, status.st_ino
+        if key in found:
+            again.append((file, found[key]))
+        else:
+            found[key] = file
+    lines = [f"{file} is the same file as {first}" for file, first in again[:1]]
+    more = f" (and {len(again) - 1:,} more are)" if len(again) > 1 else ""
+    return list(found.values()), [f"{line}{more}: each is read once" for line in lines]
 
 
 def _bytes(path: str) -> bytes | None:

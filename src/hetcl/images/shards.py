@@ -20,7 +20,7 @@ import numpy as np
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.copies import Copies, announce, settle, window_of
 from hetcl.images.decode import MAX_BYTES, too_large
-from hetcl.images.formats import EXTENSIONS, left_aside
+from hetcl.images.formats import EXTENSIONS, images, left_aside
 from hetcl.images.labels import LabelReader, plausible
 from hetcl.images.locks import locked
 from hetcl.images.remote import Shard, TransferError, locate
@@ -88,7 +88,7 @@ def index(shards: Sequence[Shard], cache: Path, copies: Copies | None = None) ->
     Raises:
         InputError: a shard is missing or unusable, or there are no pictures in any of them.
     """
-    key = hashlib.blake2b(f"3 {sorted(EXTENSIONS)}".encode(), digest_size=16)
+    key = hashlib.blake2b(f"4 {sorted(EXTENSIONS)}".encode(), digest_size=16)
     for shard in shards:
         key.update(_stamp(shard).encode("utf-8", "surrogateescape"))
     place = cache / f"shards-{key.hexdigest()}.table"
@@ -132,23 +132,26 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
         **strings("shard"),
         **strings("url"),
     }
-    count, labelled, largest, said = 0, 0, -1, time.monotonic()
-    record = np.zeros(1, RECORD)
+    count, labelled, said = 0, 0, time.monotonic()
+    numbers = np.zeros(0, np.int64)
     found = Found()
     with TableWriter(place, columns) as table:
         for number, shard in enumerate(shards):
             start, name = count, shard.url or shard.path
+            rows = bytearray()
             for entry in _entries(shard, copies, label, found):
                 if entry.size >= 1 << 32:
                     raise InputError(
                         f"{entry.key} in {name} has {entry.size:,} bytes; a picture has less than 4 GiB"
                     )
-                record[0] = (entry.offset, entry.size, number, entry.label)
-                table.append("picture", record.tobytes())
+                rows += np.array((entry.offset, entry.size, number, entry.label), RECORD).tobytes()
                 digest.update(f"{entry.key}\0{entry.size}\0".encode("utf-8", "surrogateescape"))
-                labelled += entry.label >= 0
-                largest = max(largest, entry.label)
-                count += 1
+            records, again = merged(np.frombuffer(rows, RECORD), found)
+            digest.update(b"%d again" % again if again else b"")
+            table.append("picture", records.tobytes())
+            known = records["label"][records["label"] >= 0]
+            labelled, count = labelled + len(known), count + len(records)
+            numbers = np.union1d(numbers, known)
             table.string("shard", os.fsencode(os.path.abspath(shard.path)))
             table.string("url", os.fsencode(shard.url))
             table.append("bytes", np.uint64(shard.size).tobytes())
@@ -163,12 +166,13 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
         if not count:
             raise InputError(
                 f"no pictures in {first} (of {len(shards)} shards)"
-                + "".join(f": {line}" for _, line in _said("them", found, label, 0, 0)[:1])
+                + "".join(f": {line}" for _, line in _said("them", found, label, 0, 0, numbers)[:1])
                 + ": name the members KEY.jpg (or .png, .webp ...) and KEY.cls"
             )
         table.meta.update(
             fingerprint=digest.hexdigest(),
-            classes=largest + 1 if labelled else None,
+            classes=int(numbers[-1]) + 1 if labelled else None,
+            present=len(numbers),
             unlabelled=count - labelled if labelled else 0,
             folder=min(found.folders) if len(found.folders) > 1 else "",
             said=_said(
@@ -177,12 +181,41 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
                 label,
                 count,
                 labelled,
+                numbers,
             ),
         )
         return Table(table.finish())
 
 
-def _said(name: str, found: Found, label: LabelReader, count: int, labelled: int) -> list[tuple[int, str]]:
+def merged(records: np.ndarray, found: Found) -> tuple[np.ndarray, int]:
+    """The pictures of one shard with each once, though links repeat it: the first that has a label, else the first.
+
+    Args:
+        records: of dtype ``RECORD``, in the order of the shard.
+        found: where pictures that are named again and labels that contradict each other are counted.
+
+    Returns:
+        the pictures, in the order of the names that are kept; how many names are not. A picture with several labels
+        has none.
+    """
+    order = np.lexsort((np.arange(len(records)), records["label"] < 0, records["offset"]))
+    first = np.ones(len(records), bool)
+    first[1:] = np.diff(records["offset"][order].astype(np.int64)) != 0
+    if first.all():
+        return records, 0
+    records = records.copy()
+    label = records["label"][order]
+    kept = np.flatnonzero(first)[np.cumsum(first) - 1]
+    contradicted = np.unique(kept[(label >= 0) & (label != label[kept])])
+    records["label"][order[contradicted]] = -1
+    again = len(records) - int(first.sum())
+    found.again, found.contradicted = found.again + again, found.contradicted + len(contradicted)
+    return records[np.sort(order[first])], again
+
+
+def _said(
+    name: str, found: Found, label: LabelReader, count: int, labelled: int, numbers: np.ndarray
+) -> list[tuple[int, str]]:
     """What a person should know of shards, a line each with its level of ``logging``."""
     lines = []
     bare = count - labelled
@@ -192,6 +225,25 @@ def _said(name: str, found: Found, label: LabelReader, count: int, labelled: int
                 logging.WARNING,
                 f"{found.lost.words()} in {name} cannot be read: links must lead to files in the same tar; pack the "
                 "files themselves (tar --dereference --hard-dereference)",
+            )
+        )
+    if found.again:
+        more = f"; labels of {images(found.contradicted)} differ between its names, so it has none" * (
+            found.contradicted > 0
+        )
+        lines.append(
+            (
+                logging.WARNING,
+                f"{found.again:,} link{'s'[: found.again != 1]} in {name} to images that are there under another name "
+                f"too: each image is read once, with its label{more}",
+            )
+        )
+    if len(numbers) > 1 and numbers[0] == 1 and numbers[-1] == len(numbers):
+        lines.append(
+            (
+                logging.WARNING,
+                f"no image in {name} has the label 0, those there are go from 1 to {numbers[-1]}: if they were counted "
+                "from 1, names in classes.json or classes.txt begin with one for class 0",
             )
         )
     if found.astray and bare:
@@ -301,7 +353,7 @@ class ShardSource:
             else ""
         )
         self.unlabelled: int = table.meta.get("unlabelled", 0)
-        what = f" in {len(self.classes)} classes" if self.classes else ""
+        what = f" in {table.meta.get('present', count)} classes" if self.classes else ""
         what += f" ({self.unlabelled:,} without a label)" if self.unlabelled else ""
         shards, pictures = table.length("shard"), f"{len(self):,} picture{'s'[: len(self) != 1]}"
         self.description = f"{pictures}{what} in {shards:,} shard{'s'[: shards != 1]} of {name}"

@@ -51,6 +51,7 @@ def open_source(
     cache: Path | None = None,
     cache_bytes: int | None = None,
     window: int = 0,
+    strict: bool = False,
 ) -> Source:
     """Open the pictures that ``data`` names. What was taken for what is logged.
 
@@ -62,6 +63,7 @@ def open_source(
         cache_bytes: bytes that copies of remote shards may take; None for what is free there, less a margin.
         window: within how many pictures they will be mixed, where not all remote shards fit; 0 leaves it to the
             source (``Source.prefers_window``).
+        strict: refuse class folders that look like splits, domains or folds, instead of warning.
 
     Raises:
         InputError: nothing usable there; the message says what was found and what to do.
@@ -69,7 +71,12 @@ def open_source(
     if split not in SPLITS:
         raise InputError(f"split {split!r}: it is one of {', '.join(SPLITS)}")
     place = _find(
-        os.fspath(data), cache, split=split, folder_classes=folder_classes, room=(cache_bytes, window)
+        os.fspath(data),
+        cache,
+        split=split,
+        folder_classes=folder_classes,
+        room=(cache_bytes, window),
+        strict=strict,
     )
     source = place.open(split)
     for level, line in place.words(split):
@@ -150,6 +157,7 @@ def _find(
     split: str = "",
     folder_classes: bool = False,
     room: tuple[int | None, int] = (None, 0),
+    strict: bool = False,
 ) -> _Place:
     """What ``data`` names."""
     if not data.strip():
@@ -172,7 +180,7 @@ def _find(
     if path is not None and os.path.isdir(path):
         shards = _shards_below(path)
         if not shards:
-            return Folder(path, cache, whole=whole, folder_classes=folder_classes)
+            return Folder(path, cache, whole=whole, folder_classes=folder_classes, strict=strict)
         return Shards(path, shards, path, cache, room, whole=whole)
     if path is not None:
         return Shards(path, [_one_file(path)], None, cache, room)

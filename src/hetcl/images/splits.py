@@ -1,91 +1,36 @@
-"""Which folders and shards are for training, validation and testing, by their names.
+"""Which folders and shards are for training, validation and testing, by their names (``split_words.py``).
 
-A name is taken apart into words (``Train-Images_2017`` -> train, images); a split is a word of ``_WORDS`` among words
-that say nothing (``_NEUTRAL``). One folder called ``train`` may be a class, so folders are splits only together: a
-training folder beside one for validation, testing or without labels, of the same name otherwise.
+One folder called ``train`` may be a class, so folders are splits only together: a training folder beside one for
+validation, testing or without labels, of the same name otherwise.
 """
 
 from __future__ import annotations
 
-import re
-import unicodedata
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import lru_cache
-from itertools import islice, pairwise
+from itertools import islice
 from typing import TypeVar
 
 from hetcl.images.listing import Branch
+from hetcl.images.split_words import (
+    ASIDE,
+    IMAGES,
+    NEUTRAL,
+    UNLABELLED,
+    fold,
+    is_map,
+    says_only,
+    speaks,
+    split_of,
+    words_of,
+)
 
 T = TypeVar("T")
 SPLITS = ("train", "val", "test", "all")
 """What may be asked for; ``all`` is everything, splits put aside."""
-UNLABELLED = "unlabelled"
-"""A fourth split that data may have: read for training, without labels."""
-
-_WORDS: Mapping[str, str] = {
-    word: split
-    for split, words in {
-        "train": "train training trn trainset trainingset trainval trainvalid trainvalidation traindata",
-        "val": "val valid validation validate valset validset validationset dev devel devset eval evaluation "
-        "evalset heldout holdout",
-        "test": "test testing tst testset testingset testdata tests",
-        UNLABELLED: "unlabelled unlabeled unlabel unlab unsup unsupervised unannotated",
-    }.items()
-    for word in words.split()
-}
-_NEUTRAL = frozenset(
-    "image images img imgs picture pictures photo photos jpg jpeg jpegs png data dataset datasets set sets split "
-    "splits folder folders dir dirs file files seg stg stage labelled labeled class classes imagenet ilsvrc coco "
-    "voc".split()
-)
-_IMAGES = frozenset(
-    "image images img imgs jpegimages leftimgbit rightimgbit picture pictures photo photos rgb jpegs frames".split()
-)
-_MAPS = frozenset(
-    "mask masks annotation annotations annots label labels labelmap labelmaps labelids gt gtfine gtcoarse groundtruth "
-    "segmentation segmentations segmentationclass segmentationobject segmentationclassaug depth disparity "
-    "semantic semantics instance instances disp flow".split()
-)
-_ASIDE = frozenset(
-    "doc docs readme sample samples example examples figure figures asset assets preview previews thumbnail thumbnails "
-    "demo predict prediction predictions pred preds submission submissions result results output outputs".split()
-)
-"""Beside a single training folder, what is no class."""
-_SPEAKS = re.compile("|".join(sorted({*_WORDS, *_IMAGES, *_MAPS, "held", "hold", "label", "ground", "gt"})))
-"""A name without any of these is neither that of a split nor of images nor of maps: most names are judged at once."""
 _LOOKED_AT = 8
 """Of the folders that are neither, so many are held."""
-
-
-def words_of(name: str) -> list[str]:
-    """The words of a name in lower case: at signs, digits and changes from small to capital letters."""
-    return [word.lower() for word in re.findall(r"[^\W\d_]?[^\W\d_A-Z]+|[A-Z]+(?![a-z])|[A-Z]", name)]
-
-
-def split_of(name: str) -> tuple[str | None, tuple[str, ...]]:
-    """The split that a name speaks of, if any, and its other words that say something."""
-    words = words_of(name)
-    pairs = {
-        "held out": "heldout",
-        "hold out": "holdout",
-        "un labelled": "unlabelled",
-        "un labeled": "unlabeled",
-    }
-    for at, two in enumerate(pairwise(words)):
-        if joined := pairs.get(" ".join(two)):
-            words[at : at + 2] = [joined]
-            break
-    found = {_WORDS[word] for word in words if word in _WORDS}
-    if found == {"train", "val"}:
-        found = {"train"}  # train_val
-    rest = tuple(w for w in words if w not in _WORDS and w not in _NEUTRAL and len(w) > 1)
-    return (found.pop() if len(found) == 1 else None), rest
-
-
-def is_map(name: str) -> bool:
-    """Whether a name is one of label maps, which look like images and are none."""
-    return "".join(words_of(name)) in _MAPS or any(word in _MAPS for word in words_of(name))
 
 
 @dataclass(frozen=True)
@@ -110,19 +55,28 @@ def look(branch: Branch) -> Level:
     groups: dict[tuple[str, ...], dict[str, list[Branch]]] = {}
     maps: list[Branch] = []
     plain: list[Branch] = []
+    unsure: list[Branch] = []
     count, images = 0, False
     for child in branch.children():
         name = child.name
-        speaks = _SPEAKS.search(name.lower()) is not None
-        split, others = split_of(name) if speaks else (None, ())
-        if speaks and is_map(name):
+        spoken = speaks(name)
+        split, others = split_of(name, weak=False) if spoken else (None, ())
+        if spoken and is_map(name):
             maps.append(child)
         elif split is not None:
             groups.setdefault(others, {}).setdefault(split, []).append(child)
+        elif spoken and split_of(name)[0]:
+            unsure.append(child)
         else:
-            images |= speaks and "".join(words_of(name)) in _IMAGES
+            images |= spoken and "".join(words_of(name)) in IMAGES
             count += 1
             plain += [child] if count <= _LOOKED_AT else []
+    if count <= _LOOKED_AT and all(says_only(b.name, ASIDE) for b in plain):
+        for child in unsure:
+            split, others = split_of(child.name)
+            groups.setdefault(others, {}).setdefault(str(split), []).append(child)
+    else:
+        count, plain = count + len(unsure), [*plain, *unsure][:_LOOKED_AT]
     found = _splits(groups, plain if count <= _LOOKED_AT else None)
     if not found and not images:
         count, plain, maps = count + len(maps), plain + maps, []
@@ -145,12 +99,14 @@ def _splits(
         whole = [bare]
     elif not whole and plain is not None:
         others = plain + [b for key, group in groups.items() if key for bs in group.values() for b in bs]
-        if "train" in bare and all(_says_only(b.name, _ASIDE) for b in others):
+        if "train" in bare and all(says_only(b.name, ASIDE) for b in others):
             whole = [bare]
         elif len(groups) == 1 and plain and _alike(next(iter(groups)), plain):  # data_large, val_large
             whole = [{**next(iter(groups.values())), "train": plain}]
         elif bare.keys() >= {"val", "test"} and not others:
             whole = [bare]
+        elif not plain and _of_classes(groups):
+            whole = list(groups.values())
     found: dict[str, list[Branch]] = {}
     for group in whole:
         for split, branches in group.items():
@@ -158,15 +114,17 @@ def _splits(
     return _settled(found, lambda b: b.name)
 
 
-def _says_only(name: str, words: frozenset[str]) -> bool:
-    """Whether a name has words, and none but these and those of splits."""
-    return bool(words_of(name)) and set(words_of(name)) - _WORDS.keys() <= words
+def _of_classes(groups: Mapping[tuple[str, ...], dict[str, list[Branch]]]) -> bool:
+    """Whether one split has folders of several names and another has a folder of none: cat_train, dog_train, test."""
+    bare = groups.get((), {}).keys()
+    named = {split for key, group in groups.items() if key for split in group}
+    return len(groups) > 2 and len(named) == 1 and not named & bare and "train" in named | bare
 
 
 def _alike(others: tuple[str, ...], plain: list[Branch]) -> bool:
     """Whether folders that are of no split say nothing but what those of splits say besides."""
     said = {word for word in others if len(word) > 1}
-    return all(words_of(b.name) and set(words_of(b.name)) - _NEUTRAL == said for b in plain)
+    return all(words_of(b.name) and set(words_of(b.name)) - NEUTRAL == said for b in plain)
 
 
 def _settled(found: dict[str, list[T]], name: Callable[[T], str]) -> dict[str, list[T]]:
@@ -174,12 +132,17 @@ def _settled(found: dict[str, list[T]], name: Callable[[T], str]) -> dict[str, l
     (without test) the first for validation, the second for testing."""
     train, val = found.get("train", []), found.get("val", [])
     if val:
-        apart = [t for t in train if not any("val" in word for word in words_of(name(t)))]
+        apart = [t for t in train if not _speaks_of("val", name(t))]
         found |= {"train": apart} if apart else {}
-    last = [v for v in val if any("eval" in word for word in words_of(name(v)))]
+    last = [v for v in val if _speaks_of("eval", name(v))]
     if 0 < len(last) < len(val) and "test" not in found:
         found |= {"val": [v for v in val if v not in last], "test": last}
     return {split: found[split] for split in ("train", "val", "test", UNLABELLED, "") if split in found}
+
+
+def _speaks_of(part: str, name: str) -> bool:
+    """Whether a word of a split in a name has a part: ``val`` in ``trainval``, not in ``carnival``."""
+    return any(part in word and split_of(word)[0] for word in words_of(name))
 
 
 @dataclass(frozen=True)
@@ -209,7 +172,7 @@ def layout_of(root: Branch) -> Layout:
         branch = level.only
     if level.splits:
         return Layout(branch, level.splits, aside + level.some)
-    main = [b for b in level.some if not _says_only(b.name, _ASIDE)]
+    main = [b for b in level.some if not says_only(b.name, ASIDE)]
     if len(main) == 1 and len(level.some) < _LOOKED_AT and not branch.loose:
         below = layout_of(main[0])
         if below.splits:  # images/train beside docs/
@@ -257,11 +220,6 @@ def inner(branch: Branch, classes: Iterable[str] = ()) -> tuple[Branch, list[Bra
     return branch, maps
 
 
-def fold(name: str) -> str:
-    """A name as two systems that differ in capitals and in the form of accents both have it."""
-    return unicodedata.normalize("NFC", name).casefold()
-
-
 # ---- shards ------------------------------------------------------------------------------------------------------
 
 
@@ -275,9 +233,13 @@ def split_shards(names: Sequence[str]) -> dict[str, list[str]]:
         split to shards in their order. Without a split for training, shards of no split are the training ones.
     """
     found: dict[str, list[str]] = {}
-    for name in names:
-        parts = [split_of(part)[0] for part in reversed(name.split("/"))]
-        found.setdefault(next((part for part in parts if part), ""), []).append(name)
+    for weak in (True, False):
+        found = {}
+        for name in names:
+            parts = [split_of(part, weak=weak)[0] for part in reversed(name.split("/"))]
+            found.setdefault(next((part for part in parts if part), ""), []).append(name)
+        if "" not in found:
+            break
     if not found.keys() - {""} or found.keys() == {"", "train"}:  # train may be a class
         return {}
     if "train" not in found and "" in found:

@@ -18,7 +18,7 @@ from typing import IO
 from hetcl.errors import InputError
 from hetcl.images.formats import EXTENSIONS, HEAD, OTHERS, SPECIAL, Aside, looks_like_image
 from hetcl.images.labels import ENDINGS, LabelReader
-from hetcl.images.splits import is_map, words_of
+from hetcl.images.split_words import is_map, words_of
 
 log = logging.getLogger(__name__)
 
@@ -58,6 +58,10 @@ class Found:
     """Members that are no images and no labels."""
     lost: Aside = field(default_factory=Aside)
     """Members that cannot be read: links that lead out of the tar, sparse files."""
+    again: int = 0
+    """Names of images that links gave another name."""
+    contradicted: int = 0
+    """Images that have several labels under several names."""
     astray: int = 0
     """Labels that do not stand beside an image."""
     example: str = ""
@@ -122,24 +126,31 @@ def _targets(path: str) -> dict[str, Member]:
         if (member.islnk() or member.issym()) and len(links) < _LINKS_AT_MOST:
             folder = "" if member.islnk() else member.name.rpartition("/")[0]
             links[_plain(member.name)] = _plain(f"{folder}/{member.linkname}" if folder else member.linkname)
-    wanted = set(links.values())
-    files: dict[str, Member] = {}
+    ends = {name: _end(target, links) for name, target in links.items()}
+    wanted = set(ends.values())
+    files = {".": Member(".", -1, 0)}
     for member in _headers(path):
         name = _plain(member.name)
         if name in wanted and member.isreg() and not member.issparse():
             files[name] = Member(name, member.offset_data, member.size)
+        elif name in wanted and member.isdir():
+            files[name] = Member(name, -1, 0)
         while name := os.path.dirname(name):
             if name in wanted:
                 files.setdefault(name, Member(name, -1, 0))
-    found = {}
-    for name, target in links.items():
-        for _ in range(_STEPS):
-            if target not in links:
-                break
-            target = links[target]
-        if target in files:
-            found[name] = files[target]
-    return found
+    return {name: files[end] for name, end in ends.items() if end in files}
+
+
+def _end(target: str, links: dict[str, str]) -> str:
+    """Where a link ends that leads to ``target``, by way of other links, also of such to folders on its path."""
+    for _ in range(_STEPS):
+        head = target
+        while head and head not in links:
+            head = os.path.dirname(head)
+        if not head:
+            break
+        target = _plain(links[head] + target[len(head) :])
+    return target
 
 
 def _plain(name: str) -> str:

@@ -144,8 +144,9 @@ def doctor(
     settings = resolve(recipe, overrides)
     _machine(warnings)
     source, reading = None, 0.0
+    told: list[str] = []
     if data is not None:
-        with _aloud():
+        with _aloud() as told:
             source = open_source(
                 data,
                 split=settings.data_split,
@@ -159,17 +160,22 @@ def doctor(
     for line in warnings:
         say(f"! {line}")
     if not warnings:
-        say("nothing to object to")
+        say("nothing else to object to" if told else "nothing to object to")
     return warnings
 
 
 @contextlib.contextmanager
-def _aloud() -> Iterator[None]:
-    """Print what the rooms say through ``logging`` meanwhile, among what was found here instead of beside it."""
+def _aloud() -> Iterator[list[str]]:
+    """Print what the rooms say through ``logging`` meanwhile, among what was found here instead of beside it.
+
+    Yields the warnings among it, as they come.
+    """
+    told: list[str] = []
 
     class Here(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             mark = "! " if record.levelno >= logging.WARNING else ""
+            told.extend([record.getMessage()] if mark else [])
             say(f"data      {mark}{record.getMessage()}")
 
     rooms = logging.getLogger("hetcl")
@@ -177,7 +183,7 @@ def _aloud() -> Iterator[None]:
     rooms.handlers, rooms.propagate = [Here()], False
     rooms.setLevel(logging.INFO)
     try:
-        yield
+        yield told
     finally:
         rooms.handlers, rooms.propagate = before[0], before[2]
         rooms.setLevel(before[1])
