@@ -126,7 +126,7 @@ def first_in_first_out(
     def pictures(first: int, last: int) -> Tensor:
         return torch.from_numpy(np.array(index[first:last], dtype=np.int64)).to(device)
 
-    queue = KeyQueue(n if everything else length, kept, empty=True).to(device)
+    queue = KeyQueue(n if everything else length, kept).to(device)
     begin = 0 if everything else (start - length) % n
     # Row r lies at place r modulo the length (rows before row 0 count backwards), so that all ranks break ties alike.
     queue.pointer = 0 if everything else start % length

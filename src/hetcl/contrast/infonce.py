@@ -17,7 +17,6 @@ def logits_of(
     *,
     index: Tensor | None = None,
     queue_index: Tensor | None = None,
-    valid: Tensor | None = None,
 ) -> Tensor:
     """Inner products ``[q.k, q.queue]`` before the temperature, at least fp32.
 
@@ -26,7 +25,6 @@ def logits_of(
         queue: ``[K, D]``.
         index: int64 ``[B]``, the picture of each query; with ``queue_index`` int64 ``[K]`` keys of a query's own
             picture are masked out (minus infinity): they are no negatives.
-        valid: bool ``[K]``, places of the queue to use at all.
 
     Returns:
         ``[B, 1 + K]``; column 0 is the positive.
@@ -38,8 +36,6 @@ def logits_of(
         negative = query @ queue.t()
     if index is not None and queue_index is not None:
         negative = negative.masked_fill(index[:, None] == queue_index[None, :], float("-inf"))
-    if valid is not None:
-        negative = negative.masked_fill(~valid[None, :], float("-inf"))
     return torch.cat([positive, negative], dim=1)
 
 

@@ -14,27 +14,26 @@ from hetcl.draws import seed_of
 class KeyQueue(nn.Module):
     """A ring of the last K keys with the index of the picture each came from (paper section 3.1; MoCo section 3.2).
 
-    All its state lies in buffers, so ``state_dict`` saves it whole: ``keys [K, D]``, ``index int64 [K]``
-    (-1 where no real key has been written), ``pointer`` and ``seen`` (how many keys were ever pushed).
+    ``state_dict`` saves it whole: the buffers ``keys [K, D]`` and ``index int64 [K]`` (-1 where no real key has been
+    written), and the integers ``pointer`` and ``seen`` (how many keys were ever pushed).
 
     Args:
         length: K, any positive number; it need not be a multiple of the batch.
         dims: dimensions of each part in the order they are concatenated, e.g. ``{"semantic": 128, "spatial": 196}``.
         seed: where the random unit vectors come from that fill the queue at the start (each part of unit length).
-        empty: start with no keys at all instead (offline testing): ``valid`` is then false for unwritten places.
     """
 
-    def __init__(self, length: int, dims: dict[str, int], *, seed: int = 0, empty: bool = False) -> None:
+    def __init__(self, length: int, dims: dict[str, int], *, seed: int = 0) -> None:
         super().__init__()
         if length < 1:
             raise ValueError(f"a queue needs at least one place, not {length}")
-        self.length, self.dims, self.empty = length, dict(dims), empty
+        self.length, self.dims = length, dict(dims)
         draw = torch.Generator().manual_seed(seed_of(seed, "queue"))
         parts = [torch.randn(length, d, generator=draw) for d in dims.values()]
         keys = torch.cat([nn.functional.normalize(p, dim=1) for p in parts], dim=1)
         self.keys: Tensor
         self.index: Tensor
-        self.register_buffer("keys", torch.zeros_like(keys) if empty else keys)
+        self.register_buffer("keys", keys)
         self.register_buffer("index", torch.full((length,), -1, dtype=torch.int64))
         # Plain integers, not tensors: reading them must not wait for the device.
         self.pointer = 0
@@ -44,11 +43,6 @@ class KeyQueue(nn.Module):
     def filled(self) -> float:
         """Share of the queue that holds real keys, 0 to 1."""
         return min(1.0, self.seen / self.length)
-
-    @property
-    def valid(self) -> Tensor:
-        """bool ``[K]``: which places may serve as negatives."""
-        return self.index >= 0 if self.empty else torch.ones_like(self.index, dtype=torch.bool)
 
     @torch.no_grad()
     def push(self, keys: Tensor, index: Tensor) -> None:

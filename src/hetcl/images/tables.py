@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from hetcl.errors import InputError
-from hetcl.paths import create, expand, home, spare_folder, unwritable
+from hetcl.paths import expand, home, spare_folder, unwritable
 
 log = logging.getLogger(__name__)
 
@@ -137,37 +137,6 @@ def _crc(file: IO[bytes], size: int) -> int:
     while size and (count := file.readinto(buffer[:size])):  # type: ignore[attr-defined]
         crc, size = zlib.crc32(buffer[:count], crc), size - count
     return crc
-
-
-def create_sparse(
-    path: Path, columns: dict[str, tuple[np.dtype | str, int]], meta: dict[str, Any] | None = None
-) -> dict[str, np.ndarray]:
-    """A table of given lengths, all zeros and (where the file system can) without using disk.
-
-    For dry runs and tests over an index larger than any data at hand.
-
-    Args:
-        path: where the table is to stand.
-        columns: name to (dtype, length).
-        meta: facts about the whole.
-
-    Returns:
-        name to a writable memory map of the column.
-    """
-    places, start = {}, 0
-    for name, (kind, length) in columns.items():
-        size = np.dtype(kind).itemsize * length
-        places[name] = _place(np.dtype(kind), start, size)
-        start += size + -size % _ALIGN
-    with create(path) as file:
-        file.truncate(start)
-        file.seek(start)
-        file.write(_footer(meta or {}, places, None))  # (they are still to be filled)
-    return {
-        name: np.memmap(path, dtype=np.dtype(kind), mode="r+", offset=places[name]["start"], shape=(length,))
-        for name, (kind, length) in columns.items()
-        if length
-    }
 
 
 class Table:

@@ -80,7 +80,7 @@ class MomentumPair(nn.Module):
 
     @torch.no_grad()
     def update_key(self) -> None:
-        """One momentum update; call it after the query pass and before the key pass."""
+        """One momentum update; call it before the key pass and before the optimiser's step."""
         keys: list[Tensor] = [*self.key.parameters()]
         queries: list[Tensor] = [*self.query.parameters()]
         torch._foreach_mul_(keys, self.momentum)

@@ -26,21 +26,11 @@ TRIES = 10
 """Attempts at a crop before the central fallback (torchvision's ``RandomResizedCrop``)."""
 
 
-def draw_box(
-    rng: np.random.Generator,
-    width: int,
-    height: int,
-    area: tuple[float, float] = (0.2, 1.0),
-    ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> tuple[int, int, int, int]:
-    """A random crop with the distribution of torchvision's ``RandomResizedCrop``: :func:`box_from` fresh draws."""
-    return box_from(rng.random((TRIES, 4)), width, height, area, ratio)
-
-
 def box_from(
     draws: np.ndarray, width: int, height: int, area: tuple[float, float], ratio: tuple[float, float]
 ) -> tuple[int, int, int, int]:
-    """The first attempt at a crop that fits, or the largest central crop whose ratio is within bounds.
+    """A random crop with the distribution of torchvision's ``RandomResizedCrop``: the first attempt that fits, or the
+    largest central crop whose ratio is within bounds.
 
     Share of the area uniform in ``area``, logarithm of width over height uniform in that of ``ratio``, place
     uniform.
