@@ -26,7 +26,8 @@ from hetcl.downstream.data.voc_lists import (
     lists_there,
     path_of,
     read_list,
-    said,
+    together,
+    without,
     years,
 )
 from hetcl.downstream.objects import Category, Skipped
@@ -63,12 +64,14 @@ def voc_detection(root: Path, split: str) -> PackedDetection:
     """Open VOC's boxes; ``splits`` says which lists. Raises ``InputError``."""
     files, skipped = Files(root), Skipped()
     parts = splits(files, skipped if split == "val" else Skipped())
+    if parts[split].lists and not parts[split].entries:
+        raise InputError(f"{root}: there is no image for {split} in {', '.join(parts[split].lists)}")
     if not parts[split].entries:
         wanted = "train.txt or trainval.txt" if split == "train" else "test.txt or val.txt"
         first = years(root, "Annotations")[0]
-        raise InputError(
-            f"{root}: has no ImageSets/Main/{wanted} that names pictures{lists_there(root, first, 'Main')}"
-        )
+        raise InputError(f"{root}: has no ImageSets/Main/{wanted}{lists_there(root, first, 'Main')}")
+    for told in parts[split].told:
+        skipped.remark(told)
     # Both splits are read, so that both have the same classes.
     other = "val" if split == "train" else "train"
     sheets = _read(root, files, parts[split].entries, skipped)
@@ -145,39 +148,36 @@ def splits(files: Files, skipped: Skipped) -> dict[str, Part]:
     """
     folders = years(files.root, "Annotations")
 
-    def annotated(year: str) -> list[Entry] | None:
+    def annotated(year: str) -> Part | None:
         test = read_list(files, year, "Main", "test")
-        found = test and files.first([path_of(year, "Annotations", f"{test[0][1]}.xml")])
-        return test if found else None
+        if test is None or not test.entries:
+            return None
+        return test if files.first([path_of(year, "Annotations", f"{test.entries[0][1]}.xml")]) else None
 
-    def listed(names: tuple[str, ...]) -> Part:
+    def listed(*names: str) -> Part:
         return every(files, folders, "Main", names)
 
     for year in folders:
         published = Path(files.root / year).resolve().name == "VOC2007"
-        test = annotated(year) if published and listed(("trainval",)).entries else None
+        test = annotated(year) if published and listed("trainval").entries else None
         if test:
-            if listed(("val",)).entries:
+            if listed("val").entries:
                 skipped.remark(
                     "test.txt is evaluated on, as for VOC 2007's figures; val.txt is trained on as a part of trainval"
                 )
-            return {
-                "train": listed(("trainval", "train")),
-                "val": Part(test, (said(year, "Main", "test", test),)),
-            }
-    val = listed(("val",))
+            return {"train": listed("trainval", "train"), "val": test}
+    val = listed("val")
     if not val.entries:
-        tests = {year: test for year in folders if (test := annotated(year))}
+        tests = [test for year in folders if (test := annotated(year))]
         if tests:
             skipped.remark("there is no val.txt: test.txt is evaluated on")
-            val = Part(
-                [entry for test in tests.values() for entry in test],
-                tuple(said(year, "Main", "test", test) for year, test in tests.items()),
-            )
-            return {"train": listed(("trainval", "train")), "val": val}
-    held = set(val.entries)
-    train = listed(("train", "trainval"))
-    return {"train": Part([entry for entry in train.entries if entry not in held], train.lists), "val": val}
+            return {"train": listed("trainval", "train"), "val": together(tests)}
+    train = [
+        read_list(files, year, "Main", "train")
+        or without(every(files, [year], "Main", ["trainval"]), val.entries)
+        for year in folders
+    ]
+    return {"train": together(train), "val": val}
 
 
 def _remark_alike(names: set[str], skipped: Skipped) -> None:

@@ -21,7 +21,7 @@ from hetcl.downstream.data.voc_lists import (
     lists_there,
     path_of,
     read_list,
-    said,
+    without,
     years,
 )
 from hetcl.downstream.objects import Skipped
@@ -59,6 +59,8 @@ def voc_segmentation(root: Path, split: str) -> MapSet:
         raise InputError(
             f"{root / year}: has no {wanted} in ImageSets/Segmentation{lists_there(root, year, 'Segmentation')}"
         )
+    for told in chosen.told:
+        skipped.remark(told)
     pairs = _pairs(files, chosen.entries, split, skipped)
     other = "val" if split == "train" else "train"
     others = _pairs(files, parts[other].entries if parts[other] else [], other, Skipped())  # type: ignore[union-attr]
@@ -102,28 +104,28 @@ def _label_map(root: Path, year: str) -> dict[str, int]:
 def _part(files: Files, year: str, split: str, skipped: Skipped) -> Part | None:
     """The list of a part; None where there is none."""
 
-    def listed(name: str) -> list[Entry] | None:
+    def listed(name: str) -> Part | None:
         return read_list(files, year, "Segmentation", name)
 
-    def part(name: str, entries: list[Entry]) -> Part:
-        return Part(entries, (said(year, "Segmentation", name, entries),))
-
+    val = listed("val")
     if split == "val":
-        val = listed("val")
         if val is not None:
-            return part("val", val)
+            return val
         test = listed("test")
-        maps = [path_of(year, "SegmentationClass", f"{stem}.png") for _, stem in (test or [])[:1]]
+        maps = [
+            path_of(year, "SegmentationClass", f"{stem}.png")
+            for _, stem in (test.entries if test else [])[:1]
+        ]
         if test is None or files.first(maps) is None:
             return None
         skipped.remark("there is no val.txt: test.txt is evaluated on")
-        return part("test", test)
+        return test
     for name in ("train_aug", "trainaug", "train"):
-        entries = listed(name)
-        if entries is not None:
-            return part(name, entries)
-    both, held = listed("trainval"), set(listed("val") or ())
-    return None if both is None else part("trainval", [entry for entry in both if entry not in held])
+        part = listed(name)
+        if part is not None:
+            return part
+    both = listed("trainval")
+    return None if both is None else without(both, val.entries if val else ())
 
 
 def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> list[tuple[str, str]]:
