@@ -43,7 +43,6 @@ def rewritten(root: Path, change: Callable[[str], str | bytes], name: str = "201
         ("utf-16", "utf-16", "狗"),
         ("utf-8-sig", "utf-8", "狗"),
         ("utf-8", "", "狗"),
-        ("cp1252", "", "kätzchen"),
         ("shift_jis", "shift_jis", "犬"),
     ],
 )
@@ -58,6 +57,33 @@ def test_xml_in_every_encoding(voc: Path, encoding: str, declared: str, name: st
     assert not data.skipped.lines()
     assert data.classes[data.truth(0).labels[0]].name == name
     assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
+
+
+@pytest.mark.parametrize("declared", ["", "utf-8", "UTF-8", "gb2312", "no-such-encoding"])
+def test_xml_that_is_not_what_it_declares_is_read_and_said(voc: Path, declared: str) -> None:
+    head = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+
+    def change(text: str) -> bytes:
+        return (head + re.sub(r"<name>[^<]+</name><trunc", "<name>piéton</name><trunc", text)).encode(
+            "cp1252"
+        )
+
+    data = rewritten(voc, change)
+    assert len(data) == 3
+    assert data.classes[data.truth(0).labels[0]].name == "piéton"
+    assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
+    assert data.skipped.lines() == [
+        "kept 1: XML that is neither UTF-8 nor in the encoding it declares, read as Windows-1252 (e.g. Annotations/2012_100000.xml)"
+    ]
+
+
+def test_xml_that_declares_another_encoding_and_is_utf_8(voc: Path) -> None:
+    head = '<?xml version="1.0" encoding="us-ascii"?>'
+    data = rewritten(
+        voc, lambda text: head + re.sub(r"<name>[^<]+</name><tr", "<name>piéton</name><tr", text)
+    )
+    assert data.classes[data.truth(0).labels[0]].name == "piéton"
+    assert not data.skipped.lines()
 
 
 def test_xml_with_a_bare_ampersand(voc: Path) -> None:
@@ -230,6 +256,65 @@ def test_classes_txt_of_other_systems(voc: Path, text: str) -> None:
     names = [f"thing {i}" for i in range(10)]
     (voc / "classes.txt").write_text(text.format("\r\n".join(names)))
     assert open_segmentation(f"voc:{voc}", "val").classes == ("background", *names)
+
+
+@pytest.mark.parametrize("between", [" ", ": ", "\t", "=", ". "])
+def test_classes_txt_with_numbers(voc: Path, between: str) -> None:
+    names = ["background", *(f"thing {i}" for i in range(10))]
+    path = voc / "classes.txt"
+    path.write_text("\n".join(f"{i}{between}{name}" for i, name in enumerate(names)))
+    data = open_segmentation(f"voc:{voc}", "val")
+    assert data.classes == tuple(names)
+    assert data.skipped.remarks == [
+        "classes.txt has numbers before its names: they are the values, and no part of the names"
+    ]
+    path.write_text("\n".join(f"{i}{between}{name}" for i, name in enumerate(names, 1)))
+    with pytest.raises(
+        InputError, match=r"classes.txt: its names have numbers, '1.+ stands where the value 0 is"
+    ):
+        open_segmentation(f"voc:{voc}", "val")
+    path.write_text("\n".join(["3 doors", *names[1:]]))
+    assert open_segmentation(f"voc:{voc}", "val").classes == ("3 doors", *names[1:])
+
+
+def of_voc(root: Path, things: list[str], values: list[int]) -> list[str]:
+    """What is told of a set whose XML files name ``things`` in turn and whose maps hold ``values`` in turn."""
+    for i, path in enumerate(sorted((root / "Annotations").iterdir())):
+        name = things[i % len(things)]
+        path.write_text(re.sub(r"<name>[^<]+</name><trunc", f"<name>{name}</name><trunc", path.read_text()))
+    for i, path in enumerate(sorted((root / "SegmentationClass").iterdir())):
+        drawn = np.zeros((64, 64), np.uint8)
+        drawn[20:40, 10:30], drawn[0] = values[i % len(values)], 255
+        Image.fromarray(drawn).save(path)
+    data = open_segmentation(f"voc:{root}", "val")
+    assert data.classes == VOC_CLASSES
+    return data.skipped.remarks
+
+
+@pytest.mark.parametrize(
+    ("things", "values", "held"),
+    [
+        (["person"], [1], "name person; but its maps hold 1 (aeroplane) alone"),
+        (["car", "person"], [1, 2], "name car, person; but its maps hold 1 (aeroplane), 2 (bicycle) alone"),
+        (["aeroplane", "person"], [1], "name aeroplane, person; but its maps hold 1 (aeroplane) alone"),
+        (["aeroplane", "person"], [1, 2], "name aeroplane, person; but its maps hold 2 (bicycle)"),
+        (["person"], [15], ""),
+        (["aeroplane"], [1], ""),
+        (["dog", "car", "cat"], [12, 7], ""),
+    ],
+)
+def test_values_that_are_not_voc_s_are_told(
+    voc: Path, things: list[str], values: list[int], held: str
+) -> None:
+    told = of_voc(voc, things, values)
+    assert told == (
+        [
+            f"VOC's 21 classes are assumed, since its XML files {held}: if the values are your own, name them in "
+            "classes.txt, the first being value 0"
+        ]
+        if held
+        else []
+    )
 
 
 def test_the_lists_of_pixels_are_said_and_test_stands_in(voc: Path) -> None:

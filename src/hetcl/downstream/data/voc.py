@@ -5,6 +5,8 @@ Pixel indices 1..W, both ends included, become continuous edges 0..W.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -58,6 +60,8 @@ class Sheet:
 
     size: tuple[int, int]
     things: tuple[Thing, ...]
+    guessed: bool = False
+    """Whether it is not of the encoding that it declares (UTF-8 where none) and was read as Windows-1252."""
 
 
 def voc_detection(root: Path, split: str) -> PackedDetection:
@@ -203,7 +207,11 @@ def _read(root: Path, files: Files, entries: list[Entry], skipped: Skipped) -> d
             skipped.add("no annotation file", where)
             continue
         try:
-            sheets[year, stem] = read_xml(root / found)
+            sheet = sheets[year, stem] = read_xml(root / found)
+            if sheet.guessed:
+                skipped.keep(
+                    "XML that is neither UTF-8 nor in the encoding it declares, read as Windows-1252", where
+                )
         except Unusable as reason:
             skipped.add("XML that is no VOC annotation", f"{where}: {reason}")
     return sheets
@@ -211,13 +219,13 @@ def _read(root: Path, files: Files, entries: list[Entry], skipped: Skipped) -> d
 
 def read_xml(path: Path) -> Sheet:
     """Read an annotation file, in whatever encoding. Raises ``Unusable`` when it is none."""
-    top = _parsed(path)
+    top, guessed = _parsed(path)
     if top.tag != "annotation":
         raise Unusable(f"its root is <{top.tag}>, not <annotation>")
     sides = [values.whole(top.findtext(f"size/{side}")) for side in ("height", "width")]
     known = all(side is not None and 1 <= side < 1 << 20 for side in sides)
     things = tuple(_thing(n, entry) for n, entry in enumerate(top.findall("object"), 1))
-    return Sheet((sides[0], sides[1]) if known else (0, 0), things)  # type: ignore[arg-type]
+    return Sheet((sides[0], sides[1]) if known else (0, 0), things, guessed)  # type: ignore[arg-type]
 
 
 def _thing(n: int, entry: ElementTree.Element) -> Thing:
@@ -235,33 +243,37 @@ def _thing(n: int, entry: ElementTree.Element) -> Thing:
     return Thing(n, name, (read[0], read[1], read[2], read[3]), "", difficult)
 
 
-def _parsed(path: Path) -> ElementTree.Element:
-    """The root of an XML file: as it says, else as text of whatever encoding it is. Raises ``Unusable``."""
+def _parsed(path: Path) -> tuple[ElementTree.Element, bool]:
+    """The root of an XML file: as it says, else as text of whatever encoding it is, and whether that was guessed.
+
+    Raises:
+        Unusable: it is no XML.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise Unusable(error.strerror or str(error)) from error
     try:
-        return ElementTree.fromstring(data)
+        return ElementTree.fromstring(data), False
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         first = error
-    named = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""", data)
     try:
-        text = data.decode(named[1].decode()) if named else _text(data, path)
+        text, guessed = _text(data, path)
         text = re.sub(r"^\s*<\?xml[^>]*\?>", "", strip(text))
-        return ElementTree.fromstring(re.sub(r"&(?!\w+;|#)", "&amp;", text))
+        return ElementTree.fromstring(re.sub(r"&(?!\w+;|#)", "&amp;", text)), guessed
     except (ElementTree.ParseError, ValueError, LookupError, InputError):
         raise Unusable(str(first)) from first
 
 
-def _text(data: bytes, path: Path) -> str:
-    """Text without a declared encoding: old Windows programs write theirs in bytes that are no UTF-8."""
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        if data[:1] == b"<":  # no byte order mark
-            return data.decode("cp1252", errors="replace")
-    return decode(data, str(path))
+def _text(data: bytes, path: Path) -> tuple[str, bool]:
+    """The text of an XML file, and whether its encoding is neither UTF-8 nor what it declares: Windows-1252, then."""
+    named = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""", data)
+    for encoding in (named[1].decode() if named else "utf-8", "utf-8"):
+        with contextlib.suppress(UnicodeError, LookupError):
+            text = data.decode(encoding)
+            return (text if named else decode(data, str(path), warn=False)), False
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data
+    return decode(data, str(path), warn=False), not marked
 
 
 def _picture(root: Path, files: Files, entry: Entry, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:

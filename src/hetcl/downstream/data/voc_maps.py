@@ -42,9 +42,10 @@ _LOOKED_AT = 500
 def voc_segmentation(root: Path, split: str) -> MapSet:
     """Open VOC's pixels, of the newest year that has them.
 
-    Classes: the lines of ``ROOT/classes.txt`` (the first is value 0); else those of CVAT's ``labelmap.txt``, with their
-    colours; else VOC's 21 where no value is above 20 and the set's XML files name VOC's things alone; else as many as
-    there are values. Maps in colours are read where all are in ``labelmap.txt``, else where all are of VOC's palette.
+    Classes: the lines of ``ROOT/classes.txt`` (the first is value 0; each may begin with its number); else those of
+    CVAT's ``labelmap.txt``, with their colours; else VOC's 21 where no value is above 20 and the set's XML files name
+    VOC's things alone, which is told where the values do not fit them; else as many as there are values. Maps in colours
+    are read where all are in ``labelmap.txt``, else where all are of VOC's palette.
 
     Raises ``InputError``.
     """
@@ -144,30 +145,30 @@ def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> 
     return found
 
 
-def _of_voc(folder: Path) -> bool:
-    """Whether the things in a set are VOC's, by its XML files: all names in some of them, and there are any."""
+def _of_voc(folder: Path) -> set[str]:
+    """The things in a set, by some of its XML files, where all of them are VOC's; empty where others are there too."""
     files = sorted(folder.glob("*.xml"))
     named: set[str] = set()
     for xml in files[:: -(-len(files) // _LOOKED_AT)] if files else []:
         try:
-            text = decode(xml.read_bytes(), str(xml))
+            text = decode(xml.read_bytes(), str(xml), warn=False)
         except (OSError, InputError):
             continue
         named |= set(re.findall(r"<object>\s*<name>\s*([^<]*?)\s*</name>", text))
-    return bool(named) and named <= set(VOC_CLASSES)
+    return named if named <= set(VOC_CLASSES) else set()
 
 
 def _classes(
     root: Path,
     maps: list[str],
-    of_voc: bool,
+    of_voc: set[str],
     named: tuple[str, ...],
     colours: Mapping[int, int],
     skipped: Skipped,
 ) -> tuple[str, ...]:
     """Names of the classes. The maps are those of both splits, so that both have the same classes."""
     path = root / "classes.txt"
-    names = tuple(line for _, line in lines(read_text(path))) if path.is_file() else named
+    names = _named(path, skipped) if path.is_file() else named
     some = maps[:: -(-len(maps) // _LOOKED_AT)] if maps else []
     top, where, values = _highest(root, some, colours)
     if names:
@@ -178,6 +179,7 @@ def _classes(
             )
         return names
     if of_voc and top < len(VOC_CLASSES):
+        _doubt(of_voc, sorted(values - {0}), skipped)
         return VOC_CLASSES
     top, where, values = _highest(root, maps, colours)
     if maps and top == 0:
@@ -192,6 +194,41 @@ def _classes(
             "colours? Each value is a class of its own; classes.txt names them, the first being value 0"
         )
     return tuple(f"class {i}" for i in range(top + 1))
+
+
+def _named(path: Path, skipped: Skipped) -> tuple[str, ...]:
+    """The names in ``classes.txt``, without numbers where each line begins with that of its place.
+
+    Raises:
+        InputError: each line begins with a number, and with another than that of its place.
+    """
+    names = tuple(line for _, line in lines(read_text(path)))
+    numbered = [re.fullmatch(r"(\d+)[\s:;,.=)-]+(\D.*)", name) for name in names]
+    pairs = [(int(match[1]), match[2]) for match in numbered if match]
+    if not names or len(pairs) < len(names):
+        return names
+    wrong = next(((i, number) for i, (number, _) in enumerate(pairs) if number != i), None)
+    if wrong is not None:
+        raise InputError(
+            f"{path}: its names have numbers, {names[wrong[0]]!r} stands where the value {wrong[0]} is named: write a "
+            f"name for each value from 0 on, one a line, without numbers (0 is the background in most sets)"
+        )
+    skipped.remark("classes.txt has numbers before its names: they are the values, and no part of the names")
+    return tuple(name for _, name in pairs)
+
+
+def _doubt(things: set[str], values: list[int], skipped: Skipped) -> None:
+    """Say where the values in the maps hardly are VOC's: those stand for things that no XML file names."""
+    strange = [value for value in values if VOC_CLASSES[value] not in things]
+    if not strange and not (values == [1] and len(things) > 1):
+        return
+    meant = ", ".join(f"{value} ({VOC_CLASSES[value]})" for value in (strange or values)[:3])
+    named = ", ".join(sorted(things)[:3]) + f" and {len(things) - 3} more" * (len(things) > 3)
+    only = " alone" if not strange or len(strange) == len(values) else ""
+    skipped.remark(
+        f"VOC's 21 classes are assumed, since its XML files name {named}; but its maps hold {meant}{only}: "
+        "if the values are your own, name them in classes.txt, the first being value 0"
+    )
 
 
 def _highest(root: Path, maps: list[str], colours: Mapping[int, int]) -> tuple[int, str, set[int]]:
