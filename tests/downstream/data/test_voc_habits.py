@@ -73,7 +73,8 @@ def test_xml_that_is_not_what_it_declares_is_read_and_said(voc: Path, declared: 
     assert data.classes[data.truth(0).labels[0]].name == "piéton"
     assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
     assert data.skipped.lines() == [
-        "kept 1: XML that is neither UTF-8 nor in the encoding it declares, read as Windows-1252 (e.g. Annotations/2012_100000.xml)"
+        "kept 1: XML that is neither UTF-8 nor in the encoding it declares, read as Windows-1252 (e.g. "
+        "Annotations/2012_100000.xml)"
     ]
 
 

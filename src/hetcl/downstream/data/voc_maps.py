@@ -44,8 +44,8 @@ def voc_segmentation(root: Path, split: str) -> MapSet:
 
     Classes: the lines of ``ROOT/classes.txt`` (the first is value 0; each may begin with its number); else those of
     CVAT's ``labelmap.txt``, with their colours; else VOC's 21 where no value is above 20 and the set's XML files name
-    VOC's things alone, which is told where the values do not fit them; else as many as there are values. Maps in colours
-    are read where all are in ``labelmap.txt``, else where all are of VOC's palette.
+    VOC's things alone, which is told where the values do not fit them; else as many as there are values. Maps in
+    colours are read where all are in ``labelmap.txt``, else where all are of VOC's palette.
 
     Raises ``InputError``.
     """
