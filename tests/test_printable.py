@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hetcl.errors import InputError, WorkFailed
-from hetcl.printable import csv_row, printable
+from hetcl.printable import csv_row, fenced, markdown, printable
 from hetcl.training.progress import Reporter
 
 HOSTILE = "[/x]\x1b[2J\x1b]0;title\x07\r\n2026-01-01 00:00:00 done\u202etxt\x9b31m\u2028\ud800$"
@@ -42,6 +42,20 @@ def test_formulas_in_csv_are_text() -> None:
         "'=cmd|' /C calc'!A0", "'+1", "'@SUM(A1)", "'-2+3", "' =1",
     ]  # fmt: skip
     assert csv_row([-1.5, None, 3, "a.jpg"]) == [-1.5, None, 3, "a.jpg"]
+
+
+def test_markdown_shows_names_and_nothing_else() -> None:
+    assert markdown("a|b\n# c <img> `x` [l](u) *d* \\") == r"a\|b\\n# c \<img> \`x\` \[l\](u) \*d\* \\"
+    assert markdown("resnet50_v1.pth") == "resnet50_v1.pth"
+    assert fenced("yaml", "a: 1\n```\n# forged\n````") == [
+        "`````yaml",
+        "a: 1",
+        "```",
+        "# forged",
+        "````",
+        "`````",
+    ]
+    assert fenced("python", "x = 1\n\ny\u202e = 2\n") == ["```python", "x = 1", "", r"y\u202e = 2", "```"]
 
 
 @pytest.mark.parametrize("kind", [InputError, WorkFailed])

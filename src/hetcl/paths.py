@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 import os
 import re
@@ -10,10 +11,14 @@ import tempfile
 import unicodedata
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 from hetcl.errors import InputError
 
 log = logging.getLogger(__name__)
+
+_PLAIN = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_CLOEXEC", 0) | getattr(os, "O_BINARY", 0)
+_TRIES = 5
 
 
 def expand(path: str | os.PathLike[str]) -> str:
@@ -54,6 +59,38 @@ def home() -> str | None:
     return None if folder == "~" else folder
 
 
+def create(path: Path) -> IO[bytes]:
+    """A new file, opened for writing. What stood there, a leftover or a link, is removed and not written through.
+
+    Raises:
+        OSError: as ``open``.
+    """
+    for _ in range(_TRIES):
+        path.unlink(missing_ok=True)
+        with contextlib.suppress(FileExistsError):  # put there this moment
+            return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _PLAIN, 0o666), "wb")
+    raise FileExistsError(errno.EEXIST, "somebody else writes it too", str(path))
+
+
+def appending(path: Path) -> IO[bytes]:
+    """A file opened to be written at its end, made when it is missing. A link makes room for a new file, unless it
+    leads to a device such as ``/dev/null``.
+
+    Raises:
+        OSError: as ``open``.
+    """
+    if path.is_symlink() and not path.is_char_device():
+        return create(path)
+    followed = 0 if path.is_symlink() else _PLAIN
+    return os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | followed, 0o666), "ab")
+
+
+def drop_link(path: Path) -> None:
+    """Remove a link where a library will write a file. Raises ``OSError``."""
+    if path.is_symlink():
+        path.unlink(missing_ok=True)
+
+
 def unwritable(folder: Path) -> str | None:
     """Why ``folder`` cannot be written, or None; makes it when it is missing."""
     try:
@@ -88,6 +125,16 @@ def shelter() -> None:
         log.warning(
             "this user has no home folder: caches go to %s; set HOME or HETCL_CACHE to keep them", spare
         )
+
+
+def lies_in(path: str | os.PathLike[str], folder: str) -> bool:
+    """Whether a path lies below ``folder`` (a ``realpath``), or is it, once all links are followed.
+
+    Raises:
+        ValueError: a name that no file can have.
+    """
+    real = os.path.realpath(path)
+    return real == folder or real.startswith(folder.rstrip(os.sep) + os.sep)
 
 
 def spellings(name: str) -> Iterator[str]:

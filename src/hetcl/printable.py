@@ -18,6 +18,7 @@ _UNSEEN = re.compile(
 
 The joiners U+200C and U+200D stay: words of some languages, and emoji, need them.
 """
+_MARKUP = re.compile(r"[\\`|<\[\]*]")
 _FORMULA = re.compile(r"^\s*[=+\-@]")
 
 
@@ -29,6 +30,17 @@ def printable(text: object) -> str:
 def say(text: object = "") -> None:
     """Print one line."""
     print(printable(text))
+
+
+def markdown(text: object) -> str:
+    """``text`` for Markdown outside of code: on one line, its own markup, cells and tags taken away."""
+    return _MARKUP.sub(r"\\\g<0>", printable(text))
+
+
+def fenced(language: str, text: str) -> list[str]:
+    """The lines of a block of code in Markdown, which nothing in ``text`` ends."""
+    fence = "`" * max(3, 1 + max(map(len, re.findall("`+", text)), default=0))
+    return [fence + language, *map(printable, text.rstrip().split("\n")), fence]
 
 
 def csv_row(cells: Iterable[Any]) -> list[Any]:

@@ -44,20 +44,30 @@ def test_a_folder_that_cannot_be_written(says: Says, monkeypatch: pytest.MonkeyP
     assert "Read-only file system" in says("demo", "--out", "disc")
 
 
+def full(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    """From now on the disk is full for files whose names hold ``name``."""
+    plain = os.open
+
+    def opened(path: Any, flags: int, *more: Any, **words: Any) -> int:
+        return plain("/dev/full", os.O_WRONLY) if name in str(path) else plain(path, flags, *more, **words)
+
+    monkeypatch.setattr(os, "open", opened)
+
+
 @linux
-def test_a_full_disk_under_a_checkpoint(finished: Path, says: Says) -> None:
-    """``/dev/full`` takes a checkpoint's place. What was there stays; with room again the run ends the same."""
+def test_a_full_disk_under_a_checkpoint(finished: Path, says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was there stays; with room again the run ends the same."""
     checkpoints = Path("new/checkpoints")
-    checkpoints.mkdir(parents=True)
-    (checkpoints / "last.ckpt.part").symlink_to("/dev/full")
-    said = says.pretrain(status=1)
+    with monkeypatch.context() as disk:
+        full(disk, "last.ckpt.part")
+        said = says.pretrain(status=1)
     assert "cannot write new/checkpoints/last.ckpt: the disk is full" in said
     assert "make room and go on with --resume" in said
     assert not list(checkpoints.iterdir())
-    (checkpoints / "stage1.ckpt.part").symlink_to("/dev/full")
-    assert "stage1.ckpt: the disk is full" in says("pretrain", "--out", "new", "--resume", status=1)
-    (Path("new") / "backbone.safetensors.part").symlink_to("/dev/full")
-    assert "backbone.safetensors: the disk is full" in says("pretrain", "--out", "new", "--resume", status=1)
+    for name in ("stage1.ckpt", "backbone.safetensors"):
+        with monkeypatch.context() as disk:
+            full(disk, f"{name}.part")
+            assert f"{name}: the disk is full" in says("pretrain", "--out", "new", "--resume", status=1)
     says("pretrain", "--out", "new", "--resume", status=0)
     for name in ("backbone.safetensors", "metrics.csv"):
         assert Path("new", name).read_bytes() == (finished / name).read_bytes()
@@ -78,13 +88,8 @@ def test_a_full_disk_under_a_small_file(name: str, says: Says) -> None:
 @linux
 def test_a_full_disk_under_tensorboard(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
     """The event file is written in this thread: no traceback of another one, no second failure at the end."""
-    from hetcl.training import progress
-
-    def divert(path: Any, mode: str, **more: Any) -> Any:
-        return open("/dev/full" if "tfevents" in str(path) else path, mode, **more)
-
-    with monkeypatch.context() as full:
-        full.setattr(progress, "open", divert, raising=False)
+    with monkeypatch.context() as disk:
+        full(disk, "tfevents")
         said = says.pretrain(status=1)
     assert "cannot write new/tensorboard/events.out.tfevents." in said
     assert "the disk is full" in said

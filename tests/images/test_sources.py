@@ -145,8 +145,11 @@ def test_links_to_what_is_there_anyway_are_said(tmp_path: Path, caplog: pytest.L
     folder(tmp_path / "elsewhere", ["3.jpg"])
     (root / "away").symlink_to(tmp_path / "elsewhere")
     (root / "train/a/up").symlink_to("..")
+    caplog.set_level("INFO")
     open_source(str(root))
     assert "is read twice" not in caplog.text
+    told = f"links in {root} lead out of it (1, e.g. away -> {tmp_path / 'elsewhere'}) and are followed"
+    assert told in caplog.text
     (root / "val").symlink_to("train")
     (root / "train/a/3.jpg").symlink_to("../b/2.jpg")
     open_source(str(root))

@@ -205,3 +205,20 @@ def test_the_list_of_formats_loads_without_torch() -> None:
 
 def test_metadata_is_json_and_plain() -> None:
     assert json.loads(json.dumps(FACTS.metadata())) == FACTS.metadata()
+
+
+def test_text_of_a_strangers_run_stays_text() -> None:
+    run = a_run()
+    tree = run.read_settings()
+    forged = "x | y |\n\n# Forged\n<img src=a>\u202e"
+    tree |= {"recipe": forged, "hetcl": "1 `code`"}
+    tree["settings"]["```\n# Forged"] = forged
+    run.write_settings(tree)
+    export("run", format="timm", out=Path("a|b\u202e.pth"))
+    text = Path("a|b\u202e.pth.md").read_text("utf-8")
+    outside = re.sub(r"^(`{3,})\w*\n.*?^\1$", "", text, flags=re.DOTALL | re.MULTILINE)
+    assert "\n# Forged" not in outside
+    assert not re.search(r"(?<!\\)<img", outside)
+    assert "\u202e" not in text
+    assert all(line.count("|") - line.count("\\|") in (0, 3) for line in outside.splitlines())
+    assert 'FILE = "a|b\\u202e.pth"' in text

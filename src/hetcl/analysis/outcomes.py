@@ -16,6 +16,7 @@ import torch
 from hetcl.analysis.retrieval import first_in_first_out
 from hetcl.analysis.store import UNREADABLE, Features
 from hetcl.analysis.vectors import Vector
+from hetcl.paths import create
 from hetcl.runs.files import crc_of, disk_problem, seal, unseal, write_atomic
 
 FIFO_BATCH = 256
@@ -67,7 +68,7 @@ class Outcomes:
     def prepare(self) -> None:
         """Make room. One process calls it. Raises ``WorkFailed``."""
         try:
-            with open(self._part, "wb") as f:
+            with create(self._part) as f:
                 header = {"descr": np.lib.format.dtype_to_descr(self.type), "fortran_order": False}
                 np.lib.format.write_array_header_1_0(f, header | {"shape": (len(self.features),)})
                 f.truncate(f.tell() + len(self.features) * self.type.itemsize)

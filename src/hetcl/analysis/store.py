@@ -25,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from hetcl.errors import WorkFailed
+from hetcl.paths import create
 from hetcl.runs.files import crc_of, disk_problem, seal, unseal, write_atomic
 from hetcl.trees import TreeError
 
@@ -159,7 +160,7 @@ class Folder:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
             for name, (shape, kind) in self._shapes.items():
-                with open(self.path / f"{name}.npy", "wb") as f:
+                with create(self.path / f"{name}.npy") as f:
                     header = {
                         "descr": np.lib.format.dtype_to_descr(np.dtype(kind)),
                         "fortran_order": False,
@@ -288,7 +289,7 @@ class Folder:
         try:
             for name in ROWS:
                 old = np.load(self.path / f"{name}.npy", mmap_mode="r")
-                with open(self.path / f"{name}.npy.part", "wb") as f:
+                with create(self.path / f"{name}.npy.part") as f:
                     descr = np.lib.format.dtype_to_descr(old.dtype)
                     header = {"descr": descr, "fortran_order": False, "shape": (kept, *old.shape[1:])}
                     np.lib.format.write_array_header_1_0(f, header)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 from hetcl.downstream.data import open_segmentation
@@ -62,7 +63,7 @@ class _Look:
     def open(self) -> None:
         s = self.settings
         for split, name in (("train", "train"), ("val", "test")):
-            part = self._try(lambda split=split: open_part(self.spec, split, s.model))  # type: ignore[misc]
+            part = self._try(partial(open_part, self.spec, split, s.model, follow_links=s.follow_links))
             if part is not None:
                 self.parts[split] = part
                 say(f"{name:<9} {part.description}")
@@ -89,7 +90,7 @@ class _Look:
 
     def _has_pixels(self) -> bool:
         try:
-            open_segmentation(self.spec, "train")
+            open_segmentation(self.spec, "train", follow_links=self.settings.follow_links)
         except InputError:
             return False
         return True

@@ -31,7 +31,7 @@ from hetcl.downstream.renamed import under
 from hetcl.downstream.scores import score
 from hetcl.downstream.words import plain, sentences, table, write_outcome
 from hetcl.errors import InputError, WorkFailed
-from hetcl.paths import expand
+from hetcl.paths import create, expand
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
@@ -123,7 +123,7 @@ class Evaluation:
         self.words = model_words(saved["settings"])
         asked = settings.precision
         self.precision = saved["settings"].get("precision", "auto") if asked == "auto" else asked
-        self.data = open_part(data, settings.split, self.words["model"])
+        self.data = open_part(data, settings.split, self.words["model"], follow_links=settings.follow_links)
         check_missing(self.data, settings.max_bad)
         self.data, self.told = under(self.data, saved["classes"], data, f"the run {run.path}")
         what = f"the {'validation' if settings.split == 'val' else 'training'} part of {data}"
@@ -238,7 +238,8 @@ class Evaluation:
         path = self.out / "label_maps" / f"{self._map_name(index)}.png"
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            Image.fromarray(labels).save(path)
+            with create(path) as f:
+                Image.fromarray(labels).save(f, "PNG")
         except OSError as e:
             raise disk_problem(path, e) from None
 

@@ -126,7 +126,9 @@ class Run:
         self.settings, self.told = scaled(self.asked)
         use_threads(self.asked.threads)  # before the trial
         s, spec = self.settings, plan["data"]
-        train, val = (open_part(spec, split, s.model) for split in ("train", "val"))
+        train, val = (
+            open_part(spec, split, s.model, follow_links=s.follow_links) for split in ("train", "val")
+        )
         parts = joined(spec, train, val, **part_words(s))
         self.train, self.val, self.told = parts.train, parts.val, self.told + parts.told
         now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}

@@ -27,6 +27,8 @@ from hetcl.views.workers import Pool
 
 TRIES = 50
 """How many pictures in a row may fail to replace one before the data set is given up."""
+MOST_BYTES = 4 << 30
+"""Of the masks of a picture."""
 PADDING = (124, 116, 104)
 """What surrounds a picture smaller than its crop: ImageNet's mean colour."""
 IGNORED = 255
@@ -190,7 +192,11 @@ def usable(truth: Truth, *, masks: bool) -> np.ndarray:
 
 
 def _bitmaps(segments: Any, keep: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 ``[kept, H, W]``; an object without a segment covers nothing."""
+    """uint8 ``[kept, H, W]``; an object without a segment covers nothing. Raises ``BadPicture``: too many."""
+    if int(keep.sum()) * size[0] * size[1] > MOST_BYTES:
+        raise BadPicture(
+            f"{int(keep.sum()):,} masks of {size[1]} x {size[0]} pixels are more than {MOST_BYTES >> 30} GiB"
+        )
     out = np.zeros((int(keep.sum()), *size), np.uint8)
     for row, i in enumerate(np.flatnonzero(keep)):
         if segments is not None and segments[i] is not None:

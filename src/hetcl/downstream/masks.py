@@ -10,7 +10,11 @@ from typing import Any
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
-from hetcl.downstream.objects import Rle, Segment
+from hetcl.downstream import outlines
+from hetcl.downstream.objects import Polygons, Rle, Segment
+
+MOST_STEPS = 1 << 22
+"""COCO's code may take so many along outlines at a time, 20 bytes each."""
 
 
 def encode(bitmap: np.ndarray) -> Rle:
@@ -25,13 +29,26 @@ def decode(rle: Rle) -> np.ndarray:
 
 
 def rle_of(segment: Segment, size: tuple[int, int]) -> Rle:
-    """A segment as run lengths in a picture of ``size`` (H, W), by COCO's rules for polygons."""
+    """A segment as run lengths in a picture of ``size`` (H, W), by COCO's rules for polygons.
+
+    Memory: a few times the picture's pixels, wherever the polygons go and however many there are.
+    """
     if isinstance(segment, dict):
         return segment
-    height, width = size
-    rings = [np.asarray(ring, dtype=np.float64).reshape(-1) for ring in segment]
-    whole: Any = coco_mask.merge(coco_mask.frPyObjects([ring.tolist() for ring in rings], height, width))
+    if sum(map(outlines.steps, segment)) <= MOST_STEPS:
+        whole = _by_coco(segment, size)
+    else:
+        whole = encode(np.zeros(size, np.uint8))
+        for ring in segment:
+            short = outlines.steps(ring) <= MOST_STEPS
+            one = _by_coco((ring,), size) if short else encode(outlines.filled(ring, size))
+            whole = coco_mask.merge([whole, one])
     return {"size": [int(side) for side in whole["size"]], "counts": _bytes(whole["counts"])}
+
+
+def _by_coco(segment: Polygons, size: tuple[int, int]) -> Any:
+    rings = [np.asarray(ring, dtype=np.float64).reshape(-1).tolist() for ring in segment]
+    return coco_mask.merge(coco_mask.frPyObjects(rings, *size))
 
 
 def bitmap(segment: Segment, size: tuple[int, int]) -> np.ndarray:

@@ -41,9 +41,10 @@ class Parts:
     """What a person should know before the work begins."""
 
 
-def open_part(spec: str, split: str, model: str) -> Any:
+def open_part(spec: str, split: str, model: str, *, follow_links: bool = False) -> Any:
     """The part of a data set that ``model`` needs. Raises ``InputError``."""
-    return open_segmentation(spec, split) if model == "fcn" else open_detection(spec, split)
+    opened = open_segmentation if model == "fcn" else open_detection
+    return opened(spec, split, follow_links=follow_links)
 
 
 def joined(

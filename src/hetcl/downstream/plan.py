@@ -24,7 +24,10 @@ from hetcl.weights.matched import patterns
 
 KIND = "hetcl-finetune"
 """What a fine-tuning run's settings.yaml says that it is."""
-MAY_CHANGE = {"workers", "device", "devices", "threads", "checkpoint_every", "checkpoint_minutes", "max_bad"}
+MAY_CHANGE = {
+    *("workers", "device", "devices", "threads", "checkpoint_every", "checkpoint_minutes", "max_bad"),
+    "follow_links",
+}
 """Settings that a resumed run may have otherwise."""
 FIELDS = {
     **{"init": str, "data": str, "recipe": str | None, "allow_partial": list, "fingerprint": str},

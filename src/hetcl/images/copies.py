@@ -23,6 +23,7 @@ from typing import IO
 from hetcl.errors import InputError
 from hetcl.images.locks import locked
 from hetcl.images.remote import Shard, TransferError, download
+from hetcl.paths import create
 
 log = logging.getLogger(__name__)
 
@@ -107,6 +108,7 @@ class Copies:
                     if self._place(shard).exists():
                         os.replace(self._place(shard), place)
                         continue
+                    create(part).close()
                     download(shard, part)
                     os.replace(part, place)
                 finally:
@@ -160,7 +162,7 @@ class Copies:
             with locked(self._room_lock):
                 lack, busy = self._make_room(shard.size)
                 if lack <= 0:
-                    part.touch()
+                    create(part).close()
                     return
             if not busy:
                 raise TransferError(

@@ -24,11 +24,19 @@ try:
 except ImportError:  # a bare checkout; everything works without, more slowly
     simplejpeg = None
 
-from hetcl.images.formats import HEAD, why_unreadable
+from hetcl.images.formats import EXTENSIONS, HEAD, why_unreadable
 from hetcl.types import BadPicture, Sample
 
 MAX_PIXELS = 200_000_000
 """Pictures with more pixels than this are taken for decompression bombs."""
+MAX_BYTES = 2 << 30
+"""Of a file; as many pixels as there may be, of 16 bits and with transparency, take 1.6e9."""
+FORMATS = tuple(
+    sorted(
+        {kind for end, kind in Image.registered_extensions().items() if end in EXTENSIONS} & set(Image.OPEN)
+    )
+)
+"""Pillow's names of the formats that are read. (It knows others, one of which is a program that it would run.)"""
 
 # Our own limit stands in for Pillow's warning (not for its error, at twice that size); damaged metadata do no
 # harm.
@@ -53,6 +61,11 @@ _REST = re.compile(r"extraneous bytes before marker 0xd[0-79]$")
 _SEGMENTS = {0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)}
 """Markers of a JPEG's tables, comments and applications, the usual company of a frame."""
 _EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
+
+
+def too_large(size: int) -> str:
+    """Why a file of more than ``MAX_BYTES`` is no picture."""
+    return f"{size:,} bytes, more than any picture has"
 
 
 class Picture:
@@ -152,7 +165,7 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
         if data[:3] == b"\xff\xd8\xff":
             picture = JpegImagePlugin.JpegImageFile(stream)  # spares asking every format
         else:
-            picture = Image.open(stream)
+            picture = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
         raise BadPicture(f"too many pixels, a decompression bomb? ({str(error).split(',')[0]})") from error
     except Image.UnidentifiedImageError as error:

@@ -18,6 +18,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hetcl.images.decode import MAX_BYTES, too_large
 from hetcl.images.formats import Aside, images, left_aside
 from hetcl.images.listing import Branch, listing
 from hetcl.images.splits import UNLABELLED, Layout, fold, inner, layout_of, look
@@ -101,6 +102,8 @@ class FolderSource:
             with open(descriptor, "rb", buffering=0) as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                     raise BadPicture("no longer a plain file")
+                if (size := os.fstat(descriptor).st_size) > MAX_BYTES:
+                    raise BadPicture(too_large(size))
                 data = file.read()
         except OSError as error:
             raise BadPicture(f"cannot be read: {error.strerror}") from error
@@ -330,6 +333,14 @@ class Folder:
                     logging.WARNING,
                     f"links in {self.root} lead to what lies there too ({self.table.meta['twice']:,}, e.g. {link}): "
                     "it is read twice, maybe to train and to test on; name one of the folders",
+                )
+            )
+        if self.table.meta["out"]:
+            link = self.table.meta["out_link"]
+            lines.append(
+                (
+                    logging.INFO,
+                    f"links in {self.root} lead out of it ({self.table.meta['out']:,}, e.g. {link}) and are followed",
                 )
             )
         if aside := left_aside(self.root, Aside(self.table.meta["aside"])):

@@ -22,6 +22,11 @@ FIELDS = ("label", "cls", "class", "class_id", "label_id", "target")
 """Fields of ``KEY.json`` that hold it, likewise."""
 
 
+def plausible(classes: int, things: int) -> bool:
+    """Whether there can be so many classes among so many images or names: no number makes a list by itself."""
+    return classes <= max(100_000, 100 * things)
+
+
 class LabelReader:
     """Reads labels out of ``KEY.cls`` and ``KEY.json``; remembers what was no class number."""
 
@@ -79,12 +84,12 @@ def class_names(text: bytes, path: str) -> tuple[str, ...] | None:
                 data,
             )
         pairs = _pairs(data)
-        names = [""] * (max(pairs) + 1)
-        for number, name in pairs.items():
-            names[number] = name
-        if pairs and min(pairs) >= 0 and len(names) < LARGEST_LABEL:
+        if pairs and min(pairs) >= 0 and plausible(max(pairs) + 1, len(pairs)):
+            names = [""] * (max(pairs) + 1)
+            for number, name in pairs.items():
+                names[number] = name
             return tuple(name or str(i) for i, name in enumerate(names))
-    except (ValueError, TypeError, KeyError, IndexError, AttributeError, InputError, RecursionError):
+    except (ValueError, TypeError, LookupError, AttributeError, OverflowError, InputError, RecursionError):
         pass
     log.warning("%s does not name classes in a form that is understood: classes go by number", path)
     return None

@@ -38,8 +38,8 @@ _SETTLED_S = 2.0
 _OLD_S = 7 * 24 * 3600
 _TRIED = 16
 """Files of one unknown ending in one folder whose content is looked at; if they differ, all are."""
-_VERSION = 3
-"""Of the listing; it rises when other files are taken for images."""
+_VERSION = 4
+"""Of the listing; it rises when other files are taken for images, or other things are noted of them."""
 
 
 @dataclass
@@ -53,6 +53,10 @@ class Walk:
     twice: int = 0
     """Links that lead to something else below the root: it is met twice."""
     example: str = ""
+    """One of them, and what it leads to."""
+    out: int = 0
+    """Links that lead out of the root."""
+    out_example: str = ""
     """One of them, and what it leads to."""
     folder: Callable[[bytes, int], None] = lambda path, mtime: None
     """Called with each folder's path and its mtime (ns), as it was before the folder was read."""
@@ -135,17 +139,19 @@ def _entries(root: bytes, inside: bytes, found: Walk) -> tuple[list[bytes], list
 
 
 def _note_link(root: bytes, inside: bytes, name: bytes, found: Walk) -> None:
-    """Count a link to something that lies below the root by itself, and not above the link, where it makes a circle."""
+    """Count a link that leads out of the root, or to something that lies below the root by itself, and not above the
+    link, where it makes a circle."""
     place = os.path.join(root, inside)
     target = os.path.normpath(os.path.join(place, os.readlink(os.path.join(place, name))))
-    if (
-        target.startswith(root + b"/")
-        and not (place + b"/").startswith(target + b"/")
-        and os.path.exists(target)
-    ):
+    if (place + b"/").startswith(target + b"/") or not os.path.exists(target):
+        return
+    link = os.fsdecode(os.path.relpath(os.path.join(place, name), root))
+    if not target.startswith(root + b"/"):
+        found.out += 1
+        found.out_example = found.out_example or f"{link} -> {os.fsdecode(target)}"
+    else:
         found.twice += 1
-        link, to = (os.fsdecode(os.path.relpath(p, root)) for p in (os.path.join(place, name), target))
-        found.example = found.example or f"{link} -> {to}"
+        found.example = found.example or f"{link} -> {os.fsdecode(os.path.relpath(target, root))}"
 
 
 def _images_among(path: bytes, names: list[bytes]) -> list[bytes]:
@@ -245,7 +251,7 @@ def _list(root: str, cache: Path, key: str, seen: Path) -> Table:
             raise InputError(_nothing(root, found))
         table.append("digest", names.digest())
         table.meta.update(fingerprint=digest.hexdigest(), aside=found.aside.found)
-        table.meta.update(twice=found.twice, link=found.example)
+        table.meta.update(twice=found.twice, link=found.example, out=found.out, out_link=found.out_example)
         written = table.finish(cache / f"folder-{key}-{digest.hexdigest()}.table")
         folders.meta.update(table=written.name, listed_ns=listed, rules=_rules())
         folders.finish()

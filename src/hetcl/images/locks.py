@@ -8,6 +8,8 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
+from hetcl.paths import drop_link
+
 
 @contextlib.contextmanager
 def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
@@ -22,6 +24,7 @@ def locked(path: Path, *, wait: bool = True) -> Iterator[bool]:
     """
     lock, mine = FileLock(path, timeout=-1 if wait else 0, thread_local=False), True
     try:
+        drop_link(path)  # filelock opens none, and then nothing would be locked
         lock.acquire()
     except Timeout:
         mine = False

@@ -19,8 +19,9 @@ import numpy as np
 
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.copies import Copies, announce, settle, window_of
+from hetcl.images.decode import MAX_BYTES, too_large
 from hetcl.images.formats import EXTENSIONS, left_aside
-from hetcl.images.labels import LabelReader
+from hetcl.images.labels import LabelReader, plausible
 from hetcl.images.locks import locked
 from hetcl.images.remote import Shard, TransferError, locate
 from hetcl.images.splits import split_shards
@@ -280,7 +281,8 @@ class ShardSource:
         self.prefers_window = window
         self.fingerprint: str = table.meta["fingerprint"]
         count = table.meta["classes"]
-        if count is None:
+        strange = bool(count) and classes is None and not plausible(count, len(self))
+        if count is None or strange:
             self.classes: tuple[str, ...] | None = None
         elif classes is None:
             self.classes = tuple(str(i) for i in range(count))
@@ -292,7 +294,9 @@ class ShardSource:
         else:
             self.classes = classes
         self.why_no_labels = "no image has a label beside it that can be read" + (
-            f"; folders in a tar, such as {table.meta['folder']}/, are no classes: unpack it for that"
+            f"; there is the label {count - 1:,} among {len(self):,} images, which is no class number (from 0 on)"
+            if strange
+            else f"; folders in a tar, such as {table.meta['folder']}/, are no classes: unpack it for that"
             if table.meta.get("folder")
             else ""
         )
@@ -328,6 +332,8 @@ class ShardSource:
             WorkFailed: its shard cannot be fetched.
         """
         offset, size, shard, label = self.table["picture"][index].item()
+        if size > MAX_BYTES:
+            raise BadPicture(too_large(size))
         try:
             # The header before the data carries the name: one read for both.
             block = self._read(shard, size + BLOCK, offset - BLOCK)

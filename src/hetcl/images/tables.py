@@ -23,7 +23,7 @@ from typing import IO, Any
 import numpy as np
 
 from hetcl.errors import InputError
-from hetcl.paths import expand, home, spare_folder, unwritable
+from hetcl.paths import create, expand, home, spare_folder, unwritable
 
 log = logging.getLogger(__name__)
 
@@ -159,7 +159,7 @@ def create_sparse(
         size = np.dtype(kind).itemsize * length
         places[name] = _place(np.dtype(kind), start, size)
         start += size + -size % _ALIGN
-    with open(path, "wb") as file:
+    with create(path) as file:
         file.truncate(start)
         file.seek(start)
         file.write(_footer(meta or {}, places, None))  # (they are still to be filled)

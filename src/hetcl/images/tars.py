@@ -7,6 +7,7 @@ file name (the webdataset convention).
 
 from __future__ import annotations
 
+import io
 import logging
 import os
 import tarfile
@@ -151,7 +152,7 @@ def _headers(path: str) -> Iterator[tarfile.TarInfo]:
     try:
         with open(path, "rb") as file:
             _refuse_packed(path, file)
-            with tarfile.open(fileobj=file, mode="r:") as tar:
+            with tarfile.open(fileobj=_Bounded(file), mode="r:") as tar:
                 while (member := tar.next()) is not None:
                     tar.members = []  # type: ignore[attr-defined]  # tarfile would keep every header
                     yield member
@@ -166,6 +167,23 @@ def _headers(path: str) -> Iterator[tarfile.TarInfo]:
         raise _cut_short(path) from error
     except OSError as error:
         raise _unreadable(path, error) from error
+
+
+class _Bounded(io.RawIOBase):
+    """A file that is not asked for more bytes than it has: tarfile would make room for all that a header states."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file, self._size = file, os.fstat(file.fileno()).st_size
+
+    def read(self, size: int = -1) -> bytes:
+        left = max(0, self._size - self._file.tell())
+        return self._file.read(left if size < 0 else min(size, left))
+
+    def seek(self, place: int, whence: int = os.SEEK_SET) -> int:
+        return self._file.seek(place, whence)
+
+    def tell(self) -> int:
+        return self._file.tell()
 
 
 def _refuse_packed(path: str, file: IO[bytes]) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import pickle
+import struct
 import warnings
 import zipfile
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ import torch
 
 from hetcl.errors import InputError
 from hetcl.runs import archive
-from hetcl.runs.files import disk_problem
+from hetcl.runs.files import disk_problem, replacing
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.table import Table
 
@@ -37,18 +37,14 @@ def save(path: Path, state: dict[str, Any], *, keep_previous: bool = False) -> N
     Raises:
         WorkFailed: the disk refused; the file that was there is untouched.
     """
-    part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as f:
+        with replacing(path) as f:
             torch.save({"hetcl": FORMAT, **state}, f)
             f.flush()
             os.fsync(f.fileno())
-        if keep_previous and path.exists():
-            _keep(path, path.with_name("previous.ckpt"))
-        os.replace(part, path)
+            if keep_previous and path.exists():
+                _keep(path, path.with_name("previous.ckpt"))
     except (OSError, RuntimeError) as e:
-        with contextlib.suppress(OSError):
-            part.unlink()
         # torch's zip writer reports a full disk as a RuntimeError of its own.
         raise disk_problem(path, e if isinstance(e, OSError) else OSError(28, str(e))) from None
 
@@ -209,6 +205,10 @@ UNREADABLE = (
     LookupError,
     TypeError,
     AttributeError,
+    ArithmeticError,
+    AssertionError,
+    MemoryError,
+    struct.error,
 )
 """What a damaged file may raise while it is read."""
 
@@ -219,6 +219,8 @@ def why_unreadable(path: Path, error: BaseException) -> str:
         return str(error.strerror)
     if path.stat().st_size == 0:
         return "the file is empty"
+    if isinstance(error, MemoryError | RecursionError):
+        return "reading it takes more memory than there is"
     if isinstance(error, pickle.UnpicklingError) and zipfile.is_zipfile(path):
         return "it holds more than tensors, and hetcl runs no code from files; save its state_dict alone"
     return "it is damaged, cut short or of another kind"

@@ -11,11 +11,12 @@ import errno
 import json
 import os
 import zlib
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 from hetcl.errors import WorkFailed
+from hetcl.paths import create
 from hetcl.trees import TreeError, parse_json
 
 CHUNK = 1 << 20
@@ -33,17 +34,30 @@ def disk_problem(path: Path, error: OSError) -> WorkFailed:
 
 def write_atomic(path: Path, data: bytes) -> None:
     """Replace ``path`` by ``data`` wholly or not at all. Raises ``WorkFailed`` when the disk refuses."""
+    try:
+        with replacing(path) as f:
+            f.write(data)
+    except OSError as e:
+        raise disk_problem(path, e) from None
+
+
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[IO[bytes]]:
+    """A new file beside ``path`` that takes its place once it is on the disk, and goes when something is raised.
+
+    A link called ``path`` is replaced, not followed. Raises ``OSError``.
+    """
     part = path.with_name(path.name + ".part")
     try:
-        with open(part, "wb") as f:
-            f.write(data)
+        with create(part) as f:
+            yield f
             f.flush()
             os.fsync(f.fileno())
         os.replace(part, path)
-    except OSError as e:
+    except BaseException:
         with contextlib.suppress(OSError):
             part.unlink()
-        raise disk_problem(path, e) from None
+        raise
 
 
 def set_aside(path: Path) -> Path:

@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.errors import InputError
-from hetcl.runs.files import seal, unseal
+from hetcl.paths import drop_link
+from hetcl.runs.files import replacing, seal, unseal
 from hetcl.trees import TreeError
 
 log = logging.getLogger(__name__)
@@ -71,6 +72,7 @@ class FolderLock:
 
         lock = FileLock(self.file, timeout=0, thread_local=False)
         try:
+            drop_link(self.file)  # filelock opens none
             lock.acquire()
         except Timeout:
             raise InputError(
@@ -86,10 +88,11 @@ class FolderLock:
             )
         self._lock, self._home = lock, os.getpid()
         who = {"pid": os.getpid(), "host": socket.gethostname(), "since": time.strftime("%Y-%m-%d %H:%M:%S")}
-        part = self.note.with_name(f"{self.note.name}.part")
-        with contextlib.suppress(OSError):  # a full disk: it is locked all the same
-            part.write_bytes(seal(who | {"command": shlex.join(sys.argv)[:300]}))
-            os.replace(part, self.note)
+        with (
+            contextlib.suppress(OSError),
+            replacing(self.note) as f,
+        ):  # a full disk: it is locked all the same
+            f.write(seal(who | {"command": shlex.join(sys.argv)[:300]}))
 
     def _holder(self) -> str:
         """Who holds the lock, as far as its note says."""

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.errors import InputError
+from hetcl.paths import appending
 from hetcl.printable import csv_row
 from hetcl.runs.files import disk_problem, set_aside, write_atomic
 
@@ -78,11 +79,13 @@ class Table:
     def _begin(self, there: bytes, kept: bytes) -> None:
         self.held = bytearray(kept)
         try:
-            if not there.startswith(kept):
+            if self.path.is_symlink() and not self.path.is_char_device():
+                write_atomic(self.path, kept)
+            elif not there.startswith(kept):
                 if there and self.path.is_file():
                     write_atomic(self.path, kept)
                     return
-                with open(self.path, "ab") as f:
+                with appending(self.path) as f:
                     f.write(kept)
             elif len(there) > len(kept):
                 with open(self.path, "r+b") as f:
@@ -120,7 +123,7 @@ class Table:
             raise disk_problem(self.path, e) from None
 
     def _write(self, line: bytes) -> None:
-        with open(self.path, "ab") as f:
+        with appending(self.path) as f:
             if not f.tell():
                 self.held = bytearray(self._header)
                 f.write(self._header)

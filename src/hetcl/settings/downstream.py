@@ -30,6 +30,8 @@ class MachineSettings:
     """Threads for computing on a CPU; 0 leaves PyTorch's choice. Bits repeat only for equal numbers."""
     max_bad: float = 0.1
     """Share of unreadable pictures above which the work stops; the others are left out and counted."""
+    follow_links: bool = False
+    """Follow links in a data set that lead out of it; else they are refused."""
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.paths import appending, create
 from hetcl.printable import printable
 from hetcl.runs.folder import disk_problem
 
@@ -58,7 +59,7 @@ class Events:
         self._path = folder / f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         try:
             folder.mkdir(parents=True, exist_ok=True)
-            self._writer = RecordWriter(open(self._path, "wb"))  # noqa: SIM115 (kept open)
+            self._writer = RecordWriter(create(self._path))
         except OSError as e:
             raise disk_problem(self._path, e) from None
         self._write(file_version="brain.Event:2")
@@ -138,8 +139,8 @@ class Reporter:
         if self._log is None or self.quiet:
             return
         try:
-            with open(self._log, "a", encoding="utf-8") as f:
-                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n")
+            with appending(self._log) as f:
+                f.write(f"{time.strftime('%Y-%m-%d %H:%M:%S')} {printable(text)}\n".encode())
         except OSError as e:
             raise disk_problem(self._log, e) from None
 

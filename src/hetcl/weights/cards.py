@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from hetcl import __version__
+from hetcl.printable import fenced, markdown, printable
 
 if TYPE_CHECKING:
     from hetcl.weights.verify import PlainResNet, Proof
@@ -243,7 +244,7 @@ def configurations(target: Target, facts: Facts, file: str) -> list[tuple[str, s
 
 def _quoted(text: str) -> str:
     """A string as Python and YAML both read it."""
-    return json.dumps(text, ensure_ascii=False)
+    return printable(json.dumps(text, ensure_ascii=False))
 
 
 def _pixels(values: Sequence[float]) -> str:
@@ -379,13 +380,13 @@ def card(
     made = f"hetcl {__version__}" + (f", commit {commit}" if commit else "")
     rows = [
         ("format", f"{target.format}: {PURPOSES[target.format]}"),
-        ("source", f"{source}, {facts.arch}"),
-        ("training", " then ".join(facts.method) if facts.method else "the source does not say"),
+        ("source", markdown(f"{source}, {facts.arch}")),
+        ("training", markdown(" then ".join(facts.method)) if facts.method else "the source does not say"),
         (
             "input size in training",
             f"{facts.size} x {facts.size} pixels" if facts.size else "the source does not say",
         ),
-        ("channel order", facts.channels),
+        ("channel order", markdown(facts.channels)),
         ("pixel scale", "0..1 before mean and std are applied: (pixel / 255 - mean) / std"),
         ("mean", _numbers(facts.mean) + (" (ImageNet's: the source does not say)" if facts.assumed else "")),
         ("std", _numbers(facts.std) + (" (ImageNet's: the source does not say)" if facts.assumed else "")),
@@ -397,7 +398,7 @@ def card(
             "the code is Apache-2.0; the weights are yours, on the terms of the data and weights they are made from",
         ),
     ]
-    parts = [f"# {file.name}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
+    parts = [f"# {markdown(file.name)}", "", "| | |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows), ""]
     if target.untrained:
         names = ", ".join(f"`{n}`" for n in target.untrained)
         parts += [
@@ -407,7 +408,7 @@ def card(
     parts += ["## Load it", ""]
     parts += _code_block(target, file, ran)
     for heading, language, text in configurations(target, facts, file.name):
-        parts += [f"### {heading}", "", f"```{language}", text.rstrip(), "```", ""]
+        parts += [f"### {heading}", "", *fenced(language, text), ""]
     parts += ["## Check", "", *_check_lines(proof)]
     parts += _made_by(run)
     return "\n".join(parts).rstrip() + "\n"
@@ -424,7 +425,7 @@ def _code_block(target: Target, file: Path, ran: str) -> list[str]:
         if ran
         else f"{target.format} is not installed here, so this code was not run; what was checked, and how, is below."
     )
-    return [said, "", "```python", f"FILE = {_quoted(file.name)}", "", text.rstrip(), "```", ""]
+    return [said, "", *fenced("python", f"FILE = {_quoted(file.name)}\n\n{text}"), ""]
 
 
 def _check_lines(proof: Proof) -> list[str]:
@@ -444,10 +445,10 @@ def _made_by(run: Mapping[str, Any] | None) -> list[str]:
         return []
     import yaml
 
-    lines = ["## Made by", "", f"Trained by hetcl {run.get('hetcl') or ''}".rstrip()]
-    lines[-1] += f", commit {run['commit']}" if run.get("commit") else ""
-    lines[-1] += f", recipe {run['recipe']}" if run.get("recipe") else ""
-    lines[-1] += f", on {run['pictures']} pictures" if run.get("pictures") else ""
-    lines[-1] += ", with these settings:"
+    said = f"Trained by hetcl {run.get('hetcl') or ''}".rstrip()
+    said += f", commit {run['commit']}" if run.get("commit") else ""
+    said += f", recipe {run['recipe']}" if run.get("recipe") else ""
+    said += f", on {run['pictures']} pictures" if run.get("pictures") else ""
+    lines = ["## Made by", "", markdown(f"{said}, with these settings:")]
     text = yaml.safe_dump(run["settings"], sort_keys=False, allow_unicode=True).rstrip()
-    return [*lines, "", "```yaml", text, "```", ""]
+    return [*lines, "", *fenced("yaml", text), ""]

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid
-from hetcl.paths import expand
+from hetcl.paths import create, expand
 from hetcl.runs.folder import machine
 from hetcl.runs.lock import NAME, FolderLock
 from hetcl.weights import cards, verify, writers
@@ -228,7 +228,7 @@ def _lock(file: Path) -> FolderLock:
 
 def _write(path: Path, data: bytes, out: Path) -> None:
     try:
-        with open(path, "wb") as f:
+        with create(path) as f:
             f.write(data)
             f.flush()
             os.fsync(f.fileno())

@@ -27,6 +27,8 @@ from hetcl.weights.names import is_constant, names_of
 
 State = dict[str, Tensor]
 log = logging.getLogger("hetcl.weights")
+WIDEST = 1 << 16
+"""Of the numbers by which a header describes branches, which are built before their weights are looked at."""
 GRAMMAR = (
     "give a run folder, RUN/checkpoints/FILE, a FILE of weights (.safetensors, .pth), moco:FILE, "
     "torchvision:ARCH[:FILE|random|WEIGHTS_NAME] or timm:ARCH[:FILE|random|TAG]"
@@ -205,7 +207,7 @@ def _sound_facts(facts: Mapping[str, Any]) -> bool:
     numbers = [facts.get("semantic_dim", 1)]
     if isinstance(spatial, Mapping):
         numbers += [spatial.get("side", 1), spatial.get("width", 1)]
-    return isinstance(spatial, Mapping) and all(isinstance(n, int) and n > 0 for n in numbers)
+    return isinstance(spatial, Mapping) and all(isinstance(n, int) and 0 < n <= WIDEST for n in numbers)
 
 
 def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Weights:

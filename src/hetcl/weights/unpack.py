@@ -186,14 +186,11 @@ def _load(path: Path) -> Any:
         with torch.serialization.safe_globals(stand_ins), warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of sparse tensors, which are refused in our own words
             return checkpoint.load_tensors(path)
-    except (*checkpoint.UNREADABLE, RecursionError, MemoryError, AssertionError) as e:
+    except checkpoint.UNREADABLE as e:
         named = re.search(r"GLOBAL ([\w.]+)", str(e))
         if named:
             raise _more_than_tensors(path, [named[1]]) from None
-        why = checkpoint.why_unreadable(path, e)
-        if isinstance(e, RecursionError | MemoryError):
-            why = "reading it takes more memory than there is"
-        raise _unreadable(path, why) from None
+        raise _unreadable(path, checkpoint.why_unreadable(path, e)) from None
 
 
 def _more_than_tensors(path: Path, classes: list[str]) -> InputError:

@@ -14,6 +14,7 @@ from typing import TypeVar
 
 from hetcl.downstream.data.cityscapes import cityscapes_detection, cityscapes_segmentation
 from hetcl.downstream.data.coco import coco_detection
+from hetcl.downstream.data.files import Files
 from hetcl.downstream.data.lvis import lvis_detection
 from hetcl.downstream.data.recognise import PACKED
 from hetcl.downstream.data.sampling import repeat_factors
@@ -28,38 +29,39 @@ __all__ = ["open_detection", "open_segmentation", "repeat_factors"]
 
 Set = TypeVar("Set")
 
-_DETECTION: dict[str, Callable[[Path, str], DetectionSet]] = {
+_DETECTION: dict[str, Callable[[Files, str], DetectionSet]] = {
     "coco": coco_detection,
     "lvis": lvis_detection,
     "voc": voc_detection,
     "cityscapes": cityscapes_detection,
 }
-_SEGMENTATION: dict[str, Callable[[Path, str], SegmentationSet]] = {
+_SEGMENTATION: dict[str, Callable[[Files, str], SegmentationSet]] = {
     "voc": voc_segmentation,
     "cityscapes": cityscapes_segmentation,
 }
 
 
-def open_detection(spec: str, split: str) -> DetectionSet:
+def open_detection(spec: str, split: str, *, follow_links: bool = False) -> DetectionSet:
     """Open a set of pictures with boxes (and masks).
 
     Args:
         spec: ``coco:ROOT``, ``lvis:ROOT``, ``voc:ROOT``, ``cityscapes:ROOT``, ``scenes:N`` or ``scenes:N@SIZE``.
         split: ``train`` or ``val``.
+        follow_links: also those in ROOT that lead out of it, which are else refused.
 
     Raises:
         InputError: an unknown spec, a file or folder is missing or damaged, or nothing in it can be used.
     """
     if spec.startswith("scenes:"):
         return scenes_detection(spec, _known(split))
-    return _open(spec, split, _DETECTION, "boxes")
+    return _open(spec, split, _DETECTION, "boxes", follow_links)
 
 
-def open_segmentation(spec: str, split: str) -> SegmentationSet:
+def open_segmentation(spec: str, split: str, *, follow_links: bool = False) -> SegmentationSet:
     """Open a set of pictures with a class for each pixel: as ``open_detection``, without ``coco`` and ``lvis``."""
     if spec.startswith("scenes:"):
         return scenes_segmentation(spec, _known(split))
-    return _open(spec, split, _SEGMENTATION, "a class for each pixel")
+    return _open(spec, split, _SEGMENTATION, "a class for each pixel", follow_links)
 
 
 def _known(split: str) -> str:
@@ -68,7 +70,9 @@ def _known(split: str) -> str:
     return split
 
 
-def _open(spec: str, split: str, layouts: dict[str, Callable[[Path, str], Set]], what: str) -> Set:
+def _open(
+    spec: str, split: str, layouts: dict[str, Callable[[Files, str], Set]], what: str, follow_links: bool
+) -> Set:
     layout, colon, folder = spec.partition(":")
     if not colon or not folder or layout not in layouts:
         known = ", ".join(f"{name}:ROOT" for name in layouts)
@@ -84,4 +88,4 @@ def _open(spec: str, split: str, layouts: dict[str, Callable[[Path, str], Set]],
         raise InputError(f"{spec}: {root} is a file; {fix}")
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}")
-    return layouts[layout](root, _known(split))
+    return layouts[layout](Files(root, follow_links=follow_links), _known(split))

@@ -7,6 +7,7 @@ import re
 from dataclasses import dataclass
 from pathlib import Path
 
+from hetcl.downstream.data.files import Files
 from hetcl.downstream.data.recognise import OTHERS, head, is_coco, one_line, tokens
 from hetcl.errors import InputError
 
@@ -38,7 +39,7 @@ class Found:
         return list(dict.fromkeys(places))
 
 
-def annotation_file(root: Path, split: str) -> Found:
+def annotation_file(files: Files, split: str) -> Found:
     """The annotations of ``train`` or ``val``.
 
     ``annotations/instances_{split}2017.json`` or ``instances_{split}.json``; else the JSON file whose name, or whose
@@ -47,12 +48,13 @@ def annotation_file(root: Path, split: str) -> Found:
     Raises:
         InputError: there is none, or more than one.
     """
+    root = files.root
     names = [f"annotations/instances_{split}2017.json", f"annotations/instances_{split}.json"]
     for name in names:
         if (root / name).is_file():
             return Found(root / name, f"{split}2017" if "2017" in name else split)
     for words in WORDS[split]:
-        found = _called(root, words)
+        found = _called(files, words)
         if len(found) > 1:
             listed = " and ".join(file.path.relative_to(root).as_posix() for file in found[:4])
             raise InputError(
@@ -61,7 +63,7 @@ def annotation_file(root: Path, split: str) -> Found:
             )
         if found:
             return found[0]
-    other = next((o for o in WORDS if o != split and any(_called(root, words) for words in WORDS[o])), "")
+    other = next((o for o in WORDS if o != split and any(_called(files, words) for words in WORDS[o])), "")
     hint = f"; it has annotations of {other} alone" if other else _below(root) or one_line(root)
     raise InputError(f"{root}: has neither {' nor '.join(names)}{hint}")
 
@@ -71,21 +73,24 @@ def _below(root: Path) -> str:
     for folder in _folders(root):
         names = [f"annotations/instances_{split}{year}.json" for split in WORDS for year in ("", "2017")]
         if any((folder / name).is_file() for name in names) or any(
-            _called(folder, words) for group in WORDS.values() for words in group
+            _called(Files(folder), words) for group in WORDS.values() for words in group
         ):
             return f"; it lies in {folder.name}: name it coco:{folder}"
     return ""
 
 
-def _called(root: Path, words: tuple[str, ...]) -> list[Found]:
+def _called(files: Files, words: tuple[str, ...]) -> list[Found]:
     """Files of annotations of a part: those of the clearest name, where several are there."""
+    root = files.root
     every = [word for groups in WORDS.values() for group in groups for word in group]
     found: list[tuple[bool, Found]] = []
     for folder in [root, *(f for f in _folders(root) if f.name.lower() in (*FOLDERS, *every))]:
         for below in (folder, *(_folders(folder) if folder != root and folder.name.lower() in every else ())):
             for path in sorted(below.glob("*.json")):
                 word = _word(path.stem, every) or ("" if folder == root else _word(folder.name, every))
-                if bare(word) in words and not tokens(path.stem) & OTHERS and is_coco(head(path)):
+                if not (bare(word) in words and path.is_file()) or tokens(path.stem) & OTHERS:
+                    continue
+                if is_coco(head(files.alone(path))):
                     found.append((bool(tokens(path.stem) & {"instances", "coco"}), Found(path, word)))
     clear = [file for sure, file in found if sure]
     return clear or [file for _, file in found]

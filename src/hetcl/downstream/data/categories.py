@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,13 +48,14 @@ def categories(path: Path, entries: list[Any], skipped: Skipped) -> tuple[tuple[
     ids = {key: n if text else int(key) for n, key in enumerate(names, 1)}
     _remark_alike([name for name, _ in names.values()], path.name, skipped)
     every = [name for name, _ in names.values()]
-    for name in sorted({name for name in every if every.count(name) > 1}):
+    times = Counter(every)
+    for name in sorted(name for name, n in times.items() if n > 1):
         skipped.remark(
-            f"{path.name}: {every.count(name)} categories are called {name!r}: they are told apart by id"
+            f"{path.name}: {times[name]} categories are called {name!r}: they are told apart by id"
         )
     found = sorted(
         (
-            Category(ids[key], name if every.count(name) == 1 else f"{name} ({key})", frequency)
+            Category(ids[key], name if times[name] == 1 else f"{name} ({key})", frequency)
             for key, (name, frequency) in names.items()
         ),
         key=lambda category: category.id,

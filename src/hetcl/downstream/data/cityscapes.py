@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hetcl.downstream.data.files import Files, read_indices
+from hetcl.downstream.data.files import Files, read_indices, stored_size
 from hetcl.downstream.data.maps import VOID, MapSet
 from hetcl.downstream.data.packed import PackedDetection, Packer
 from hetcl.downstream.masks import from_uncompressed
@@ -62,21 +62,22 @@ class Instance:
     rle: Rle
 
 
-def cityscapes_detection(root: Path, split: str) -> CityscapesDetection:
+def cityscapes_detection(files: Files, split: str) -> CityscapesDetection:
     """Open the instances. Every instance map is read once, in threads. Raises ``InputError``."""
-    skipped, packer = Skipped(), Packer()
-    pairs = _pairs(root, split, "instanceIds", skipped)
+    root, skipped, packer = files.root, Skipped(), Packer()
+    pairs = _pairs(files, split, "instanceIds", skipped)
     label = {category.id: i for i, category in enumerate(THINGS)}
 
-    def read(name: str) -> tuple[tuple[int, int], list[Instance]] | BadPicture:
+    def read(pair: tuple[str, str]) -> tuple[tuple[int, int], list[Instance]] | BadPicture:
+        picture, name = pair
         try:
-            values = read_indices(str(root), name)
+            values = read_indices(str(root), name, size=stored_size(str(root), picture))
         except BadPicture as error:
             return error
         return (values.shape[0], values.shape[1]), instances(values)
 
     with ThreadPoolExecutor(min(16, cores())) as pool:
-        for (picture, _), found in zip(pairs, pool.map(read, [name for _, name in pairs]), strict=True):
+        for (picture, _), found in zip(pairs, pool.map(read, pairs), strict=True):
             if isinstance(found, BadPicture):
                 skipped.add("instance map that cannot be read", str(found))
                 continue
@@ -93,21 +94,22 @@ def cityscapes_detection(root: Path, split: str) -> CityscapesDetection:
     return CityscapesDetection(packer, "cityscapes", THINGS, root, source, skipped)
 
 
-def cityscapes_segmentation(root: Path, split: str) -> MapSet:
+def cityscapes_segmentation(files: Files, split: str) -> MapSet:
     """Open the pixels, in 19 classes. Raises ``InputError``."""
-    skipped = Skipped()
-    pairs = _pairs(root, split, "labelIds", skipped)
+    root, skipped = files.root, Skipped()
+    pairs = _pairs(files, split, "labelIds", skipped)
     return MapSet("cityscapes", tuple(LABELS.values()), root, pairs, f"{root} ({split})", skipped, TRAIN_IDS)
 
 
-def _pairs(root: Path, split: str, what: str, skipped: Skipped) -> list[tuple[str, str]]:
+def _pairs(files: Files, split: str, what: str, skipped: Skipped) -> list[tuple[str, str]]:
     """Pictures and their maps, by city and name."""
+    root = files.root
     for folder in (f"leftImg8bit/{split}", f"gtFine/{split}"):
         if not (root / folder).is_dir():
             raise InputError(
                 f"{root}: has no {folder}: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip"
             )
-    files, pairs = Files(root), []
+    pairs = []
     for city in sorted({path.name for path in root.glob(f"*/{split}/*") if path.is_dir()}):
         pictures, maps = (f"{folder}/{split}/{city}" for folder in ("leftImg8bit", "gtFine"))
         ending = f"_gtFine_{what}.png"
@@ -120,7 +122,7 @@ def _pairs(root: Path, split: str, what: str, skipped: Skipped) -> list[tuple[st
                 skipped.add("picture not found", f"{pictures}/{stem}{_PICTURE}")
             else:
                 picture = f"{pictures}/{stem}{_PICTURE}"
-                pairs.append((picture, _map_of(picture, what)))
+                pairs.append((files.check(picture), files.check(_map_of(picture, what))))
     if not pairs:
         wanted = f"leftImg8bit/{split}/CITY/*{_PICTURE} with gtFine/{split}/CITY/*_gtFine_{what}.png"
         raise InputError(f"{root}: has no {wanted}")

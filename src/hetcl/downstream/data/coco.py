@@ -27,24 +27,24 @@ NAMES = ("file_name", "filename", "path")
 """What tools call the name of an image's file."""
 
 
-def coco_detection(root: Path, split: str) -> PackedDetection:
+def coco_detection(files: Files, split: str) -> PackedDetection:
     """Open the annotations that :func:`annotation_file` finds, ``annotations/instances_{split}2017.json`` above all.
 
     Pictures are looked for in ``{split}2017/``, ``{split}/``, ``images/``, beside the annotations, and where else tools
     put them. Raises ``InputError``.
     """
-    found = annotation_file(root, split)
-    folders = found.folders(root, split)
+    found = annotation_file(files, split)
+    folders = found.folders(files.root, split)
 
     def locate(image: dict[str, Any]) -> Iterable[str]:
         return (f"{folder}/{image['file_name']}".removeprefix("/") for folder in folders)
 
-    document = Instances(found.path, read_json(found.path))
+    document = Instances(found.path, read_json(files, found.path))
     if split == "val" and bare(found.word) in WORDS["val"][1]:
         document.skipped.remark(
             f"{found.path.name}: there is no part for validation; that for testing is taken"
         )
-    return document.pack("coco", root, locate, folders)
+    return document.pack("coco", files, locate, folders)
 
 
 @dataclass
@@ -76,7 +76,7 @@ class Instances:
         whose = whose_json(head(self.path))
         raise InputError(f"{self.path}: {fault}" + (f"; it looks like {whose}" if whose else ""))
 
-    def pack(self, kind: str, root: Path, locate: Locate, folders: Sequence[str]) -> PackedDetection:
+    def pack(self, kind: str, files: Files, locate: Locate, folders: Sequence[str]) -> PackedDetection:
         """Check everything and pack it.
 
         Args:
@@ -85,13 +85,15 @@ class Instances:
                 a message names when no picture is there.
 
         Raises:
-            InputError: ids that stand twice, no pictures, boxes in another convention, or nothing that can be used.
+            InputError: ids that stand twice, no pictures, boxes in another convention, files outside of the root, or
+                nothing that can be used.
         """
+        root = files.root
         images = self._images()
         if not images:
             raise InputError(f"{self.path}: lists no images")
         objects = self._annotations(images)
-        files, packer = Files(root), Packer()
+        packer = Packer()
         names = self._files(images, files, locate, folders)
         for key, image in images.items():
             if key not in names:
@@ -171,6 +173,8 @@ class Instances:
         for key, name in meant.items():
             asked = images[key]["file_name"]
             if name is None:
+                if led := files.outside(asked, locate(images[key])):
+                    raise InputError(f"{self.path}: image {key} ({asked}) {led}")
                 self._skip("picture not found", f"image {key} ({asked}){self._near(files, folders, asked)}")
             elif len(wanted[name]) > 1:
                 other = min(wanted[name] - {asked})
@@ -200,9 +204,9 @@ class Instances:
 
     def _size(self, image: dict[str, Any], root: Path, name: str) -> tuple[int, int] | None:
         """Height and width: the document's, else those of the file; None when there are none."""
-        sides = [values.whole(image.get(side)) for side in ("height", "width")]
-        if all(side is not None and 1 <= side < 1 << 20 for side in sides):
-            return sides[0], sides[1]  # type: ignore[return-value]
+        stated = values.sides(image.get("height"), image.get("width"))
+        if stated is not None:
+            return stated
         size = stored(root, name)
         if size is None:
             return None

@@ -15,8 +15,8 @@ import numpy as np
 from PIL import Image
 
 from hetcl.errors import InputError
-from hetcl.images.decode import open_picture
-from hetcl.paths import spellings
+from hetcl.images.decode import FORMATS, MAX_BYTES, open_picture, too_large
+from hetcl.paths import lies_in, spellings
 from hetcl.textfiles import read_text
 from hetcl.types import BadPicture
 
@@ -27,30 +27,95 @@ LOSSY = ("JPEG", "MPO")
 
 
 class Files:
-    """The files below ``root``: each folder is listed once, however many files are asked for."""
+    """The files below ``root``: each folder is listed once, however many files are asked for.
 
-    def __init__(self, root: Path) -> None:
+    Nothing outside of ``root`` is given: not what a name with ``..`` or an absolute one leads to, and what links lead
+    to only with ``follow_links``. (``root`` may be a link itself.)
+    """
+
+    def __init__(self, root: Path, *, follow_links: bool = False) -> None:
         self.root = root
+        self._real = os.path.realpath(root)
+        self._follow = follow_links
         self._listed: dict[str, frozenset[str]] = {}
+        self._links: dict[str, frozenset[str]] = {}
         self._folded: dict[str, dict[str, str]] = {}
         self._stems: dict[str, dict[str, str]] = {}
 
     def names(self, folder: str) -> frozenset[str]:
-        """Names of the files in a folder (relative to the root); none where there is no such folder."""
+        """Names of the files in a folder (relative to the root); none where there is no such folder below the root.
+
+        Raises:
+            InputError: a link leads out of the root.
+        """
         if folder not in self._listed:
+            found: list[os.DirEntry[str]] = []
             try:
-                with os.scandir(os.path.join(self.root, folder)) as entries:
-                    self._listed[folder] = frozenset(entry.name for entry in entries if entry.is_file())
+                if self._within(folder):
+                    with os.scandir(os.path.join(self.root, folder)) as entries:
+                        found = [entry for entry in entries if entry.is_file()]
             except (OSError, ValueError):  # ValueError: a name that no file can have
-                self._listed[folder] = frozenset()
+                found = []
+            self._links[folder] = frozenset(entry.name for entry in found if entry.is_symlink())
+            self._listed[folder] = frozenset(entry.name for entry in found)
         return self._listed[folder]
 
+    def check(self, path: str) -> str:
+        """A path relative to the root, once it is known to lie below it; without ``..``.
+
+        Raises:
+            InputError: a link leads out of the root.
+        """
+        folder, name = os.path.split(path)
+        self.names(folder)
+        if name in self._links[folder]:
+            self._within(path)
+        if os.path.isabs(path) or ".." in path.split("/"):
+            return os.path.relpath(os.path.realpath(os.path.join(self.root, path)), self._real)
+        return path
+
+    def alone(self, path: Path) -> Path:
+        """``path``, one of the few files that a layout names. Raises ``InputError`` as ``check``."""
+        self._within(str(path.relative_to(self.root)))
+        return path
+
+    def text(self, path: Path) -> str | None:
+        """The text of such a file; None where there is none. Raises ``InputError`` as ``check``."""
+        return read_text(self.alone(path)) if path.is_file() else None
+
+    def outside(self, name: str, candidates: Iterable[str]) -> str:
+        """What ``name`` leads to where one of these paths is a file outside of the root, for a message; else empty."""
+        slashed = name.replace("\\", "/")
+        if not (os.path.isabs(slashed) or ".." in slashed.split("/")):
+            return ""
+        for path in (os.path.join(self.root, c.replace("\\", "/")) for c in candidates):
+            if os.path.isfile(path) and not lies_in(path, self._real):
+                return (
+                    f"leads out of {self.root}, to {os.path.realpath(path)}: nothing that a file names there is read; "
+                    "put the file into the data set"
+                )
+        return ""
+
+    def _within(self, path: str) -> bool:
+        """Whether a path lies below the root, by way of links that may be followed. Raises ``InputError``."""
+        whole = os.path.join(self.root, path)
+        if lies_in(whole, self._real):
+            return True
+        if os.path.isabs(path) or ".." in path.split("/") or not os.path.exists(whole):
+            return False
+        if not self._follow:
+            raise InputError(
+                f"{whole} is a link, or lies behind one, that leads out of {self.root}, to {os.path.realpath(whole)}: "
+                "set follow_links to true to allow that, or copy the files into the data set"
+            )
+        return True
+
     def first(self, candidates: Iterable[str]) -> str | None:
-        """The first of these relative paths that is a file."""
+        """The first of these relative paths that is a file. Raises ``InputError`` as ``check``."""
         for path in candidates:
             folder, name = os.path.split(path)
             if name in self.names(folder):
-                return path
+                return self.check(path)
         return None
 
     def like(self, folders: Iterable[str], name: str) -> str | None:
@@ -67,13 +132,13 @@ class Files:
                 for place in places:
                     folder = os.path.join(place, below) if below else place
                     if base in self.names(folder):
-                        return os.path.join(folder, base)
+                        return self.check(os.path.join(folder, base))
             below, base = os.path.split(tail)
             for place in places:
                 folder = os.path.join(place, below) if below else place
                 found = self._like(folder, base)
                 if found is not None:
-                    return os.path.join(folder, found)
+                    return self.check(os.path.join(folder, found))
         return None
 
     def image(self, folders: Iterable[str], stem: str) -> str | None:
@@ -83,7 +148,7 @@ class Files:
             folder = os.path.join(place, below) if below else place
             found = self._by_stem(folder).get(base) or self._by_stem(folder).get(_folded(base))
             if found is not None:
-                return os.path.join(folder, found)
+                return self.check(os.path.join(folder, found))
         return None
 
     def _like(self, folder: str, name: str) -> str | None:
@@ -149,10 +214,11 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int 
     """
     data = _bytes(os.path.join(root, name))
     picture = open_picture(data, upright=False)
-    if size is not None and not near((picture.height, picture.width), size, slack):
-        upright = open_picture(data)
-        if near((upright.height, upright.width), size, slack):
-            picture = upright
+    found = picture.height, picture.width
+    if size is not None and not near(found, size, slack):
+        picture = open_picture(data)
+        if not near((picture.height, picture.width), size, slack):
+            raise BadPicture(f"{_by(found)} pixels, the annotations are of {_by(size)}")
     pixels = np.array(picture.image())
     if size is not None and not near(pixels.shape, size, slack):
         raise BadPicture(f"{_by(pixels.shape[:2])} pixels, the annotations are of {_by(size)}")
@@ -162,22 +228,27 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int 
     return np.pad(pixels, [*more, (0, 0)], mode="edge")[: size[0], : size[1]].copy()
 
 
-def read_indices(root: str, name: str, colours: Mapping[int, int] | None = None) -> np.ndarray:
+def read_indices(
+    root: str, name: str, colours: Mapping[int, int] | None = None, size: tuple[int, int] | None = None
+) -> np.ndarray:
     """The numbers that a label map stores: palette indices or gray values, never colours.
 
     Args:
         root, name: folder, and path below it.
         colours: ``red << 16 | green << 8 | blue`` -> number, for maps in colours, which are else refused.
+        size: height and width of its picture; a map of another size is not decoded.
 
     Returns:
         uint8 or int32 ``[H, W]``.
 
     Raises:
-        BadPicture: it cannot be read, is in colours that are not known, or its format changes numbers.
+        BadPicture: it cannot be read, is of another size, in colours that are not known, or its format changes numbers.
     """
     path = os.path.join(root, name)
     try:
-        with Image.open(path) as picture:
+        with Image.open(path, formats=FORMATS) as picture:
+            if size is not None and (picture.height, picture.width) != size:
+                raise BadPicture(f"{name}: {_by(picture.size[::-1])} pixels, its picture {_by(size)}")
             if picture.format in LOSSY:
                 raise BadPicture(
                     f"{name}: a {picture.format}, whose compression changes the numbers of classes; save maps as PNG"
@@ -216,20 +287,20 @@ def _numbered(pixels: np.ndarray, name: str, colours: Mapping[int, int] | None) 
 def stored_size(root: str, name: str) -> tuple[int, int]:
     """Height and width of a picture as stored, from its header. Raises ``BadPicture``."""
     try:
-        with Image.open(os.path.join(root, name)) as picture:
+        with Image.open(os.path.join(root, name), formats=FORMATS) as picture:
             return picture.height, picture.width
     except Exception as error:
         raise BadPicture(f"{name}: cannot be read ({error})") from error
 
 
-def read_json(path: Path) -> Any:
-    """What a JSON file holds.
+def read_json(files: Files, path: Path) -> Any:
+    """What a JSON file below the root holds.
 
     Raises:
-        InputError: it cannot be read, is cut short or damaged (with the position).
+        InputError: it cannot be read, is cut short or damaged (with the position), or lies outside of the root.
     """
     try:
-        return json.loads(read_text(path))
+        return json.loads(read_text(files.alone(path)))
     except json.JSONDecodeError as error:
         raise InputError(
             f"{path}: cut short or damaged at line {error.lineno}, column {error.colno} "
@@ -247,6 +318,9 @@ def near(found: tuple[int, ...], wanted: tuple[int, int], slack: int) -> bool:
 def _bytes(path: str) -> bytes:
     try:
         with open(path, "rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            if size > MAX_BYTES:
+                raise BadPicture(too_large(size))
             return stream.read()
     except OSError as error:
         raise BadPicture(f"cannot be read ({error.strerror or error})") from error

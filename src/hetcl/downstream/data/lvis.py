@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.downstream.data.coco import Instances
-from hetcl.downstream.data.files import read_json
+from hetcl.downstream.data.files import Files, read_json
 from hetcl.downstream.data.packed import PackedDetection
 from hetcl.downstream.data.recognise import one_line
 from hetcl.errors import InputError
@@ -16,11 +16,12 @@ VERSIONS = ("v0.5", "v1")
 """Where both are there, v0.5: the version of the paper's Table 3."""
 
 
-def lvis_detection(root: Path, split: str) -> PackedDetection:
+def lvis_detection(files: Files, split: str) -> PackedDetection:
     """Open ``lvis_v0.5_{split}.json`` or ``lvis_v1_{split}.json``, in ``root`` or ``root/annotations``.
 
     Pictures are in ``train2017/`` and ``val2017/``. Raises ``InputError``.
     """
+    root = files.root
     places = [
         [f"{folder}lvis_{version}_{{}}.json" for folder in ("", "annotations/")] for version in VERSIONS
     ]
@@ -39,7 +40,7 @@ def lvis_detection(root: Path, split: str) -> PackedDetection:
         for folder in folders:
             yield f"{folder}/{name[-16:]}"  # COCO_val2014_000000xxxxxx.jpg -> 000000xxxxxx.jpg
 
-    return Instances(path, read_json(path)).pack("lvis", root, locate, folders)
+    return Instances(path, read_json(files, path)).pack("lvis", files, locate, folders)
 
 
 def _any_file(root: Path, places: list[str], split: str) -> bool:

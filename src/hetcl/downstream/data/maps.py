@@ -82,12 +82,8 @@ class MapSet:
             BadPicture: it cannot be read, has another size than its picture, or a value that is no class.
         """
         name = os.fsdecode(self._maps[index])
-        values = read_indices(self._root, name, self._colours)
         size = stored_size(self._root, self.name(index))
-        if values.shape != size:
-            raise BadPicture(
-                f"{name}: {values.shape[1]} x {values.shape[0]} pixels, its picture {size[1]} x {size[0]}"
-            )
+        values = read_indices(self._root, name, self._colours, size)
         top = VOID if self._lookup is not None else len(self.classes) - 1
         wrong = values[(values < 0) | ((values > top) & (values != VOID))]
         if len(wrong):

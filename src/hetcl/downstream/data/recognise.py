@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import codecs
+import os
 import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
+
+from hetcl.paths import lies_in
 
 HEAD = 100_000
 """Bytes of a JSON file by which it is judged."""
@@ -87,8 +90,9 @@ def one_line(root: Path) -> str:
 
 
 def _below(root: Path) -> Iterator[Path]:
-    """Paths of files, relative to ``root``: its own, then those up to three folders down, some of each folder."""
-    level = [root]
+    """Paths of files, relative to ``root``: its own, then those up to three folders down, some of each folder.
+    Links that lead out of it are passed over."""
+    level, real = [root], os.path.realpath(root)
     for _ in range(4):
         folders = []
         for folder in level:
@@ -96,6 +100,7 @@ def _below(root: Path) -> Iterator[Path]:
                 entries = sorted(islice(folder.iterdir(), 300))
             except OSError:
                 continue
+            entries = [entry for entry in entries if not entry.is_symlink() or lies_in(entry, real)]
             yield from (entry.relative_to(root) for entry in entries if entry.is_file())
             folders += [entry for entry in entries if entry.is_dir() and not entry.name.startswith(".")]
         level = folders[:30]

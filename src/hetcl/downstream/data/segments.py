@@ -5,7 +5,6 @@ m  corners of a polygon     H W  height and width in pixels     Segment: see ``o
 
 from __future__ import annotations
 
-import ast
 from collections.abc import Callable
 from typing import Any
 
@@ -105,7 +104,7 @@ def _runs(value: dict[str, Any], size: tuple[int, int]) -> Rle:
     try:
         data = _text(counts).encode("ascii") if isinstance(counts, str) else b""
         fits = int(run_lengths(data).sum()) == whole
-    except (ValueError, SyntaxError):
+    except ValueError:
         fits = False
     if not fits:
         raise Unusable("run lengths that do not fill their picture")
@@ -115,7 +114,7 @@ def _runs(value: dict[str, Any], size: tuple[int, int]) -> Rle:
 def _text(counts: str) -> str:
     """Counts that were bytes in Python and printed as such, without their quotes."""
     if counts[:2] in ("b'", 'b"') and counts[-1:] == counts[1]:
-        return str(ast.literal_eval(counts).decode("ascii"))
+        return counts[2:-1].replace("\\\\", "\\")
     return counts
 
 

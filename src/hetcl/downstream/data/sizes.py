@@ -10,6 +10,7 @@ from PIL import Image
 from hetcl.downstream.data.files import near
 from hetcl.downstream.objects import Skipped
 from hetcl.errors import InputError
+from hetcl.images.decode import FORMATS
 
 SOME = 50
 """So many images, spread evenly, are looked at."""
@@ -60,8 +61,12 @@ def check_sizes(
 def stored(root: Path, name: str) -> list[tuple[int, int]] | None:
     """Height and width as stored and, where EXIF turns the image, upright; None where it cannot be read."""
     try:
-        with Image.open(root / name) as image:
+        with Image.open(root / name, formats=FORMATS) as image:
             size = image.height, image.width
+            if (
+                image.format == "PNG" and "exif" not in image.info
+            ):  # Pillow would decode it, to look behind the pixels
+                return [size]
             return [size, size[::-1]] if image.getexif().get(0x0112) in _TURNED else [size]
     except Exception:  # a damaged file may fail in any way
         return None

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from hetcl.images.decode import MAX_PIXELS
 from hetcl.textfiles import strip
 
 _WHOLE = re.compile(r"[+-]?\d{1,18}(?:\.0*)?")
@@ -44,6 +45,14 @@ def whole(value: Any) -> int | None:
     if isinstance(value, float):
         return int(value) if value.is_integer() else None
     return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def sides(height: Any, width: Any) -> tuple[int, int] | None:
+    """The size that a file states for an image; None where it is no size that an image can have here."""
+    found = whole(height), whole(width)
+    if None in found or min(found) < 1 or found[0] * found[1] > MAX_PIXELS:  # type: ignore[type-var, operator]
+        return None
+    return found  # type: ignore[return-value]
 
 
 def flag(value: Any) -> bool | None:

@@ -64,9 +64,9 @@ class Sheet:
     """Whether it is not of the encoding that it declares (UTF-8 where none) and was read as Windows-1252."""
 
 
-def voc_detection(root: Path, split: str) -> PackedDetection:
+def voc_detection(files: Files, split: str) -> PackedDetection:
     """Open VOC's boxes; ``splits`` says which lists. Raises ``InputError``."""
-    files, skipped = Files(root), Skipped()
+    root, skipped = files.root, Skipped()
     parts = splits(files, skipped if split == "val" else Skipped())
     if parts[split].lists and not parts[split].entries:
         raise InputError(f"{root}: there is no image for {split} in {', '.join(parts[split].lists)}")
@@ -222,10 +222,9 @@ def read_xml(path: Path) -> Sheet:
     top, guessed = _parsed(path)
     if top.tag != "annotation":
         raise Unusable(f"its root is <{top.tag}>, not <annotation>")
-    sides = [values.whole(top.findtext(f"size/{side}")) for side in ("height", "width")]
-    known = all(side is not None and 1 <= side < 1 << 20 for side in sides)
+    size = values.sides(top.findtext("size/height"), top.findtext("size/width"))
     things = tuple(_thing(n, entry) for n, entry in enumerate(top.findall("object"), 1))
-    return Sheet((sides[0], sides[1]) if known else (0, 0), things, guessed)  # type: ignore[arg-type]
+    return Sheet(size or (0, 0), things, guessed)
 
 
 def _thing(n: int, entry: ElementTree.Element) -> Thing:

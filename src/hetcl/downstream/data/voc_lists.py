@@ -15,7 +15,7 @@ from hetcl.downstream.data.files import ENDINGS, Files, stem_of
 from hetcl.downstream.data.recognise import one_line
 from hetcl.downstream.data.segments import Unusable
 from hetcl.errors import InputError
-from hetcl.textfiles import lines, read_text
+from hetcl.textfiles import lines
 
 IMAGES = ("JPEGImages", "images", "Images")
 """Folders in which images are looked for."""
@@ -78,7 +78,8 @@ def read_list(files: Files, year: str, kind: str, name: str) -> Part | None:
     line that begins with ``#`` is a comment.
 
     Raises:
-        InputError: an image stands there twice, two lines mean the same one, or a line is something else.
+        InputError: an image stands there twice, two lines mean the same one, a line is something else, or leads out of
+            the root.
     """
     folder = path_of(year, "ImageSets", kind)
     wanted = f"{name}.txt"
@@ -87,7 +88,7 @@ def read_list(files: Files, year: str, kind: str, name: str) -> Part | None:
     if file is None:
         return None
     path = files.root / folder / file
-    written = lines(read_text(path))
+    written = lines(files.text(path) or "")
     words = [line.split() for _, line in written]
     flagged = all(len(some) < 2 or (len(some) == 2 and some[1] in FLAGS) for some in words)
     reader, several = _Line(files, year, kind, flagged), 0
@@ -99,6 +100,11 @@ def read_list(files: Files, year: str, kind: str, name: str) -> Part | None:
             raise InputError(f"{path}: line {number}: {reason}") from reason
         several += len(stems) > 1
         for stem in stems:
+            if not _there(files, year, kind, stem):
+                places = [path_of(year, folder, stem) for folder in _KNOWN] + line.split()
+                led = files.outside(line, (place + end for place in places for end in ("", ".xml", *ENDINGS)))
+                if led:
+                    raise InputError(f"{path}: line {number} ({line[:60]}) {led}")
             if stem in found:
                 first, text = found[stem]
                 if text == line:

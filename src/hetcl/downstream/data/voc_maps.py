@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from hetcl.downstream.data.files import Files, read_indices
+from hetcl.downstream.data.files import Files, read_indices, stored_size
 from hetcl.downstream.data.maps import VOID, MapSet
 from hetcl.downstream.data.voc_lists import (
     Entry,
@@ -26,7 +26,7 @@ from hetcl.downstream.data.voc_lists import (
 )
 from hetcl.downstream.objects import Skipped
 from hetcl.errors import InputError
-from hetcl.textfiles import decode, lines, read_text
+from hetcl.textfiles import decode, lines
 from hetcl.types import BadPicture
 
 VOC_CLASSES = tuple(
@@ -39,7 +39,7 @@ _LOOKED_AT = 500
 """So many maps, spread evenly, tell whether the classes can be VOC's."""
 
 
-def voc_segmentation(root: Path, split: str) -> MapSet:
+def voc_segmentation(files: Files, split: str) -> MapSet:
     """Open VOC's pixels, of the newest year that has them.
 
     Classes: the lines of ``ROOT/classes.txt`` (the first is value 0; each may begin with its number); else those of
@@ -49,8 +49,8 @@ def voc_segmentation(root: Path, split: str) -> MapSet:
 
     Raises ``InputError``.
     """
+    root, skipped = files.root, Skipped()
     year = years(root, "ImageSets/Segmentation")[-1]
-    files, skipped = Files(root), Skipped()
     parts = {
         name: _part(files, year, name, skipped if name == split else Skipped()) for name in ("train", "val")
     }
@@ -66,13 +66,13 @@ def voc_segmentation(root: Path, split: str) -> MapSet:
     other = "val" if split == "train" else "train"
     others = _pairs(files, parts[other].entries if parts[other] else [], other, Skipped())  # type: ignore[union-attr]
     source = f"{root / year} ({split}: {', '.join(chosen.lists)})"
-    of_voc = _of_voc(root / path_of(year, "Annotations", ""))
-    named = _label_map(root, year)
+    of_voc = _of_voc(files, path_of(year, "Annotations", "").rstrip("/"))
+    named = _label_map(files, year)
     colours = voc_colours()
     if named:
         colours = {_BORDER: VOID} | {code: number for number, code in enumerate(named.values())}
-    every = [label_map for _, label_map in sorted(pairs + others)]
-    classes = _classes(root, every, of_voc, tuple(named), colours, skipped)
+    every = sorted(pairs + others)
+    classes = _classes(files, every, of_voc, tuple(named), colours, skipped)
     data = MapSet("voc", classes, root, pairs, source, skipped, colours=colours)
     data.lists = chosen.lists
     return data
@@ -88,11 +88,12 @@ def voc_colours() -> dict[int, int]:
     return found
 
 
-def _label_map(root: Path, year: str) -> dict[str, int]:
+def _label_map(files: Files, year: str) -> dict[str, int]:
     """Name -> colour, of CVAT's ``labelmap.txt`` (``name:red,green,blue:parts:actions``); empty where there is none."""
+    root = files.root
     path = next((p for p in (root / year / "labelmap.txt", root / "labelmap.txt") if p.is_file()), None)
     found = {}
-    for number, line in lines(read_text(path)) if path else ():
+    for number, line in lines(files.text(path) or "") if path else ():
         if line.startswith("#"):
             continue
         match = re.match(r"([^:]+):\s*(\d+)\s*,\s*(\d+)\s*,\s*(\d+)", line)
@@ -145,11 +146,12 @@ def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> 
     return found
 
 
-def _of_voc(folder: Path) -> set[str]:
+def _of_voc(files: Files, folder: str) -> set[str]:
     """The things in a set, by some of its XML files, where all of them are VOC's; empty where others are there too."""
-    files = sorted(folder.glob("*.xml"))
+    sheets = sorted(name for name in files.names(folder) if name.endswith(".xml"))
     named: set[str] = set()
-    for xml in files[:: -(-len(files) // _LOOKED_AT)] if files else []:
+    for name in sheets[:: -(-len(sheets) // _LOOKED_AT)] if sheets else []:
+        xml = files.root / files.check(f"{folder}/{name}")
         try:
             text = decode(xml.read_bytes(), str(xml), warn=False)
         except (OSError, InputError):
@@ -159,22 +161,24 @@ def _of_voc(folder: Path) -> set[str]:
 
 
 def _classes(
-    root: Path,
-    maps: list[str],
+    files: Files,
+    maps: list[tuple[str, str]],
     of_voc: set[str],
     named: tuple[str, ...],
     colours: Mapping[int, int],
     skipped: Skipped,
 ) -> tuple[str, ...]:
     """Names of the classes. The maps are those of both splits, so that both have the same classes."""
+    root = files.root
     path = root / "classes.txt"
-    names = _named(path, skipped) if path.is_file() else named
+    text = files.text(path)
+    names = named if text is None else _named(path, text, skipped)
     some = maps[:: -(-len(maps) // _LOOKED_AT)] if maps else []
     top, where, values = _highest(root, some, colours)
     if names:
         if not top < len(names) <= VOID:
             raise InputError(
-                f"{path if path.is_file() else 'labelmap.txt'}: names {len(names)} classes, the first being value 0; "
+                f"{path if text is not None else 'labelmap.txt'}: names {len(names)} classes, the first being value 0; "
                 f"{where} holds the value {top}"
             )
         return names
@@ -196,13 +200,13 @@ def _classes(
     return tuple(f"class {i}" for i in range(top + 1))
 
 
-def _named(path: Path, skipped: Skipped) -> tuple[str, ...]:
+def _named(path: Path, text: str, skipped: Skipped) -> tuple[str, ...]:
     """The names in ``classes.txt``, without numbers where each line begins with that of its place.
 
     Raises:
         InputError: each line begins with a number, and with another than that of its place.
     """
-    names = tuple(line for _, line in lines(read_text(path)))
+    names = tuple(line for _, line in lines(text))
     numbered = [re.fullmatch(r"(\d+)[\s:;,.=)-]+(\D.*)", name) for name in names]
     pairs = [(int(match[1]), match[2]) for match in numbered if match]
     if not names or len(pairs) < len(names):
@@ -231,16 +235,23 @@ def _doubt(things: set[str], values: list[int], skipped: Skipped) -> None:
     )
 
 
-def _highest(root: Path, maps: list[str], colours: Mapping[int, int]) -> tuple[int, str, set[int]]:
-    """The highest value below 255, a map that holds it, and all values; maps that cannot be read are left to training.
+def _highest(
+    root: Path, maps: list[tuple[str, str]], colours: Mapping[int, int]
+) -> tuple[int, str, set[int]]:
+    """The highest value below 255, a map that holds it, and all values, of maps and their pictures; what cannot
+    be read, or is of two sizes, is left to training.
 
     Raises:
         InputError: none of them can be read.
     """
     best, where, found, reason = -1, "", set[int](), ""
-    for name in maps:
+    for picture, name in maps:
         try:
-            values = np.unique(read_indices(str(root), name, colours))
+            size = stored_size(str(root), picture)
+        except BadPicture:
+            size = None
+        try:
+            values = np.unique(read_indices(str(root), name, colours, size))
         except BadPicture as error:
             reason = reason or str(error)
             continue
