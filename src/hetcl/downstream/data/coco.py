@@ -20,6 +20,7 @@ from hetcl.downstream.data.values import Ids, Key
 from hetcl.downstream.masks import box_of
 from hetcl.downstream.objects import Segment, Skipped
 from hetcl.errors import InputError
+from hetcl.textfiles import strip
 
 Locate = Callable[[dict[str, Any]], Iterable[str]]
 """An entry of ``images`` -> where its picture may be, relative to the root, likeliest first."""
@@ -336,6 +337,7 @@ def _file_names(images: dict[Key, dict[str, Any]]) -> Iterable[tuple[str, Key]]:
     for key, image in images.items():
         name = image["file_name"]
         if name is not None:
+            name = strip(name)
             base = name.replace("\\", "/").rsplit("/", 1)[-1]
             stem = base.rsplit(".", 1)[0] if base.lower().endswith(ENDINGS) else base
             yield from ((other, key) for other in dict.fromkeys((name, base, stem)))
