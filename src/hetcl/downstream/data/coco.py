@@ -9,12 +9,13 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.downstream.data import segments, values
-from hetcl.downstream.data.annotation_files import WORDS, annotation_file, bare
+from hetcl.downstream.data.annotation_files import annotation_file
 from hetcl.downstream.data.categories import categories
 from hetcl.downstream.data.conventions import SIDES, Boxes
 from hetcl.downstream.data.files import ENDINGS, Files, read_json
 from hetcl.downstream.data.packed import PackedDetection, Packer, box_fault
-from hetcl.downstream.data.recognise import head, whose_json
+from hetcl.downstream.data.part_files import WORDS, bare, head
+from hetcl.downstream.data.recognise import whose_json
 from hetcl.downstream.data.sizes import check_sizes, stored
 from hetcl.downstream.data.values import Ids, Key
 from hetcl.downstream.masks import box_of
