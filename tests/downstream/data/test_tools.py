@@ -225,6 +225,13 @@ def test_a_set_in_coco_s_format_under_another_name_or_a_folder_too_deep(tmp_path
         assert said(root / train.split("/")[0]).endswith(fix)
 
 
+def test_the_folder_of_annotations_is_not_the_set(tmp_path: Path) -> None:
+    layouts.write_coco(tmp_path, train=1, val=1, plain=True)
+    assert said(tmp_path / "annotations").endswith(
+        f"; if they lie beside that folder, name it coco:{tmp_path}"
+    )
+
+
 def test_a_part_alone_a_folder_too_deep(tmp_path: Path) -> None:
     place(tmp_path, {"train": ("train/_annotations.coco.json", "train")})
     wanted = "in COCO's format, of the part train alone: put annotations of val beside it, or split it"

@@ -14,7 +14,7 @@ from hetcl.downstream.data.categories import categories
 from hetcl.downstream.data.conventions import SIDES, Boxes
 from hetcl.downstream.data.files import ENDINGS, Files, read_json
 from hetcl.downstream.data.packed import PackedDetection, Packer, box_fault
-from hetcl.downstream.data.part_files import WORDS, bare, head
+from hetcl.downstream.data.part_files import WORDS, around, bare, head
 from hetcl.downstream.data.recognise import whose_json
 from hetcl.downstream.data.sizes import check_sizes, stored
 from hetcl.downstream.data.values import Ids, Key
@@ -114,7 +114,10 @@ class Instances:
         if not packer.names and "picture not found" in self.skipped.counts:
             example = self.skipped.examples["picture not found"][0]
             places = " or ".join(f"{folder}/" for folder in folders[:5] if folder)
-            raise InputError(f"{self.path}: none of its pictures is in {places} of {root} (e.g. {example})")
+            deep = f"; if they lie beside that folder, name it {kind}:{root.parent}" * (len(around(root)) > 1)
+            raise InputError(
+                f"{self.path}: none of its pictures is in {places} of {root} (e.g. {example}){deep}"
+            )
         check_sizes(root, packer.names, packer.image_sizes(), str(self.path), self.skipped, packer.slack)
         self._judge()
         return packer.finish(kind, self.classes, root, str(self.path), self.skipped)
