@@ -94,3 +94,4 @@ def test_spellings() -> None:
     assert {"Z\u00fcrich/a.jpg", unicodedata.normalize("NFD", "Z\u00fcrich/a.jpg")} <= set(found)
     assert os.fsdecode(b"Z\xfcrich/a.jpg") in found
     assert list(spellings("a.jpg")) == ["a.jpg"]
+    assert "set/my a.jpg" in spellings("\ufeffset /my\u00a0a.jpg\r")

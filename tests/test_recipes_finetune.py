@@ -142,3 +142,15 @@ def test_a_recipe_of_another_verb_is_refused(capsys: pytest.CaptureFixture[str])
 def test_settings_that_cannot_be(words: str, said: str) -> None:
     with pytest.raises(InputError, match=re.escape(said)):
         resolve_finetune(None, words.split())
+
+
+def test_fewer_steps_say_which_settings_to_lower_too() -> None:
+    with pytest.raises(InputError) as caught:
+        resolve_finetune("tiny-mask-rcnn-fpn", {"steps": 2})
+    text = str(caught.value)
+    assert (
+        "setting evaluations must not exceed steps (2), not 3: set evaluations too (--evaluations 1)" in text
+    )
+    assert re.search(
+        r"setting warmup must not exceed steps \(2\), not \d+: set warmup too \(--warmup 0\)", text
+    )

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hetcl.errors import InputError
-from hetcl.textfiles import decode, lines, read_text
+from hetcl.textfiles import decode, lines, read_text, visible
 
 WORDS = ["cam0/a", "Hündchen", "b c"]
 TEXT = "\n".join(WORDS) + "\n"
@@ -87,3 +87,9 @@ def test_files(tmp_path: Path) -> None:
     assert read_text(tmp_path / "a.txt") == read_text(str(tmp_path / "a.txt")) == "x\n"
     with pytest.raises(InputError, match=r"cannot read .*b\.txt \(No such file"):
         read_text(tmp_path / "b.txt")
+
+
+def test_a_name_as_it_looks() -> None:
+    assert visible("\ufeffa\u200bb\u00a0\t c.jpg\r\n") == "ab c.jpg"
+    assert visible(" a /\u00a0b \\ c ") == "a/b\\c"
+    assert visible("ä b/c") == "ä b/c"

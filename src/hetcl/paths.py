@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO
 
 from hetcl.errors import InputError
+from hetcl.textfiles import visible
 
 log = logging.getLogger(__name__)
 
@@ -140,11 +141,11 @@ def lies_in(path: str | os.PathLike[str], folder: str) -> bool:
 def spellings(name: str) -> Iterator[str]:
     """The ways in which a name out of a text may stand on a disk, the likeliest first, each once.
 
-    As written; with the slashes of this system; with its accents in one piece (NFC) or in two (NFD, from macOS); and as
-    the bytes of Windows-1252, where an old archive was unpacked.
+    As written; with the slashes of this system; without characters that nobody sees; with its accents in one piece
+    (NFC) or in two (NFD, from macOS); and as the bytes of Windows-1252, where an old archive was unpacked.
     """
     seen = set()
-    for slashed in (name, name.replace("\\", "/")):
+    for slashed in (name, name.replace("\\", "/"), visible(name), visible(name.replace("\\", "/"))):
         for form in ("", "NFC", "NFD", "cp1252"):
             try:
                 if form == "cp1252":

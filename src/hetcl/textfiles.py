@@ -26,6 +26,7 @@ _SEEN = 4096
 """Bytes by which text without a mark is judged."""
 INVISIBLE = "\ufeff\u200b\u200c\u200d\u200e\u200f\u202a\u202b\u202c\u2060\u00ad\x00\x1a"
 """Marks of byte order and of writing direction, spaces without width, soft hyphen, and the DOS end of file."""
+_INVISIBLE = re.compile(rf"[{INVISIBLE}]")
 _EDGE = re.compile(rf"^[\s{INVISIBLE}]+|[\s{INVISIBLE}]+$")
 
 
@@ -108,6 +109,12 @@ def _is_binary(text: str) -> bool:
 def strip(text: str) -> str:
     """``text`` without white space and invisible characters at both ends."""
     return _EDGE.sub("", text)
+
+
+def visible(text: str) -> str:
+    """A name or a path as it looks: without invisible characters, with single spaces, and none at either end or beside
+    a slash."""
+    return re.sub(r" ?([/\\]) ?", r"\1", " ".join(_INVISIBLE.sub("", text).split()))
 
 
 def lines(text: str) -> list[tuple[int, str]]:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from hetcl.analysis.verdict import remarks, verdicts
-from hetcl.analysis.words import sentences
+from hetcl.analysis.words import sentences, table
 from tests.analysis.made_up import HCL, MOCO, e, report
 
 
@@ -137,9 +139,12 @@ def test_collapsed(name: str, sign: dict[str, float]) -> None:
             part |= sign
     row = verdict(content)
     assert row["status"] == "collapsed"
-    what = "nearly the same vector" if "uniformity" in sign else "a vector on one and the same line"
-    assert row["line"].startswith(f"Collapsed: run gives {what} for every image (uniformity ")
-    assert f"effective rank {sign.get('effective_rank', 20.0)}" in row["line"]
+    why = (
+        "nearly the same vector for every image (uniformity -0.001, where 0 is one vector for all)."
+        if "uniformity" in sign
+        else "a vector on one and the same line for every image (effective rank 1.0, where 1 is a line)."
+    )
+    assert row["line"].startswith(f"Collapsed: run gives {why}")
 
 
 def test_a_collapsed_part_random_weights_or_few_images_are_no_collapse() -> None:
@@ -236,6 +241,41 @@ def test_models_that_are_not_alike_are_not_compared() -> None:
     text = "\n".join(sentences(content))
     assert "crop, with full vectors: other finds the partner more often than third" in text
     assert "than run" not in text
+
+
+def test_models_that_are_not_alike_are_not_ranked_together() -> None:
+    content = planted()
+    extra = report({"other": MOCO, "random o": MOCO}, dims=(), level={"other": 0.43, "random o": 0.42})
+    for model, role in zip(extra["models"], ("model", "random"), strict=True):
+        content["models"].append(model | {"role": role, "of": "other", "features": "embedding", "size": 32})
+    content["results"] += extra["results"]
+    lines = sentences(content)
+    assert any(
+        line.startswith(
+            "standard: the other view is found among 4,999 other pictures by run pooled 49.0%, random r pooled 40.0% "
+            "(pooled at 48 pixels); other 43.0%, random o 42.0% (embedding at 32 pixels); run 40.0%, random r 40.0% "
+            "(embedding at 48 pixels); chance "
+        )
+        for line in lines
+    ), lines
+    assert any(
+        "size or features differ: run, random r (embedding at 48 pixels); run pooled, random r pooled (pooled at 48 "
+        "pixels); other, random o (embedding at 32 pixels). --size" in line
+        for line in lines
+    ), lines
+    page = io.StringIO()
+    Console(file=page, width=160).print(table(content))
+    rows = [line.split() for line in page.getvalue().splitlines()]
+    assert rows[0][:6] == ["views", "model", "features", "pixels", "vector", "dims"]
+    assert ["other", "embedding", "32", "full"] in [row[:4] for row in rows] + [row[1:5] for row in rows]
+    assert ["run", "pooled", "pooled", "48", "full"] in [row[:5] for row in rows] + [row[1:6] for row in rows]
+
+
+def test_models_that_are_alike_have_no_column_for_it() -> None:
+    page = io.StringIO()
+    Console(file=page, width=160).print(table(report({"run": MOCO, "other": MOCO}, dims=())))
+    assert page.getvalue().split()[:4] == ["views", "model", "vector", "dims"]
+    assert "pixels" not in "\n".join(sentences(report({"run": MOCO, "other": MOCO}, dims=())))
 
 
 def test_other_architectures_are_compared_with_a_word() -> None:

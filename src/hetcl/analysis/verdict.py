@@ -147,14 +147,16 @@ def _line(report: Report, held: Row, verdict: Mapping[str, Any]) -> str:
         return f"Random: {who} has random weights, so there is nothing to judge; others are held against it."
     if status == "collapsed":
         flat = _flat(report, held, learned=False) or {}
-        same = (
-            "nearly the same vector"
+        same, by = (
+            ("nearly the same vector", f"uniformity {flat['uniformity']:.3f}, where 0 is one vector for all")
             if flat["uniformity"] > COLLAPSED
-            else "a vector on one and the same line"
+            else (
+                "a vector on one and the same line",
+                f"effective rank {flat['effective_rank']:.1f}, where 1 is a line",
+            )
         )
         return (
-            f"Collapsed: {who} gives {same} for every image (uniformity {flat['uniformity']:.3f}, where 0 is one "
-            f"vector for all; effective rank {flat['effective_rank']:.1f}, where 1 is a line). "
+            f"Collapsed: {who} gives {same} for every image ({by}). "
             "Its other figures mean little: train anew with a lower lr, or a higher temperature or key_momentum."
         )
     if held["untrained"]:

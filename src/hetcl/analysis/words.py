@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from itertools import groupby
 from typing import Any
 
@@ -81,10 +81,15 @@ def _shared(names: Sequence[str]) -> int:
 
 
 def table(report: Report) -> Table:
-    """A row for each kind of views, model and vector; other splits than equal ones stand in the JSON and a figure."""
+    """A row for each kind of views, model and vector; other splits than equal ones stand in the JSON and a figure.
+
+    Size and features of the models have a column where they differ.
+    """
     out = Table(box=None, pad_edge=False, header_style="bold")
-    for title in ("views", "model", "vector", "dims"):
-        out.add_column(title, no_wrap=title in ("vector", "dims"))
+    facts = {m["name"]: {"features": str(m["features"]), "pixels": str(m["size"])} for m in report["models"]}
+    own = [key for key in ("features", "pixels") if len({fact[key] for fact in facts.values()}) > 1]
+    for title in ("views", "model", *own, "vector", "dims"):
+        out.add_column(title, no_wrap=title not in ("views", "model"))
     for title in ("top-1", "interval", "top-5", "MRR"):
         out.add_column(title, justify="right", no_wrap=True)
     short = _short(report)
@@ -95,7 +100,12 @@ def table(report: Report) -> Table:
         here = (row["views"], row["model"])
         if last is not None and here != last:
             out.add_section()
-        names = (row["views"], short.get(row["model"], row["model"])) if here != last else ("", "")
+        names = [
+            row["views"],
+            short.get(row["model"], row["model"]),
+            *(facts[row["model"]][key] for key in own),
+        ]
+        names = names if here != last else [""] * len(names)
         last = here
         low, high = row["top1"]["low"], row["top1"]["high"]
         cells = (
@@ -189,16 +199,32 @@ def same_views(report: Report, views: str) -> bool:
 
 
 def _headline(report: Report) -> Iterator[str]:
-    """How often the partner is found, for each kind of views, the best model first."""
+    """How often the partner is found, for each kind of views, the best model first, of each size and features."""
     test, short = report["test"], _short(report)
+    groups = _alike(report["models"])
     for views in report["views"]:
-        rows = sorted(_results(report, views=views, vector="full"), key=lambda r: -r["top1"]["value"])
-        if rows:
-            found = [f"{short.get(r['model'], r['model'])} {percent(r['top1']['value'])}" for r in rows]
-            yield (
-                f"{views}: the other view is found among {test['gallery']:,} other pictures by {_list(found)} "
-                f"(chance {percent(test['chance'])})."
+        found: dict[str, list[str]] = {}
+        for row in sorted(_results(report, views=views, vector="full"), key=lambda r: -r["top1"]["value"]):
+            of = next((how for how, names in groups.items() if row["model"] in names), "")
+            found.setdefault(of, []).append(
+                f"{short.get(row['model'], row['model'])} {percent(row['top1']['value'])}"
             )
+        if found:
+            several = len(found) > 1
+            said = [_list(some) + f" ({how})" * several for how, some in found.items()]
+            chance = percent(test["chance"])
+            yield (
+                f"{views}: the other view is found among {test['gallery']:,} other pictures by {_list(said, '; ')}"
+                + (f"; chance {chance}." if several else f" (chance {chance}).")
+            )
+
+
+def _alike(models: Iterable[Row]) -> dict[str, list[str]]:
+    """``pooled at 64 pixels`` -> the names of the models of that size and by those features."""
+    found: dict[str, list[str]] = {}
+    for model in models:
+        found.setdefault(f"{model['features']} at {model['size']} pixels", []).append(model["name"])
+    return found
 
 
 def _compared(report: Report) -> Iterator[str]:
@@ -207,17 +233,15 @@ def _compared(report: Report) -> Iterator[str]:
     Models are compared where size and features are alike: with more pixels, or by other features, more is found
     whoever learned more.
     """
-    alike: dict[tuple[Any, Any], list[Row]] = {}
-    for model in named(report):
-        alike.setdefault((model["size"], model["features"]), []).append(model)
+    alike = _alike(named(report))
     for views in report["views"]:
         for models in alike.values():
-            yield from _best(report, views, [m["name"] for m in models])
+            yield from _best(report, views, models)
     if len(alike) > 1:
         short = _short(report)
         groups = [
-            f"{_list([short[m['name']] for m in models])} ({features} at {size} pixels)"
-            for (size, features), models in alike.items()
+            f"{_list([short[name] for name in models])} ({how})"
+            for how, models in _alike(report["models"]).items()
         ]
         yield (
             f"Not compared with each other, since size or features differ: {_list(groups, '; ')}. "

@@ -219,7 +219,7 @@ def _list(train: Any, wanted: str) -> list[str]:
     """Another list of VOC's than the recipe's source trains on, or a shorter one."""
     lists = getattr(train, "lists", ())
     usual = USUAL.get(wanted, (0, ""))
-    same = all(f"/{wanted}.txt" in name.replace("trainaug", "train_aug") for name in lists)
+    same = all(f"/{wanted}.txt" in name.lower().replace("trainaug", "train_aug") for name in lists)
     if not wanted or not lists or (same and len(train) >= 0.9 * usual[0]):
         return []
     images = f" ({usual[0]:,} images: {usual[1]})" if usual[0] else ""

@@ -220,10 +220,14 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
     want(abs(s.seed) < 2**63, f"setting seed must fit in 64 bits, not {s.seed}")
     rising = all(a < b for a, b in pairwise((0, *s.milestones)))
     want(rising, f"setting milestones must be steps that rise from 1, not {list(s.milestones)}")
-    want(s.warmup <= s.steps, f"setting warmup must not exceed steps ({s.steps}), not {s.warmup}")
+    want(
+        s.warmup <= s.steps,
+        f"setting warmup must not exceed steps ({s.steps}), not {s.warmup}: set warmup too (--warmup {s.steps // 10})",
+    )
     want(
         s.evaluations <= max(1, s.steps),
-        f"setting evaluations must not exceed steps ({s.steps}), not {s.evaluations}",
+        f"setting evaluations must not exceed steps ({s.steps}), not {s.evaluations}: set evaluations too "
+        "(--evaluations 1)",
     )
     want(
         bool(s.min_size) and min((*s.min_size, s.test_size), default=0) >= 32,

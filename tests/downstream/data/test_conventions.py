@@ -169,6 +169,51 @@ def test_two_conventions_mixed() -> None:
     assert "look like x1, y1, x2, y2 (two corners): are two conventions mixed?" in verdict.text
 
 
+@pytest.mark.parametrize(("every", "certain"), [(2, True), (10, True), (60, False), (500, None)])
+@pytest.mark.parametrize("way", ["x1, y1, x2, y2", "centre x, centre y, width, height"])
+def test_two_conventions_that_outlines_tell_apart(way: str, every: int, certain: bool | None) -> None:
+    """``every``-th box is in another convention than the others; its polygon says so."""
+    boxes = Boxes(SIDES)
+    for i, box in enumerate(corners(400, (480, 640)).tolist()):
+        left, top, right, bottom = box
+        points = np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+        written = WRITTEN[way if i % every == 0 else "left, top, width, height"](*box)
+        boxes.add(written, (480, 640), f"box {i}", (points,))
+    verdict = boxes.verdict()
+    assert (verdict and verdict.certain) == certain
+    if verdict:
+        assert verdict.text.startswith("two conventions are mixed: ")
+        assert f"fit them as {way}" in verdict.text
+        assert "Convert the former: " in verdict.text
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_corners_of_small_boxes_that_stay_in_their_images(seed: int) -> None:
+    """Written as corners and read as sides, boxes in the upper left leave no image."""
+    rng = np.random.default_rng(seed)
+    boxes, right = Boxes(SIDES), Boxes(SIDES)
+    for i in range(48):
+        first, spans = rng.uniform(0.05, 0.4, 2) * 480, rng.uniform(0.04, 0.09, 2) * 480
+        boxes.add([*first, *(first + spans)], (480, 480), f"box {i}")
+        right.add([*first, *spans], (480, 480), f"box {i}")
+    verdict = boxes.verdict()
+    assert verdict is not None
+    assert not verdict.certain
+    assert "each of its 48 boxes is wider than what lies left of it and higher than" in verdict.text
+    assert "are they x1, y1, x2, y2 (two corners)? Then convert them: width = x2 - x1" in verdict.text
+    told = right.verdict()
+    assert told is None or "wider than" not in told.text
+
+
+def test_objects_that_fill_their_images_are_in_order() -> None:
+    rng = np.random.default_rng(0)
+    boxes = Boxes(SIDES)
+    for i in range(60):
+        first = rng.uniform(0, 0.1, 2) * 480
+        boxes.add([*first, *(480 * rng.uniform(0.85, 0.99, 2) - first)], (480, 480), f"box {i}")
+    assert boxes.verdict() is None
+
+
 @pytest.mark.parametrize(
     ("change", "said"), [("swap", "y before x"), ("shares", "shares of the image (0 to 1)")]
 )

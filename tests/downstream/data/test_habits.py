@@ -164,6 +164,10 @@ def test_what_a_class_is_called(coco: Path) -> None:
         "/home/me/set/images/{}",
         "./images/{}",
         "https://example.org/bucket/{}",
+        "https://example.org/bucket/{}?x=1",
+        "https://example.org/b/{}?X-Credential=AK/2026/x&y=a.jpg#top",
+        "https%3A//example.org/b/{}?x=1",
+        "bucket/{}?v=2",
         "/data/local-files/?d=photos/{}",
         "data%2Fphotos%2F{}",
         "elsewhere/images/{}",
@@ -196,6 +200,61 @@ def test_names_that_differ_a_little(coco: Path, disk: str, written: str) -> None
     data = changed(coco, lambda d: d["images"][0].update(file_name=written))
     assert data.truth(0).name == f"images/{disk}"
     assert len(data) == 3
+
+
+INVISIBLE = [
+    *("{} ", "{}\r", "{}\n", "\ufeff{}", "{}\u00a0", "{}\u200b", "\u200e{}\u200f", "\t{}\u2060", "{}\x00"),
+    *("images /{}", "images/ {}", "images\u200b\\{}", "C:\\set\u00a0\\images\\{} ", "../images/{}\r"),
+]
+
+
+@pytest.mark.parametrize("written", INVISIBLE)
+def test_names_with_characters_that_nobody_sees(coco: Path, written: str) -> None:
+    before = open_detection(f"coco:{coco}", "val")
+    data = changed(
+        coco, lambda d: [im.update(file_name=written.format(im["file_name"])) for im in d["images"]]
+    )
+    same(data, before)
+    assert data.truth(2).name == "images/val-2.jpg"
+    assert data.skipped.kept == {"picture whose file is called otherwise": 3}
+
+
+@pytest.mark.parametrize(
+    ("disk", "written"),
+    [
+        ("my\u00a0image.jpg", "my image.jpg"),
+        ("my image.jpg", "my\u00a0image.jpg"),
+        ("my image.jpg", "my  image.jpg"),
+        ("a\u200bb.jpg", "ab.jpg"),
+        ("ab.jpg", "a\u200bb.jpg"),
+        ("a.jpg ", "a.jpg"),
+        ("ab.jpg", "AB\u200b"),
+    ],
+)
+def test_characters_that_nobody_sees_within_a_name(coco: Path, disk: str, written: str) -> None:
+    (coco / "images" / "val-0.jpg").rename(coco / "images" / disk)
+    data = changed(coco, lambda d: d["images"][0].update(file_name=written))
+    assert (len(data), data.truth(0).name) == (3, f"images/{disk}")
+
+
+def test_names_that_differ_in_such_characters_alone_are_kept_apart(coco: Path) -> None:
+    (coco / "images" / "val-1.jpg").rename(coco / "images" / "val-0.jpg ")
+    data = changed(coco, lambda d: d["images"][1].update(file_name="val-0.jpg "))
+    assert [data.truth(i).name for i in range(2)] == ["images/val-0.jpg", "images/val-0.jpg "]
+    assert not data.skipped.lines()
+
+
+def test_annotations_that_name_such_a_file(coco: Path) -> None:
+    before = open_detection(f"coco:{coco}", "val")
+
+    def change(document: dict[str, Any]) -> None:
+        names = {image["id"]: image["file_name"] + " " for image in document["images"]}
+        for image in document["images"]:
+            image["file_name"] += " "
+        for entry in document["annotations"]:
+            entry["image_id"] = names[entry["image_id"]]
+
+    same(changed(coco, change), before)
 
 
 def test_folders_of_the_same_names_are_kept_apart(coco: Path) -> None:

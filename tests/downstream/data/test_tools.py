@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from pathlib import Path
 from typing import Any
@@ -201,7 +202,42 @@ def test_a_set_of_another_kind_or_a_folder_further_down_is_named(tmp_path: Path)
 
 def test_a_part_that_is_missing_beside_the_other(tmp_path: Path) -> None:
     place(tmp_path, {"val": ("valid/_annotations.coco.json", "valid")})
-    assert said(tmp_path).endswith("; it has annotations of val alone")
+    assert said(tmp_path).endswith(
+        "; it has valid/_annotations.coco.json alone, of the other part: put that of train beside it as "
+        "annotations/instances_train.json, or into a folder train/ with its images, or split the one that is there "
+        "(docs/data.md shows how)"
+    )
+
+
+@pytest.mark.parametrize("tool", LAYOUTS)
+def test_a_set_in_coco_s_format_under_another_name_or_a_folder_too_deep(tmp_path: Path, tool: str) -> None:
+    train, train_images, val, val_images = LAYOUTS[tool]
+    root = place(tmp_path / "my set", {"train": (train, train_images), "val": (val, val_images)})
+    fix = f"name it coco:{root}"
+    for kind in ("voc", "lvis", "cityscapes"):
+        assert said(root, kind).endswith(fix)
+    for spec in (str(root), f"Coco:{root}", f"coco : {root}", f"roboflow:{root}"):
+        with pytest.raises(InputError, match=f"is one of coco:ROOT.*{re.escape(fix)}$"):
+            open_detection(spec, "train")
+        with pytest.raises(InputError, match=r"or scenes:N$"):
+            open_segmentation(spec, "train")
+    if train.count("/") and "annotations/" not in train:
+        assert said(root / train.split("/")[0]).endswith(fix)
+
+
+def test_the_folder_of_annotations_is_not_the_set(tmp_path: Path) -> None:
+    layouts.write_coco(tmp_path, train=1, val=1, plain=True)
+    assert said(tmp_path / "annotations").endswith(
+        f"; if they lie beside that folder, name it coco:{tmp_path}"
+    )
+
+
+def test_a_part_alone_a_folder_too_deep(tmp_path: Path) -> None:
+    place(tmp_path, {"train": ("train/_annotations.coco.json", "train")})
+    wanted = "in COCO's format, of the part train alone: put annotations of val beside it, or split it"
+    for message in (said(tmp_path / "train"), said(tmp_path, "voc")):
+        assert wanted in message
+        assert message.endswith(f"name it coco:{tmp_path}")
 
 
 @pytest.mark.parametrize(
@@ -222,3 +258,16 @@ def test_whose_json_stands_where_annotations_should(tmp_path: Path) -> None:
     assert "it looks like detections in COCO's results format" in said(tmp_path)
     path.write_text(json.dumps({"images": [], "categories": []}))
     assert "has no list 'annotations': a part for testing has none" in said(tmp_path)
+
+
+def test_cityscapes_maps_of_another_kind(tmp_path: Path) -> None:
+    layouts.write_cityscapes(tmp_path, train=2, val=2)
+    for path in tmp_path.rglob("*_gtFine_*.png"):
+        if "labelIds" in path.name:
+            path.rename(path.with_name(path.name.replace("labelIds", "labelTrainIds")))
+        else:
+            path.unlink()
+    wanted = "its maps are labelTrainIds: take labelIds, instanceIds of gtFine_trainvaltest.zip"
+    assert said(tmp_path, "cityscapes").endswith(wanted)
+    with pytest.raises(InputError, match=wanted):
+        open_segmentation(f"cityscapes:{tmp_path}", "val")

@@ -1,4 +1,4 @@
-"""VOC's layout as people have it: lists of other systems, folders in lists, other lists, XML of other encodings."""
+"""VOC's layout as people have it: XML of other encodings, faults in it, label maps of other kinds, other lists."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from hetcl.downstream.data.voc_maps import VOC_CLASSES, voc_colours
 from hetcl.downstream.objects import DetectionSet
 from hetcl.errors import InputError
 from tests.downstream import layouts
+from tests.downstream.data.test_voc_lists import lists, refused
 
 
 @pytest.fixture
@@ -22,136 +23,6 @@ def voc(tmp_path: Path) -> Path:
     """A set of one's own: the three folders directly below the root, train 6 and val 3."""
     layouts.write_voc(tmp_path, train=6, val=3, years=("VOC2012",), devkit=False)
     return tmp_path / "VOC2012"
-
-
-def lists(root: Path, kind: str = "Main") -> Path:
-    return root / "ImageSets" / kind
-
-
-def stems(data: DetectionSet) -> list[str]:
-    return [str(data.truth(i).image_id) for i in range(len(data))]
-
-
-def refused(root: Path, split: str = "val") -> str:
-    with pytest.raises(InputError) as caught:
-        open_detection(f"voc:{root}", split)
-    return str(caught.value)
-
-
-# ---- lists ----
-
-
-@pytest.mark.parametrize(
-    "written",
-    [
-        "\ufeff{0}\r\n{1}\r\n{2}\r\n",
-        "{0}\r{1}\r{2}",
-        "{0}.jpg\n{1}.jpg\n{2}.JPG\n",
-        "{0}\u200b\n  {1}\t\n{2}\n\x1a",
-        "JPEGImages/{0}.jpg\nVOC2012/JPEGImages/{1}.jpg\n/home/me/VOC2012/JPEGImages/{2}.jpg\n",
-        "JPEGImages\\{0}.jpg\r\n.\\JPEGImages\\{1}.jpg\r\nC:\\VOC\\JPEGImages\\{2}.jpg",
-        "{0}  1\n{1} -1\n{2}  0\n",
-        "JPEGImages/{0}.jpg Annotations/{0}.xml\n{1}.jpg {1}.xml\n{2}.jpg {2}.xml\n",
-        "{0}\n\n{1}\n   \n{2}",
-    ],
-)
-@pytest.mark.parametrize("encoding", ["utf-8", "utf-16"])
-def test_lists_as_other_systems_write_them(voc: Path, written: str, encoding: str) -> None:
-    names = [f"2012_10000{i}" for i in range(3)]
-    (lists(voc) / "val.txt").write_bytes(written.format(*names).encode(encoding))
-    data = open_detection(f"voc:{voc}", "val")
-    assert stems(data) == names
-    assert not data.skipped.lines()
-
-
-def test_lists_with_folders_in_them(voc: Path) -> None:
-    """``cam0/val`` and ``cam1/val`` are two images."""
-    for camera in ("cam0", "cam1"):
-        for folder, ending in (("JPEGImages", "jpg"), ("Annotations", "xml")):
-            (voc / folder / camera).mkdir()
-            source = voc / folder / f"2012_10000{camera[-1]}.{ending}"
-            (voc / folder / camera / f"val.{ending}").write_bytes(source.read_bytes())
-    (lists(voc) / "val.txt").write_text("cam0/val\ncam1\\val.jpg\n")
-    data = open_detection(f"voc:{voc}", "val")
-    assert stems(data) == ["cam0/val", "cam1/val"]
-    assert [data.truth(i).name for i in range(2)] == ["JPEGImages/cam0/val.jpg", "JPEGImages/cam1/val.jpg"]
-    for i in range(2):
-        assert data.truth(i).boxes.tolist() == layouts.scene_of("val", i).boxes.tolist()
-
-
-def test_lists_of_pixels_with_folders_in_them(voc: Path) -> None:
-    for camera in ("cam0", "cam1"):
-        for folder, ending in (("JPEGImages", "jpg"), ("SegmentationClass", "png")):
-            (voc / folder / camera).mkdir()
-            (voc / folder / f"val_00000{camera[-1]}.{ending}").rename(voc / folder / camera / f"val.{ending}")
-    (lists(voc, "Segmentation") / "val.txt").write_text("cam0/val\ncam1/val\n")
-    data = open_segmentation(f"voc:{voc}", "val")
-    assert [data.name(i) for i in range(2)] == ["JPEGImages/cam0/val.jpg", "JPEGImages/cam1/val.jpg"]
-    assert (data.label_map(1) == layouts.voc_map(layouts.scene_of("val", 1))).all()
-
-
-def test_two_lines_that_mean_one_image_are_named(voc: Path) -> None:
-    (lists(voc) / "val.txt").write_text("cam0/2012_100000\ncam1/2012_100000\n")
-    message = refused(voc)
-    assert (
-        "cam0/2012_100000 (line 1) and cam1/2012_100000 (line 2) both mean the image 2012_100000" in message
-    )
-    assert "put images and annotations into the same folders below JPEGImages and Annotations" in message
-
-
-def test_names_with_dots_and_spaces(voc: Path) -> None:
-    for new, old in (("1569478414.73587", "2012_100000"), ("my image 1", "2012_100001")):
-        (voc / "JPEGImages" / f"{old}.jpg").rename(voc / "JPEGImages" / f"{new}.jpg")
-        (voc / "Annotations" / f"{old}.xml").rename(voc / "Annotations" / f"{new}.xml")
-    (lists(voc) / "val.txt").write_text("1569478414.73587.jpg\nmy image 1\n")
-    assert stems(open_detection(f"voc:{voc}", "val")) == ["1569478414.73587", "my image 1"]
-
-
-def test_images_in_another_folder_and_of_other_endings(voc: Path) -> None:
-    (voc / "JPEGImages").rename(voc / "images")
-    for path in list((voc / "images").iterdir()):
-        path.rename(path.with_suffix(".JPEG"))
-    data = open_detection(f"voc:{voc}", "val")
-    assert data.truth(0).name == "images/2012_100000.JPEG"
-    assert data.picture(0).shape == (64, 64, 3)
-
-
-def test_which_list_is_for_validation(voc: Path) -> None:
-    """``val`` goes before ``test``, but for VOC 2007 as it is published."""
-    root, main = voc, lists(voc)
-    (main / "trainval.txt").unlink()
-    (main / "test.txt").write_text("2012_000000\n")
-    data = open_detection(f"voc:{root}", "val")
-    assert stems(data) == [f"2012_10000{i}" for i in range(3)]
-    assert data.lists == ("ImageSets/Main/val.txt (3)",)
-    assert "(val: ImageSets/Main/val.txt (3))" in data.description
-
-    (main / "val.txt").unlink()
-    data = open_detection(f"voc:{root}", "val")
-    assert (stems(data), data.lists) == (["2012_000000"], ("ImageSets/Main/test.txt (1)",))
-    assert data.skipped.remarks == ["there is no val.txt: test.txt is evaluated on"]
-
-
-def test_voc_2007_as_published_says_its_lists(tmp_path: Path) -> None:
-    layouts.write_voc(tmp_path, train=4, val=2, years=("VOC2007",), devkit=False)
-    main = lists(tmp_path / "VOC2007")
-    (main / "val.txt").write_text("000003\n")
-    data = open_detection(f"voc:{tmp_path}", "val")
-    assert data.lists == ("VOC2007/ImageSets/Main/test.txt (2)",)
-    assert data.skipped.remarks == [
-        "test.txt is evaluated on, as for VOC 2007's figures; val.txt is trained on as a part of trainval"
-    ]
-    assert open_detection(f"voc:{tmp_path}", "train").lists == ("VOC2007/ImageSets/Main/trainval.txt (4)",)
-    (main / "trainval.txt").unlink()
-    assert stems(open_detection(f"voc:{tmp_path}", "val")) == ["000003"]
-
-
-def test_lists_that_are_missing_are_named_with_those_that_are_there(voc: Path) -> None:
-    for name in ("train", "trainval", "val"):
-        (lists(voc) / f"{name}.txt").unlink()
-    assert f"write the names of its images into {voc}/ImageSets/Main/train.txt and val.txt" in refused(voc)
-    (lists(voc) / "default.txt").write_text("2012_000000\n")
-    assert "there is default.txt: call a list of images to train on train.txt" in refused(voc, "train")
 
 
 # ---- XML ----
@@ -172,7 +43,6 @@ def rewritten(root: Path, change: Callable[[str], str | bytes], name: str = "201
         ("utf-16", "utf-16", "狗"),
         ("utf-8-sig", "utf-8", "狗"),
         ("utf-8", "", "狗"),
-        ("cp1252", "", "kätzchen"),
         ("shift_jis", "shift_jis", "犬"),
     ],
 )
@@ -187,6 +57,34 @@ def test_xml_in_every_encoding(voc: Path, encoding: str, declared: str, name: st
     assert not data.skipped.lines()
     assert data.classes[data.truth(0).labels[0]].name == name
     assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
+
+
+@pytest.mark.parametrize("declared", ["", "utf-8", "UTF-8", "gb2312", "no-such-encoding"])
+def test_xml_that_is_not_what_it_declares_is_read_and_said(voc: Path, declared: str) -> None:
+    head = f'<?xml version="1.0" encoding="{declared}"?>' if declared else ""
+
+    def change(text: str) -> bytes:
+        return (head + re.sub(r"<name>[^<]+</name><trunc", "<name>piéton</name><trunc", text)).encode(
+            "cp1252"
+        )
+
+    data = rewritten(voc, change)
+    assert len(data) == 3
+    assert data.classes[data.truth(0).labels[0]].name == "piéton"
+    assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
+    assert data.skipped.lines() == [
+        "kept 1: XML that is neither UTF-8 nor in the encoding it declares, read as Windows-1252 (e.g. "
+        "Annotations/2012_100000.xml)"
+    ]
+
+
+def test_xml_that_declares_another_encoding_and_is_utf_8(voc: Path) -> None:
+    head = '<?xml version="1.0" encoding="us-ascii"?>'
+    data = rewritten(
+        voc, lambda text: head + re.sub(r"<name>[^<]+</name><tr", "<name>piéton</name><tr", text)
+    )
+    assert data.classes[data.truth(0).labels[0]].name == "piéton"
+    assert not data.skipped.lines()
 
 
 def test_xml_with_a_bare_ampersand(voc: Path) -> None:
@@ -359,6 +257,65 @@ def test_classes_txt_of_other_systems(voc: Path, text: str) -> None:
     names = [f"thing {i}" for i in range(10)]
     (voc / "classes.txt").write_text(text.format("\r\n".join(names)))
     assert open_segmentation(f"voc:{voc}", "val").classes == ("background", *names)
+
+
+@pytest.mark.parametrize("between", [" ", ": ", "\t", "=", ". "])
+def test_classes_txt_with_numbers(voc: Path, between: str) -> None:
+    names = ["background", *(f"thing {i}" for i in range(10))]
+    path = voc / "classes.txt"
+    path.write_text("\n".join(f"{i}{between}{name}" for i, name in enumerate(names)))
+    data = open_segmentation(f"voc:{voc}", "val")
+    assert data.classes == tuple(names)
+    assert data.skipped.remarks == [
+        "classes.txt has numbers before its names: they are the values, and no part of the names"
+    ]
+    path.write_text("\n".join(f"{i}{between}{name}" for i, name in enumerate(names, 1)))
+    with pytest.raises(
+        InputError, match=r"classes.txt: its names have numbers, '1.+ stands where the value 0 is"
+    ):
+        open_segmentation(f"voc:{voc}", "val")
+    path.write_text("\n".join(["3 doors", *names[1:]]))
+    assert open_segmentation(f"voc:{voc}", "val").classes == ("3 doors", *names[1:])
+
+
+def of_voc(root: Path, things: list[str], values: list[int]) -> list[str]:
+    """What is told of a set whose XML files name ``things`` in turn and whose maps hold ``values`` in turn."""
+    for i, path in enumerate(sorted((root / "Annotations").iterdir())):
+        name = things[i % len(things)]
+        path.write_text(re.sub(r"<name>[^<]+</name><trunc", f"<name>{name}</name><trunc", path.read_text()))
+    for i, path in enumerate(sorted((root / "SegmentationClass").iterdir())):
+        drawn = np.zeros((64, 64), np.uint8)
+        drawn[20:40, 10:30], drawn[0] = values[i % len(values)], 255
+        Image.fromarray(drawn).save(path)
+    data = open_segmentation(f"voc:{root}", "val")
+    assert data.classes == VOC_CLASSES
+    return data.skipped.remarks
+
+
+@pytest.mark.parametrize(
+    ("things", "values", "held"),
+    [
+        (["person"], [1], "name person; but its maps hold 1 (aeroplane) alone"),
+        (["car", "person"], [1, 2], "name car, person; but its maps hold 1 (aeroplane), 2 (bicycle) alone"),
+        (["aeroplane", "person"], [1], "name aeroplane, person; but its maps hold 1 (aeroplane) alone"),
+        (["aeroplane", "person"], [1, 2], "name aeroplane, person; but its maps hold 2 (bicycle)"),
+        (["person"], [15], ""),
+        (["aeroplane"], [1], ""),
+        (["dog", "car", "cat"], [12, 7], ""),
+    ],
+)
+def test_values_that_are_not_voc_s_are_told(
+    voc: Path, things: list[str], values: list[int], held: str
+) -> None:
+    told = of_voc(voc, things, values)
+    assert told == (
+        [
+            f"VOC's 21 classes are assumed, since its XML files {held}: if the values are your own, name them in "
+            "classes.txt, the first being value 0"
+        ]
+        if held
+        else []
+    )
 
 
 def test_the_lists_of_pixels_are_said_and_test_stands_in(voc: Path) -> None:

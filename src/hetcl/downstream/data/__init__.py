@@ -2,13 +2,15 @@
 
 ``files`` lists folders and reads pictures; ``segments`` and ``packed`` keep annotations in a few arrays; ``coco``,
 ``lvis``, ``voc``, ``voc_maps``, ``cityscapes`` and ``scenes`` each know one layout; ``maps`` is a set with a class for
-each pixel. ``annotation_files`` and ``voc_lists`` find the files of a part, ``recognise`` names what lies there;
-``values`` and ``categories`` read ids, flags and classes; ``conventions`` and ``sizes`` judge a set as a whole.
+each pixel. ``annotation_files``, ``part_files`` and ``voc_lists`` find the files of a part, ``recognise`` names what
+lies there; ``values`` and ``categories`` read ids, flags and classes; ``conventions`` and ``sizes`` judge a set as a
+whole.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -16,7 +18,7 @@ from hetcl.downstream.data.cityscapes import cityscapes_detection, cityscapes_se
 from hetcl.downstream.data.coco import coco_detection
 from hetcl.downstream.data.files import Files
 from hetcl.downstream.data.lvis import lvis_detection
-from hetcl.downstream.data.recognise import PACKED
+from hetcl.downstream.data.recognise import PACKED, one_line
 from hetcl.downstream.data.sampling import repeat_factors
 from hetcl.downstream.data.scenes import scenes_detection, scenes_segmentation
 from hetcl.downstream.data.voc import voc_detection
@@ -76,7 +78,9 @@ def _open(
     layout, colon, folder = spec.partition(":")
     if not colon or not folder or layout not in layouts:
         known = ", ".join(f"{name}:ROOT" for name in layouts)
-        raise InputError(f"{spec}: a data set with {what} is one of {known}, or scenes:N")
+        raise InputError(
+            f"{spec}: a data set with {what} is one of {known}, or scenes:N{_meant(spec, folder, layouts)}"
+        )
     root = Path(expand(folder))
     if root.is_file():
         packed = root.suffix.lower() in PACKED
@@ -89,3 +93,12 @@ def _open(
     if not root.is_dir():
         raise InputError(f"{spec}: there is no folder {root}")
     return layouts[layout](Files(root, follow_links=follow_links), _known(split))
+
+
+def _meant(spec: str, folder: str, layouts: Iterable[str]) -> str:
+    """What lies in the folder of a spec without one of these layouts in front, with the spec to write."""
+    roots = (Path(expand(text.strip())) for text in (spec, folder) if text.strip())
+    root = next((path for path in roots if path.is_dir()), None)
+    said = one_line(root) if root else ""
+    named = re.search(r"name it (\w+):", said)
+    return said if named and named[1] in layouts else ""

@@ -16,6 +16,7 @@ import numpy as np
 from hetcl.downstream.data.files import Files, read_indices, stored_size
 from hetcl.downstream.data.maps import VOID, MapSet
 from hetcl.downstream.data.packed import PackedDetection, Packer
+from hetcl.downstream.data.recognise import one_line
 from hetcl.downstream.masks import from_uncompressed
 from hetcl.downstream.objects import Category, Rle, Skipped
 from hetcl.errors import InputError
@@ -106,8 +107,10 @@ def _pairs(files: Files, split: str, what: str, skipped: Skipped) -> list[tuple[
     root = files.root
     for folder in (f"leftImg8bit/{split}", f"gtFine/{split}"):
         if not (root / folder).is_dir():
+            some = any((root / name).is_dir() for name in ("leftImg8bit", "gtFine"))
             raise InputError(
                 f"{root}: has no {folder}: unpack leftImg8bit_trainvaltest.zip and gtFine_trainvaltest.zip"
+                + ("" if some else one_line(root))
             )
     pairs = []
     for city in sorted({path.name for path in root.glob(f"*/{split}/*") if path.is_dir()}):
@@ -125,7 +128,11 @@ def _pairs(files: Files, split: str, what: str, skipped: Skipped) -> list[tuple[
                 pairs.append((files.check(picture), files.check(_map_of(picture, what))))
     if not pairs:
         wanted = f"leftImg8bit/{split}/CITY/*{_PICTURE} with gtFine/{split}/CITY/*_gtFine_{what}.png"
-        raise InputError(f"{root}: has no {wanted}")
+        kinds = sorted(
+            {path.stem.rpartition("_")[2] for path in root.glob(f"gtFine/{split}/*/*_gtFine_*.png")}
+        )
+        hint = f"; its maps are {' and '.join(kinds)}: take labelIds, instanceIds of gtFine_trainvaltest.zip"
+        raise InputError(f"{root}: has no {wanted}" + hint * bool(kinds and what not in kinds))
     return pairs
 
 

@@ -9,17 +9,19 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.downstream.data import segments, values
-from hetcl.downstream.data.annotation_files import WORDS, annotation_file, bare
+from hetcl.downstream.data.annotation_files import annotation_file
 from hetcl.downstream.data.categories import categories
 from hetcl.downstream.data.conventions import SIDES, Boxes
 from hetcl.downstream.data.files import ENDINGS, Files, read_json
 from hetcl.downstream.data.packed import PackedDetection, Packer, box_fault
-from hetcl.downstream.data.recognise import head, whose_json
+from hetcl.downstream.data.part_files import WORDS, around, bare, head
+from hetcl.downstream.data.recognise import whose_json
 from hetcl.downstream.data.sizes import check_sizes, stored
 from hetcl.downstream.data.values import Ids, Key
 from hetcl.downstream.masks import box_of
 from hetcl.downstream.objects import Segment, Skipped
 from hetcl.errors import InputError
+from hetcl.textfiles import strip
 
 Locate = Callable[[dict[str, Any]], Iterable[str]]
 """An entry of ``images`` -> where its picture may be, relative to the root, likeliest first."""
@@ -112,7 +114,10 @@ class Instances:
         if not packer.names and "picture not found" in self.skipped.counts:
             example = self.skipped.examples["picture not found"][0]
             places = " or ".join(f"{folder}/" for folder in folders[:5] if folder)
-            raise InputError(f"{self.path}: none of its pictures is in {places} of {root} (e.g. {example})")
+            deep = f"; if they lie beside that folder, name it {kind}:{root.parent}" * (len(around(root)) > 1)
+            raise InputError(
+                f"{self.path}: none of its pictures is in {places} of {root} (e.g. {example}){deep}"
+            )
         check_sizes(root, packer.names, packer.image_sizes(), str(self.path), self.skipped, packer.slack)
         self._judge()
         return packer.finish(kind, self.classes, root, str(self.path), self.skipped)
@@ -339,6 +344,7 @@ def _file_names(images: dict[Key, dict[str, Any]]) -> Iterable[tuple[str, Key]]:
     for key, image in images.items():
         name = image["file_name"]
         if name is not None:
+            name = strip(name)
             base = name.replace("\\", "/").rsplit("/", 1)[-1]
             stem = base.rsplit(".", 1)[0] if base.lower().endswith(ENDINGS) else base
             yield from ((other, key) for other in dict.fromkeys((name, base, stem)))

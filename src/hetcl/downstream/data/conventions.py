@@ -142,10 +142,49 @@ class _Judge:
         if self.top <= 1.5 and self.sides.min() >= 16:
             best = min((way for way in others if way.whole == 1), key=self._badness)
             return self._looks(best, "lie in the first two pixels as they stand", None, certain=len(out) >= 3)
+        mixed = None if agree is None else self._mixed()
+        if mixed is not None:
+            return mixed
         if agree is not None and agree >= 0.8:  # the outlines say that all is well
             return self._outside(out)
         by_outlines = None if agree is None else self._by_outlines(best, agree)
-        return by_outlines or self._by_images(best, out) or self._corner() or self._outside(out)
+        by_images = by_outlines or self._by_images(best, out)
+        return by_images or self._corner() or self._beyond(agree) or self._outside(out)
+
+    def _mixed(self) -> Verdict | None:
+        """Some boxes that fit their outlines as they stand, and others that fit theirs in another convention alone."""
+        stated = self._overlaps(self.stated, self.outlines)
+        for way in WAYS:
+            if way is self.stated:
+                continue
+            other = (stated < 0.5) & (self._overlaps(way, self.outlines) >= 0.9)
+            n = int(other.sum())
+            if n >= 5 and (stated >= 0.8).sum() >= 5:
+                example = self._example_of(int(self.outlined[int(np.argmax(other))]))
+                fix = way.to_sides if self.stated is SIDES else way.to_corners
+                return Verdict(
+                    f"two conventions are mixed: {n:,} of its {len(other):,} boxes with outlines fit them as "
+                    f"{way.name} alone, the others as {self.stated.name} (e.g. {example}). Convert the former: {fix}",
+                    certain=n >= len(other) / 20,
+                )
+        return None
+
+    def _beyond(self, agree: float | None) -> Verdict | None:
+        """Third and fourth number above the first and second in each of many small boxes: two corners, perhaps.
+
+        A box may well be wider than what lies left of it, but hardly each of a set, and most of them but little.
+        """
+        if self.stated is not SIDES or agree is not None or len(self.values) < 30:
+            return None
+        first, second = self.values[:, :2], self.values[:, 2:]
+        ratio = (second / np.maximum(first, 1e-9)).min(1)
+        if not (ratio > 1).all() or np.median(ratio) >= 2:
+            return None
+        return Verdict(
+            f"each of its {len(ratio):,} boxes is wider than what lies left of it and higher than what lies above it "
+            f"(e.g. {self._example(None)}): are they {CORNERS.name}? Then convert them: {CORNERS.to_sides}",
+            certain=False,
+        )
 
     def _by_outlines(self, best: Convention, agree: float) -> Verdict | None:
         """Boxes against polygons and run lengths."""
@@ -225,7 +264,9 @@ class _Judge:
         )
 
     def _example(self, out: np.ndarray | None) -> str:
-        first = 0 if out is None else int(np.argmax(out))
+        return self._example_of(0 if out is None else int(np.argmax(out)))
+
+    def _example_of(self, first: int) -> str:
         return f"{self.names[first]}: [{', '.join(f'{v:g}' for v in self.values[first])}]"
 
     # ---- figures -----------------------------------------------------------------------------------------------

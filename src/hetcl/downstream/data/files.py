@@ -17,7 +17,7 @@ from PIL import Image
 from hetcl.errors import InputError
 from hetcl.images.decode import FORMATS, MAX_BYTES, open_picture, too_large
 from hetcl.paths import lies_in, spellings
-from hetcl.textfiles import read_text
+from hetcl.textfiles import read_text, visible
 from hetcl.types import BadPicture
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
@@ -121,9 +121,9 @@ class Files:
     def like(self, folders: Iterable[str], name: str) -> str | None:
         """A file that ``name`` may mean where no file is called exactly so.
 
-        Tried in turn: with other slashes and other forms of accents; without its first folders, so that paths of
-        another machine are found; in small or capital letters; without an ending. An address (``https://...``) stands
-        for what comes after its last slash.
+        Tried in turn: with other slashes and other forms of accents, and without characters that nobody sees; without
+        its first folders, so that paths of another machine are found; in small or capital letters; without an ending.
+        An address (``https://...``) stands for what comes after its last slash, without its query.
         """
         places = list(folders)
         for tail in _tails(name):
@@ -157,7 +157,9 @@ class Files:
             for there in sorted(self.names(folder), reverse=True):
                 self._folded[folder][_folded(there)] = there
         found = self._folded[folder].get(_folded(name))
-        return found or (None if _ending(name) else self._by_stem(folder).get(name))
+        if found is not None or _ending(name):
+            return found
+        return self._by_stem(folder).get(name) or self._by_stem(folder).get(_folded(name))
 
     def _by_stem(self, folder: str) -> dict[str, str]:
         """Name without ending -> name, of the images in a folder; in small letters too."""
@@ -185,13 +187,15 @@ def _ending(name: str, endings: Sequence[str] = ENDINGS) -> str:
 
 
 def _folded(name: str) -> str:
-    return unicodedata.normalize("NFC", name).casefold()
+    return unicodedata.normalize("NFC", visible(name)).casefold()
 
 
 def _tails(name: str) -> Iterator[str]:
-    """``C:\\set\\a\\b.jpg`` -> ``set/a/b.jpg``, ``a/b.jpg``, ``b.jpg``: the path, then without its first folders."""
+    """``C:\\set\\a\\b.jpg`` -> ``set/a/b.jpg``, ``a/b.jpg``, ``b.jpg``: the path, then without its first folders.
+    Also without the query of an address."""
     slashed = name.replace("\\", "/")
-    for text in dict.fromkeys((slashed, unquote(slashed))):
+    bare = re.sub(r"[?#].*" if "://" in slashed else r"[?#][^/]*$", "", slashed, flags=re.DOTALL)
+    for text in dict.fromkeys((slashed, unquote(slashed), bare, unquote(bare))):
         parts = [p for p in re.split(r"/|\?d=", text) if p not in ("", ".", "..")]
         for first in range(len(parts)):
             yield "/".join(parts[first:])

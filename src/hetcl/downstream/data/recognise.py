@@ -2,23 +2,19 @@
 
 from __future__ import annotations
 
-import codecs
 import os
 import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
+from hetcl.downstream.data.part_files import OTHERS, around, head, is_coco, parts_of, tokens
 from hetcl.paths import lies_in
 
-HEAD = 100_000
-"""Bytes of a JSON file by which it is judged."""
 MOST = 3_000
 """Files that are looked at, in a folder and three levels below."""
 
 COCO = "export or convert it to COCO's format: annotations/instances_train.json and instances_val.json"
-OTHERS = {"captions", "keypoints", "stuff", "panoptic", "lvis", "info", "results", "predictions", "createml"}
-"""A file with such a word in its name holds something else than boxes and masks of objects."""
 PACKED = (".zip", ".rar", ".7z", ".tar", ".gz", ".tgz")
 
 
@@ -55,31 +51,10 @@ def whose_json(text: str) -> str | None:
     return None
 
 
-def is_coco(text: str) -> bool:
-    """Whether the beginning of a JSON text can be COCO's format."""
-    return '"images"' in text and ('"file_name"' in text or '"coco_url"' in text or '"annotations"' in text)
-
-
-def tokens(name: str) -> set[str]:
-    """The words in a name, in small letters."""
-    return set(re.findall(r"[a-z]+", name.lower()))
-
-
-def head(path: Path) -> str:
-    """The beginning of a text file; empty where it cannot be read."""
-    try:
-        with open(path, "rb") as stream:
-            data = stream.read(HEAD)
-    except OSError:
-        return ""
-    wide = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE))
-    return data.decode("utf-16" if wide else "utf-8-sig", errors="replace")
-
-
 def what_lies_in(root: Path) -> str:
     """A sentence about a folder: the file that was found, whose it is, and the fix; empty where nothing is known."""
     files = list(islice(_below(root), MOST))
-    finders = (_layout_of_ours, _json, _yolo, _xml, _others, _one_below)
+    finders = (_layout_of_ours, _coco, _json, _yolo, _xml, _others, _one_below)
     return next((said for find in finders if (said := find(root, files))), "")
 
 
@@ -117,6 +92,21 @@ def _layout_of_ours(root: Path, files: list[Path]) -> str:
         if re.fullmatch(r"lvis_v.*\.json", file.name):
             base = root / file.parent
             return f"found {file}: name it lvis:{base.parent if base.name == 'annotations' else base}"
+    return ""
+
+
+def _coco(root: Path, files: list[Path]) -> str:
+    """A set in COCO's format whose files, or folders, say which part they are of: here, or around this folder."""
+    for place in around(root):
+        parts = parts_of(place)
+        if len(parts) > 1:
+            return f"its annotations of train and val are in COCO's format: name it coco:{place}"
+        for part, (found, *_) in parts.items():
+            other = "val" if part == "train" else "train"
+            return (
+                f"found {os.path.relpath(found.path, root)}, in COCO's format, of the part {part} alone: put "
+                f"annotations of {other} beside it, or split it (docs/data.md shows how), and name it coco:{place}"
+            )
     return ""
 
 

@@ -5,6 +5,8 @@ Pixel indices 1..W, both ends included, become continuous edges 0..W.
 
 from __future__ import annotations
 
+import codecs
+import contextlib
 import re
 import xml.etree.ElementTree as ElementTree
 from collections import Counter
@@ -26,7 +28,8 @@ from hetcl.downstream.data.voc_lists import (
     lists_there,
     path_of,
     read_list,
-    said,
+    together,
+    without,
     years,
 )
 from hetcl.downstream.objects import Category, Skipped
@@ -57,18 +60,22 @@ class Sheet:
 
     size: tuple[int, int]
     things: tuple[Thing, ...]
+    guessed: bool = False
+    """Whether it is not of the encoding that it declares (UTF-8 where none) and was read as Windows-1252."""
 
 
 def voc_detection(files: Files, split: str) -> PackedDetection:
     """Open VOC's boxes; ``splits`` says which lists. Raises ``InputError``."""
     root, skipped = files.root, Skipped()
     parts = splits(files, skipped if split == "val" else Skipped())
+    if parts[split].lists and not parts[split].entries:
+        raise InputError(f"{root}: there is no image for {split} in {', '.join(parts[split].lists)}")
     if not parts[split].entries:
         wanted = "train.txt or trainval.txt" if split == "train" else "test.txt or val.txt"
         first = years(root, "Annotations")[0]
-        raise InputError(
-            f"{root}: has no ImageSets/Main/{wanted} that names pictures{lists_there(root, first, 'Main')}"
-        )
+        raise InputError(f"{root}: has no ImageSets/Main/{wanted}{lists_there(root, first, 'Main')}")
+    for told in parts[split].told:
+        skipped.remark(told)
     # Both splits are read, so that both have the same classes.
     other = "val" if split == "train" else "train"
     sheets = _read(root, files, parts[split].entries, skipped)
@@ -145,39 +152,36 @@ def splits(files: Files, skipped: Skipped) -> dict[str, Part]:
     """
     folders = years(files.root, "Annotations")
 
-    def annotated(year: str) -> list[Entry] | None:
+    def annotated(year: str) -> Part | None:
         test = read_list(files, year, "Main", "test")
-        found = test and files.first([path_of(year, "Annotations", f"{test[0][1]}.xml")])
-        return test if found else None
+        if test is None or not test.entries:
+            return None
+        return test if files.first([path_of(year, "Annotations", f"{test.entries[0][1]}.xml")]) else None
 
-    def listed(names: tuple[str, ...]) -> Part:
+    def listed(*names: str) -> Part:
         return every(files, folders, "Main", names)
 
     for year in folders:
         published = Path(files.root / year).resolve().name == "VOC2007"
-        test = annotated(year) if published and listed(("trainval",)).entries else None
+        test = annotated(year) if published and listed("trainval").entries else None
         if test:
-            if listed(("val",)).entries:
+            if listed("val").entries:
                 skipped.remark(
                     "test.txt is evaluated on, as for VOC 2007's figures; val.txt is trained on as a part of trainval"
                 )
-            return {
-                "train": listed(("trainval", "train")),
-                "val": Part(test, (said(year, "Main", "test", test),)),
-            }
-    val = listed(("val",))
+            return {"train": listed("trainval", "train"), "val": test}
+    val = listed("val")
     if not val.entries:
-        tests = {year: test for year in folders if (test := annotated(year))}
+        tests = [test for year in folders if (test := annotated(year))]
         if tests:
             skipped.remark("there is no val.txt: test.txt is evaluated on")
-            val = Part(
-                [entry for test in tests.values() for entry in test],
-                tuple(said(year, "Main", "test", test) for year, test in tests.items()),
-            )
-            return {"train": listed(("trainval", "train")), "val": val}
-    held = set(val.entries)
-    train = listed(("train", "trainval"))
-    return {"train": Part([entry for entry in train.entries if entry not in held], train.lists), "val": val}
+            return {"train": listed("trainval", "train"), "val": together(tests)}
+    train = [
+        read_list(files, year, "Main", "train")
+        or without(every(files, [year], "Main", ["trainval"]), val.entries)
+        for year in folders
+    ]
+    return {"train": together(train), "val": val}
 
 
 def _remark_alike(names: set[str], skipped: Skipped) -> None:
@@ -203,7 +207,11 @@ def _read(root: Path, files: Files, entries: list[Entry], skipped: Skipped) -> d
             skipped.add("no annotation file", where)
             continue
         try:
-            sheets[year, stem] = read_xml(root / found)
+            sheet = sheets[year, stem] = read_xml(root / found)
+            if sheet.guessed:
+                skipped.keep(
+                    "XML that is neither UTF-8 nor in the encoding it declares, read as Windows-1252", where
+                )
         except Unusable as reason:
             skipped.add("XML that is no VOC annotation", f"{where}: {reason}")
     return sheets
@@ -211,12 +219,12 @@ def _read(root: Path, files: Files, entries: list[Entry], skipped: Skipped) -> d
 
 def read_xml(path: Path) -> Sheet:
     """Read an annotation file, in whatever encoding. Raises ``Unusable`` when it is none."""
-    top = _parsed(path)
+    top, guessed = _parsed(path)
     if top.tag != "annotation":
         raise Unusable(f"its root is <{top.tag}>, not <annotation>")
     size = values.sides(top.findtext("size/height"), top.findtext("size/width"))
     things = tuple(_thing(n, entry) for n, entry in enumerate(top.findall("object"), 1))
-    return Sheet(size or (0, 0), things)
+    return Sheet(size or (0, 0), things, guessed)
 
 
 def _thing(n: int, entry: ElementTree.Element) -> Thing:
@@ -234,33 +242,37 @@ def _thing(n: int, entry: ElementTree.Element) -> Thing:
     return Thing(n, name, (read[0], read[1], read[2], read[3]), "", difficult)
 
 
-def _parsed(path: Path) -> ElementTree.Element:
-    """The root of an XML file: as it says, else as text of whatever encoding it is. Raises ``Unusable``."""
+def _parsed(path: Path) -> tuple[ElementTree.Element, bool]:
+    """The root of an XML file: as it says, else as text of whatever encoding it is, and whether that was guessed.
+
+    Raises:
+        Unusable: it is no XML.
+    """
     try:
         data = path.read_bytes()
     except OSError as error:
         raise Unusable(error.strerror or str(error)) from error
     try:
-        return ElementTree.fromstring(data)
+        return ElementTree.fromstring(data), False
     except (ElementTree.ParseError, ValueError, LookupError) as error:
         first = error
-    named = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""", data)
     try:
-        text = data.decode(named[1].decode()) if named else _text(data, path)
+        text, guessed = _text(data, path)
         text = re.sub(r"^\s*<\?xml[^>]*\?>", "", strip(text))
-        return ElementTree.fromstring(re.sub(r"&(?!\w+;|#)", "&amp;", text))
+        return ElementTree.fromstring(re.sub(r"&(?!\w+;|#)", "&amp;", text)), guessed
     except (ElementTree.ParseError, ValueError, LookupError, InputError):
         raise Unusable(str(first)) from first
 
 
-def _text(data: bytes, path: Path) -> str:
-    """Text without a declared encoding: old Windows programs write theirs in bytes that are no UTF-8."""
-    try:
-        data.decode("utf-8")
-    except UnicodeDecodeError:
-        if data[:1] == b"<":  # no byte order mark
-            return data.decode("cp1252", errors="replace")
-    return decode(data, str(path))
+def _text(data: bytes, path: Path) -> tuple[str, bool]:
+    """The text of an XML file, and whether its encoding is neither UTF-8 nor what it declares: Windows-1252, then."""
+    named = re.match(rb"""\s*<\?xml[^>]*encoding=["']([\w.-]+)["']""", data)
+    for encoding in (named[1].decode() if named else "utf-8", "utf-8"):
+        with contextlib.suppress(UnicodeError, LookupError):
+            text = data.decode(encoding)
+            return (text if named else decode(data, str(path), warn=False)), False
+    marked = data.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)) or b"\0" in data
+    return decode(data, str(path), warn=False), not marked
 
 
 def _picture(root: Path, files: Files, entry: Entry, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:

@@ -13,12 +13,16 @@ from pathlib import Path
 
 from hetcl.downstream.data.files import ENDINGS, Files, stem_of
 from hetcl.downstream.data.recognise import one_line
+from hetcl.downstream.data.segments import Unusable
 from hetcl.errors import InputError
 from hetcl.textfiles import lines
 
 IMAGES = ("JPEGImages", "images", "Images")
 """Folders in which images are looked for."""
 _KNOWN = (*IMAGES, "Annotations", "SegmentationClass", "SegmentationClassAug", "SegmentationObject")
+
+FLAGS = ("1", "0", "-1")
+"""What may stand behind a name in VOC's lists of one class."""
 
 Entry = tuple[str, str]
 """Folder of the year (relative to the root), and the image's name without ending, with its folders below JPEGImages."""
@@ -31,6 +35,8 @@ class Part:
     entries: list[Entry]
     lists: tuple[str, ...]
     """Paths of the lists relative to the root, each with its number of images: ``ImageSets/Main/val.txt (200)``."""
+    told: tuple[str, ...] = ()
+    """What a person should know of the lists."""
 
 
 def years(root: Path, below: str) -> list[str]:
@@ -64,39 +70,127 @@ def image_of(files: Files, entry: Entry) -> str | None:
     return files.image((path_of(year, folder, "").rstrip("/") for folder in IMAGES), stem)
 
 
-def read_list(files: Files, year: str, kind: str, name: str) -> list[Entry] | None:
-    """The images of ``ImageSets/{kind}/{name}.txt``, or None where there is no such list.
+def read_list(files: Files, year: str, kind: str, name: str) -> Part | None:
+    """The images of ``ImageSets/{kind}/{name}.txt``, in small or capital letters; None where there is no such list.
 
     A line is the name of an image with or without its ending, of an image in a folder (``cam0/0001``), or a path
-    (``JPEGImages/0001.jpg``); a second word may follow: a map, or the 1, 0 or -1 of VOC's lists of one class.
+    (``JPEGImages/0001.jpg``). Behind it may stand its map or annotation, VOC's flag (1, 0, -1), or further images. A
+    line that begins with ``#`` is a comment.
 
     Raises:
-        InputError: an image stands there twice, two lines mean the same one, or one leads out of the root.
+        InputError: an image stands there twice, two lines mean the same one, a line is something else, or leads out of
+            the root.
     """
-    path = files.root / year / "ImageSets" / kind / f"{name}.txt"
-    text = files.text(path)
-    if text is None:
+    folder = path_of(year, "ImageSets", kind)
+    wanted = f"{name}.txt"
+    there = sorted(files.names(folder), key=lambda file: (file != wanted, file))
+    file = next((file for file in there if file.lower() == wanted), None)
+    if file is None:
         return None
+    path = files.root / folder / file
+    written = lines(files.text(path) or "")
+    words = [line.split() for _, line in written]
+    flagged = all(len(some) < 2 or (len(some) == 2 and some[1] in FLAGS) for some in words)
+    reader, several = _Line(files, year, kind, flagged), 0
     found: dict[str, tuple[int, str]] = {}
-    for number, line in lines(text):
-        stems = list(_stems(line))
-        stem = next((stem for stem in stems if _there(files, year, kind, stem)), None)
-        if stem is None:
-            stem = stems[0]
-            places = [path_of(year, folder, stem) for folder in _KNOWN] + [line.split()[0]]
-            led = files.outside(line, (place + end for place in places for end in ("", ".xml", *ENDINGS)))
-            if led:
-                raise InputError(f"{path}: line {number} ({line[:60]}) {led}")
-        if stem in found:
-            first, text = found[stem]
-            if text == line:
-                raise InputError(f"{path}: {stem} is on lines {first} and {number}: keep one of them")
-            raise InputError(
-                f"{path}: {text} (line {first}) and {line} (line {number}) both mean the image {stem}: put images and "
-                "annotations into the same folders below JPEGImages and Annotations, or give each a name of its own"
+    for number, line in written:
+        try:
+            stems = reader.stems(line)
+        except Unusable as reason:
+            raise InputError(f"{path}: line {number}: {reason}") from reason
+        several += len(stems) > 1
+        for stem in stems:
+            if not _there(files, year, kind, stem):
+                places = [path_of(year, folder, stem) for folder in _KNOWN] + line.split()
+                led = files.outside(line, (place + end for place in places for end in ("", ".xml", *ENDINGS)))
+                if led:
+                    raise InputError(f"{path}: line {number} ({line[:60]}) {led}")
+            if stem in found:
+                first, text = found[stem]
+                if text == line:
+                    where = f"lines {first} and {number}" if first != number else f"line {number} twice"
+                    raise InputError(f"{path}: {stem} is on {where}: keep one of them")
+                raise InputError(
+                    f"{path}: {text} (line {first}) and {line} (line {number}) both mean the image {stem}: put images "
+                    "and annotations into the same folders below JPEGImages and Annotations, or give each a name of "
+                    "its own"
+                )
+            found[stem] = number, line
+    relative = f"{folder}/{file}"
+    told = (f"{relative} has lines that name several images ({several:,}): all of them are read",) * (
+        several > 0
+    )
+    return Part([(year, stem) for stem in found], (f"{relative} ({len(found):,})",), told)
+
+
+class _Line:
+    """What a line of a list means, by what is there."""
+
+    def __init__(self, files: Files, year: str, kind: str, flagged: bool) -> None:
+        self.files, self.year, self.kind, self.flagged = files, year, kind, flagged
+
+    def stems(self, line: str) -> list[str]:
+        """The images that a line names; the likeliest name where there is nothing of any.
+
+        Raises:
+            Unusable: some of it is an image that is there, and some is not.
+        """
+        text = line.replace("\\", "/")
+        words = text.split()
+        whole = self._find(text, words=len(words))
+        if whole is not None:
+            return [whole]
+        if line.startswith("#"):
+            return []
+        if len(words) > 1:
+            return self._several(text, words)
+        self._refuse_packed(text)
+        return [next(_relative(text), text)]
+
+    def _several(self, text: str, words: list[str]) -> list[str]:
+        first = self._find(words[0])
+        if len(words) == 2 and words[1] in FLAGS and (self.flagged or self._image(words[1]) is None):
+            return [first or next(_relative(words[0]), text)]
+        further = [word for word in words[1:] if first is None or first not in _relative(word)]
+        others = [self._image(word) for word in further]
+        images = [stem for stem in (first, *others) if stem is not None]
+        if len(images) == 1 + len(further):
+            return list(dict.fromkeys(images))
+        named = [word.lower().endswith((*ENDINGS, ".xml")) for word in words]
+        if (
+            re.match(r"/|[A-Za-z]:/", text)
+            and not any(named[:-1])
+            and not any(w[0] == "/" for w in words[1:])
+        ):
+            return [self._find(text) or next(_relative(text), text)]  # a path with spaces in its folders
+        self._refuse_packed(text)
+        if images:
+            odd = next(
+                w for w, stem in zip([words[0], *further], [first, *others], strict=True) if stem is None
             )
-        found[stem] = number, line
-    return [(year, stem) for stem in found]
+            raise Unusable(
+                f"{odd!r} is no image, no map of the image beside it and no flag (1, 0 or -1): write one name a line"
+            )
+        if all(named):
+            return list(dict.fromkeys(next(_relative(word), word) for word in words))
+        return [next(_relative(text), text)]
+
+    def _refuse_packed(self, text: str) -> None:
+        """Raises ``Unusable`` for a line of CSV or JSON that holds the name of an image."""
+        pieces = [piece for piece in re.split(r"""[\s,;|"'\[\]{}()]+""", text) if piece and piece != text]
+        if re.search(r"""[,;|"'\[({]""", text) and any(self._find(piece) for piece in pieces):
+            raise Unusable(
+                f"{text[:60]!r} looks like CSV or JSON: write names alone, one a line, without commas and quotes"
+            )
+
+    def _find(self, text: str, words: int = 1) -> str | None:
+        """The first name in a path of which there is anything: an annotation, a map or an image."""
+        stems = (stem for stem in _relative(text) if len(stem.split()) == words)
+        return next((stem for stem in stems if _there(self.files, self.year, self.kind, stem)), None)
+
+    def _image(self, text: str) -> str | None:
+        """The first name in a path that is an image."""
+        return next((stem for stem in _relative(text) if image_of(self.files, (self.year, stem))), None)
 
 
 def _there(files: Files, year: str, kind: str, stem: str) -> bool:
@@ -106,19 +200,8 @@ def _there(files: Files, year: str, kind: str, stem: str) -> bool:
     return files.first([own_file]) is not None or image_of(files, (year, stem)) is not None
 
 
-def _stems(line: str) -> Iterator[str]:
-    """What a line may mean, likeliest first: names without ending, relative to JPEGImages."""
-    text = line.replace("\\", "/")
-    words = text.split()
-    forms = [text]
-    if len(words) > 1:
-        paths = "/" in words[0] or words[0].lower().endswith(ENDINGS)
-        forms = [words[0], text] if paths else [text, words[0]]
-    seen = dict.fromkeys(stem for form in forms for stem in _relative(form))
-    yield from seen
-
-
 def _relative(path: str) -> Iterator[str]:
+    """What a path may mean, likeliest first: names without ending, relative to JPEGImages."""
     parts = [part for part in path.split("/") if part not in ("", ".")]
     known = [i for i, part in enumerate(parts[:-1]) if part in _KNOWN]
     if known:
@@ -128,30 +211,40 @@ def _relative(path: str) -> Iterator[str]:
         yield "/".join(parts[first:])
 
 
+def together(parts: Iterable[Part]) -> Part:
+    """Several lists as one part."""
+    some = list(parts)
+    return Part(
+        [entry for part in some for entry in part.entries],
+        tuple(name for part in some for name in part.lists),
+        tuple(text for part in some for text in part.told),
+    )
+
+
 def every(files: Files, folders: Iterable[str], kind: str, names: Sequence[str]) -> Part:
     """Of each year the first of these lists that it has."""
-    entries: list[Entry] = []
-    lists: list[str] = []
-    for year in folders:
-        for name in names:
-            found = read_list(files, year, kind, name)
-            if found is not None:
-                entries += found
-                lists.append(said(year, kind, name, found))
-                break
-    return Part(entries, tuple(lists))
+    found = ((read_list(files, year, kind, name) for name in names) for year in folders)
+    return together(part for lists in found if (part := next((p for p in lists if p is not None), None)))
 
 
-def said(year: str, kind: str, name: str, entries: Sequence[Entry]) -> str:
-    """A list and how many images it names."""
-    return f"{path_of(year, f'ImageSets/{kind}', f'{name}.txt')} ({len(entries):,})"
+def without(part: Part, held: Iterable[Entry]) -> Part:
+    """One list, trainval, without the images that are for validation, which its words say."""
+    gone = set(held)
+    kept = [entry for entry in part.entries if entry not in gone]
+    n, total = len(kept), len(part.entries)
+    if n == total:
+        return part
+    name, others = part.lists[0].rpartition(" (")[0], "the others" if n else "all"
+    return Part(kept, (f"{name} ({n:,} of {total:,}: {others} are in val.txt too)",), part.told)
 
 
 def lists_there(root: Path, year: str, kind: str) -> str:
     """The lists of a folder, for a message where the right one is missing."""
     folder = root / year / "ImageSets" / kind
     names = sorted(
-        path.name for path in folder.glob("*.txt") if not re.search(r"_(train|val|trainval|test)$", path.stem)
+        path.name
+        for path in folder.glob("*.[tT][xX][tT]")
+        if not re.search(r"_(train|val|trainval|test)$", path.stem)
     )
     if not names:
         return f"; write the names of its images into {folder}/train.txt and val.txt, one a line"

@@ -21,7 +21,7 @@ from hetcl.downstream.data.voc_lists import (
     lists_there,
     path_of,
     read_list,
-    said,
+    without,
     years,
 )
 from hetcl.downstream.objects import Skipped
@@ -42,9 +42,10 @@ _LOOKED_AT = 500
 def voc_segmentation(files: Files, split: str) -> MapSet:
     """Open VOC's pixels, of the newest year that has them.
 
-    Classes: the lines of ``ROOT/classes.txt`` (the first is value 0); else those of CVAT's ``labelmap.txt``, with their
-    colours; else VOC's 21 where no value is above 20 and the set's XML files name VOC's things alone; else as many as
-    there are values. Maps in colours are read where all are in ``labelmap.txt``, else where all are of VOC's palette.
+    Classes: the lines of ``ROOT/classes.txt`` (the first is value 0; each may begin with its number); else those of
+    CVAT's ``labelmap.txt``, with their colours; else VOC's 21 where no value is above 20 and the set's XML files name
+    VOC's things alone, which is told where the values do not fit them; else as many as there are values. Maps in
+    colours are read where all are in ``labelmap.txt``, else where all are of VOC's palette.
 
     Raises ``InputError``.
     """
@@ -59,6 +60,8 @@ def voc_segmentation(files: Files, split: str) -> MapSet:
         raise InputError(
             f"{root / year}: has no {wanted} in ImageSets/Segmentation{lists_there(root, year, 'Segmentation')}"
         )
+    for told in chosen.told:
+        skipped.remark(told)
     pairs = _pairs(files, chosen.entries, split, skipped)
     other = "val" if split == "train" else "train"
     others = _pairs(files, parts[other].entries if parts[other] else [], other, Skipped())  # type: ignore[union-attr]
@@ -103,28 +106,28 @@ def _label_map(files: Files, year: str) -> dict[str, int]:
 def _part(files: Files, year: str, split: str, skipped: Skipped) -> Part | None:
     """The list of a part; None where there is none."""
 
-    def listed(name: str) -> list[Entry] | None:
+    def listed(name: str) -> Part | None:
         return read_list(files, year, "Segmentation", name)
 
-    def part(name: str, entries: list[Entry]) -> Part:
-        return Part(entries, (said(year, "Segmentation", name, entries),))
-
+    val = listed("val")
     if split == "val":
-        val = listed("val")
         if val is not None:
-            return part("val", val)
+            return val
         test = listed("test")
-        maps = [path_of(year, "SegmentationClass", f"{stem}.png") for _, stem in (test or [])[:1]]
+        maps = [
+            path_of(year, "SegmentationClass", f"{stem}.png")
+            for _, stem in (test.entries if test else [])[:1]
+        ]
         if test is None or files.first(maps) is None:
             return None
         skipped.remark("there is no val.txt: test.txt is evaluated on")
-        return part("test", test)
+        return test
     for name in ("train_aug", "trainaug", "train"):
-        entries = listed(name)
-        if entries is not None:
-            return part(name, entries)
-    both, held = listed("trainval"), set(listed("val") or ())
-    return None if both is None else part("trainval", [entry for entry in both if entry not in held])
+        part = listed(name)
+        if part is not None:
+            return part
+    both = listed("trainval")
+    return None if both is None else without(both, val.entries if val else ())
 
 
 def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> list[tuple[str, str]]:
@@ -143,24 +146,24 @@ def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> 
     return found
 
 
-def _of_voc(files: Files, folder: str) -> bool:
-    """Whether the things in a set are VOC's, by its XML files: all names in some of them, and there are any."""
+def _of_voc(files: Files, folder: str) -> set[str]:
+    """The things in a set, by some of its XML files, where all of them are VOC's; empty where others are there too."""
     sheets = sorted(name for name in files.names(folder) if name.endswith(".xml"))
     named: set[str] = set()
     for name in sheets[:: -(-len(sheets) // _LOOKED_AT)] if sheets else []:
         xml = files.root / files.check(f"{folder}/{name}")
         try:
-            text = decode(xml.read_bytes(), str(xml))
+            text = decode(xml.read_bytes(), str(xml), warn=False)
         except (OSError, InputError):
             continue
         named |= set(re.findall(r"<object>\s*<name>\s*([^<]*?)\s*</name>", text))
-    return bool(named) and named <= set(VOC_CLASSES)
+    return named if named <= set(VOC_CLASSES) else set()
 
 
 def _classes(
     files: Files,
     maps: list[tuple[str, str]],
-    of_voc: bool,
+    of_voc: set[str],
     named: tuple[str, ...],
     colours: Mapping[int, int],
     skipped: Skipped,
@@ -169,7 +172,7 @@ def _classes(
     root = files.root
     path = root / "classes.txt"
     text = files.text(path)
-    names = named if text is None else tuple(line for _, line in lines(text))
+    names = named if text is None else _named(path, text, skipped)
     some = maps[:: -(-len(maps) // _LOOKED_AT)] if maps else []
     top, where, values = _highest(root, some, colours)
     if names:
@@ -180,6 +183,7 @@ def _classes(
             )
         return names
     if of_voc and top < len(VOC_CLASSES):
+        _doubt(of_voc, sorted(values - {0}), skipped)
         return VOC_CLASSES
     top, where, values = _highest(root, maps, colours)
     if maps and top == 0:
@@ -194,6 +198,41 @@ def _classes(
             "colours? Each value is a class of its own; classes.txt names them, the first being value 0"
         )
     return tuple(f"class {i}" for i in range(top + 1))
+
+
+def _named(path: Path, text: str, skipped: Skipped) -> tuple[str, ...]:
+    """The names in ``classes.txt``, without numbers where each line begins with that of its place.
+
+    Raises:
+        InputError: each line begins with a number, and with another than that of its place.
+    """
+    names = tuple(line for _, line in lines(text))
+    numbered = [re.fullmatch(r"(\d+)[\s:;,.=)-]+(\D.*)", name) for name in names]
+    pairs = [(int(match[1]), match[2]) for match in numbered if match]
+    if not names or len(pairs) < len(names):
+        return names
+    wrong = next(((i, number) for i, (number, _) in enumerate(pairs) if number != i), None)
+    if wrong is not None:
+        raise InputError(
+            f"{path}: its names have numbers, {names[wrong[0]]!r} stands where the value {wrong[0]} is named: write a "
+            f"name for each value from 0 on, one a line, without numbers (0 is the background in most sets)"
+        )
+    skipped.remark("classes.txt has numbers before its names: they are the values, and no part of the names")
+    return tuple(name for _, name in pairs)
+
+
+def _doubt(things: set[str], values: list[int], skipped: Skipped) -> None:
+    """Say where the values in the maps hardly are VOC's: those stand for things that no XML file names."""
+    strange = [value for value in values if VOC_CLASSES[value] not in things]
+    if not strange and not (values == [1] and len(things) > 1):
+        return
+    meant = ", ".join(f"{value} ({VOC_CLASSES[value]})" for value in (strange or values)[:3])
+    named = ", ".join(sorted(things)[:3]) + f" and {len(things) - 3} more" * (len(things) > 3)
+    only = " alone" if not strange or len(strange) == len(values) else ""
+    skipped.remark(
+        f"VOC's 21 classes are assumed, since its XML files name {named}; but its maps hold {meant}{only}: "
+        "if the values are your own, name them in classes.txt, the first being value 0"
+    )
 
 
 def _highest(
