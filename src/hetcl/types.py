@@ -71,7 +71,7 @@ class Source(Protocol):
 class ViewPolicy:
     """How a view is drawn from a picture: the crop, then colour, blur and flip (docs/facts.md).
 
-    The defaults are MoCo-v2's. ``settings/pretrain.py`` nests this class: each line below is also the help of a setting.
+    The defaults are MoCo-v2's. ``settings/pretrain.py`` nests this class: each line is also the help of a setting.
     """
 
     area: tuple[float, float] = (0.2, 1.0)
