@@ -41,6 +41,7 @@ def test_formulas_in_csv_are_text() -> None:
     assert csv_row(["=cmd|' /C calc'!A0", "+1", "@SUM(A1)", "-2+3", " =1"]) == [
         "'=cmd|' /C calc'!A0", "'+1", "'@SUM(A1)", "'-2+3", "' =1",
     ]  # fmt: skip
+    assert csv_row(["\uff1d1"]) == ["'\uff1d1"]
     assert csv_row([-1.5, None, 3, "a.jpg"]) == [-1.5, None, 3, "a.jpg"]
 
 

@@ -70,3 +70,12 @@ def test_what_is_not_is_refused_in_one_line(text: str, why: str | None) -> None:
 def test_json_likewise(data: bytes, why: str) -> None:
     with pytest.raises(TreeError, match=why):
         parse_json(data)
+
+
+@pytest.mark.parametrize(
+    "text", ["size: " + ":".join(["1"] * 100_000), "x: 1" + ":59" * 50_000 + ".5", "x: " + "1" * 401]
+)
+def test_numbers_without_end_are_refused_at_once(text: str) -> None:
+    """In base 60, as YAML 1.1 has it, time would grow with the square of the length."""
+    with pytest.raises(TreeError, match=r"line 1: a number of [0-9,]+ characters"):
+        parse_yaml(text)

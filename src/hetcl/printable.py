@@ -19,7 +19,7 @@ _UNSEEN = re.compile(
 The joiners U+200C and U+200D stay: words of some languages, and emoji, need them.
 """
 _MARKUP = re.compile(r"[\\`|<\[\]*]")
-_FORMULA = re.compile(r"^\s*[=+\-@]")
+_FORMULA = re.compile(r"^\s*[=+\-@\uff1d\uff0b\uff0d\uff20]")  # those of full width, too
 
 
 def printable(text: object) -> str:

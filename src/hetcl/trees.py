@@ -8,6 +8,8 @@ from typing import Any
 
 LONGEST = 4 << 20
 """Characters of a text: the settings of a run have some thousand."""
+LONGEST_NUMBER = 400
+"""Characters of a number: a float of 64 bits written out has fewer."""
 MOST = 1_000_000
 """Nodes of a tree when every repetition is written out."""
 
@@ -73,6 +75,18 @@ def _loader() -> Any:
                     seen.add(key.value)
             return super().construct_mapping(node, deep)
 
+    def bounded(make: Any) -> Any:
+        def construct(loader: Any, node: Any) -> Any:
+            if len(node.value) > LONGEST_NUMBER:  # in base 60 (1:1:1...) time grows with the square
+                raise TreeError(
+                    f"not valid YAML in line {node.start_mark.line + 1}: a number of {len(node.value):,} characters"
+                )
+            return make(loader, node)
+
+        return construct
+
+    for kind in ("int", "float"):
+        Loader.add_constructor(f"tag:yaml.org,2002:{kind}", bounded(getattr(base, f"construct_yaml_{kind}")))
     return Loader
 
 

@@ -17,7 +17,8 @@ import torch
 from PIL import Image
 
 from hetcl.downstream import loader
-from hetcl.downstream.data import open_detection
+from hetcl.downstream.data import open_detection, packed
+from hetcl.errors import InputError
 from hetcl.images.decode import open_picture
 from hetcl.images.labels import class_names
 from hetcl.images.sources import open_source
@@ -245,3 +246,22 @@ def test_masks_of_an_image_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(loader, "MOST_BYTES", 4 * 64)
     with pytest.raises(BadPicture, match="5 masks of 8 x 8 pixels"):
         loader._bitmaps(segments, np.ones(5, bool), (8, 8))
+
+
+def test_objects_of_an_image_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Training takes memory by their square."""
+    monkeypatch.setattr(packed, "MOST_OBJECTS", 3)
+    root = coco(tmp_path / "set", [[0, 0, 600, 0, 600, 400]])
+    file = root / "annotations" / "instances_val.json"
+    document = json.loads(file.read_text())
+    first = document["annotations"][0]
+    document["annotations"] = [first | {"id": i, "bbox": [i, 0, 9, 9]} for i in range(1, 5)]
+    file.write_text(json.dumps(document))
+    with pytest.raises(InputError, match=r"val\.png has 4 objects, and at most 3 .* cut it into tiles"):
+        open_detection(f"coco:{root}", "val")
+
+
+def test_polygons_of_an_object_are_bounded(tmp_path: Path) -> None:
+    ring = [0, 0, 60, 0, 60, 40]
+    with pytest.raises(InputError, match="annotation of more than 10,000 polygons"):
+        open_detection(f"coco:{coco(tmp_path / 'set', [ring] * 10_001)}", "val")

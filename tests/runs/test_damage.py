@@ -131,6 +131,22 @@ def test_a_newer_one_is_not_passed_over(tmp_path: Path) -> None:
         checkpoint.latest(tmp_path)
 
 
+@pytest.mark.parametrize("layout", ["x", torch.zeros(3), None, True])
+def test_a_layout_that_is_no_number_is_no_checkpoints(layout: object, tmp_path: Path) -> None:
+    torch.save({"hetcl": layout}, tmp_path / "last.ckpt")
+    with pytest.raises(checkpoint.Damaged, match="is not a hetcl checkpoint"):
+        checkpoint.load(tmp_path / "last.ckpt")
+
+
+def test_metrics_that_state_more_bytes_than_there_are_count_as_none(tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    run.create(resume=True)
+    claims = torch.zeros(1, dtype=torch.uint8).expand(10**12)
+    checkpoint.save(run.checkpoints / "last.ckpt", state(1) | {"metrics": claims})
+    found = checkpoint.resume(run, ["stage1"])
+    checkpoint.settle(found, Table(run.metrics, COLUMNS), Table(run.timing, COLUMNS))
+
+
 @pytest.mark.parametrize(
     "spoiled",
     [

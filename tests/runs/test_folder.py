@@ -49,8 +49,10 @@ def test_settings_come_back_and_broken_ones_are_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"no settings\.yaml"):
         run.read_settings()
     tree = {"data": "bär", "settings": {"lr": 1e-4, "area": [0.2, 1.0]}, "init": None}
-    run.write_settings(tree)
-    assert run.read_settings() == tree
+    for name in ("bär", "\u202egpj.x"):  # the second reverses what follows it
+        run.write_settings(tree | {"data": name})
+        assert (name in run.settings.read_text("utf-8")) == (name == "bär")
+        assert run.read_settings() == tree | {"data": name}
     for broken in ("a: [", "just words", "\x00"):
         run.settings.write_text(broken)
         with pytest.raises(InputError, match=r"settings\.yaml"):

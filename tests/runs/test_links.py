@@ -7,13 +7,11 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 
 from hetcl.errors import WorkFailed
 from hetcl.images.locks import locked
-from hetcl.images.tables import create_sparse
 from hetcl.paths import appending, create
 from hetcl.runs import checkpoint
 from hetcl.runs.files import write_atomic
@@ -71,11 +69,6 @@ def atomic(folder: Path) -> Path:
     return folder / "summary.json"
 
 
-def sparse(folder: Path) -> Path:
-    create_sparse(folder / "t.table", {"a": (np.dtype("u1"), 5)})
-    return folder / "t.table"
-
-
 @pytest.mark.parametrize(
     ("write", "names"),
     [
@@ -85,7 +78,6 @@ def sparse(folder: Path) -> Path:
         (cached, ["x.lock"]),
         (logged, ["log.txt"]),
         (atomic, ["summary.json", "summary.json.part"]),
-        (sparse, ["t.table"]),
     ],
 )
 @pytest.mark.parametrize("kind", ["link", "link to nothing", "hard link"])

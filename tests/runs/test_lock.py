@@ -18,7 +18,7 @@ import pytest
 
 from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder
-from hetcl.runs.lock import FolderLock
+from hetcl.runs.lock import FolderLock, first_process
 
 HOLD = """
 import os, sys, time
@@ -95,13 +95,41 @@ def test_a_damaged_note_is_no_reason_to_let_in(
         FolderLock(tmp_path).hold()
 
 
-@pytest.mark.parametrize("name", ["RANK", "SLURM_PROCID", "LOCAL_RANK"])
+JOBS = {
+    "torchrun": {"WORLD_SIZE": "2", "RANK": "1", "LOCAL_RANK": "1"},
+    "children of one command": {"WORLD_SIZE": "2", "LOCAL_RANK": "1"},
+    "SLURM": {"SLURM_NTASKS": "2", "SLURM_PROCID": "1", "SLURM_JOB_NAME": "train"},
+}
+
+
+@pytest.mark.parametrize("job", JOBS)
 def test_ranks_of_a_job_share_it(
-    name: str, other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    job: str, other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setenv(name, "1")
+    for name, value in JOBS[job].items():
+        monkeypatch.setenv(name, value)
     FolderLock(tmp_path).hold()
-    monkeypatch.setenv(name, "0")
+    for name in ("RANK", "LOCAL_RANK", "SLURM_PROCID"):
+        monkeypatch.setenv(name, "0")
+    with pytest.raises(InputError, match="is being written"):
+        FolderLock(tmp_path).hold()
+
+
+@pytest.mark.parametrize(
+    "inherited",
+    [
+        {"RANK": "1"},
+        {"LOCAL_RANK": "3", "WORLD_SIZE": "1"},
+        {"SLURM_PROCID": "1"},
+        {"SLURM_PROCID": "1", "SLURM_NTASKS": "4", "SLURM_JOB_NAME": "interactive"},
+    ],
+)
+def test_a_rank_without_others_is_a_process_of_its_own(
+    inherited: dict[str, str], other: subprocess.Popen[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in inherited.items():
+        monkeypatch.setenv(name, value)
+    assert first_process()
     with pytest.raises(InputError, match="is being written"):
         FolderLock(tmp_path).hold()
 

@@ -202,8 +202,9 @@ def _not_in(train: Any, val: Any) -> list[str]:
     told = []
     if unlearned and len(unlearned) < len(names):
         told.append(f"nothing is annotated as {_few(unlearned)} in the training part: it cannot be learned")
+    without = set(unlearned)
     known = {names[i] for i in val.labels if i >= 0} if isinstance(val, Renamed) else set(names)
-    unseen = [name for name in unseen if name in known and name not in unlearned]
+    unseen = [name for name in unseen if name in known and name not in without]
     if unseen:
         told.append(
             f"nothing is annotated as {_few(unseen)} in the validation part: there is no figure for that"

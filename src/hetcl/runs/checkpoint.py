@@ -85,7 +85,7 @@ def load(path: Path) -> dict[str, Any]:
         why = why_unreadable(path, e)
     if why is not None:
         raise Damaged(f"cannot read checkpoint {path}: {why}")
-    if not isinstance(state, dict) or "hetcl" not in state:
+    if not isinstance(state, dict) or type(state.get("hetcl")) is not int:
         raise Damaged(f"{path} is not a hetcl checkpoint")
     if state["hetcl"] > FORMAT:
         raise InputError(f"{path} was written by a newer hetcl (layout {state['hetcl']}); upgrade hetcl")
@@ -180,9 +180,8 @@ def settle(found: Found | None, metrics: Table, timing: Table) -> list[str]:
         told = [begun, metrics.cut(0), timing.cut(0)]
     else:
         held = found.state.get("metrics")
-        saved = (
-            held.numpy().tobytes() if isinstance(held, torch.Tensor) and held.dtype == torch.uint8 else None
-        )
+        plain = isinstance(held, torch.Tensor) and held.dtype == torch.uint8 and held.is_contiguous()
+        saved = held.numpy().tobytes() if plain else None  # type: ignore[union-attr]
         found.set_damaged_aside()
         told = [found.told, metrics.cut(found.state["metrics_bytes"], saved), timing.cut(None)]
     return [line for line in told if line]

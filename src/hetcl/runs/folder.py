@@ -23,6 +23,7 @@ from hetcl import __version__
 from hetcl.errors import InputError
 from hetcl.machine import cores
 from hetcl.paths import expand, expand_spec
+from hetcl.printable import printable
 from hetcl.runs.files import disk_problem as disk_problem
 from hetcl.runs.files import seal, unseal
 from hetcl.runs.files import write_atomic as write_atomic
@@ -162,7 +163,10 @@ class RunFolder:
         """Save the resolved settings, data and command (YAML), with a checksum in the first line."""
         import yaml
 
-        text = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True).encode()
+        shown = yaml.safe_dump(dict(tree), sort_keys=False, allow_unicode=True)
+        if any(line != printable(line) for line in shown.split("\n")):  # e.g. marks that reverse a line
+            shown = yaml.safe_dump(dict(tree), sort_keys=False)
+        text = shown.encode()
         mark = f"# crc32 {zlib.crc32(text):08x} of what follows; who edits it removes this line\n"
         write_atomic(self.settings, mark.encode() + text)
 

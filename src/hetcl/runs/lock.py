@@ -30,8 +30,21 @@ NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 
 
 def rank_name() -> str:
-    """Which process of a run this is, as far as its launcher says, before ranks meet; ``0``: the first or only one."""
-    return next((os.environ[n] for n in ("RANK", "SLURM_PROCID", "LOCAL_RANK") if n in os.environ), "0")
+    """Which process of a run this is, as far as its launcher says, before ranks meet; ``0``: the first or only one.
+
+    A rank without others (variables that a process got from whoever started it) is none.
+    """
+    env, names = os.environ, tuple[str, ...]()
+    if _number("WORLD_SIZE") > 1:
+        names = ("RANK", "LOCAL_RANK")
+    elif _number("SLURM_NTASKS") > 1 and env.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
+        names = ("SLURM_PROCID",)
+    return next((env[n] for n in names if n in env), "0")
+
+
+def _number(name: str) -> int:
+    text = os.environ.get(name, "")
+    return int(text) if text.isdecimal() else 0
 
 
 def first_process() -> bool:

@@ -41,6 +41,10 @@ def box_fault(box: Box, size: tuple[int, int]) -> str | None:
     return None
 
 
+MOST_OBJECTS = 10_000
+"""Objects of a picture."""
+
+
 class _Lists:
     """Lists of numbers of different lengths, one after the other."""
 
@@ -142,11 +146,18 @@ class Packer:
         return PackedDetection(self, kind, classes, root, source, skipped)
 
     def check(self, source: str, skipped: Skipped) -> None:
-        """Raises ``InputError`` where there is no picture, or every annotation had to be left out."""
+        """Raises ``InputError`` where there is no picture, every annotation had to be left out, or a picture has too
+        many objects."""
         if not self.names:
             raise InputError(f"{source}: no picture that can be used; {_reasons(skipped)}")
         if not self.labels and skipped.counts:
             raise InputError(f"{source}: no annotation that can be used; {_reasons(skipped)}")
+        counts = np.diff([*self.starts, len(self.labels)])
+        if counts.max() > MOST_OBJECTS:
+            raise InputError(
+                f"{source}: {self.names[int(counts.argmax())]} has {counts.max():,} objects, and at most "
+                f"{MOST_OBJECTS:,} of a picture are taken (memory grows with their square): cut it into tiles"
+            )
 
 
 def _reasons(skipped: Skipped) -> str:

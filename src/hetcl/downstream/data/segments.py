@@ -17,6 +17,9 @@ from hetcl.downstream.objects import Rle, Segment
 FAR = 1_000_000
 """Pixels; a coordinate beyond it is a slip, and COCO's code would walk along the polygon's edge for ever."""
 
+MOST = 10_000
+"""Polygons of an object."""
+
 NONE, RUNS, HUNDREDTHS, FLOATS = range(4)
 """How a segment is stored: not at all; compressed run lengths; polygons in hundredths of a pixel, as COCO and LVIS
 give them (uint16, exact); any other polygons (float64)."""
@@ -48,8 +51,11 @@ def parse(value: Any, size: tuple[int, int], dropped: Callable[[str], None]) -> 
         return _runs(value, size)
     if not isinstance(value, list):
         raise Unusable("segmentation that is neither polygons nor run lengths")
+    polygons = _polygons(value, size)
+    if len(polygons) > MOST:
+        raise Unusable(f"annotation of more than {MOST:,} polygons")
     rings = []
-    for ring in _polygons(value, size):
+    for ring in polygons:
         try:
             rings.append(_ring(ring))
         except Unusable as reason:
