@@ -95,6 +95,9 @@ def test_only_the_first_rank_speaks(
     name: str, demo_does: Any, capsys: Say, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     demo_does(InputError("x"))
+    slurm = name.startswith("SLURM")
+    monkeypatch.setenv("SLURM_NTASKS" if slurm else "WORLD_SIZE", "2")
+    monkeypatch.setenv("SLURM_JOB_NAME", "train")
     for rank, said in (("0", "hetcl: x\n"), ("1", "")):
         monkeypatch.setenv(name, rank)
         assert cli.main(["demo"]) == 2
