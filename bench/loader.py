@@ -6,7 +6,7 @@
 
 Both sides read the same files and give two views of each. Lightly's gives finished floats (that is what its users
 run in worker processes). Ours gives uint8 crops and boxes; colour, blur, flip and normalisation follow on the
-device, so their cost on this CPU is shown apart. "Decode alone" is what a loader of Pillow's pictures cannot go below
+device, so their cost on this CPU is shown apart. "Decode alone" is what a loader of Pillow's images cannot go below
 (lightly's among them); ours has a faster decoder and stops at the last row that it needs, so its own whole decoding
 stands beside it. User plus system time of this process (``time.process_time``), no workers. The jobs take turns, 32
 photos at a time and in random order, since what else a machine does changes within seconds and each job leaves the
@@ -30,7 +30,7 @@ import torch
 from lightly.transforms import MoCoV2Transform
 from PIL import Image
 
-from hetcl.images.decode import open_picture
+from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
@@ -75,7 +75,7 @@ def main() -> None:
 
     def decode_ours(step: int) -> None:
         for data in some(step):
-            open_picture(data).pixels()
+            open_image(data).pixels()
 
     def lightly(step: int) -> None:
         for data in some(step):
@@ -87,16 +87,16 @@ def main() -> None:
             stream = loader.epoch(0)
         next(stream)
 
-    def colour(_: int) -> None:
+    def color(_: int) -> None:
         for view in range(2):
-            change(ready.images[view], ready.colour[view])
+            change(ready.images[view], ready.color[view])
 
     jobs: dict[str, Callable[[int], None]] = {
         "decode alone (Pillow)": decode,
         "decode alone (ours)": decode_ours,
         "ours": ours,
         "lightly": lightly,
-        "photometric on this CPU (two views)": colour,
+        "photometric on this CPU (two views)": color,
     }
     turns = random.Random(0)
     spent = {name: [0.0] * args.rounds for name in jobs}
@@ -122,7 +122,7 @@ def main() -> None:
     print(f"lightly / ours = {words}; goal: at least {GOAL:g}; lightly / decode alone = {limit:.2f})")
     share, words = over("ours", "decode alone (Pillow)")
     print(f"ours / decode alone = {words}; goal: at most {DECODE_GOAL:g})")
-    pictures = [Image.open(io.BytesIO(data)).size for data in photos]
+    images = [Image.open(io.BytesIO(data)).size for data in photos]
     result = {
         "ms_per_image": ms,
         "ratio": ratio,
@@ -131,7 +131,7 @@ def main() -> None:
         "over_decode": share,
         "decode_goal": DECODE_GOAL,
         "photos": steps * batch,
-        "megapixels": statistics.mean(w * h for w, h in pictures) / 1e6,
+        "megapixels": statistics.mean(w * h for w, h in images) / 1e6,
         "size": args.size,
         "rounds": args.rounds,
         "machine": f"{platform.machine()}, Python {platform.python_version()}, torch {torch.__version__}",

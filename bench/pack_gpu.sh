@@ -2,10 +2,10 @@
 # What bench/gpu.py needs on a GPU machine without network, in .gpu/ (ignored by git), below 60 MiB; prints the command
 # to run there, in the checkout.
 #
-#     bash bench/pack_gpu.sh [--photos DIR] [--shards DIR] [--masks COCO_ROOT] [--pictures 12000]
+#     bash bench/pack_gpu.sh [--photos DIR] [--shards DIR] [--masks COCO_ROOT] [--images 12000]
 #
 #   --photos    a folder of photographs, of which the first 120 go along: for the section loader
-#   --shards    a folder of tar shards with labels (train-*.tar, val-*.tar): the first --pictures of the first
+#   --shards    a folder of tar shards with labels (train-*.tar, val-*.tar): the first --images of the first
 #               training shards and a sixth as many to test on: for the section train
 #   --masks     the root of a set in COCO's layout: for the frozen masks of train
 #
@@ -18,13 +18,13 @@ python=${PYTHON:-python3}
 there="torch torchvision timm safetensors tensorboard fsspec pillow matplotlib numpy pyyaml filelock"
 needs="lightning-utilities markdown-it-py mdurl Pygments"  # of those that go along
 most=60
-photos='' shards='' masks='' pictures=12000
+photos='' shards='' masks='' images=12000
 while [ $# -gt 0 ]; do
   case $1 in
     --photos) photos=$2 ;;
     --shards) shards=$2 ;;
     --masks) masks=$2 ;;
-    --pictures) pictures=$2 ;;
+    --images) images=$2 ;;
     *) echo "pack_gpu: no option $1; see the head of $0" >&2; exit 2 ;;
   esac
   shift 2
@@ -35,7 +35,7 @@ mkdir -p .gpu/wheels
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 
-# The first pictures of some shards, whole: a picture is two entries that stand together. first TOTAL SHARD...
+# The first images of some shards, whole: an image is two entries that stand together. first TOTAL SHARD...
 first() {
   local left=$(($1 * 2)) shard here
   shift
@@ -62,8 +62,8 @@ if [ -n "$photos" ]; then
 fi
 if [ -n "$shards" ]; then
   mkdir "$work/data/shards"
-  first "$pictures" "$shards"/train*.tar
-  first $((pictures / 6)) "$shards"/val*.tar
+  first "$images" "$shards"/train*.tar
+  first $((images / 6)) "$shards"/val*.tar
   if [ -f "$shards/classes.json" ]; then cp "$shards/classes.json" "$work/data/shards/"; fi
   options+=' --shards $d/shards'
 fi
@@ -90,7 +90,7 @@ for tag in manylinux_2_28 manylinux_2_27 manylinux_2_17 manylinux2014 manylinux1
 
 size=$(du -sm .gpu | cut -f1)
 if [ "$size" -ge "$most" ]; then
-  echo "pack_gpu: .gpu is $size MiB, more than $most: fewer --pictures, or leave something out" >&2
+  echo "pack_gpu: .gpu is $size MiB, more than $most: fewer --images, or leave something out" >&2
   exit 1
 fi
 commit=$(git describe --always --abbrev=12 --exclude='*' --dirty=+)

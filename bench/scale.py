@@ -1,15 +1,15 @@
-"""Nothing in memory grows with the data set: a dry run over an index of many million pictures.
+"""Nothing in memory grows with the data set: a dry run over an index of many million images.
 
 ::
 
-    python bench/scale.py [--pictures 100000000] [--steps 2000] [--json FILE]
+    python bench/scale.py [--images 100000000] [--steps 2000] [--json FILE]
 
-For 1 million pictures and for ``--pictures`` of them, a process of its own opens an index of shards (sparse: its rows
+For 1 million images and for ``--images`` of them, a process of its own opens an index of shards (sparse: its rows
 are zeros and take up no disk), makes the loaders of four ranks, and takes steps from all over an epoch exactly as
-training would: which pictures, then their rows of the index. No picture is read.
+training would: which images, then their rows of the index. No image is read.
 
 Memory is told apart as Linux does: *private* memory is what a process asked for and must have. It must not grow with
-the pictures; two numbers a shard it may take, with a window. *Mapped* is the part of the index that was looked at, at
+the images; two numbers a shard it may take, with a window. *Mapped* is the part of the index that was looked at, at
 most the file: all processes share it with the disk cache, and the system takes it back when it needs memory.
 """
 
@@ -33,9 +33,9 @@ from hetcl.views.loader import ViewLoader
 from hetcl.views.policies import POLICIES
 
 FEW = 1_000_000
-"""Pictures of the small index."""
+"""Images of the small index."""
 SHARD = 10_000
-"""Pictures in a shard."""
+"""Images in a shard."""
 RANKS = 4
 WINDOWS = {"no window": 0, "window": 16 * SHARD}
 
@@ -44,7 +44,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--pictures", type=int, default=100_000_000, help="pictures of the large index")
+    parser.add_argument("--images", type=int, default=100_000_000, help="images of the large index")
     parser.add_argument("--steps", type=int, default=2000, help="steps to take, with and without a window")
     parser.add_argument("--batch", type=int, default=256, help="global batch, over four ranks")
     parser.add_argument("--json", type=Path, help="write the figures there")
@@ -55,17 +55,17 @@ def main() -> None:
         return
 
     results = {}
-    for pictures in (FEW, args.pictures):
+    for images in (FEW, args.images):
         with tempfile.TemporaryDirectory() as folder:
             table = Path(folder) / "table"
-            make_index(table, pictures)
+            make_index(table, images)
             words = ["--table", str(table), "--steps", str(args.steps), "--batch", str(args.batch)]
             out = subprocess.run(
                 [sys.executable, __file__, *words], check=True, capture_output=True, text=True
             )
-            results[pictures] = {"index_bytes": table.stat().st_size, **json.loads(out.stdout)}
-    few, many = results[FEW], results[args.pictures]
-    print(f"{'':36s}{FEW:>14,}{args.pictures:>14,} pictures")
+            results[images] = {"index_bytes": table.stat().st_size, **json.loads(out.stdout)}
+    few, many = results[FEW], results[args.images]
+    print(f"{'':36s}{FEW:>14,}{args.images:>14,} images")
     print(f"{'index, MB':36s}{few['index_bytes'] / 1e6:14.1f}{many['index_bytes'] / 1e6:14.1f}")
     rows = [
         ("private memory before, MB", "private_before_mb"),
@@ -79,11 +79,11 @@ def main() -> None:
     peak = [r["private_before_mb"] + r["private_growth_mb"] for r in (few, many)]
     ratio = peak[1] / peak[0]
     print(
-        f"peak private memory, {args.pictures / FEW:g} times the pictures: {ratio:.3f} times "
+        f"peak private memory, {args.images / FEW:g} times the images: {ratio:.3f} times "
         f"(its growth alone: {many['private_growth_mb'] / max(few['private_growth_mb'], 0.1):.2f} times)"
     )
     result = {
-        "pictures": [FEW, args.pictures],
+        "images": [FEW, args.images],
         "peak_private_ratio": ratio,
         "runs": [few, many],
         "steps": args.steps,
@@ -96,11 +96,11 @@ def main() -> None:
         args.json.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
 
 
-def make_index(path: Path, pictures: int) -> None:
+def make_index(path: Path, images: int) -> None:
     """A sparse index of shards, as ``images/shards.py`` would write it."""
-    shards = -(-pictures // SHARD)
+    shards = -(-images // SHARD)
     columns: dict[str, tuple[Any, int]] = {
-        "picture": (RECORD, pictures),
+        "image": (RECORD, images),
         "start": ("<i8", shards),
         "bytes": ("<u8", shards),
         "shard": ("u1", 1),
@@ -137,10 +137,10 @@ def measure(table: Path, steps: int, batch: int) -> dict[str, float]:
         for number, step in enumerate(np.linspace(0, last, steps).astype(int).tolist()):
             for loader in loaders:
                 began = time.perf_counter()
-                indices = loader.pictures(0, step)
+                indices = loader.images(0, step)
                 middle = time.perf_counter()
                 for index in indices.tolist():  # one by one, as samples are
-                    source.table["picture"][index].item()
+                    source.table["image"][index].item()
                 order, rows = order + middle - began, rows + time.perf_counter() - middle
             if number % 20 == 0:
                 peak = max(peak, memory()[0])

@@ -44,7 +44,7 @@ class OneBatch:
             images=torch.randint(0, 256, (2, batch, 3, size, size), generator=draw, dtype=torch.uint8),
             boxes=torch.zeros(2, batch, 4),
             sizes=torch.ones(batch, 2),
-            colour=torch.tensor(NOTHING).expand(2, batch, -1).contiguous(),
+            color=torch.tensor(NOTHING).expand(2, batch, -1).contiguous(),
             index=torch.arange(batch),
             label=None,
         )

@@ -10,5 +10,5 @@ out=$2
 shift 2
 runs=experiments/runs
 [ $# -gt 0 ] || set -- $runs/hcl-12 $runs/moco-8-4 $runs/moco-12
-exec "${HETCL:-"$(dirname "$0")/../.venv/bin/hetcl"}" contrast "$@" --data "$data" --out "$out" --resume --pictures 20000 \
+exec "${HETCL:-"$(dirname "$0")/../.venv/bin/hetcl"}" contrast "$@" --data "$data" --out "$out" --resume --images 20000 \
     --dims 8,16,32,64,96,128 --threads 1 --workers 1

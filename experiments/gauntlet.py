@@ -230,17 +230,17 @@ class Ground:
 
     def judge(self, verb: str, end: End, out: Path, before: set[str], reads: Path) -> str | None:
         """Why a try is lost; None when it survived."""
-        said = "\n".join(end.complaints)
+        stated = "\n".join(end.complaints)
         if end.status is None:
             return f"hung for {self.limit:g} s"
-        if "Traceback" in said:
+        if "Traceback" in stated:
             return f"traceback: {end.complaints[-1]}"
         if end.status == 0:
             same = self.results(verb, out) == self.results(verb, self.whole(verb))
-            told = "takes its place" in said + end.out and reads != out  # another checkpoint, said aloud
-            return None if same or told else "other numbers, in silence"
+            notes = "takes its place" in stated + end.out and reads != out  # another checkpoint, said aloud
+            return None if same or notes else "other numbers, in silence"
         if not end.refused:
-            return f"status {end.status}: {said[-300:]}"
+            return f"status {end.status}: {stated[-300:]}"
         gone = before - checkpoints(reads)
         return f"{len(gone)} checkpoints lost" if gone else None
 

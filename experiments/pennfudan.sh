@@ -1,5 +1,5 @@
 #!/bin/sh
-# Fine-tuning on pictures of people (docs/results.md): Mask R-CNN with FPN and C4, and an FCN, from one backbone.
+# Fine-tuning on images of people (docs/results.md): Mask R-CNN with FPN and C4, and an FCN, from one backbone.
 #
 #   experiments/pennfudan.sh DATA INIT OUT [TASK ...]       DATA: the folder of pennfudan; INIT: a MODEL
 #

@@ -1,4 +1,4 @@
-"""Pictures of people in COCO's format to VOC's layout for segmentation: person and background, one map a picture.
+"""Images of people in COCO's format to VOC's layout for segmentation: person and background, one map an image.
 
 python experiments/pennfudan_voc.py DATA OUT       DATA: a folder with annotations/instances_{train,val}.json, images/
 """
@@ -24,9 +24,9 @@ def main(data: str, out: str) -> None:
     for folder in ("JPEGImages", "SegmentationClass", "ImageSets/Segmentation"):
         (root / folder).mkdir(parents=True, exist_ok=True)
     for split in ("train", "val"):
-        pictures, stems = open_detection(f"coco:{data}", split), []
-        for index in range(len(pictures)):
-            truth = pictures.truth(index)
+        images, stems = open_detection(f"coco:{data}", split), []
+        for index in range(len(images)):
+            truth = images.truth(index)
             name = Path(truth.name)
             shutil.copy(Path(data) / "images" / name.name, root / "JPEGImages" / f"{name.stem}.jpg")
             labels = np.zeros(truth.size, np.uint8)

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The backbone that docs/results.md fine-tunes on pictures of people: ResNet-18, both stages, on 50,000 real pictures of 64 pixels.
+# The backbone that docs/results.md fine-tunes on images of people: ResNet-18, both stages, on 50,000 real images of 64 pixels.
 #
 #   experiments/resnet18.sh DATA [OUT]       DATA: the folder of tiny-imagenet's shards
 #

@@ -1,5 +1,5 @@
 #!/bin/sh
-# The run of docs/results.md: both stages on 50,000 real pictures of 64 pixels, on one core of a small machine.
+# The run of docs/results.md: both stages on 50,000 real images of 64 pixels, on one core of a small machine.
 #
 #   experiments/tiny_imagenet.sh DATA [OUT]       DATA: the folder of tiny-imagenet's shards
 #

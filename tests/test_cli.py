@@ -126,7 +126,7 @@ def test_names_that_the_console_cannot_show(tmp_path: Path) -> None:
         [*command, "doctor", "--data", str(folder)], capture_output=True, env=env, text=True, check=False
     )
     assert done.returncode == 2
-    assert "no pictures in" in done.stderr
+    assert "no images in" in done.stderr
     assert r"\u7167" in done.stderr
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
-COMMANDS_RUN = ("tutorial-own-pictures.md",)
+COMMANDS_RUN = ("tutorial-own-images.md",)
 """Documents whose ``bash`` blocks are run."""
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]

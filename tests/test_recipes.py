@@ -206,7 +206,7 @@ def test_views_start_from_moco_v2() -> None:
 
 
 def shrunk(recipe: str) -> Settings:
-    """The recipe for sixteen pictures: only what size forces is smaller. (Queues are fitted to the data as always.)"""
+    """The recipe for sixteen images: only what size forces is smaller. (Queues are fitted to the data as always.)"""
     s = resolve(recipe)
     side = max(1, 64 * s.spatial.side // s.size)
     return replace(

@@ -190,7 +190,7 @@ WRONG = {
     "batch 0": "setting batch must be at least 1",
     "batch -4": "setting batch must be at least 1, not -4",
     "groups 3": "a batch of 256 does not split into 3 batch-norm groups",
-    "groups 256": "batch-norm groups of one picture each cannot normalise",
+    "groups 256": "batch-norm groups of one image each cannot normalise",
     "accumulate 3": "do not split into accumulate = 3",
     "size 16": "setting size must be at least 32",
     "max_bad 2": "setting max_bad is a share",

@@ -54,7 +54,7 @@ class Scale:
     """Steps over which precisions are compared."""
     views: int
     """Side of the views that are coloured."""
-    picture: tuple[int, int]
+    image: tuple[int, int]
     """Of detectors: height and width."""
     regions: int
     """Of detectors: how many their heads look at."""
@@ -140,7 +140,7 @@ def trajectory(
     )  # fmt: skip
     out = []
     for t in range(steps):
-        batch = batch_of(kind, batch=scale.batch, size=scale.size, seed=t, pictures=3 * scale.batch)
+        batch = batch_of(kind, batch=scale.batch, size=scale.size, seed=t, images=3 * scale.batch)
         with Logits() as logits:
             figures = stage.step(batch.to(device), t)
         states = {"query": stage.pair.query, "key": stage.pair.key, "queue": stage.queue}
@@ -184,10 +184,10 @@ def views(section: Section, scale: Scale, policy: str) -> dict[str, Any]:
     rng = np.random.default_rng(1)
     count, side = 16, scale.views
     images = torch.randint(0, 256, (count, 3, side, side), dtype=torch.uint8)
-    colour = torch.from_numpy(np.stack([draw(POLICIES[policy], rng) for _ in range(count)]))
-    expected = Photometric(POLICIES[policy], dtype=torch.float64)(images, colour)
+    color = torch.from_numpy(np.stack([draw(POLICIES[policy], rng) for _ in range(count)]))
+    expected = Photometric(POLICIES[policy], dtype=torch.float64)(images, color)
     found = {
-        dtype: Photometric(POLICIES[policy], dtype=dtype)(images.to(section.device), colour)
+        dtype: Photometric(POLICIES[policy], dtype=dtype)(images.to(section.device), color)
         for dtype in (torch.float64, torch.float32)
     }
     single = apart(found[torch.float32], expected)
@@ -264,7 +264,7 @@ def on(model: torch.nn.Module, device: torch.device) -> Iterator[torch.nn.Module
 
 def detectors(section: Section, scale: Scale, neck: str) -> dict[str, Any]:
     """Losses, some gradients and detections of a Mask R-CNN."""
-    height, width = scale.picture
+    height, width = scale.image
     model = detector(
         scale.backbone, neck=neck, masks=True, classes=5, norm="tuned", min_size=(height,), max_size=2 * width,
         test_size=height, score_threshold=0.0, anchor_scale=height / 800, regions=scale.regions,
@@ -286,9 +286,7 @@ def detectors(section: Section, scale: Scale, neck: str) -> dict[str, Any]:
             }
             with torch.no_grad():
                 for i, found in enumerate(here.eval()(given)):
-                    out |= {
-                        f"{name} of picture {i}": value.to(torch.float64) for name, value in found.items()
-                    }
+                    out |= {f"{name} of image {i}": value.to(torch.float64) for name, value in found.items()}
             return out
 
     return compared(all_of, section.device)
@@ -297,8 +295,8 @@ def detectors(section: Section, scale: Scale, neck: str) -> dict[str, Any]:
 def segmenters(section: Section, scale: Scale) -> dict[str, Any]:
     """Loss, gradients and logits of an FCN."""
     model = segmenter(scale.backbone, classes=5, norm="tuned", seed=0)
-    images = torch.rand(2, 3, *scale.picture, dtype=torch.float64)
-    labels = torch.randint(0, 5, (2, *scale.picture))
+    images = torch.rand(2, 3, *scale.image, dtype=torch.float64)
+    labels = torch.randint(0, 5, (2, *scale.image))
 
     def all_of(device: torch.device) -> dict[str, Tensor]:
         with on(model, device) as here:
@@ -327,7 +325,7 @@ def compared(all_of: Callable[[torch.device], dict[str, Tensor]], device: torch.
 def objects(
     count: int, height: int, width: int, *, most: int = 6
 ) -> tuple[list[Tensor], list[dict[str, Tensor]]]:
-    """Pictures of noise with some boxes and their masks, for detectors."""
+    """Images of noise with some boxes and their masks, for detectors."""
     rng = np.random.default_rng(0)
     images = [torch.rand(3, height, width) for _ in range(count)]
     targets = []
@@ -357,7 +355,7 @@ def ranks(section: Section, scale: Scale) -> dict[str, Any]:
         with on(model, device) as here:
             out = []
             for view in range(2):
-                parts = [here(normal(b.images[view].to(device), b.colour[view])) for b in crops]
+                parts = [here(normal(b.images[view].to(device), b.color[view])) for b in crops]
                 out.append(torch.cat([here.concat(p) for p in parts]).float().cpu().numpy())
             return out
 

@@ -1,7 +1,7 @@
-"""Detectors and segmenter at the recipes' sizes: seconds a step, seconds a picture, memory; torchvision's own beside.
+"""Detectors and segmenter at the recipes' sizes: seconds a step, seconds an image, memory; torchvision's own beside.
 
-Pictures are noise of COCO's usual size with random objects: the work is the same. Evaluation keeps 100 detections of
-each picture (with random weights their scores would all be too low), so it is a worst case.
+Images are noise of COCO's usual size with random objects: the work is the same. Evaluation keeps 100 detections of
+each image (with random weights their scores would all be too low), so it is a worst case.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from gpu_sections.steps import memory
 from hetcl.downstream.build import build_model
 from hetcl.downstream.finetune import MODEL_WORDS
 from hetcl.downstream.loader import Batch
-from hetcl.downstream.models.pictures import IMAGENET
+from hetcl.downstream.models.scaling import IMAGENET
 from hetcl.downstream.task import Finetune
 from hetcl.settings import resolve_finetune, to_dict
 
@@ -36,7 +36,7 @@ RECIPES = {
 }
 """What is measured, as its recipe has it."""
 CLASSES = {"fcn": 21, "mask-rcnn": 80}
-PICTURE = (480, 640)
+IMAGE = (480, 640)
 
 
 @dataclass(frozen=True)
@@ -49,14 +49,14 @@ class Scale:
     batches: tuple[int, ...]
     rounds: int
     overrides: dict[str, Any]
-    picture: tuple[int, int]
+    image: tuple[int, int]
 
 
 SMALL = {
     **{"min_size": [64], "max_size": 96, "test_size": 64, "crop": 32},
     **{"regions": 4, "test_proposals": 4, "detections": 4},
 }
-FULL = Scale("torchvision:resnet50", "resnet50", (2, 16), 3, {}, PICTURE)
+FULL = Scale("torchvision:resnet50", "resnet50", (2, 16), 3, {}, IMAGE)
 TOY = Scale("timm:test_resnet", "resnet18", (2,), 1, SMALL, (64, 64))
 
 
@@ -68,12 +68,12 @@ def run(section: Section) -> None:
         settings = resolve_finetune(recipe, scale.overrides)
         fcn = settings.model == "fcn"
         for batch in scale.batches:
-            given = pictures(settings, scale, batch)
+            given = made_batch(settings, scale, batch)
             for whose, make in sides(name, settings, scale):
                 words = f"{name}, step of {batch}, {whose}"
                 section.attempt(words, lambda m=make, g=given: stepped(m(), g, fabric, scale), cap=25)
         for whose, make in sides(name, settings, scale):
-            given = pictures(settings, scale, 1)
+            given = made_batch(settings, scale, 1)
             words = f"{name}, evaluation, {whose}"
             section.attempt(words, lambda m=make, g=given, f=fcn: looked(m(), g, fabric, f, scale), cap=20)
 
@@ -119,7 +119,7 @@ def side_of(settings: Any) -> int:
     return int(sorted(settings.min_size)[len(settings.min_size) // 2])
 
 
-def pictures(settings: Any, scale: Scale, count: int) -> Batch:
+def made_batch(settings: Any, scale: Scale, count: int) -> Batch:
     """A batch as the loader gives it."""
     if settings.model == "fcn":
         side, classes = settings.crop, CLASSES["fcn"]
@@ -127,7 +127,7 @@ def pictures(settings: Any, scale: Scale, count: int) -> Batch:
         return Batch(
             tuple(torch.randint(256, (3, side, side), dtype=torch.uint8) for _ in range(count)), labels
         )
-    images, targets = objects(count, *scale.picture, most=12)
+    images, targets = objects(count, *scale.image, most=12)
     for target in targets:
         target["boxes"] = target["boxes"].float()
         target["short"] = torch.tensor(side_of(settings))
@@ -147,12 +147,12 @@ def stepped(model: nn.Module, given: Batch, fabric: Fabric, scale: Scale) -> dic
         for target in batch.targets:
             target.pop("short")
     seconds = roof.best_of(lambda: task.step(batch, 0), fabric.device, rounds=scale.rounds)
-    return {"step_seconds": seconds, "pictures": len(given.images), **used(fabric.device)}
+    return {"step_seconds": seconds, "images": len(given.images), **used(fabric.device)}
 
 
 @torch.no_grad()
 def looked(model: nn.Module, given: Batch, fabric: Fabric, fcn: bool, scale: Scale) -> dict[str, Any]:
-    """One picture in evaluation, on the device."""
+    """One image in evaluation, on the device."""
     model = model.to(fabric.device, memory_format=torch.channels_last).eval()
     image = given.images[0].to(fabric.device).float().div_(255)
 
@@ -163,7 +163,7 @@ def looked(model: nn.Module, given: Batch, fabric: Fabric, fcn: bool, scale: Sca
     found = look()
     seconds = roof.best_of(look, fabric.device, rounds=scale.rounds)
     kept = {} if fcn else {"detections": len(found[0]["scores"])}
-    return {"picture_seconds": seconds, **kept, **used(fabric.device)}
+    return {"image_seconds": seconds, **kept, **used(fabric.device)}
 
 
 def used(device: torch.device) -> dict[str, Any]:

@@ -90,9 +90,9 @@ def _why(status: int, log: Path, start: int) -> str:
     """The last line of what a section said, which is the error where Python ended with one."""
     with open(log, "rb") as f:
         f.seek(start)
-        said = f.read().decode(errors="replace").strip().splitlines()
+        stated = f.read().decode(errors="replace").strip().splitlines()
     how = f"signal {-status}" if status < 0 else f"exit status {status}"
-    return f"{how}: {said[-1][:300]}" if said else how
+    return f"{how}: {stated[-1][:300]}" if stated else how
 
 
 def write_atomic(path: Path, text: str) -> None:

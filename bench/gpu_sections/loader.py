@@ -47,7 +47,7 @@ TOY = Scale("timm:test_resnet", 32, 16, 2, 64, 0.5, 64)
 
 
 class Repeated:
-    """A few pictures as a large data set (``types.Source``): decoding costs the same each time."""
+    """A few images as a large data set (``types.Source``): decoding costs the same each time."""
 
     classes: tuple[str, ...] | None = None
     prefers_window = 0
@@ -60,7 +60,7 @@ class Repeated:
         return self.length
 
     def sample(self, index: int) -> Sample:
-        """The picture, without its label."""
+        """The image, without its label."""
         sample = self.source.sample(index % len(self.source))
         return Sample(sample.data, None, sample.name)
 
@@ -103,7 +103,7 @@ def run(section: Section) -> None:
             images += len(next(batches).index)
         torch.set_num_threads(threads)
         each["ms"] = 1000 * (time.process_time() - began) / images
-        return {"ms_per_image": each["ms"], "pictures": source.description}
+        return {"ms_per_image": each["ms"], "images": source.description}
 
     def alone() -> dict[str, Any]:
         with contextlib.closing(loader(cores, scale.batch)) as made:

@@ -1,8 +1,8 @@
 """What frozen maps know of where things are: ridge regression from the cells of C2..C5 to the masks, in closed form.
 
 A row is a cell of a level's map; its features are the map's channels there, its targets the share of the cell that
-objects cover: of any class first, then of each class. Only sums of products are kept, so no number of pictures is too
-many. Shapes: B pictures, S side of a map, D channels, K targets, n rows.
+objects cover: of any class first, then of each class. Only sums of products are kept, so no number of images is too
+many. Shapes: B images, S side of a map, D channels, K targets, n rows.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hetcl.downstream.annotations import DetectionSet
 from hetcl.downstream.masks import bitmap
-from hetcl.downstream.models.pictures import normalised
-from hetcl.downstream.objects import DetectionSet
-from hetcl.types import BadPicture
+from hetcl.downstream.models.scaling import normalized
+from hetcl.types import BadImage
 from hetcl.weights.encoder import Encoder
 
 LEVELS = ("c2", "c3", "c4", "c5")
@@ -72,12 +72,12 @@ class Score:
     """Cells that are an object's in truth and prediction; ``either``: in one of them."""
     either: int = 0
 
-    def add(self, said: Tensor, y: Tensor) -> None:
+    def add(self, stated: Tensor, y: Tensor) -> None:
         """More rows: ``[n, K]`` both."""
         self.n += len(y)
-        self.error = self.error + (said - y).square().sum(0)
+        self.error = self.error + (stated - y).square().sum(0)
         self.y, self.square = self.y + y.sum(0), self.square + y.square().sum(0)
-        found, there = said[:, 0] >= OBJECT, y[:, 0] >= OBJECT
+        found, there = stated[:, 0] >= OBJECT, y[:, 0] >= OBJECT
         self.both += int((found & there).sum())
         self.either += int((found | there).sum())
 
@@ -111,9 +111,9 @@ def regress(
     most: int,
     batch: int = 64,
 ) -> dict[str, dict[str, float]]:
-    """Fit on the first ``most`` pictures of ``train``, score on those of ``test``; figures by level.
+    """Fit on the first ``most`` images of ``train``, score on those of ``test``; figures by level.
 
-    Pictures and masks are squeezed to ``size x size``.
+    Images and masks are squeezed to ``size x size``.
     """
     pyramid = encoder.pyramid.to(device)
     levels = {name: Regression() for name in LEVELS}
@@ -141,12 +141,12 @@ def _rows(
         images, covers = [], []
         for index in range(start, min(start + batch, count)):
             try:
-                picture = torch.from_numpy(np.ascontiguousarray(data.picture(index).transpose(2, 0, 1)))
-            except BadPicture:
+                image = torch.from_numpy(np.ascontiguousarray(data.image(index).transpose(2, 0, 1)))
+            except BadImage:
                 continue
-            images.append(F.interpolate(picture[None].float() / 255, (size, size), mode="area")[0])
+            images.append(F.interpolate(image[None].float() / 255, (size, size), mode="area")[0])
             covers.append(F.interpolate(targets(data, index)[None], (size, size), mode="area")[0])
-        x = normalised(torch.stack(images).to(device), encoder.facts)
+        x = normalized(torch.stack(images).to(device), encoder.facts)
         y = torch.stack(covers).to(device)
         yield {
             name: (cells(level.float()), cells(F.adaptive_avg_pool2d(y, level.shape[-2:])))
@@ -156,7 +156,7 @@ def _rows(
 
 def targets(data: DetectionSet, index: int) -> Tensor:
     """Pixels of any object, then of each class: float ``[1 + K, H, W]`` of 0 and 1."""
-    truth = data.truth(index)
+    truth = data.annotations(index)
     out = torch.zeros(1 + len(data.classes), *truth.size)
     for label, segment in zip(truth.labels.tolist(), truth.segments or (), strict=True):
         if segment is not None:

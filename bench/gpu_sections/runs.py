@@ -75,8 +75,8 @@ class Beside:
     def finish(self, process: subprocess.Popen[bytes]) -> None:
         """Wait for a process that must end well."""
         if process.wait():
-            said = (self.folder / "said").read_text(errors="replace").strip().splitlines()
-            raise RuntimeError(f"exit status {process.returncode}: {said[-1] if said else ''}")
+            stated = (self.folder / "said").read_text(errors="replace").strip().splitlines()
+            raise RuntimeError(f"exit status {process.returncode}: {stated[-1] if stated else ''}")
 
 
 class Resumed(Beside):
@@ -169,7 +169,7 @@ class Evaluated(Beside):
             },
         }
         outs = {p: self.folder / p for p in ("fp32", "bf16")}
-        seen = {**machine, "examples": 0, "pictures": 4 if toy else 0}
+        seen = {**machine, "examples": 0, "images": 4 if toy else 0}
         calls: list[tuple[str, dict[str, Any]]] = [("finetune", trained)]
         for precision, out in outs.items():
             asked = {**seen, "precision": precision}

@@ -54,24 +54,24 @@ def precision_for(device: torch.device) -> str:
 
 
 def batch_of(
-    kind: str, *, batch: int, size: int, seed: int = 0, pictures: int = 0, plain: bool = False
+    kind: str, *, batch: int, size: int, seed: int = 0, images: int = 0, plain: bool = False
 ) -> ViewBatch:
     """Random pixels with colour draws as the kind's own, or with none (``plain``).
 
     Args:
-        pictures: how many pictures they are of, so that some come again; 0: each is one of its own.
+        images: how many images they are of, so that some come again; 0: each is one of its own.
     """
     generator = torch.Generator().manual_seed(seed)
     rng = np.random.default_rng(seed)
     views = 1 if kind == "supervised" else 2
     policy = POLICIES["crop"] if plain else settings_of(kind)[1].views
-    colour = np.stack([[draw(policy, rng) for _ in range(batch)] for _ in range(views)])
-    index = torch.randint(pictures, (batch,), generator=generator) if pictures else torch.arange(batch)
+    color = np.stack([[draw(policy, rng) for _ in range(batch)] for _ in range(views)])
+    index = torch.randint(images, (batch,), generator=generator) if images else torch.arange(batch)
     return ViewBatch(
         images=torch.randint(0, 256, (views, batch, 3, size, size), generator=generator, dtype=torch.uint8),
         boxes=torch.zeros(views, batch, 4),
         sizes=torch.full((batch, 2), float(size)),
-        colour=torch.from_numpy(colour),
+        color=torch.from_numpy(color),
         index=index,
         label=torch.randint(CLASSES, (batch,), generator=generator),
     )
@@ -122,8 +122,8 @@ def deterministic(on: bool = True) -> Iterator[list[str]]:
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             yield objections
-            said = (re.match(r"(\S+) does not have a deterministic", str(w.message)) for w in caught)
-            objections += sorted({found[1] for found in said if found})
+            stated = (re.match(r"(\S+) does not have a deterministic", str(w.message)) for w in caught)
+            objections += sorted({found[1] for found in stated if found})
     finally:
         torch.use_deterministic_algorithms(False)
         torch.utils.deterministic.fill_uninitialized_memory = True  # type: ignore[attr-defined]

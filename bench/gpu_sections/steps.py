@@ -1,7 +1,7 @@
 """What a training step costs: images a second, memory, share of the memory roof, and what each switch is worth.
 
-Pictures lie on the device already; views, both encoders, loss, figures, backward pass, optimiser and queue are all in
-the step. An image is one picture with both of its views. The rows come in order of importance, each with a most of
+Images lie on the device already; views, both encoders, loss, figures, backward pass, optimiser and queue are all in
+the step. An image is one image with both of its views. The rows come in order of importance, each with a most of
 seconds; what does not fit into the section's time is a row that says so.
 """
 
@@ -200,7 +200,7 @@ class Grid:
                 torch._foreach_lerp_(*weights, 1 - pair.momentum)
 
             pieces: dict[str, Callable[[], Any]] = {
-                "views, both": lambda: [views(i, c) for i, c in zip(batch.images, batch.colour, strict=True)],
+                "views, both": lambda: [views(i, c) for i, c in zip(batch.images, batch.color, strict=True)],
                 "key update": pair.update_key,
                 "key update as one operation": lerp,
                 "optimiser": stage.optimizer.step,

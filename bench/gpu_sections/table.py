@@ -9,7 +9,7 @@ Row = Mapping[str, Any]
 KERNELS = "kernels of "
 """How rows of the profiler's figures are called, before the row they belong to."""
 IMAGENET = 1_281_167
-"""Pictures of an epoch."""
+"""Images of an epoch."""
 EPOCHS = (200, 200)
 """Of the stages of the recipe hcl-r50."""
 SHARE = 0.9
@@ -115,8 +115,8 @@ def _steps(rows: Sequence[Row], report: Row) -> str:
     ]
     parts = [
         "### A training step",
-        "Pictures on the device, colour changes in the step, batch norm in 8 groups unless said otherwise; an image "
-        f"is a picture with both views. The roof is {SHARE:.0%} of the bandwidth over the bytes that a step must move, "
+        "Images on the device, colour changes in the step, batch norm in 8 groups unless said otherwise; an image "
+        f"is an image with both views. The roof is {SHARE:.0%} of the bandwidth over the bytes that a step must move, "
         "as counted in the step itself (`bench/gpu_sections/roof.py`).",
         grid(head, body),
         _roofs(done, report),
@@ -194,7 +194,7 @@ def _parts(rows: Sequence[Row]) -> str:
 
 def _cost(done: Mapping[str, Row]) -> str:
     """The recipe hcl-r50 on ImageNet, from the rates of its stages."""
-    said = []
+    stated = []
     for how, (one, two) in {
         "eager": ("stage 1", "stage 2"),
         "compiled": ("stage 1, compiled", "stage 2, compiled"),
@@ -204,11 +204,11 @@ def _cost(done: Mapping[str, Row]) -> str:
                 e * IMAGENET / done[k]["images_per_second"] / 3600
                 for e, k in zip(EPOCHS, (one, two), strict=True)
             ]
-            said.append(
+            stated.append(
                 f"**The recipe hcl-r50 (200 + 200 epochs of ImageNet) takes {sum(each):,.0f} h on one such card, "
-                f"{how}** ({each[0]:,.1f} + {each[1]:,.1f} h; computed from these rates, if pictures arrive in time)."
+                f"{how}** ({each[0]:,.1f} + {each[1]:,.1f} h; computed from these rates, if images arrive in time)."
             )
-    return "\n".join(said)
+    return "\n".join(stated)
 
 
 # ---- the other sections ----------------------------------------------------------------------------------------------
@@ -235,7 +235,7 @@ def _correct(rows: Sequence[Row], report: Row) -> str:
 def _loader(rows: Sequence[Row], report: Row) -> str:
     def word(r: Row) -> str:
         if "ms_per_image" in r:
-            return f"{r['ms_per_image']:.2f} ms of one core an image ({r['pictures']})"
+            return f"{r['ms_per_image']:.2f} ms of one core an image ({r['images']})"
         needed = f"; {r['cores_needed']:.1f} cores keep it busy" if "cores_needed" in r else ""
         waiting = f"; waiting {r['waiting']:.1%}" if "waiting" in r else ""
         workers = f" with {r['workers']} workers" if "workers" in r else ""
@@ -250,13 +250,13 @@ def _detect(rows: Sequence[Row], report: Row) -> str:
     body = [
         cells(
             r,
-            lambda r=r: f"{r.get('step_seconds') or r['picture_seconds']:.3f} s",
+            lambda r=r: f"{r.get('step_seconds') or r['image_seconds']:.3f} s",
             lambda r=r: number(r["gpu_memory_gib"], ".1f") + " GiB" * bool(r["gpu_memory_gib"]),
         )
         for r in rows
     ]
     return "### Detectors and segmenter\n\n" + grid(
-        ["a step, or one picture in evaluation", "time", "memory"], body
+        ["a step, or one image in evaluation", "time", "memory"], body
     )
 
 

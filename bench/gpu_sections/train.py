@@ -53,7 +53,7 @@ class Scale:
     scenes: str
     """With masks, where no set is given."""
     tested: int
-    """Pictures of the contrastive test, the probes and the masks."""
+    """Images of the contrastive test, the probes and the masks."""
     reserve: float
     """Seconds for the tests."""
     start: float
@@ -73,13 +73,13 @@ def run(section: Section) -> None:
     found: dict[str, Any] = {}
 
     def calibrate() -> dict[str, Any]:
-        found["rate"], pictures = rate(section, scale, data)
+        found["rate"], images = rate(section, scale, data)
         left = section.left - scale.reserve - 2 * scale.start
-        epochs = 2 if section.toy else int(0.75 * left * found["rate"] / (2 * pictures))
+        epochs = 2 if section.toy else int(0.75 * left * found["rate"] / (2 * images))
         if epochs < 2:
-            raise RuntimeError(f"{left:.0f} s are too few for two epochs of {pictures} pictures in both runs")
+            raise RuntimeError(f"{left:.0f} s are too few for two epochs of {images} images in both runs")
         found["epochs"] = min(MOST, epochs)
-        return {"images_per_second": found["rate"], "pictures": pictures, "epochs": found["epochs"]}
+        return {"images_per_second": found["rate"], "images": images, "epochs": found["epochs"]}
 
     if not section.attempt("rate", calibrate, cap=25):
         return
@@ -104,7 +104,7 @@ def run(section: Section) -> None:
 
 
 def rate(section: Section, scale: Scale, data: str) -> tuple[float, int]:
-    """Images a second of stage 2 from the data, and how many pictures there are."""
+    """Images a second of stage 2 from the data, and how many images there are."""
     source = open_source(data, folder_classes=True)
     loader = ViewLoader(
         source, policy=POLICIES["hcl"], size=scale.size, batch=scale.batch, seed=0, stage="rate",
@@ -151,8 +151,8 @@ def trained(section: Section, scale: Scale, data: str, out: Path, stages: tuple[
     curve = [
         {k: row[k] for k in ("stage", "epoch", "step", *FIGURES) if k in row} for row in folder.read_metrics()
     ]
-    pictures = len(open_source(data, folder_classes=True))
-    return {"epochs": list(stages), "images_per_second": epochs * pictures / seconds, "curve": curve}
+    images = len(open_source(data, folder_classes=True))
+    return {"epochs": list(stages), "images_per_second": epochs * images / seconds, "curve": curve}
 
 
 def probed(section: Section, scale: Scale, data: str, model: str, name: str) -> dict[str, Any]:
@@ -164,7 +164,7 @@ def probed(section: Section, scale: Scale, data: str, model: str, name: str) -> 
         overrides={
             "knn": [20],
             "size": scale.size,
-            "pictures": scale.tested,
+            "images": scale.tested,
             "device": section.device.type,
             "workers": workers_of(-1),
         },
@@ -189,7 +189,7 @@ def contrasted(section: Section, scale: Scale, data: str, models: Mapping[str, s
         data=data,
         out=section.work / "contrast",
         overrides={
-            "pictures": scale.tested, "gallery": max(8, scale.tested // 2), "dims": [16] if section.toy else [16, 64],
+            "images": scale.tested, "gallery": max(8, scale.tested // 2), "dims": [16] if section.toy else [16, 64],
             "examples": 0, "size": scale.size, "device": section.device.type, "workers": workers_of(-1),
         },
     )  # fmt: skip

@@ -26,7 +26,7 @@ DATASET_HELP = (
 )
 DATASETS = ("coco:", "lvis:", "voc:", "cityscapes:")
 """What a DATASET begins with that is no DATA."""
-DATA_HELP = "a folder of pictures, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
+DATA_HELP = "a folder of images, tar shards ('x-{0000..0004}.tar' or their folder), or scenes:N"
 
 
 class _Parser(argparse.ArgumentParser):
@@ -65,7 +65,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     parser = _Parser(
         prog="hetcl",
         formatter_class=formatter,
-        description="Pre-train vision backbones that know where things are, from pictures without labels.",
+        description="Pre-train vision backbones that know where things are, from images without labels.",
         epilog="start with:  hetcl demo   or   hetcl pretrain --data photos/ --out run --recipe small\n\n"
         "hetcl VERB --help says more. Nothing is sent anywhere, and nothing downloaded that you did not name.",
     )

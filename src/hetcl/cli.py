@@ -126,10 +126,10 @@ def export(args: argparse.Namespace, _: list[str]) -> None:
 
 VERBS = {
     "demo": (demo, "the whole story on the built-in scenes, a few minutes on two cores"),
-    "pretrain": (pretrain, "pre-train a backbone on pictures without labels: RUN/backbone.safetensors"),
+    "pretrain": (pretrain, "pre-train a backbone on images without labels: RUN/backbone.safetensors"),
     "contrast": (
         contrast,
-        "how well features tell pictures apart, against overlap and dimensions: contrast.json",
+        "how well features tell images apart, against overlap and dimensions: contrast.json",
     ),
     "probe": (probe, "what frozen features know of the labels, by kNN and a linear probe: probe.json"),
     "export": (export, "weights for torchvision, timm, detectron2 and others, each proven equal"),
@@ -228,13 +228,13 @@ def _listening() -> Iterator[None]:
 
     from hetcl.runs.folder import first_process
 
-    said: set[str] = set()
+    stated: set[str] = set()
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             line = ("! " if record.levelno >= logging.WARNING else "") + printable(record.getMessage())
-            if line not in said and first_process():
-                said.add(line)
+            if line not in stated and first_process():
+                stated.add(line)
                 with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
                     print(line, file=sys.stderr, flush=True)
 

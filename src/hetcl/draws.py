@@ -2,7 +2,7 @@
 
 Every draw in hetcl comes from a key such as ``(seed, stage, epoch, index, view)``. The same key gives the
 same numbers on any machine, in any worker, in any order; so a resumed run, another number of workers and
-another number of ranks all see the same pictures cut the same way.
+another number of ranks all see the same images cut the same way.
 """
 
 from __future__ import annotations

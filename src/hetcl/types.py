@@ -5,7 +5,7 @@ Shape legend, used in every tensor file::
     B  images in a batch        V  views of each image (2 in training, 1 for features)
     C  channels                 H W  height and width in pixels
     S  side of the spatial grid D  dimensions of a part, or of the concatenation
-    K  length of the queue      N  pictures in the data set
+    K  length of the queue      N  images in the data set
     G  batch-norm groups        R  ranks (processes)
 
 Torch and numpy are imported for annotations only, so that the command line answers before they are loaded.
@@ -24,58 +24,58 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Sample:
-    """One picture as it is stored."""
+    """One image as it is stored."""
 
     data: bytes | np.ndarray
     """The bytes of an image file, or pixels already: uint8 ``[H, W, 3]``, RGB, upright."""
     label: int | None = None
     """Class index where the data has labels."""
     name: str = ""
-    """What to call the picture in a message: a path, or shard and key."""
+    """What to call the image in a message: a path, or shard and key."""
 
 
 @runtime_checkable
 class Source(Protocol):
-    """Pictures by index. Opened once, cheap to send to worker processes, thread-safe to read.
+    """Images by index. Opened once, cheap to send to worker processes, thread-safe to read.
 
-    Nothing it holds in memory grows with the number of pictures (``images/sources.py``).
+    Nothing it holds in memory grows with the number of images (``images/sources.py``).
     """
 
     classes: tuple[str, ...] | None
     """Names of the classes, or None when the data has no labels."""
     fingerprint: str
-    """Short hash of what pictures there are and in which order; a resumed run compares it."""
+    """Short hash of what images there are and in which order; a resumed run compares it."""
     description: str
-    """A line for the console: how many pictures, where from."""
+    """A line for the console: how many images, where from."""
     unlabelled: int
-    """Where the data has labels: how many pictures have none."""
+    """Where the data has labels: how many images have none."""
     prefers_window: int
-    """0, or mix pictures within windows of that many: not all remote shards fit on the disk (``images/copies.py``)."""
+    """0, or mix images within windows of that many: not all remote shards fit on the disk (``images/copies.py``)."""
 
     def __len__(self) -> int: ...
 
     def sample(self, index: int) -> Sample:
-        """The picture at ``index`` in ``[0, len)``. Raises ``BadPicture`` when it cannot be read."""
+        """The image at ``index`` in ``[0, len)``. Raises ``BadImage`` when it cannot be read."""
         ...
 
     def label(self, index: int) -> int | None:
-        """The label alone, without reading the picture."""
+        """The label alone, without reading the image."""
         ...
 
     def blocks(self) -> np.ndarray | None:
-        """Starts of runs of pictures that are best read together (shards), int64, or None."""
+        """Starts of runs of images that are best read together (shards), int64, or None."""
         ...
 
 
 @dataclass(frozen=True)
 class ViewPolicy:
-    """How a view is drawn from a picture: the crop, then colour, blur and flip (docs/facts.md).
+    """How a view is drawn from an image: the crop, then colour, blur and flip (docs/facts.md).
 
     The defaults are MoCo-v2's. ``settings/pretrain.py`` nests this class: each line is also the help of a setting.
     """
 
     area: tuple[float, float] = (0.2, 1.0)
-    """Share of the picture's area that a crop covers, least and most."""
+    """Share of the image's area that a crop covers, least and most."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a crop, least and most."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
@@ -112,13 +112,13 @@ class ViewPolicy:
         return out
 
 
-class BadPicture(Exception):
-    """A picture that cannot be used; the message is the reason. The loader replaces and counts it."""
+class BadImage(Exception):
+    """An image that cannot be used; the message is the reason. The loader replaces and counts it."""
 
 
 @dataclass(frozen=True)
 class BadRecord:
-    """A picture that was replaced: its index and name in the source, and why."""
+    """An image that was replaced: its index and name in the source, and why."""
 
     index: int
     name: str
@@ -135,17 +135,17 @@ class ViewBatch:
     """float32 ``[V, B, 4]``: crop rectangles (left, top, right, bottom) in pixels of the upright original."""
     sizes: Tensor
     """float32 ``[B, 2]``: width and height of the original in pixels."""
-    colour: Tensor
+    color: Tensor
     """float32 ``[V, B, P]``: photometric draws, columns named in ``views/photometric.py``; stays on the host."""
     index: Tensor
-    """int64 ``[B]``: which picture of the source (after replacement of bad ones)."""
+    """int64 ``[B]``: which image of the source (after replacement of bad ones)."""
     label: Tensor | None
     """int64 ``[B]``, or None when the data has no labels."""
     bad: tuple[BadRecord, ...] = ()
-    """Pictures of this batch that had to be replaced."""
+    """Images of this batch that had to be replaced."""
 
     def to(self, device: torch.device | str) -> ViewBatch:
-        """The same batch with everything but ``colour`` on ``device`` (no wait for the copy)."""
+        """The same batch with everything but ``color`` on ``device`` (no wait for the copy)."""
 
         def move(t: Tensor) -> Tensor:
             return t.to(device, non_blocking=True)

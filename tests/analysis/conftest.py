@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.analysis.make import write_checkpoint, write_pictures
+from tests.analysis.make import write_checkpoint, write_images
 
 
 @pytest.fixture(autouse=True, scope="package")
@@ -32,6 +32,6 @@ def moco(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="package")
-def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Forty different pictures."""
-    return write_pictures(tmp_path_factory.mktemp("data") / "pictures", 40)
+def images(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Forty different images."""
+    return write_images(tmp_path_factory.mktemp("data") / "images", 40)

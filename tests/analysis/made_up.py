@@ -101,9 +101,9 @@ def report(
         "kind": "hetcl-contrast",
         "data": {
             "data": "photos",
-            "description": "5,000 pictures",
+            "description": "5,000 images",
             "fingerprint": "x",
-            "pictures": 5000,
+            "images": 5000,
             "left_out": 0,
         },
         "test": {

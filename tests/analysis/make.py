@@ -1,4 +1,4 @@
-"""Checkpoints and pictures for tests of the analysis room."""
+"""Checkpoints and images for tests of the analysis room."""
 
 from __future__ import annotations
 
@@ -35,13 +35,11 @@ def write_checkpoint(path: Path, *, method: str = "hcl", seed: int = 0, change: 
     return path
 
 
-def write_pictures(
-    folder: Path, count: int, *, same: bool = False, sides: tuple[int, int] = (48, 64)
-) -> Path:
+def write_images(folder: Path, count: int, *, same: bool = False, sides: tuple[int, int] = (48, 64)) -> Path:
     """``count`` PNGs of smooth noise; all the same if asked."""
     folder.mkdir(parents=True, exist_ok=True)
     for i in range(count):
-        rng = generator("picture", 0 if same else i)
+        rng = generator("image", 0 if same else i)
         coarse = Image.fromarray(rng.integers(0, 256, (6, 8, 3)).astype(np.uint8))
         coarse.resize((sides[1], sides[0]), Image.Resampling.BICUBIC).save(folder / f"{i:04}.png")
     return folder

@@ -1,4 +1,4 @@
-"""The whole test, from pictures and checkpoints to figures and words; stopped, resumed, and given bad input."""
+"""The whole test, from images and checkpoints to figures and words; stopped, resumed, and given bad input."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ import numpy as np
 import pytest
 import torch
 
-from hetcl.analysis import passes
+from hetcl.analysis import extraction
 from hetcl.analysis.contrastive_test import contrast
-from hetcl.analysis.outcomes import FIFO_BATCH
+from hetcl.analysis.search_results import FIFO_BATCH
 from hetcl.cli import main
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.signals import StopSignal
-from tests.analysis.make import write_checkpoint, write_pictures
+from tests.analysis.make import write_checkpoint, write_images
 
 QUICK = {
     "workers": 0,
@@ -39,10 +39,10 @@ def run(models: Any, data: Path | str, out: Path, *, resume: bool = False, **mor
 
 
 @pytest.fixture(scope="module")
-def both(hcl: Path, moco: Path, pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+def both(hcl: Path, moco: Path, images: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished test of two checkpoints."""
     out = tmp_path_factory.mktemp("contrast") / "out"
-    run([hcl, moco], pictures, out, splits=[0.5, 0.25])
+    run([hcl, moco], images, out, splits=[0.5, 0.25])
     return out
 
 
@@ -143,9 +143,9 @@ def test_files_for_people_are_there(both: Path) -> None:
 
 
 def test_workers_batches_and_company_change_nothing(
-    both: Path, hcl: Path, pictures: Path, tmp_path: Path
+    both: Path, hcl: Path, images: Path, tmp_path: Path
 ) -> None:
-    run(hcl, pictures, tmp_path / "out", workers=2, batch=7, views=["standard", "crop"])
+    run(hcl, images, tmp_path / "out", workers=2, batch=7, views=["standard", "crop"])
     for folder in (both / "features").iterdir():
         if folder.name.startswith("moco"):
             continue
@@ -156,12 +156,12 @@ def test_workers_batches_and_company_change_nothing(
 
 
 def test_models_see_the_same_crops_and_another_seed_gives_others(
-    both: Path, hcl: Path, pictures: Path, tmp_path: Path
+    both: Path, hcl: Path, images: Path, tmp_path: Path
 ) -> None:
     boxes = [np.load(f / "boxes.npy") for f in (both / "features").iterdir()]
     for other in boxes[1:]:
         np.testing.assert_array_equal(boxes[0], other)
-    run(hcl, pictures, tmp_path / "out", seed=1, views=["crop"])
+    run(hcl, images, tmp_path / "out", seed=1, views=["crop"])
     (folder,) = (tmp_path / "out" / "features").iterdir()
     order, index = (
         np.argsort(np.load(f / "index.npy")) for f in (folder, next((both / "features").iterdir()))
@@ -173,30 +173,32 @@ def test_models_see_the_same_crops_and_another_seed_gives_others(
 
 
 def test_other_dims_bins_and_models_cost_no_second_pass(
-    both: Path, hcl: Path, moco: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    both: Path, hcl: Path, moco: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    run(hcl, pictures, out)
+    run(hcl, images, out)
 
     def refuse(*_: Any, **__: Any) -> None:
         raise AssertionError("a second pass")
 
     with monkeypatch.context() as m:
-        m.setattr(passes, "fill", refuse)
-        report = run(hcl, pictures, out, resume=True, dims=[4], bins=5, gallery=10)
+        m.setattr(extraction, "fill", refuse)
+        report = run(hcl, images, out, resume=True, dims=[4], bins=5, gallery=10)
         assert "pca-4" in {r["vector"] for r in report["results"]}
         assert len(report["results"][0]["bins"]) == 6
     seen: list[int] = []
-    fill = passes.fill
-    monkeypatch.setattr(passes, "fill", lambda jobs, *a, **k: (seen.append(len(jobs)), fill(jobs, *a, **k)))
-    assert len(run([hcl, moco], pictures, out, resume=True)["differences"]) > 0
+    fill = extraction.fill
+    monkeypatch.setattr(
+        extraction, "fill", lambda jobs, *a, **k: (seen.append(len(jobs)), fill(jobs, *a, **k))
+    )
+    assert len(run([hcl, moco], images, out, resume=True)["differences"]) > 0
     assert seen == [2]  # the new model alone, under two kinds of views
 
 
 def test_stopped_and_resumed_gives_the_same_features(
-    both: Path, hcl: Path, pictures: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    both: Path, hcl: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write, calls = tmp_path / "out", passes.Folder.write, itertools.count()
+    out, write, calls = tmp_path / "out", extraction.Folder.write, itertools.count()
 
     def stop_after_some(self: Any, *args: Any, **kwargs: Any) -> None:
         write(self, *args, **kwargs)
@@ -204,11 +206,11 @@ def test_stopped_and_resumed_gives_the_same_features(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as m:
-        m.setattr(passes.Folder, "write", stop_after_some)
+        m.setattr(extraction.Folder, "write", stop_after_some)
         with pytest.raises(Stopped, match="--resume"):
-            run(hcl, pictures, out)
+            run(hcl, images, out)
     assert not (out / "contrast.json").exists()
-    run(hcl, pictures, out, resume=True)
+    run(hcl, images, out, resume=True)
     for folder in (out / "features").iterdir():
         for name in ("query", "key", "index", "boxes"):
             whole = both / "features" / folder.name / f"{name}.npy"
@@ -218,22 +220,22 @@ def test_stopped_and_resumed_gives_the_same_features(
     ]
 
 
-# ---- pictures and models that are not as they should be ------------------------------------------------------------
+# ---- images and models that are not as they should be ------------------------------------------------------------
 
 
-def test_one_picture_is_refused_and_two_are_called_few(hcl: Path, tmp_path: Path) -> None:
-    one = write_pictures(tmp_path / "one", 1)
-    with pytest.raises(InputError, match="one picture cannot be told from others"):
+def test_one_image_is_refused_and_two_are_called_few(hcl: Path, tmp_path: Path) -> None:
+    one = write_images(tmp_path / "one", 1)
+    with pytest.raises(InputError, match="one image cannot be told from others"):
         run(hcl, one, tmp_path / "out")
     assert not (tmp_path / "out").exists()
-    report = run(hcl, write_pictures(tmp_path / "two", 2), tmp_path / "out2")
+    report = run(hcl, write_images(tmp_path / "two", 2), tmp_path / "out2")
     assert report["test"]["gallery"] == 1
-    assert any("pca-8" in line and "pictures" in line for line in report["skipped"])
-    assert any("1 other picture" in line or "gallery" in line for line in report["said"])
+    assert any("pca-8" in line and "images" in line for line in report["skipped"])
+    assert any("1 other image" in line or "gallery" in line for line in report["said"])
 
 
-def test_pictures_that_are_all_the_same_are_told(hcl: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "same", 12, same=True)
+def test_images_that_are_all_the_same_are_told(hcl: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "same", 12, same=True)
     report = run(hcl, data, tmp_path / "out", views=["none", "crop"])
     row = result(report, "hcl", "none", "full")
     assert row["top1"]["value"] == 0
@@ -241,14 +243,14 @@ def test_pictures_that_are_all_the_same_are_told(hcl: Path, tmp_path: Path) -> N
     assert any("exactly as similar" in line or "the same" in line for line in report["said"])
 
 
-def test_constant_features_are_all_ties(pictures: Path, tmp_path: Path) -> None:
+def test_constant_features_are_all_ties(images: Path, tmp_path: Path) -> None:
     def flatten(state: dict[str, torch.Tensor]) -> None:
         for name, value in state.items():
             if name.startswith("branches.semantic.fc.2"):
                 value.fill_(1.0 if name.endswith("bias") else 0.0)
 
     model = write_checkpoint(tmp_path / "constant.ckpt", method="moco-v2", change=flatten)
-    report = run(model, pictures, tmp_path / "out")
+    report = run(model, images, tmp_path / "out")
     row = result(report, "constant", "crop", "full")
     assert (row["top1"]["value"], row["ties"]) == (0, 1)
     assert any("no variance" in line or "constant" in line for line in report["skipped"])
@@ -256,7 +258,7 @@ def test_constant_features_are_all_ties(pictures: Path, tmp_path: Path) -> None:
 
 
 def test_features_that_are_not_finite_stop_the_work_with_the_models_name(
-    pictures: Path, tmp_path: Path
+    images: Path, tmp_path: Path
 ) -> None:
     def explode(state: dict[str, torch.Tensor]) -> None:
         for name, value in state.items():
@@ -267,21 +269,21 @@ def test_features_that_are_not_finite_stop_the_work_with_the_models_name(
     with pytest.raises(
         WorkFailed, match=r"broken\.ckpt gives embedding features that are not finite"
     ) as caught:
-        run(model, pictures, tmp_path / "out")
+        run(model, images, tmp_path / "out")
     assert re.search(r"e\.g\. \S+\.(png|jpg): the weights are broken;", str(caught.value))  # by name, in fp32
     assert "bf16" not in str(caught.value)
 
 
-def test_unusable_pictures_are_left_out_and_listed(hcl: Path, tmp_path: Path) -> None:
-    data = write_pictures(tmp_path / "data", 30)
-    (data / "0003.png").write_bytes(b"no picture")
+def test_unusable_images_are_left_out_and_listed(hcl: Path, tmp_path: Path) -> None:
+    data = write_images(tmp_path / "data", 30)
+    (data / "0003.png").write_bytes(b"no image")
     (data / "0017.png").write_bytes((data / "0016.png").read_bytes()[:200])
     report = run(hcl, data, tmp_path / "out")
     assert report["data"]["left_out"] == 2
     assert report["test"]["queries"] == 28
-    assert (tmp_path / "out" / "bad_pictures.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out" / "bad_images.csv").read_text().count("\n") == 3
     run(hcl, data, tmp_path / "out", resume=True, views=["crop:flip_p=1"])
-    assert (tmp_path / "out" / "bad_pictures.csv").read_text().count("\n") == 3
+    assert (tmp_path / "out" / "bad_images.csv").read_text().count("\n") == 3
     assert (tmp_path / "out" / "figures" / "overlap-crop-flip_p-1.svg").is_file()
     with pytest.raises(WorkFailed, match="max_bad"):
         run(hcl, data, tmp_path / "out2", max_bad=0.01)
@@ -301,14 +303,14 @@ def test_unusable_pictures_are_left_out_and_listed(hcl: Path, tmp_path: Path) ->
     ],
 )
 def test_settings_that_cannot_be(
-    hcl: Path, pictures: Path, tmp_path: Path, more: dict[str, Any], said: str
+    hcl: Path, images: Path, tmp_path: Path, more: dict[str, Any], said: str
 ) -> None:
     with pytest.raises(InputError, match=said):
-        run(hcl, pictures, tmp_path / "out", **more)
+        run(hcl, images, tmp_path / "out", **more)
     assert not (tmp_path / "out").exists()
 
 
-def test_models_that_cannot_be(hcl: Path, pictures: Path, tmp_path: Path) -> None:
+def test_models_that_cannot_be(hcl: Path, images: Path, tmp_path: Path) -> None:
     for models, more, said in (
         ([hcl, hcl], {}, "named twice"),
         (["torchvision:resnet18:random", "torchvision:resnet18"], {}, "hold the same weights"),
@@ -316,30 +318,30 @@ def test_models_that_cannot_be(hcl: Path, pictures: Path, tmp_path: Path) -> Non
         ([tmp_path / "nothing.ckpt"], {}, "no weights"),
     ):
         with pytest.raises(InputError, match=said):
-            run(models, pictures, tmp_path / "out", **more)
+            run(models, images, tmp_path / "out", **more)
     assert not (tmp_path / "out").exists()
 
 
 def test_an_out_that_holds_something_is_not_touched(
-    both: Path, hcl: Path, pictures: Path, tmp_path: Path
+    both: Path, hcl: Path, images: Path, tmp_path: Path
 ) -> None:
     with pytest.raises(InputError, match="add --resume"):
-        run(hcl, pictures, both)
+        run(hcl, images, both)
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("x")
     for resume in (False, True):
         with pytest.raises(InputError, match="no contrastive test"):
-            run(hcl, pictures, tmp_path / "mine", resume=resume)
+            run(hcl, images, tmp_path / "mine", resume=resume)
 
 
 def test_any_backbone_and_any_level_by_the_command(
-    pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     out = tmp_path / "out"
     words = "--size 32 --features pooled,c3,c4x2 --views crop --dims 8 --workers 0 --threads 1 --examples 0".split()
-    words += ["--pictures", "20"]
+    words += ["--images", "20"]
     assert (
-        main(["contrast", "torchvision:resnet18:random", "--data", str(pictures), "--out", str(out), *words])
+        main(["contrast", "torchvision:resnet18:random", "--data", str(images), "--out", str(out), *words])
         == 0
     )
     report = report_of(out)
@@ -350,9 +352,9 @@ def test_any_backbone_and_any_level_by_the_command(
 
 
 def test_a_model_without_a_spatial_part_is_told(
-    moco: Path, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    moco: Path, images: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    report = run(moco, pictures, tmp_path / "out", views=["crop"], splits=[0.0, 0.5, 1.0])
+    report = run(moco, images, tmp_path / "out", views=["crop"], splits=[0.0, 0.5, 1.0])
     assert [r["vector"] for r in report["results"]] == ["full", "pca-8", "pca-16"]
     assert "no spatial part: PCA takes all dimensions from this one" in capsys.readouterr().out
 
@@ -371,12 +373,10 @@ def test_a_long_gallery_moves_on_and_has_one_length_for_all(hcl: Path, tmp_path:
     assert result(report, "hcl", "crop", "full")["top1"]["value"] == right / n
 
 
-def test_signals_in_another_thread_do_not_matter(hcl: Path, pictures: Path, tmp_path: Path) -> None:
+def test_signals_in_another_thread_do_not_matter(hcl: Path, images: Path, tmp_path: Path) -> None:
     """A caller may run it in a thread, where signal handlers cannot be set."""
     done: list[Any] = []
-    thread = threading.Thread(
-        target=lambda: done.append(run(hcl, pictures, tmp_path / "out", views=["crop"]))
-    )
+    thread = threading.Thread(target=lambda: done.append(run(hcl, images, tmp_path / "out", views=["crop"])))
     thread.start()
     thread.join()
     assert done

@@ -1,4 +1,4 @@
-"""Each encoder gets its pictures as it was trained to."""
+"""Each encoder gets its images as it was trained to."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hetcl.analysis.extract import Extractor, Renormalise
+from hetcl.analysis.extract import Extractor, Renormalize
 from hetcl.cli import main
 from hetcl.model.pyramid import build_pyramid
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
@@ -30,20 +30,20 @@ def write(path: Path, facts: dict[str, object]) -> str:
 
 
 @pytest.mark.parametrize("order", ["RGB", "BGR"])
-def test_pictures_are_normalised_anew(order: str) -> None:
+def test_images_are_normalized_anew(order: str) -> None:
     pixels = torch.rand(2, 3, 5, 7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     facts = InputFacts((0.5, 0.4, 0.3), (0.5, 0.25, 0.2), 32, order, "the file")
     given = (pixels - per_channel(IMAGENET_MEAN)) / per_channel(IMAGENET_STD)
     wanted = ((pixels.flip(1) if order == "BGR" else pixels) - per_channel(facts.mean)) / per_channel(
         facts.std
     )
-    torch.testing.assert_close(Renormalise(facts)(given.float()).double(), wanted, atol=1e-6, rtol=0)
+    torch.testing.assert_close(Renormalize(facts)(given.float()).double(), wanted, atol=1e-6, rtol=0)
 
 
 def test_the_usual_facts_change_no_bit() -> None:
     facts = InputFacts(IMAGENET_MEAN, IMAGENET_STD, None, "RGB", "assumed")
     images = torch.randn(2, 3, 5, 7, generator=torch.Generator().manual_seed(0))
-    assert Renormalise(facts)(images) is images
+    assert Renormalize(facts)(images) is images
 
 
 def test_features_are_those_of_the_model_fed_as_its_file_says(tmp_path: Path) -> None:
@@ -77,4 +77,4 @@ def test_it_is_said_and_the_work_goes_through(
     )
     assert main([verb, model, *words]) == 0
     out = capsys.readouterr().out
-    assert "its pictures with mean 0.5, 0.4, 0.3, std 0.5, 0.25, 0.2, BGR (the file)" in out
+    assert "its images with mean 0.5, 0.4, 0.3, std 0.5, 0.25, 0.2, BGR (the file)" in out

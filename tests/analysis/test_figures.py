@@ -275,7 +275,7 @@ def test_anything_can_be_drawn(
 # ---- sheets of examples --------------------------------------------------------------------------------------------
 
 
-def picture(h: int, w: int, shade: int) -> np.ndarray:
+def image(h: int, w: int, shade: int) -> np.ndarray:
     return np.full((h, w, 3), shade, np.uint8)
 
 
@@ -283,12 +283,12 @@ def example(place: int, success: bool, **more: Any) -> Example:
     values: dict[str, Any] = {
         "bin": f"IoU 0.{place} to 0.{place + 1}",
         "success": success,
-        "original": picture(300, 200, 200),
+        "original": image(300, 200, 200),
         "boxes": ((10, 10, 90, 90), (0, 0, 200, 300)),
-        "query": picture(32, 32, 90),
-        "partner": picture(32, 32, 120),
-        "found": None if success else picture(224, 224, 10),
-        "found_original": None if success else picture(20, 500, 60),
+        "query": image(32, 32, 90),
+        "partner": image(32, 32, 120),
+        "found": None if success else image(224, 224, 10),
+        "found_original": None if success else image(20, 500, 60),
         "found_box": None if success else (0, 0, 20, 20),
         "iou": 0.3,
         "right": 0.5,
@@ -311,12 +311,12 @@ def test_a_sheet_shows_successes_at_the_left_and_failures_at_the_right() -> None
 
 
 def test_the_crops_are_drawn_where_they_were_cut() -> None:
-    row = example(1, True, original=picture(100, 100, 200), boxes=((0, 0, 50, 50), (50, 50, 100, 100)))
+    row = example(1, True, original=image(100, 100, 200), boxes=((0, 0, 50, 50), (50, 50, 100, 100)))
     cell = np.asarray(
         sheets._drawn(row.original, [(row.boxes[0], sheets.QUERY), (row.boxes[1], sheets.PARTNER)])
     )
-    for colour, (low, high) in ((sheets.QUERY, (0, 56)), (sheets.PARTNER, (56, 112))):
-        rgb = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+    for color, (low, high) in ((sheets.QUERY, (0, 56)), (sheets.PARTNER, (56, 112))):
+        rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
         y, x = np.nonzero((cell == rgb).all(axis=2))
         assert (x.min(), x.max(), y.min(), y.max()) == (low, high - 1, low, high - 1)
 
@@ -331,13 +331,13 @@ def test_a_sheet_grows_with_the_longer_side_of_each_bin() -> None:
 @pytest.mark.parametrize(
     "more",
     [
-        {"original": picture(1, 900, 1)},
-        {"original": picture(900, 1, 1)},
+        {"original": image(1, 900, 1)},
+        {"original": image(900, 1, 1)},
         {"boxes": ((0, 0, 0, 0), (-5, -5, 900, 900))},
         {"boxes": ((199.9, 299.9, 200, 300), (0.2, 0.2, 0.3, 0.3))},
         {"found": None, "found_original": None, "found_box": None},
         {"wrong": float("-inf"), "right": float("nan")},
-        {"query": picture(1, 1, 1), "partner": picture(600, 600, 1)},
+        {"query": image(1, 1, 1), "partner": image(600, 600, 1)},
     ],
 )
 def test_a_sheet_of_odd_examples(more: dict[str, Any]) -> None:

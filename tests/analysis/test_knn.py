@@ -37,7 +37,7 @@ def test_several_k_from_one_pass_equal_a_double_loop() -> None:
 @settings(max_examples=30, deadline=None)
 @given(cuts=st.lists(st.integers(1, 59), max_size=4), rows=st.integers(1, 70), seed=st.integers(0, 10**6))
 def test_blocks_change_nothing_and_ties_go_to_the_earlier(cuts: list[int], rows: int, seed: int) -> None:
-    """Features of few whole numbers: many pictures exactly as similar, at every place and across blocks."""
+    """Features of few whole numbers: many images exactly as similar, at every place and across blocks."""
     rng = np.random.default_rng(seed)
     x = np.eye(4, dtype=np.float32)[rng.integers(0, 4, 60)] * rng.choice([1, 2, 4], (60, 1)).astype(
         np.float32
@@ -83,7 +83,7 @@ def test_accuracy_is_the_share_of_hits() -> None:
 def test_features_that_are_not_finite_are_refused_in_words(which: str, value: float) -> None:
     bank, queries = (torch.rand(9, 3), torch.arange(9)), (torch.rand(5, 3), torch.arange(5))
     (bank if which == "training" else queries)[0][2, 1] = value
-    with pytest.raises(WorkFailed, match=f"1 of . {which} pictures are not finite"):
+    with pytest.raises(WorkFailed, match=f"1 of . {which} images are not finite"):
         knn_hits([bank], [queries], ks=[3])
 
 
@@ -91,5 +91,5 @@ def test_nothing_to_ask_and_nobody_to_vote() -> None:
     some = (torch.rand(3, 2), torch.arange(3))
     with pytest.raises(ValueError, match="neighbours"):
         knn_hits([some], [some], ks=[0])
-    with pytest.raises(ValueError, match="no pictures"):
+    with pytest.raises(ValueError, match="no images"):
         knn_hits([], [some], ks=[1])

@@ -105,7 +105,7 @@ def test_features_too_many_to_keep_are_read_again(monkeypatch: pytest.MonkeyPatc
     assert torch.cat([labels for _, labels in streamed]).tolist() == y[chosen].tolist()
 
 
-def test_a_constant_feature_and_a_class_without_pictures_do_no_harm() -> None:
+def test_a_constant_feature_and_a_class_without_images_do_no_harm() -> None:
     x, y = made(80, classes=3, noise=0.5)
     x = np.concatenate([x, np.full((80, 1), 7.0, np.float32)], axis=1)
     found = logistic_regression([(x, y)], [(x, y)], classes=5, seed=0)
@@ -113,7 +113,7 @@ def test_a_constant_feature_and_a_class_without_pictures_do_no_harm() -> None:
     assert found.ranks.max() <= 5
 
 
-def test_the_penalty_is_chosen_on_pictures_held_out() -> None:
+def test_the_penalty_is_chosen_on_images_held_out() -> None:
     """Labels that features tell exactly want a small one, noise in many dimensions a large one."""
     rng = np.random.default_rng(0)
     x, y = made(300, dim=4, noise=0.05)
@@ -128,7 +128,7 @@ def test_the_penalty_is_chosen_on_pictures_held_out() -> None:
     assert list(found.tried) == sorted(found.tried, reverse=True)
 
 
-def test_too_few_pictures_to_choose_a_penalty() -> None:
+def test_too_few_images_to_choose_a_penalty() -> None:
     x, y = made(20)
     found = logistic_regression([(x, y)], [(x, y)], classes=4, seed=0)
     assert (found.penalty, found.tried) == (linear.USUAL, {})
@@ -166,7 +166,7 @@ def test_ranks_count_ties_against_and_never_take_nan_for_right() -> None:
 
 
 class Views:
-    """Batches of one-pixel pictures, with labels, in place of a loader."""
+    """Batches of one-pixel images, with labels, in place of a loader."""
 
     steps_per_epoch = 4
 

@@ -80,7 +80,7 @@ def test_full_and_alone_leave_numbers_as_they_are() -> None:
 def test_what_cannot_be_projected_is_said() -> None:
     with pytest.raises(CannotProject, match="6 dimensions asked of the spatial part, which has 5"):
         pca.fit([keys()], DIMS).projection(12)
-    with pytest.raises(CannotProject, match="needs more than 3 pictures, not 3"):
+    with pytest.raises(CannotProject, match="needs more than 3 images, not 3"):
         pca.fit([keys(3)], DIMS).projection(6)
     constant = keys()
     constant[:, 7:] = 0.25

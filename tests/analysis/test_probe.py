@@ -1,4 +1,4 @@
-"""The whole probe, on labelled pictures that it can learn; stopped, killed, resumed, given bad input."""
+"""The whole probe, on labelled images that it can learn; stopped, killed, resumed, given bad input."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.runs import checkpoint
 from hetcl.weights.encoder import load_encoder
-from tests.analysis.make import write_checkpoint, write_pictures
+from tests.analysis.make import write_checkpoint, write_images
 from tests.reference import probe as slow
 
 QUICK: dict[str, Any] = {"workers": 0, "threads": 1, "batch": 8, "device": "cpu", "knn": [3, 20]}
@@ -55,7 +55,7 @@ def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten pictures a block, which batches of eight straddle."""
+    """Ten images a block, which batches of eight straddle."""
     monkeypatch.setattr(labelled, "SMALLEST", 10)
     monkeypatch.setattr(labelled, "LEAST", 10)
 
@@ -76,7 +76,7 @@ def test_random_weights_are_probed_with_statistics(
     for resume in (False, True):
         reports.append(run("timm:test_resnet:random", data, tmp_path / "out", resume=resume, **arguments))
         assert "no batch-norm statistics: measured" in capsys.readouterr().out
-    assert "features  of 60 pictures are here already" in (tmp_path / "out" / "log.txt").read_text()
+    assert "features  of 60 images are here already" in (tmp_path / "out" / "log.txt").read_text()
     assert reports[0]["knn"] == reports[1]["knn"]
 
 
@@ -85,10 +85,10 @@ def test_figures_are_those_of_a_slow_probe(features: str, hcl: Path, data: Path,
     """Features by plain torch from the decoded files, kNN by a double loop."""
     report = run(hcl, data, tmp_path / "out", features=features, linear="none", size=32)
     assert report == json.loads((tmp_path / "out" / "probe.json").read_text())
-    assert (report["data"]["train_pictures"], report["data"]["test_pictures"]) == (48, 12)
+    assert (report["data"]["train_images"], report["data"]["test_images"]) == (48, 12)
     encoder = load_encoder(str(hcl))
     assert encoder.embedding is not None
-    parts = open_parts(str(data), folder_classes=True, window=0, holdout=0.2, pictures=0, seed=0)
+    parts = open_parts(str(data), folder_classes=True, window=0, holdout=0.2, images=0, seed=0)
     rows = []
     for part in (parts.train, parts.test):
         found = []
@@ -143,8 +143,8 @@ def test_what_can_be_told_is_told(hcl: Path, data: Path, tmp_path: Path) -> None
 def test_labels_that_mean_nothing_are_near_chance(hcl: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     for c in range(2):
-        write_pictures(data / f"class{c}", 0)
-    write_pictures(data / "all", 60)
+        write_images(data / f"class{c}", 0)
+    write_images(data / "all", 60)
     for i, path in enumerate(sorted((data / "all").iterdir())):
         path.rename(data / f"class{i % 2}" / path.name)
     (data / "all").rmdir()
@@ -153,17 +153,17 @@ def test_labels_that_mean_nothing_are_near_chance(hcl: Path, tmp_path: Path) -> 
     assert any("No better than guessing" in line for line in report["said"])
 
 
-def test_a_k_above_the_training_pictures_is_said(hcl: Path, data: Path, tmp_path: Path) -> None:
+def test_a_k_above_the_training_images_is_said(hcl: Path, data: Path, tmp_path: Path) -> None:
     report = run(hcl, data, tmp_path / "out", knn=[1000], linear="none")
-    assert any("k = 1000: there are only 48 training pictures" in line for line in report["said"])
+    assert any("k = 1000: there are only 48 training images" in line for line in report["said"])
 
 
-# ---- which pictures --------------------------------------------------------------------------------------------------
+# ---- which images --------------------------------------------------------------------------------------------------
 
 
-def test_test_pictures_are_never_trained_on(data: Path) -> None:
-    def parts(pictures: int, seed: int = 4) -> Any:
-        return open_parts(str(data), folder_classes=True, window=0, holdout=0.3, pictures=pictures, seed=seed)
+def test_test_images_are_never_trained_on(data: Path) -> None:
+    def parts(images: int, seed: int = 4) -> Any:
+        return open_parts(str(data), folder_classes=True, window=0, holdout=0.3, images=images, seed=seed)
 
     whole = parts(0)
     names = [{p.sample(i).name for i in range(len(p))} for p in (whole.train, whole.test)]
@@ -172,9 +172,9 @@ def test_test_pictures_are_never_trained_on(data: Path) -> None:
     assert whole.held_out
     few = parts(15)
     assert len(few.train) == 15
-    assert few.test.pictures == whole.test.pictures
+    assert few.test.hash == whole.test.hash
     assert set(few.train.index) < set(whole.train.index)
-    assert parts(0, seed=5).test.pictures != whole.test.pictures
+    assert parts(0, seed=5).test.hash != whole.test.hash
 
 
 def test_a_validation_part_is_used_and_shares_the_numbers_of_the_classes(hcl: Path, tmp_path: Path) -> None:
@@ -184,40 +184,38 @@ def test_a_validation_part_is_used_and_shares_the_numbers_of_the_classes(hcl: Pa
     shutil.rmtree(data / "train" / "class0")
     (data / "train" / "class0").mkdir()
     shutil.copy(data / "train" / "class1" / "0.png", data / "train" / "class0" / "0.png")
-    report = run(hcl, data, tmp_path / "out", linear="none", pictures=12)
-    assert (report["data"]["train_pictures"], report["data"]["test_pictures"]) == (12, 12)
+    report = run(hcl, data, tmp_path / "out", linear="none", images=12)
+    assert (report["data"]["train_images"], report["data"]["test_images"]) == (12, 12)
     assert not report["data"]["held_out"]
-    parts = open_parts(str(data), folder_classes=True, window=0, holdout=0.2, pictures=0, seed=0)
+    parts = open_parts(str(data), folder_classes=True, window=0, holdout=0.2, images=0, seed=0)
     for part in (parts.train, parts.test):
         for i in range(len(part)):
             assert part.classes is not None
             assert part.sample(i).name.split("/")[-2] == part.classes[part.labels[i]]
 
 
-def test_unusable_pictures_and_missing_classes_are_counted_also_when_resumed(
-    hcl: Path, tmp_path: Path
-) -> None:
+def test_unusable_images_and_missing_classes_are_counted_also_when_resumed(hcl: Path, tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", 12)
     for name in ("0", "3", "11"):
-        (data / "class0" / f"{name}.png").write_bytes(b"no picture")
+        (data / "class0" / f"{name}.png").write_bytes(b"no image")
     (data / "class9").mkdir()
     shutil.copy(data / "class0" / "1.png", data / "class9" / "1.png")
     for resume in (False, True):
         report = run(hcl, data, tmp_path / "out", holdout=0.5, resume=resume)
         assert report["data"]["left_out"] == 3
-        assert report["data"]["train_pictures"] + report["data"]["test_pictures"] == 34
+        assert report["data"]["train_images"] + report["data"]["test_images"] == 34
         assert sum(report["data"]["missing"].values()) == 1
-        assert any("3 pictures could not be used" in line for line in report["said"])
-    with open(tmp_path / "out" / "bad_pictures.csv", newline="") as f:
+        assert any("3 images could not be used" in line for line in report["said"])
+    with open(tmp_path / "out" / "bad_images.csv", newline="") as f:
         assert sorted(Path(row["name"]).name for row in csv.DictReader(f)) == ["0.png", "11.png", "3.png"]
     with pytest.raises(WorkFailed, match="max_bad"):
         run(hcl, data, tmp_path / "out2", max_bad=0.001, holdout=0.5)
 
 
-def test_a_class_of_unusable_pictures_alone_leaves_nothing_to_tell_apart(hcl: Path, tmp_path: Path) -> None:
+def test_a_class_of_unusable_images_alone_leaves_nothing_to_tell_apart(hcl: Path, tmp_path: Path) -> None:
     data = write_classes(tmp_path / "data", 10, classes=2)
     for path in (data / "class0").iterdir():
-        path.write_bytes(b"no picture")
+        path.write_bytes(b"no image")
     with pytest.raises(WorkFailed, match="of 1 of the 2 classes"):
         run(hcl, data, tmp_path / "out", max_bad=1)
 
@@ -268,7 +266,7 @@ def test_the_moco_recipe_killed_at_a_step_and_resumed_ends_in_the_same_bits(
         run(hcl, data, tmp_path / "whole", resume=True, **(more | {"lr": 2.0}))
 
 
-def test_the_moco_recipe_on_fewer_pictures_than_a_batch(hcl: Path, data: Path, tmp_path: Path) -> None:
+def test_the_moco_recipe_on_fewer_images_than_a_batch(hcl: Path, data: Path, tmp_path: Path) -> None:
     report = run(hcl, data, tmp_path / "out", linear="moco", epochs=2, batch=500)
     assert report["linear"]["batch"] == 48
     assert report["linear"]["lr"] == pytest.approx(30 * 48 / 256)
@@ -379,7 +377,7 @@ def test_features_damaged_on_disk_are_made_again(hcl: Path, data: Path, tmp_path
         ({"linear": "ridge"}, "one of none, lbfgs, moco"),
         ({"knn": [0]}, "knn"),
         ({"linear": "none", "knn": []}, "neither knn nor linear"),
-        ({"pictures": 1}, "one class only"),
+        ({"images": 1}, "one class only"),
     ],
 )
 def test_settings_that_cannot_be(
@@ -391,7 +389,7 @@ def test_settings_that_cannot_be(
 
 
 def test_data_that_cannot_be_probed(hcl: Path, tmp_path: Path) -> None:
-    flat = write_pictures(tmp_path / "flat", 5)
+    flat = write_images(tmp_path / "flat", 5)
     with pytest.raises(InputError, match="has no labels"):
         run(hcl, flat, tmp_path / "out", folder_classes=False)
     one = write_classes(tmp_path / "one", 6, classes=1)

@@ -70,7 +70,7 @@ def ask(
 
 def same(found: Found, expected: list[reference.Answer]) -> None:
     assert found.rank.tolist() == [a.rank for a in expected]
-    assert found.picture.tolist() == [a.picture for a in expected]
+    assert found.image.tolist() == [a.image for a in expected]
     assert found.place.tolist() == [a.place for a in expected]
     for got, name in ((found.right, "right"), (found.wrong, "wrong")):
         assert got.dtype == torch.float32
@@ -124,11 +124,11 @@ def test_larger_galleries(kind: str, precision: str) -> None:
         assert found.rank.tolist() == (1 + (fast >= own[:, None] - tie).sum(axis=1)).tolist()
         first = (fast >= fast.max(axis=1, keepdims=True) - tie).argmax(axis=1)
         assert found.place.tolist() == first.tolist()
-        assert found.picture.tolist() == gallery_index[first].tolist()
+        assert found.image.tolist() == gallery_index[first].tolist()
 
 
 def test_a_tie_of_duplicates_counts_against(precision: str) -> None:
-    """The same picture twice, anywhere: rank 2 and not a toss-up of two kernels' rounding."""
+    """The same image twice, anywhere: rank 2 and not a toss-up of two kernels' rounding."""
     r = np.random.default_rng()
     for d in (3, 128, 324):
         features = unit(r.normal(size=(500, d)))
@@ -143,7 +143,7 @@ def test_an_empty_gallery() -> None:
     for gallery, index in ((x[:0], where[:0]), (x, where[:1].repeat(9))):  # or none but the query's own image
         none = retrieve(x[:1], x[:1], gallery, where[:1], index)
         assert none.rank.tolist() == [1]
-        assert none.place.tolist() == none.picture.tolist() == [-1]
+        assert none.place.tolist() == none.image.tolist() == [-1]
         assert none.wrong.tolist() == [-float("inf")]
 
 
@@ -172,10 +172,10 @@ def test_the_driver_equals_the_double_loop(seed: int, n: int, gallery: int, batc
     results = list(first_in_first_out(query, key, index, dims=dims, gallery=gallery, batch=batch))
     assert [(s.start, s.stop) for s, _, _ in results] == [(i, min(i + batch, n)) for i in range(0, n, batch)]
     expected = reference.first_in_first_out(query, key, index, gallery, batch)
-    row = {picture: i for i, picture in enumerate(index.tolist())}
+    row = {image: i for i, image in enumerate(index.tolist())}
     for rows, found, part in results:
         same(found, expected[rows])
-        for i, f in zip(range(rows.start, rows.stop), found.picture.tolist(), strict=True):
+        for i, f in zip(range(rows.start, rows.stop), found.image.tolist(), strict=True):
             for name, where in (("semantic", slice(0, 3)), ("spatial", slice(3, 7))):
                 right = reference.similarity(query[i, where], key[i, where])
                 wrong = reference.similarity(query[i, where], key[row[f], where]) if f >= 0 else -np.inf
@@ -185,7 +185,7 @@ def test_the_driver_equals_the_double_loop(seed: int, n: int, gallery: int, batc
 
 
 def join(results: Iterator) -> list[tuple]:
-    names = ("rank", "place", "picture", "right", "wrong")
+    names = ("rank", "place", "image", "right", "wrong")
     return [(s.start, s.stop, *(getattr(f, name).tolist() for name in names)) for s, f, _ in results]
 
 
@@ -256,7 +256,7 @@ def test_planted_identity_finds_everything_and_noise_finds_chance() -> None:
 
 
 def test_planted_position_scores_by_overlap() -> None:
-    """Features that encode where the crop was, and nothing of the picture: the nearer the crops, the better."""
+    """Features that encode where the crop was, and nothing of the image: the nearer the crops, the better."""
     r = np.random.default_rng()
     n = 3000
     centre = r.random((n, 2))

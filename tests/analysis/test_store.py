@@ -19,10 +19,8 @@ from tests.damage import DAMAGES, Damage, spoil
 DIMS = {"semantic": 3, "spatial": 2}
 
 
-def folder(root: Path, *, pictures: int = 23, batch: int = 5, seed: int = 0) -> Folder:
-    return Folder(
-        root, "a/b:c", {"seed": seed, "area": (0.2, 1.0)}, dims=DIMS, pictures=pictures, batch=batch
-    )
+def folder(root: Path, *, images: int = 23, batch: int = 5, seed: int = 0) -> Folder:
+    return Folder(root, "a/b:c", {"seed": seed, "area": (0.2, 1.0)}, dims=DIMS, images=images, batch=batch)
 
 
 def rows(step: int, count: int) -> dict[str, np.ndarray]:
@@ -37,23 +35,21 @@ def rows(step: int, count: int) -> dict[str, np.ndarray]:
 
 
 @settings(max_examples=20, deadline=None)
-@given(data=st.data(), pictures=st.integers(1, 40), batch=st.integers(1, 9))
-def test_any_order_any_stops_any_bad_pictures_give_the_rows_in_order(
-    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, pictures: int, batch: int
+@given(data=st.data(), images=st.integers(1, 40), batch=st.integers(1, 9))
+def test_any_order_any_stops_any_bad_images_give_the_rows_in_order(
+    tmp_path_factory: pytest.TempPathFactory, data: st.DataObject, images: int, batch: int
 ) -> None:
     root = tmp_path_factory.mktemp("features")
-    steps = -(-pictures // batch)
-    usable = [
-        data.draw(st.integers(0, min(batch, pictures - s * batch)), label="usable") for s in range(steps)
-    ]
+    steps = -(-images // batch)
+    usable = [data.draw(st.integers(0, min(batch, images - s * batch)), label="usable") for s in range(steps)]
     order = data.draw(st.permutations(range(steps)), label="order")
     stop = data.draw(st.integers(0, steps), label="stop")
-    one = folder(root, pictures=pictures, batch=batch)
+    one = folder(root, images=images, batch=batch)
     one.prepare()
     for step in order[:stop]:
         one.write(step, **rows(step, usable[step]))
     one.close()
-    other = folder(root, pictures=pictures, batch=batch)
+    other = folder(root, images=images, batch=batch)
     other.prepare()
     assert sorted(other.todo()) == sorted(order[stop:])
     assert not other.finished
@@ -61,8 +57,8 @@ def test_any_order_any_stops_any_bad_pictures_give_the_rows_in_order(
         other.write(step, **rows(step, usable[step]))
     other.close()
     other.finish()
-    assert folder(root, pictures=pictures, batch=batch + 1).finished  # whole is whole, whatever the batch
-    got = folder(root, pictures=pictures, batch=batch).read()
+    assert folder(root, images=images, batch=batch + 1).finished  # whole is whole, whatever the batch
+    got = folder(root, images=images, batch=batch).read()
     expected = [rows(s, usable[s]) for s in range(steps)]
     for name in ("query", "key", "index", "boxes"):
         np.testing.assert_array_equal(getattr(got, name), np.concatenate([e[name] for e in expected]))
@@ -101,7 +97,7 @@ def test_a_damaged_unfinished_folder_starts_anew(tmp_path: Path, name: str) -> N
 
 
 def test_a_damaged_finished_folder_is_refused_by_name(tmp_path: Path) -> None:
-    one = folder(tmp_path, pictures=5)
+    one = folder(tmp_path, images=5)
     one.prepare()
     one.write(0, **rows(0, 4))
     one.finish()
@@ -140,15 +136,15 @@ def test_damaged_steps_of_a_stopped_pass_are_computed_again(
 def test_damaged_features_are_not_read_but_computed_again(
     damage: Damage, name: str, usable: int, tmp_path: Path
 ) -> None:
-    one = folder(tmp_path, pictures=10)
+    one = folder(tmp_path, images=10)
     one.prepare()
     for step in range(2):
         one.write(step, **rows(step, usable))
     one.finish()
-    assert folder(tmp_path, pictures=10).finished
+    assert folder(tmp_path, images=10).finished
     before = {p.name: p.read_bytes() for p in one.path.iterdir()}
     spoil(one.path / name, damage, seed=usable)
-    again = folder(tmp_path, pictures=10)
+    again = folder(tmp_path, images=10)
     if (one.path / name).read_bytes() == before[name]:
         assert again.finished
         return
@@ -165,7 +161,7 @@ def test_damaged_features_are_not_read_but_computed_again(
 
 
 def test_whole_features_lose_only_the_steps_that_are_damaged(tmp_path: Path) -> None:
-    one = folder(tmp_path, pictures=10)
+    one = folder(tmp_path, images=10)
     one.prepare()
     for step in range(2):
         one.write(step, **rows(step, 5))
@@ -173,7 +169,7 @@ def test_whole_features_lose_only_the_steps_that_are_damaged(tmp_path: Path) -> 
     data = bytearray((one.path / "key.npy").read_bytes())
     data[-1] ^= 1
     (one.path / "key.npy").write_bytes(data)
-    again = folder(tmp_path, pictures=10)
+    again = folder(tmp_path, images=10)
     again.prepare()
     assert again.todo().tolist() == [1]
 
@@ -181,7 +177,7 @@ def test_whole_features_lose_only_the_steps_that_are_damaged(tmp_path: Path) -> 
 def test_a_kill_between_the_renames_at_the_end_costs_nothing(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    one = folder(tmp_path, pictures=10)
+    one = folder(tmp_path, images=10)
     one.prepare()
     for step in range(2):
         one.write(step, **rows(step, 4))
@@ -198,7 +194,7 @@ def test_a_kill_between_the_renames_at_the_end_costs_nothing(
         dying.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             one.finish()
-    assert len(folder(tmp_path, pictures=10).read()) == 8
+    assert len(folder(tmp_path, images=10).read()) == 8
 
 
 def test_unfinished_features_are_not_called_whole(tmp_path: Path) -> None:
@@ -221,7 +217,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 
 
 def test_its_size_on_disk_is_told_beforehand(tmp_path: Path) -> None:
-    one = folder(tmp_path, pictures=1000, batch=10)
+    one = folder(tmp_path, images=1000, batch=10)
     one.prepare()
     held = sum(p.stat().st_size for p in one.path.glob("*.npy"))
     assert one.bytes <= held <= one.bytes + 5 * 1024

@@ -171,7 +171,7 @@ def test_a_test_that_is_too_easy() -> None:
     assert "the test is too easy" in row["line"]
 
 
-def test_views_that_keep_the_colours_cannot_tell_that_nothing_was_learned() -> None:
+def test_views_that_keep_the_colors_cannot_tell_that_nothing_was_learned() -> None:
     row = verdict(planted(crop=(-0.2, -0.22, -0.18), views=("crop",)))
     assert row["status"] == "unclear"
     assert row["line"].endswith("Test with --views standard.")
@@ -252,7 +252,7 @@ def test_models_that_are_not_alike_are_not_ranked_together() -> None:
     lines = sentences(content)
     assert any(
         line.startswith(
-            "standard: the other view is found among 4,999 other pictures by run pooled 49.0%, random r pooled 40.0% "
+            "standard: the other view is found among 4,999 other images by run pooled 49.0%, random r pooled 40.0% "
             "(pooled at 48 pixels); other 43.0%, random o 42.0% (embedding at 32 pixels); run 40.0%, random r 40.0% "
             "(embedding at 48 pixels); chance "
         )

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetcl.analysis import passes, yardstick
+from hetcl.analysis import extraction, yardstick
 from hetcl.analysis.contrastive_test import contrast
 from hetcl.cli import main
 from hetcl.errors import InputError
@@ -44,7 +44,7 @@ def views() -> list[Tensor]:
         ((_, batches),) = Pairs(open_source(SCENES), [policy], size=SIZE, batch=COUNT, seed=seed).run([0])
         (batch,) = batches.values()
         order = batch.index.argsort()
-        out += [photometric(x, c)[order] for x, c in zip(batch.images, batch.colour, strict=True)]
+        out += [photometric(x, c)[order] for x, c in zip(batch.images, batch.color, strict=True)]
     return out
 
 
@@ -116,7 +116,7 @@ def test_an_encoder_that_learned_nothing_is_never_said_to_have_learned(
 
 
 def test_random_weights_are_no_result(tmp_path: Path) -> None:
-    report = run(f"{ARCH}:random", tmp_path / "out", pictures=60, views=["standard"])
+    report = run(f"{ARCH}:random", tmp_path / "out", images=60, views=["standard"])
     assert report["verdict"][0]["status"] == "random"
     assert len(report["models"]) == 1
 
@@ -124,7 +124,7 @@ def test_random_weights_are_no_result(tmp_path: Path) -> None:
 def test_the_yardstick_is_the_same_architecture_with_measured_statistics(
     trained: Path, views: list[Tensor], tmp_path: Path
 ) -> None:
-    report = run(trained, tmp_path / "out", views=["standard"], pictures=20)
+    report = run(trained, tmp_path / "out", views=["standard"], images=20)
     rows = {m["name"]: m for m in report["models"]}
     assert {n: (m["role"], m["features"], m["size"]) for n, m in rows.items()} == {
         "trained": ("model", "embedding", SIZE),
@@ -137,7 +137,7 @@ def test_the_yardstick_is_the_same_architecture_with_measured_statistics(
     fresh = build_pyramid(ARCH, seed=0)
     entry = next(e for e in _entries(trained) if e.name == "random test_resnet pooled")
     yardstick.measure(
-        entry.encoder, open_source(SCENES), size=SIZE, fabric=_fabric(), seed=0, window=0, pictures=COUNT,
+        entry.encoder, open_source(SCENES), size=SIZE, fabric=_fabric(), seed=0, window=0, images=COUNT,
         workers=0, stop=lambda: None,
     )  # fmt: skip
     slow = _mean_statistics(fresh, seed=0)
@@ -172,7 +172,7 @@ def _mean_statistics(pyramid: nn.Module, seed: int) -> dict[str, Tensor]:
     pyramid.train()
     for _, batches in Pairs(open_source(SCENES), [policy], size=SIZE, batch=64, seed=seed).run(range(steps)):
         (b,) = batches.values()
-        pyramid(torch.cat([photometric(x, c) for x, c in zip(b.images, b.colour, strict=True)]))
+        pyramid(torch.cat([photometric(x, c) for x, c in zip(b.images, b.color, strict=True)]))
         for name, x in inputs.items():
             for kind, value in (
                 ("running_mean", x.mean((0, 2, 3))),
@@ -190,13 +190,13 @@ def test_a_collapsed_encoder_is_said_to_have_collapsed(tmp_path: Path) -> None:
                 value.fill_(1.0 if name.endswith("bias") else 0.0)
 
     model = write_checkpoint(tmp_path / "flat.ckpt", method="moco-v2", seed=3, change=flatten)
-    (row,) = run(model, tmp_path / "out", views=["standard"], pictures=60)["verdict"]
+    (row,) = run(model, tmp_path / "out", views=["standard"], images=60)["verdict"]
     assert row["status"] == "collapsed"
     assert row["line"].startswith("Collapsed: flat gives nearly the same vector for every image (uniformity ")
 
 
 def test_few_images_are_too_few(trained: Path, tmp_path: Path) -> None:
-    (row,) = run(trained, tmp_path / "out", pictures=8, batch=4)["verdict"]
+    (row,) = run(trained, tmp_path / "out", images=8, batch=4)["verdict"]
     assert row["status"] == "too few"
     assert row["needed"] >= 100
 
@@ -210,7 +210,7 @@ def test_each_model_has_a_yardstick_of_its_own_architecture_and_size(
     """One yardstick serves models that are alike; a size that weights do not say is that of the others."""
     moco = write_checkpoint(tmp_path / "moco.ckpt", method="moco-v2", seed=2)
     other = f"torchvision:resnet18:{_backbone(tmp_path)}"
-    report = run([hcl, moco, other], tmp_path / "out", pictures=30, views=["standard"], batch=30)
+    report = run([hcl, moco, other], tmp_path / "out", images=30, views=["standard"], batch=30)
     names = {m["name"]: m["size"] for m in report["models"]}
     assert set(names.values()) == {SIZE}
     randoms = [n for n in names if n.startswith("random")]
@@ -334,7 +334,7 @@ def test_which_models_are_random(model: str, random: bool) -> None:
 
 
 def test_it_can_be_turned_off(trained: Path, tmp_path: Path) -> None:
-    report = run(trained, tmp_path / "out", yardstick="none", pictures=20, views=["crop"])
+    report = run(trained, tmp_path / "out", yardstick="none", images=20, views=["crop"])
     assert report["verdict"] == report["yardsticks"] == []
     assert [m["name"] for m in report["models"]] == ["trained"]
     with pytest.raises(InputError, match="yardstick"):
@@ -345,11 +345,11 @@ def test_what_was_added_is_used_again_and_added_later_where_it_was_off(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     out = tmp_path / "out"
-    few: dict[str, Any] = {"pictures": 40, "views": ["standard"]}
+    few: dict[str, Any] = {"images": 40, "views": ["standard"]}
     run(trained, out, yardstick="none", **few)
     jobs: list[int] = []
-    fill = passes.fill
-    monkeypatch.setattr(passes, "fill", lambda j, *a, **k: (jobs.append(len(j)), fill(j, *a, **k)))
+    fill = extraction.fill
+    monkeypatch.setattr(extraction, "fill", lambda j, *a, **k: (jobs.append(len(j)), fill(j, *a, **k)))
     first = run(trained, out, resume=True, **few)
     again = run(trained, out, resume=True, **few)
     assert jobs == [3]  # the backbone, and random weights by both kinds of features; then nothing

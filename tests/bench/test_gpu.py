@@ -187,7 +187,7 @@ def test_the_table_keeps_what_failed_and_says_what_the_recipe_costs() -> None:
     assert "| stage 1, compiled, batch 256 | out of memory |" in text
     assert "| stage 1, CUDA graphs, batch 256 | not run: 3 s left |" in text
     assert "| stage 2 over stage 1 | 1.500 |" in text
-    # 200 epochs of 1,281,167 pictures at 3,000 and at 2,000 a second: 23.7 h and 35.6 h
+    # 200 epochs of 1,281,167 images at 3,000 and at 2,000 a second: 23.7 h and 35.6 h
     assert "takes 59 h on one such card, eager** (23.7 + 35.6 h" in text
     assert "compiled**" not in text
     # 0.9 x 3.35 TB/s over 680 MB

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 SIDE, IN, MID, OUT = 8, 4, 6, 2
 X, Y, O = (4 * c * SIDE * SIDE for c in (IN, MID, OUT))
-"""Bytes of one picture's input, of what the first convolution gives, and of what the second gives."""
+"""Bytes of one image's input, of what the first convolution gives, and of what the second gives."""
 
 
 def net_of(batch: int, *, backward: bool, dtype: torch.dtype = torch.float32) -> Callable[[], Any]:

@@ -1,6 +1,6 @@
 """Small data sets in the true published layouts, made of the built-in scenes.
 
-Picture ``i`` of a split is the scene ``scene_of(split, i, size)``, so a test can compare what was read with what was
+Image ``i`` of a split is the scene ``scene_of(split, i, size)``, so a test can compare what was read with what was
 drawn.
 """
 
@@ -28,7 +28,7 @@ VOC_NAMES = tuple(name.replace(" ", "-") for name in CLASSES)
 
 
 def scene_of(split: str, index: int, size: int = SIZE) -> Scene:
-    """The scene behind a picture."""
+    """The scene behind an image."""
     return scene(index, seed=SEEDS[split], size=size)
 
 
@@ -39,7 +39,7 @@ def _splits(train: int, val: int, size: int) -> Iterator[tuple[str, int, Scene]]
 
 
 def save(path: Path, pixels: np.ndarray) -> Path:
-    """Write a picture, JPEG or PNG by its name."""
+    """Write an image, JPEG or PNG by its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(pixels).save(path, quality=95)
     return path
@@ -86,9 +86,9 @@ def coco_document(scenes: list[tuple[str, Scene]], masks: str | None, crowd: boo
     """A document in COCO's format.
 
     Args:
-        scenes: name of the picture's file, and what is in it.
+        scenes: name of the image's file, and what is in it.
         masks: form of the segmentations; ``mixed`` takes turns; None leaves them out.
-        crowd: flag the last object of every second picture as a crowd (those are always run lengths).
+        crowd: flag the last object of every second image as a crowd (those are always run lengths).
     """
     images, annotations = [], []
     forms = ("polygons", "rle", "uncompressed") if masks == "mixed" else (masks,)
@@ -137,10 +137,10 @@ def write_coco(
 
 
 def write_lvis(root: Path, *, version: str = "v0.5", train: int = 6, val: int = 3, size: int = SIZE) -> Path:
-    """LVIS ``v0.5`` or ``v1`` over COCO's folders; ``v1`` has its validation pictures in ``train2017/``, as some are.
+    """LVIS ``v0.5`` or ``v1`` over COCO's folders; ``v1`` has its validation images in ``train2017/``, as some are.
 
-    Classes are ``r``, ``c`` and ``f`` in turn. Of the classes that are not in a picture, every second is known to be
-    absent; the first class of a picture is not annotated exhaustively.
+    Classes are ``r``, ``c`` and ``f`` in turn. Of the classes that are not in an image, every second is known to be
+    absent; the first class of an image is not annotated exhaustively.
     """
     scenes: dict[str, list[tuple[str, Scene]]] = {"train": [], "val": []}
     for split, index, drawn in _splits(train, val, size):
@@ -207,10 +207,10 @@ def voc_map(drawn: Scene) -> np.ndarray:
 def save_indices(path: Path, values: np.ndarray) -> Path:
     """Write uint8 ``[H, W]`` as a palette PNG; the colours are not the indices."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    picture = Image.fromarray(values).convert("L")
-    picture.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
-    assert picture.mode == "P"
-    picture.save(path)
+    image = Image.fromarray(values).convert("L")
+    image.putpalette(np.random.default_rng(0).integers(0, 256, 768).astype(np.uint8).tobytes())
+    assert image.mode == "P"
+    image.save(path)
     return path
 
 
@@ -227,8 +227,8 @@ def write_voc(
 ) -> Path:
     """VOC's development kit.
 
-    Training pictures are dealt to the years in turn: ``trainval`` of all of them; the first year's ``test`` is the
-    validation split when it is 2007, else ``val`` of the first year is. Pixels are in the last year: all pictures have
+    Training images are dealt to the years in turn: ``trainval`` of all of them; the first year's ``test`` is the
+    validation split when it is 2007, else ``val`` of the first year is. Pixels are in the last year: all images have
     maps there, ``train`` and ``val``. ``names`` writes ``classes.txt``.
     """
     base = root / "VOCdevkit" if devkit else root
@@ -273,10 +273,10 @@ def city_maps(drawn: Scene, group: bool = False) -> tuple[np.ndarray, np.ndarray
 def write_cityscapes(
     root: Path, *, train: int = 6, val: int = 3, size: int = SIZE, groups: bool = False
 ) -> Path:
-    """Cityscapes' folders, two cities a split; with ``groups`` the last object of every second picture is a group."""
+    """Cityscapes' folders, two cities a split; with ``groups`` the last object of every second image is a group."""
     cities = {"train": ("aachen", "zurich"), "val": ("frankfurt", "lindau")}
     for split, index, drawn in _splits(train, val, size):
-        # Listed by city and name: the first half of the pictures is in the first city.
+        # Listed by city and name: the first half of the images is in the first city.
         city = cities[split][index >= ((train if split == "train" else val) + 1) // 2]
         stem = f"{city}_{index:06d}_000019"
         save(root / "leftImg8bit" / split / city / f"{stem}_leftImg8bit.png", drawn.pixels)

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import numpy as np
 
+from hetcl.downstream.annotations import Category, Skipped
 from hetcl.downstream.data.packed import PackedDetection, Packer
 from hetcl.downstream.masks import encode
-from hetcl.downstream.objects import Category, Skipped
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 
 FINETUNE = (
     "--batch 2 --base_batch 2 --steps 4 --milestones 3 --warmup 1 --lr 0.01 --min_size 48,64 --test_size 64 "
@@ -24,13 +24,13 @@ def command(out: Path, data: str, *more: str, init: str = "torchvision:resnet18:
 
 
 class Boxes(PackedDetection):
-    """Noise with random boxes, whose masks are their left halves: the product's own set, but for the pictures."""
+    """Noise with random boxes, whose masks are their left halves: the product's own set, but for the images."""
 
     def __init__(self, count: int, *, seed: int = 0, bad: tuple[int, ...] = (), crowd: bool = False) -> None:
         self.seed, self.bad = seed, bad
         packer = Packer()
         for index in range(count):
-            packer.picture(index, f"{index}.jpg", (40 + index % 3, 50 + index % 5))
+            packer.image(index, f"{index}.jpg", (40 + index % 3, 50 + index % 5))
             for i, (box, label, half) in enumerate(self._objects(index)):
                 id = 10 * index + 1 + i
                 packer.add(id, box.tolist(), label, crowd=crowd and i == 0, segment=encode(half))
@@ -49,8 +49,8 @@ class Boxes(PackedDetection):
             half[top:bottom, left : (left + right) // 2] = 1
             yield box, label, half
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         if index in self.bad:
-            raise BadPicture("is broken")
+            raise BadImage("is broken")
         rng = np.random.default_rng([self.seed, index])
-        return rng.integers(0, 256, (*self.truth(index).size, 3), dtype=np.uint8)
+        return rng.integers(0, 256, (*self.annotations(index).size, 3), dtype=np.uint8)

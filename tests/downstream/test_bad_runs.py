@@ -69,21 +69,21 @@ def test_an_empty_validation_part_is_refused(tmp_path: Path, capsys: pytest.Capt
     assert "instances_val.json" in said(capsys, command(tmp_path / "run", f"coco:{root}"))
 
 
-def test_a_broken_picture_is_replaced_listed_and_said(
+def test_a_broken_image_is_replaced_listed_and_said(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_coco(tmp_path / "coco", train=4, val=2, plain=True)
-    (root / "images" / "train-1.jpg").write_bytes(b"no picture")
+    (root / "images" / "train-1.jpg").write_bytes(b"no image")
     Image.new("RGB", (10, 10)).save(root / "images" / "val-0.jpg")  # of another size than the annotations say
     out = tmp_path / "run"
     more = "--model faster-rcnn --max_bad 0.6".split()
     assert main(command(out, f"coco:{root}", *more, init="timm:test_resnet")) == 0
-    assert "train-1.jpg" in (out / "bad_pictures.csv").read_text()
-    assert "another picture takes its place" in capsys.readouterr().out
+    assert "train-1.jpg" in (out / "bad_images.csv").read_text()
+    assert "another image takes its place" in capsys.readouterr().out
     words = ["evaluate", str(out), "--data", f"coco:{root}", "--out", str(tmp_path / "e"), "--device", "cpu"]
     assert "more than max_bad = 10%" in said(capsys, words, 1)
     assert main([*words, "--max_bad", "0.6"]) == 0
-    assert "they count as pictures in which nothing was found" in capsys.readouterr().out
+    assert "they count as images in which nothing was found" in capsys.readouterr().out
 
 
 def test_folders_that_hold_something_else(
@@ -108,12 +108,12 @@ def test_folders_that_hold_something_else(
         str(tmp_path / "e"),
         "--device",
         "cpu",
-        "--pictures",
+        "--images",
         "1",
     ]
     assert main(words) == 0
     report = json.loads((tmp_path / "e" / "evaluation.json").read_text())
-    assert report["data"]["pictures"] == 1
+    assert report["data"]["images"] == 1
     assert "add --overwrite" in said(capsys, words)
     assert main([*words, "--overwrite"]) == 0
 

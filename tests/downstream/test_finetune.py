@@ -89,7 +89,7 @@ def test_train_stop_resume_evaluate(task: str, sets: Path, tmp_path: Path) -> No
     assert Image.open(tmp_path / "e" / "predictions.png").size[0] > 400
     if task.endswith("fcn"):
         maps = sorted((tmp_path / "e" / "label_maps").glob("*.png"))
-        assert len(maps) == report["data"]["pictures"]
+        assert len(maps) == report["data"]["images"]
         assert np.asarray(Image.open(maps[0])).max() < 255
     else:
         found = json.loads((tmp_path / "e" / "results.json").read_text())

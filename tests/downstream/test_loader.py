@@ -1,4 +1,4 @@
-"""Which picture comes when, mirrored and cut: equal to slow versions, and a function of (seed, position) alone."""
+"""Which image comes when, mirrored and cut: equal to slow versions, and a function of (seed, position) alone."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetcl.downstream import masks
+from hetcl.downstream.annotations import Skipped
 from hetcl.downstream.data.maps import MapSet
 from hetcl.downstream.loader import (
     Batch,
@@ -20,7 +21,6 @@ from hetcl.downstream.loader import (
     Stream,
     TargetLoader,
 )
-from hetcl.downstream.objects import Skipped
 from hetcl.draws import generator
 from hetcl.errors import InputError
 from tests.downstream.made_up import Boxes
@@ -47,7 +47,7 @@ def same(a: Batch, b: Batch) -> bool:
 
 @settings(deadline=None, max_examples=40)
 @given(n=st.integers(1, 40), seed=st.integers(0, 5))
-def test_each_pass_has_every_picture_once(n: int, seed: int) -> None:
+def test_each_pass_has_every_image_once(n: int, seed: int) -> None:
     stream = Stream(n, seed, "x")
     seen = stream(np.arange(3 * n)).reshape(3, n)
     assert (np.sort(seen, axis=1) == np.arange(n)).all()
@@ -60,7 +60,7 @@ def test_passes_have_orders_of_their_own() -> None:
     assert (Stream(50, 1)(np.arange(50)) != first).any()
 
 
-def test_pictures_come_as_often_as_their_factor_says() -> None:
+def test_images_come_as_often_as_their_factor_says() -> None:
     factors = np.array([1.0, 1.0, 2.5, 4.0])
     stream = Stream(4, 3, factors=factors)
     passes = 400
@@ -76,16 +76,16 @@ def test_a_pass_repeats_whole_parts_exactly() -> None:
         assert np.bincount(row).tolist() == [2, 1, 3]
 
 
-# ---- pictures with boxes ---------------------------------------------------------------------------------------------
+# ---- images with boxes ---------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("flip_p", [0.0, 1.0])
-def test_boxes_and_masks_follow_the_picture(flip_p: float) -> None:
+def test_boxes_and_masks_follow_the_image(flip_p: float) -> None:
     data = Boxes(12, seed=4)
     made = examples(data, flip_p=flip_p)
     for index in range(12):
         image, target = made(index, generator(0, index))
-        pixels, truth = data.picture(index), data.truth(index)
+        pixels, truth = data.image(index), data.annotations(index)
         if flip_p:
             pixels = np.fliplr(pixels)
         assert (image.numpy().transpose(1, 2, 0) == pixels).all()
@@ -104,15 +104,15 @@ def test_boxes_and_masks_follow_the_picture(flip_p: float) -> None:
 def test_crowds_are_no_objects_to_learn() -> None:
     data = Boxes(3, seed=4, crowd=True)
     _, target = examples(data, with_masks=False)(2, generator(0))
-    assert len(target["boxes"]) == len(data.truth(2).boxes) - 1
+    assert len(target["boxes"]) == len(data.annotations(2).boxes) - 1
     assert "masks" not in target
 
 
-# ---- pictures with classes of pixels ---------------------------------------------------------------------------------
+# ---- images with classes of pixels ---------------------------------------------------------------------------------
 
 
 class Maps(MapSet):
-    """The product's own set, but for its pictures: a pixel's colour tells its class, to be compared after cutting."""
+    """The product's own set, but for its images: a pixel's colour tells its class, to be compared after cutting."""
 
     def __init__(self, height: int, width: int) -> None:
         super().__init__("voc", ("a", "b", "c"), Path("nowhere"), [("0.png", "0.png")], "made up", Skipped())
@@ -121,7 +121,7 @@ class Maps(MapSet):
     def label_map(self, index: int) -> np.ndarray:
         return ((np.arange(self.height)[:, None] // 8 + np.arange(self.width) // 8) % 3).astype(np.uint8)
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return np.repeat(self.label_map(index)[..., None] * np.uint8(100), 3, axis=2)
 
 
@@ -139,7 +139,7 @@ def test_crops_keep_pixels_and_classes_together(size: tuple[int, int]) -> None:
         assert (torch.tensor([124, 116, 104], dtype=torch.uint8) == image[:, ~known].T).all()
 
 
-def test_scaled_pictures_have_scaled_classes() -> None:
+def test_scaled_images_have_scaled_classes() -> None:
     made = SegmentationExamples(Maps(64, 64), crop=128, scale=(2.0, 2.0), flip_p=0.0)
     image, target = made(0, generator(0))
     wanted = torch.from_numpy(Maps(64, 64).label_map(0).repeat(2, 0).repeat(2, 1).astype(np.int64))
@@ -175,7 +175,7 @@ def test_ranks_share_the_batch() -> None:
         loader(Boxes(10), ranks=3)
 
 
-def test_a_broken_picture_is_replaced_and_nothing_else_moves() -> None:
+def test_a_broken_image_is_replaced_and_nothing_else_moves() -> None:
     good, data = list(loader(Boxes(10)).steps(0, 5)), Boxes(10, bad=(3,))
     broken = list(loader(data).steps(0, 5))
     found = [record for batch in broken for record in batch.bad]
@@ -187,8 +187,8 @@ def test_a_broken_picture_is_replaced_and_nothing_else_moves() -> None:
             assert equal == (positions[step, row] != 3)
 
 
-def test_data_without_a_usable_picture_is_refused() -> None:
-    with pytest.raises(InputError, match=r"pictures in a row cannot be used, from \d\.jpg \(is broken\)"):
+def test_data_without_a_usable_image_is_refused() -> None:
+    with pytest.raises(InputError, match=r"images in a row cannot be used, from \d\.jpg \(is broken\)"):
         next(loader(Boxes(4, bad=(0, 1, 2, 3))).steps(0, 1))
 
 

@@ -75,11 +75,11 @@ def test_a_part_that_numbers_its_classes_otherwise(coco: Path) -> None:
     found = parts(coco)
     assert names_of(found.val) == names_of(found.train) == CLASSES
     for i in range(3):
-        assert found.val.truth(i).labels.tolist() == before.truth(i).labels.tolist()
+        assert found.val.annotations(i).labels.tolist() == before.annotations(i).labels.tolist()
     assert [c.id for c in found.val.classes] == [
         100 - 7 * (3 * i + 1) // 3 for i in range(10)
     ]  # of its own file
-    assert not [line for line in found.told if "class" in line]
+    assert not [line for line in found.notes if "class" in line]
 
 
 def test_both_verbs_take_it(coco: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -106,7 +106,7 @@ def test_capitals_and_spaces_do_not_part_classes(coco: Path) -> None:
     assert names_of(found.val) == CLASSES
     assert (
         f"class 'Striped Disc' of the validation part of coco:{coco} is taken for 'striped disc' of its training part"
-        in found.told
+        in found.notes
     )
 
 
@@ -130,7 +130,7 @@ def test_a_class_that_is_missing_is_named_with_the_part_that_lacks_it(coco: Path
     assert f"the validation part of coco:{coco} has other classes than its training part" in message
     assert "its training part lacks boat (1 object)" in message
     change(coco, "train", lambda d: d["categories"].append({"id": 1000, "name": "boat"}))
-    assert "nothing is annotated as" in parts(coco).told[-1] or parts(coco).told
+    assert "nothing is annotated as" in parts(coco).notes[-1] or parts(coco).notes
 
 
 def test_a_class_without_objects_may_be_missing(coco: Path) -> None:
@@ -139,7 +139,7 @@ def test_a_class_without_objects_may_be_missing(coco: Path) -> None:
     assert names_of(found.val) == CLASSES
     assert (
         f"its training part does not know the classes boat of the validation part of coco:{coco}"
-        in " ".join(found.told)
+        in " ".join(found.notes)
     )
 
 
@@ -194,7 +194,7 @@ def test_a_message_counts_only_what_differs(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("edit", "said"),
     [
-        (lambda d: d.update(annotations=[]), "none of its 3 pictures has an annotation"),
+        (lambda d: d.update(annotations=[]), "none of its 3 images has an annotation"),
         (lambda d: d.pop("annotations"), "has no list 'annotations'"),
         (
             lambda d: [a.update(iscrowd=1) for a in d["annotations"]],
@@ -228,44 +228,44 @@ def test_evaluate_says_it_too(coco: Path, tmp_path: Path, capsys: pytest.Capture
     assert main(command(out, f"coco:{coco}", *ONCE, init=LIGHT)) == 0
     words = ["evaluate", str(out), "--data", f"coco:{coco}", "--out", str(e), "--device", "cpu"]
     change(coco, "val", lambda d: d.update(annotations=[a for a in d["annotations"] if a["image_id"] != 100]))
-    assert "the first 1 picture of the validation part" in last_line(capsys, [*words, "--pictures", "1"], 2)
+    assert "the first 1 image of the validation part" in last_line(capsys, [*words, "--images", "1"], 2)
     change(coco, "val", lambda d: d.update(annotations=[]))
-    assert "none of its 3 pictures has an annotation" in last_line(capsys, words, 2)
+    assert "none of its 3 images has an annotation" in last_line(capsys, words, 2)
     assert not e.exists()
 
 
 def test_figures_of_little_worth_are_told(coco: Path) -> None:
     change(coco, "val", lambda d: d.update(images=d["images"][:1], annotations=d["annotations"][:1]))
-    told = " ".join(parts(coco).told)
-    assert f"the validation part of coco:{coco} has one picture alone" in told
+    told = " ".join(parts(coco).notes)
+    assert f"the validation part of coco:{coco} has one image alone" in told
     assert "in the validation part: there is no figure for that" in told
     change(
         coco, "train", lambda d: d.update(annotations=[a for a in d["annotations"] if a["category_id"] != 1])
     )
     assert (
-        "nothing is annotated as striped disc in the training part: it cannot be learned" in parts(coco).told
+        "nothing is annotated as striped disc in the training part: it cannot be learned" in parts(coco).notes
     )
 
 
-def test_pictures_in_both_parts_are_told(coco: Path) -> None:
+def test_images_in_both_parts_are_told(coco: Path) -> None:
     train = (coco / "annotations" / "instances_train.json").read_text()
     (coco / "annotations" / "instances_val.json").write_text(train)
     assert (
-        "4 pictures of 4 in the validation part are in the training part too (e.g. images/train-0.jpg): figures on "
-        "them flatter" in parts(coco).told
+        "4 images of 4 in the validation part are in the training part too (e.g. images/train-0.jpg): figures on "
+        "them flatter" in parts(coco).notes
     )
 
 
 def test_more_objects_than_detections_are_told(coco: Path) -> None:
-    most = max(len(open_detection(f"coco:{coco}", "val").truth(i).labels) for i in range(3))
-    assert not [line for line in parts(coco, detections=most).told if "detections" in line]
-    told = " ".join(parts(coco, detections=most - 1).told)
+    most = max(len(open_detection(f"coco:{coco}", "val").annotations(i).labels) for i in range(3))
+    assert not [line for line in parts(coco, detections=most).notes if "detections" in line]
+    told = " ".join(parts(coco, detections=most - 1).notes)
     assert f"more objects than detections ({most - 1}), up to {most}: those beyond count as missed" in told
 
 
 def test_mostly_crowds_are_told(coco: Path) -> None:
     change(coco, "val", lambda d: [a.update(iscrowd=1) for a in d["annotations"][1:]])
-    told = " ".join(parts(coco).told)
+    told = " ".join(parts(coco).notes)
     assert (
         "are flagged iscrowd, which is neither learned nor scored: some tools set it for every mask" in told
     )
@@ -273,7 +273,7 @@ def test_mostly_crowds_are_told(coco: Path) -> None:
 
 def test_masks_for_training_alone_are_told(coco: Path) -> None:
     change(coco, "val", lambda d: [a.pop("segmentation") for a in d["annotations"]])
-    assert "has no masks: there will be figures of boxes alone" in " ".join(parts(coco, "mask-rcnn").told)
+    assert "has no masks: there will be figures of boxes alone" in " ".join(parts(coco, "mask-rcnn").notes)
 
 
 def test_label_maps_that_give_no_figure(tmp_path: Path) -> None:
@@ -286,7 +286,7 @@ def test_label_maps_that_give_no_figure(tmp_path: Path) -> None:
     )
     for path in maps:
         save_indices(path, np.full((64, 64), 3, np.uint8))
-    told = parts(tmp_path, "fcn", "voc").told
+    told = parts(tmp_path, "fcn", "voc").notes
     assert "the 3 label maps looked at hold the class 'striped-triangle' alone" in " ".join(told)
     for path in maps:
         save_indices(path, np.full((64, 64), 255, np.uint8))
@@ -295,13 +295,13 @@ def test_label_maps_that_give_no_figure(tmp_path: Path) -> None:
     save_indices(maps[1], np.eye(64).astype(np.uint8))
     assert (
         f"the validation part of voc:{tmp_path}: 1 of 3 label maps looked at cannot be used, e.g. "
-        "VOC2012/SegmentationClass/val_000000.png: 32 x 64 pixels, its picture 64 x 64"
-    ) in parts(tmp_path, "fcn", "voc").told
+        "VOC2012/SegmentationClass/val_000000.png: 32 x 64 pixels, its image 64 x 64"
+    ) in parts(tmp_path, "fcn", "voc").notes
 
 
 def test_the_scenes_are_not_looked_through() -> None:
     class Unread(Boxes):
-        def truth(self, index: int) -> Any:
+        def annotations(self, index: int) -> Any:
             raise AssertionError
 
     unread = Unread(50)
@@ -347,15 +347,15 @@ def test_label_maps_of_several_folders_are_kept_apart(tmp_path: Path) -> None:
 
 def test_another_list_than_the_recipe_s_source_trains_on(tmp_path: Path) -> None:
     root = write_voc(tmp_path, years=("VOC2012",), devkit=False)
-    told = parts(tmp_path, "fcn", "voc", train_list="train_aug").told
+    told = parts(tmp_path, "fcn", "voc", train_list="train_aug").notes
     assert (
         "the recipe's source trains on the list train_aug (10,582 images: VOC 2012 with SBD); here it is "
         "VOC2012/ImageSets/Segmentation/train.txt (6): figures will not compare with the source's" in told
     )
-    assert not [line for line in parts(tmp_path, "fcn", "voc").told if "list" in line]
+    assert not [line for line in parts(tmp_path, "fcn", "voc").notes if "list" in line]
     folder = root / "VOC2012" / "ImageSets" / "Segmentation"
     (folder / "train.txt").rename(folder / "train_aug.txt")
-    told = parts(tmp_path, "fcn", "voc", train_list="train_aug").told  # but a short one
+    told = parts(tmp_path, "fcn", "voc", train_list="train_aug").notes  # but a short one
     assert "here it is VOC2012/ImageSets/Segmentation/train_aug.txt (6)" in " ".join(told)
 
 
@@ -368,7 +368,7 @@ def test_the_command_says_the_list(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "(train: VOC2012/ImageSets/Segmentation/train.txt (2))" in out
     assert "(val: VOC2012/ImageSets/Segmentation/val.txt (2))" in out
     assert "! the recipe's source trains on the list train_aug (10,582 images" in out
-    assert "training  1 step of 2 pictures" in out
+    assert "training  1 step of 2 images" in out
 
 
 # ---- doctor ----
@@ -385,8 +385,8 @@ def test_doctor_says_what_fine_tuning_would(coco: Path, capsys: pytest.CaptureFi
     out, _ = doctor(capsys, f"coco:{coco}", "--detections", "2")
     assert f"train     {open_detection(f'coco:{coco}', 'train').description}" in out
     assert f"test      {open_detection(f'coco:{coco}', 'val').description}" in out
-    assert "mask-rcnn, neck fpn, 450 steps of 4 pictures; each of 4 pictures is seen about 450 times" in out
-    assert "! 3 pictures of the validation part" in out
+    assert "mask-rcnn, neck fpn, 450 steps of 4 images; each of 4 images is seen about 450 times" in out
+    assert "! 3 images of the validation part" in out
     assert not (coco / "annotations" / "run").exists()
 
 
@@ -396,11 +396,11 @@ def test_doctor_names_every_reason_and_not_the_first_alone(
     change(coco, "train", lambda d: d.update(annotations=[]))
     change(coco, "val", lambda d: d.update(annotations=[]))
     out, err = doctor(capsys, f"coco:{coco}", status=2)
-    assert "test      3 pictures, 0 objects" in out
+    assert "test      3 images, 0 objects" in out
     assert err.splitlines() == [
-        f"hetcl: the validation part of coco:{coco}: none of its 3 pictures has an annotation; no figure can come of "
+        f"hetcl: the validation part of coco:{coco}: none of its 3 images has an annotation; no figure can come of "
         "it",
-        f"hetcl: coco:{coco}: no training picture has an object; check the annotations",
+        f"hetcl: coco:{coco}: no training image has an object; check the annotations",
     ]
 
 

@@ -16,7 +16,7 @@ from hetcl.cli import main
 from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
 from hetcl.downstream.evaluate import Part
 from hetcl.downstream.loader import DetectionExamples, usable
-from hetcl.downstream.models.pictures import Scaling
+from hetcl.downstream.models.scaling import Scaling
 from hetcl.downstream.renamed import under
 from hetcl.downstream.words import in_words
 from hetcl.draws import generator
@@ -52,7 +52,9 @@ def test_a_sliver_is_no_object(tmp_path: Path) -> None:
 
     change(root, "train", sliver)
     data = open_detection(f"coco:{root}", "train")
-    assert usable(data.truth(0), masks=False).tolist() == [True] + [False] * (len(data.truth(0).boxes) - 1)
+    assert usable(data.annotations(0), masks=False).tolist() == [True] + [False] * (
+        len(data.annotations(0).boxes) - 1
+    )
     made = DetectionExamples(data, np.arange(1), masks=True, min_size=(64,), flip_p=0.0)
     _, target = made(0, generator(0))
     assert len(target["boxes"]) == len(target["masks"]) == 1
@@ -81,18 +83,18 @@ def test_objects_without_a_mask_are_said_and_not_taken_for_background(
     assert main(command(tmp_path / "run", f"coco:{root}", *more, init=LIGHT)) == 0
     out = capsys.readouterr().out
     assert "without a box or mask to learn from left out (e.g. " in out
-    assert "1 picture without objects left out of training" in out
+    assert "1 image without objects left out of training" in out
 
     change(root, "train", lambda content: content.update(annotations=[]))
     words = command(tmp_path / "other", f"coco:{root}", *more, init=LIGHT)
-    assert "no training picture has an object" in last_line(capsys, words, 2)
+    assert "no training image has an object" in last_line(capsys, words, 2)
 
 
 def test_the_training_is_kept_when_the_evaluation_fails(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     root = write_coco(tmp_path / "set", train=2, val=2, plain=True)
-    (root / "images" / "val-0.jpg").write_bytes(b"no picture")
+    (root / "images" / "val-0.jpg").write_bytes(b"no image")
     out = tmp_path / "run"
     words = command(out, f"coco:{root}", *ONCE, "--checkpoint_every", "0", init=LIGHT)
     assert "more than max_bad = 10%" in last_line(capsys, words, 1)
@@ -124,11 +126,11 @@ def test_an_evaluation_computes_as_the_run_was_trained(trained: str, tmp_path: P
     assert f", {trained}\n" in (tmp_path / "alike" / "log.txt").read_text()
 
 
-def test_missing_pictures_are_bounded_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_missing_images_are_bounded_too(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     root = write_coco(tmp_path / "set", train=2, val=2, plain=True)
     (root / "images" / "val-0.jpg").unlink()
     words = command(tmp_path / "run", f"coco:{root}", *ONCE, init=LIGHT)
-    assert "1 of 2 pictures are missing" in last_line(capsys, words, 2)
+    assert "1 of 2 images are missing" in last_line(capsys, words, 2)
     assert main([*words, "--max_bad", "0.5"]) == 0
 
 
@@ -166,7 +168,7 @@ def test_a_set_that_lacks_classes_is_evaluated_by_name(
     again, _ = under(data, names, "here", "there")
     assert [c.name for c in again.classes] == names
     for index in range(len(data)):
-        theirs, ours = data.truth(index).labels, again.truth(index).labels
+        theirs, ours = data.annotations(index).labels, again.annotations(index).labels
         assert [data.classes[i].name for i in theirs] == [names[i] for i in ours]
 
 
@@ -179,7 +181,7 @@ def test_an_evaluation_that_is_replaced_leaves_nothing_of_itself(tmp_path: Path)
     assert main(words) == 0
     assert len(list((e / "label_maps").iterdir())) == 3
     (e / "results.json").write_text("of another run")
-    assert main([*words, "--pictures", "1", "--examples", "0"]) == 0
+    assert main([*words, "--images", "1", "--examples", "0"]) == 0
     assert len(list((e / "label_maps").iterdir())) == 1
     assert sorted(p.name for p in e.iterdir()) == ["evaluation.json", "label_maps", "log.txt"]
 
@@ -194,14 +196,14 @@ def test_a_part_of_a_set_travels_to_workers() -> None:
     assert (len(part), part.kind) == (2, "coco")
 
 
-def test_repeat_factors_are_of_the_pictures_that_are_trained_on() -> None:
+def test_repeat_factors_are_of_the_images_that_are_trained_on() -> None:
     data = Boxes(12)
     chosen = np.array([1, 4, 7])
-    labels = [set(data.truth(int(i)).labels.tolist()) for i in chosen]
+    labels = [set(data.annotations(int(i)).labels.tolist()) for i in chosen]
     share = [sum(c in found for found in labels) / 3 for c in range(2)]
     factor = [max(1.0, (0.9 / max(f, 1 / 3)) ** 0.5) for f in share]
     wanted = [max((factor[c] for c in found), default=1.0) for found in labels]
-    np.testing.assert_allclose(repeat_factors(data, 0.9, pictures=chosen), wanted)
+    np.testing.assert_allclose(repeat_factors(data, 0.9, images=chosen), wanted)
 
 
 def test_figures_have_readable_names() -> None:

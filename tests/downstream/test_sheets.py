@@ -14,15 +14,15 @@ from lightning_fabric import Fabric
 from PIL import Image
 
 from hetcl.downstream import sheets
-from hetcl.downstream.objects import Prediction, Skipped
-from hetcl.downstream.predict import Look
+from hetcl.downstream.annotations import Prediction, Skipped
+from hetcl.downstream.predict import EvaluationContext
 from tests.downstream.made_up import Boxes
 
 VOID = sheets.VOID
 
 
 class Maps:
-    """Two gray pictures: class 0 above, void in the middle, class 1 below."""
+    """Two gray images: class 0 above, void in the middle, class 1 below."""
 
     kind, fingerprint, description, skipped = "voc", "made up", "made up", Skipped()
 
@@ -35,7 +35,7 @@ class Maps:
     def name(self, index: int) -> str:
         return f"{index}.png"
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         return np.full((60, 60, 3), 128, np.uint8)
 
     def label_map(self, index: int) -> np.ndarray:
@@ -50,20 +50,20 @@ class Model(torch.nn.Module):
 
 
 def segmented(first: str) -> np.ndarray:
-    look = Look(Fabric(accelerator="cpu"), 0, False, 0.1)
+    look = EvaluationContext(Fabric(accelerator="cpu"), 0, False, 0.1)
     sheet = sheets.segmentation_sheet(Maps(first), Model(), look, range(2))
     assert sheet is not None
     return np.asarray(Image.open(io.BytesIO(sheet)))
 
 
 def cell(sheet: np.ndarray, column: int) -> np.ndarray:
-    """The first row's picture in a column, without its edge."""
+    """The first row's image in a column, without its edge."""
     top, left = sheet.shape[0] - sheets.GAP - sheets.CELL, sheets.GAP + column * (sheets.CELL + sheets.GAP)
     return sheet[top + 5 : top + sheets.CELL - 5, left + 5 : left + sheets.CELL - 5]
 
 
-def has(pixels: np.ndarray, colour: tuple[int, int, int]) -> bool:
-    return bool((pixels == colour).all(-1).any())
+def has(pixels: np.ndarray, color: tuple[int, int, int]) -> bool:
+    return bool((pixels == color).all(-1).any())
 
 
 def test_class_0_is_told_from_void() -> None:
@@ -71,23 +71,23 @@ def test_class_0_is_told_from_void() -> None:
     truth, found = cell(sheet, 0), cell(sheet, 1)
     third = len(truth) // 3
     above, middle, below = (truth[i * third + 30 : (i + 1) * third - 30] for i in range(3))
-    assert (above == 128).all()  # the background is as in the picture
+    assert (above == 128).all()  # the background is as in the image
     assert set(np.unique(middle)) >= {90, 220}  # void is striped
-    assert (below.reshape(-1, 3) == np.uint8(0.45 * 128 + 0.55 * np.array(sheets.colour(1)))).all()
+    assert (below.reshape(-1, 3) == np.uint8(0.45 * 128 + 0.55 * np.array(sheets.color(1)))).all()
     assert (found == 128).all()
 
 
-def test_a_class_0_that_is_something_is_coloured() -> None:
+def test_a_class_0_that_is_something_is_colored() -> None:
     above = cell(segmented("road"), 0)[:100]
-    assert (above.reshape(-1, 3) == np.uint8(0.45 * 128 + 0.55 * np.array(sheets.colour(0)))).all()
+    assert (above.reshape(-1, 3) == np.uint8(0.45 * 128 + 0.55 * np.array(sheets.color(0)))).all()
 
 
 def test_the_key_shows_what_is_on_the_sheet() -> None:
     sheet = segmented("road")
     head = sheet[: sheet.shape[0] - sheets.GAP - sheets.CELL - sheets.STRIP]
-    assert has(head, sheets.colour(0))
-    assert has(head, sheets.colour(1))
-    assert not has(head, sheets.colour(2))  # not on the sheet
+    assert has(head, sheets.color(0))
+    assert has(head, sheets.color(1))
+    assert not has(head, sheets.color(2))  # not on the sheet
     assert has(head, (90, 90, 90))  # void
 
 
@@ -99,8 +99,8 @@ def test_the_key_of_boxes() -> None:
     sheet = sheets.detection_sheet(data, said, range(4))
     assert sheet is not None
     head = np.asarray(Image.open(io.BytesIO(sheet)))[: sheets.GAP + sheets.STRIP]
-    used = {int(k) for i in range(4) for k in data.truth(i).labels} | {1}
-    assert [has(head, sheets.colour(k)) for k in range(2)] == [k in used for k in range(2)]
+    used = {int(k) for i in range(4) for k in data.annotations(i).labels} | {1}
+    assert [has(head, sheets.color(k)) for k in range(2)] == [k in used for k in range(2)]
     data.classes = data.classes[:1]
     assert sheets.detection_sheet(data, {}, []) is None
 

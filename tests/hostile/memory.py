@@ -19,7 +19,7 @@ with open("/proc/self/statm") as f:
 resource.setrlimit(resource.RLIMIT_AS, (room, resource.getrlimit(resource.RLIMIT_AS)[1]))
 try:
     {code}
-except (InputError, BadPicture) as error:
+except (InputError, BadImage) as error:
     print("refused:", error)
 print("took", peak() - before)
 """
@@ -28,10 +28,10 @@ print("took", peak() - before)
 def taken(imports: str, code: str, *, room: int = 2048, cwd: Path | None = None) -> tuple[int, str]:
     """MiB that ``code`` took at most beyond what was there before, and what was printed.
 
-    It may ask the system for ``room`` MiB at most; an error other than ``InputError`` and ``BadPicture`` fails.
+    It may ask the system for ``room`` MiB at most; an error other than ``InputError`` and ``BadImage`` fails.
     """
     imports = "\n".join(
-        ["from hetcl.errors import InputError", "from hetcl.types import BadPicture", *imports.split("; ")]
+        ["from hetcl.errors import InputError", "from hetcl.types import BadImage", *imports.split("; ")]
     )
     text = _CODE.format(imports=imports, code=code.replace("\n", "\n    "), room=room)
     done = subprocess.run(

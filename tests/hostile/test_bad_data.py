@@ -15,19 +15,19 @@ from tests.images.make import encoded, folder, pixels, shard
 
 def test_data_that_is_not_there(says: Says) -> None:
     folder(Path("photos"), ["a.jpg", "b.jpg"])
-    assert "missing does not exist: DATA is a folder of pictures, tar shards" in says.pretrain(data="missing")
+    assert "missing does not exist: DATA is a folder of images, tar shards" in says.pretrain(data="missing")
     assert "did you mean" in says.pretrain(data="photo")
     assert "photos?" in says.pretrain(data="photo")
     assert "matches no file" in says.pretrain(data="x-{00..04}.tar")
     assert "such as scenes:1000" in says.pretrain(data="scenes:0")
     assert "such as scenes:1000" in says.pretrain(data="scenes:many")
     assert "DATA is empty" in says.pretrain(data="")
-    assert "is a single picture: name the folder" in says.pretrain(data="photos/a.jpg")
+    assert "is a single image: name the folder" in says.pretrain(data="photos/a.jpg")
 
 
-def test_folders_without_pictures(says: Says) -> None:
+def test_folders_without_images(says: Says) -> None:
     Path("empty").mkdir()
-    assert "no pictures in" in says.pretrain(data="empty")
+    assert "no images in" in says.pretrain(data="empty")
     assert "it holds no files" in says.pretrain(data="empty")
     Path("texts").mkdir()
     Path("texts/a.txt").write_text("hello")
@@ -60,15 +60,15 @@ def test_a_tar_that_ends_behind_a_long_name_is_cut_short(says: Says) -> None:
         assert "the shard cut.tar is cut short" in says.pretrain(data="cut.tar")
 
 
-def test_too_few_pictures(says: Says) -> None:
+def test_too_few_images(says: Says) -> None:
     folder(Path("one"), ["a.jpg"])
-    assert says.pretrain(data="one") == "1 picture in the folder one: too few to contrast; give at least 2"
+    assert says.pretrain(data="one") == "1 image in the folder one: too few to contrast; give at least 2"
 
 
-def test_few_pictures_are_enough(says: Says) -> None:
+def test_few_images_are_enough(says: Says) -> None:
     folder(Path("tw élve 照片"), [f"{i} ü.jpg" for i in range(3)])
     says.pretrain("--batch", "64", "--accumulate", "2", data="tw élve 照片", out="out ü 照", status=0)
-    for told in ("batch 64 -> 3", "groups 2 -> 1", "queue 65536 -> 3, the number of pictures"):
+    for told in ("batch 64 -> 3", "groups 2 -> 1", "queue 65536 -> 3, the number of images"):
         assert told in says.out
     assert Path("out ü 照/backbone.safetensors").is_file()
 
@@ -83,7 +83,7 @@ def test_labels_that_are_not_there(says: Says) -> None:
     assert "leave folder_classes out" in said
 
 
-# ---- pictures --------------------------------------------------------------------------------------------------------
+# ---- images --------------------------------------------------------------------------------------------------------
 
 
 def bomb(width: int, height: int) -> bytes:
@@ -98,14 +98,14 @@ def bomb(width: int, height: int) -> bytes:
 
 
 def spoiled() -> dict[str, str]:
-    """The folder ``photos``: 30 good pictures (one a PNG by another name), 5 that cannot be used -> their reasons."""
+    """The folder ``photos``: 30 good images (one a PNG by another name), 5 that cannot be used -> their reasons."""
     folder(Path("photos"), [f"good{i:02}.jpg" for i in range(29)])
     whole = encoded(pixels(60, 50))
     files = {
         "png.jpg": encoded(pixels(), "PNG"),
         "empty.jpg": b"",
         "cut.jpg": whole[: len(whole) // 2],
-        "text.jpg": b"hello, no picture",
+        "text.jpg": b"hello, no image",
         "bomb.png": bomb(60_000, 60_000),
         "zeros.jpg": bytes(4000),
     }
@@ -115,21 +115,21 @@ def spoiled() -> dict[str, str]:
     return {
         "empty.jpg": "the file is empty",
         "cut.jpg": "truncated",
-        "text.jpg": "not a picture",
+        "text.jpg": "not an image",
         "bomb.png": "a decompression bomb?",
-        "zeros.jpg": "not a picture",
+        "zeros.jpg": "not an image",
     }
 
 
-def test_pictures_that_cannot_be_used_are_replaced_counted_and_listed(says: Says) -> None:
+def test_images_that_cannot_be_used_are_replaced_counted_and_listed(says: Says) -> None:
     bad = spoiled()
     says.pretrain("--max_bad", "0.5", data="photos", status=0)
-    with open("new/bad_pictures.csv", newline="") as f:
+    with open("new/bad_images.csv", newline="") as f:
         listed = {row["name"]: row["reason"] for row in csv.DictReader(f)}
     assert set(listed) == set(bad)
     assert all(reason in listed[name] for name, reason in bad.items())
-    assert "another picture takes its place" in says.out
-    assert "5 pictures could not be used: new/bad_pictures.csv lists them" in says.out
+    assert "another image takes its place" in says.out
+    assert "5 images could not be used: new/bad_images.csv lists them" in says.out
 
 
 @linux
@@ -139,14 +139,14 @@ def test_names_that_are_no_text_or_hold_anything(says: Says) -> None:
         with open(name, "wb") as f:
             f.write(b"x")
     says.pretrain("--max_bad", "0.5", data="photos", out="out\udcff", status=0)
-    with open("out\udcff/bad_pictures.csv", newline="", encoding="utf-8") as f:
+    with open("out\udcff/bad_images.csv", newline="", encoding="utf-8") as f:
         listed = {row["name"] for row in csv.DictReader(f)}
     assert listed == {r"\udcff\udcfe.jpg", r'new\nline, "quoted".jpg'}
     says("pretrain", "--out", "out\udcff", "--resume", status=0)
 
 
-def test_replacing_a_picture_changes_no_other_sample() -> None:
-    """Views of the pictures that were good all along, with and without five others spoiled."""
+def test_replacing_a_image_changes_no_other_sample() -> None:
+    """Views of the images that were good all along, with and without five others spoiled."""
     from hetcl.images.sources import open_source
     from hetcl.types import ViewPolicy
     from hetcl.views.loader import ViewLoader
@@ -161,7 +161,7 @@ def test_replacing_a_picture_changes_no_other_sample() -> None:
                 rows[step * 7 + i] = (
                     int(batch.index[i]),
                     batch.images[:, i].numpy(),
-                    batch.colour[:, i].numpy(),
+                    batch.color[:, i].numpy(),
                 )
         return rows
 
@@ -179,39 +179,39 @@ def test_replacing_a_picture_changes_no_other_sample() -> None:
     assert len(without) - len(same) == 5
 
 
-def test_too_many_bad_pictures_stop_the_run_and_resume_goes_on(says: Says) -> None:
+def test_too_many_bad_images_stop_the_run_and_resume_goes_on(says: Says) -> None:
     folder(Path("photos"), [f"{i:02}.jpg" for i in range(20)])
     for i in range(5):
         Path(f"photos/bad{i}.jpg").write_text("x")
     said = says.pretrain(data="photos", status=1)
-    assert "pictures opened cannot be used, more than max_bad = 10%; new/bad_pictures.csv lists them" in said
+    assert "images opened cannot be used, more than max_bad = 10%; new/bad_images.csv lists them" in said
     assert "raise max_bad and go on with --resume" in said
     says("pretrain", "--out", "new", "--resume", "--max_bad", "0.5", status=0)
     assert Path("new/backbone.safetensors").is_file()
 
 
-def test_the_share_counts_pictures_not_attempts(says: Says) -> None:
-    """Half of the pictures are bad, so replacements fail too: still half of what was opened."""
+def test_the_share_counts_images_not_attempts(says: Says) -> None:
+    """Half of the images are bad, so replacements fail too: still half of what was opened."""
     folder(Path("photos"), [f"{i:02}.jpg" for i in range(20)])
     for i in range(20):
         Path(f"photos/bad{i}.jpg").write_text("x")
     says.pretrain("--max_bad", "0.7", data="photos", status=0)
 
 
-def test_no_usable_picture_at_all(says: Says) -> None:
+def test_no_usable_image_at_all(says: Says) -> None:
     Path("photos").mkdir()
     for i in range(9):
         Path(f"photos/{i}.jpg").write_text("x")
     said = says.pretrain(data="photos", status=1)
     assert "in a row cannot be used" in said
-    assert "not a picture" in said
-    assert "none of 9 pictures can be read" in says("doctor", "--data", "photos", *TINY)
+    assert "not an image" in said
+    assert "none of 9 images can be read" in says("doctor", "--data", "photos", *TINY)
 
 
-def test_doctor_counts_bad_pictures(says: Says) -> None:
+def test_doctor_counts_bad_images(says: Says) -> None:
     spoiled()
     says("doctor", "--data", "photos", *TINY, status=0)
-    assert "5 of 35 pictures cannot be used" in says.out
+    assert "5 of 35 images cannot be used" in says.out
 
 
 # ---- the run folder --------------------------------------------------------------------------------------------------

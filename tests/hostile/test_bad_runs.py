@@ -74,7 +74,7 @@ def test_a_full_disk_under_a_checkpoint(finished: Path, says: Says, monkeypatch:
 
 
 @linux
-@pytest.mark.parametrize("name", ["log.txt", "metrics.csv", "timing.csv", "bad_pictures.csv"])
+@pytest.mark.parametrize("name", ["log.txt", "metrics.csv", "timing.csv", "bad_images.csv"])
 def test_a_full_disk_under_a_small_file(name: str, says: Says) -> None:
     spoiled()
     says.pretrain("--max_bad", "0.01", data="photos", status=1)  # leaves a run that has just begun
@@ -124,7 +124,7 @@ def test_tensorboard_reads_what_was_written(finished: Path) -> None:
             ["--recipe", "small"],
             "more. Leave them as they were (or leave --recipe out), or start a new folder",
         ),
-        (["--data", "scenes:17"], "does not hold the pictures that the run in run began with"),
+        (["--data", "scenes:17"], "does not hold the images that the run in run began with"),
         (["--data", "missing"], "missing does not exist"),
         (["--init", "torchvision:resnet18"], "the run in run began with random weights; leave it out"),
         (["--stage1.epoch", "3"], "unknown setting 'stage1.epoch'"),
@@ -197,7 +197,7 @@ def test_a_checkpoint_of_another_backbone(run: Path, says: Says) -> None:
         ("--backbone jax:resnet50", "'jax' is not a library"),
         ("--backbone timm:vit_tiny_patch16_224", "has no maps of strides 4, 8, 16 and 32"),
         ("--backbone timm:test_resnet.nope", "Invalid pretrained tag (nope)"),
-        ("--batch 1 --groups 1", "the model of stage1 does not run on 1 picture of 32 pixels"),
+        ("--batch 1 --groups 1", "the model of stage1 does not run on 1 image of 32 pixels"),
         ("--backbone timm:test_resnet.nope", "backbone 'timm:test_resnet.nope'"),
         ("--size 100000", "out of memory (tried to allocate 240000000000 bytes)"),
         ("--semantic.dim 100000000000", "out of memory"),

@@ -136,7 +136,7 @@ def binary(text: bytes) -> bytes:
 @pytest.mark.parametrize("change", [lost_header, zeros, half_line, nothing, binary])
 def test_a_damaged_table_stops_no_training(change: Any, run: Path, finished: Path, says: Says) -> None:
     unfinished(run, "stage2")
-    for name in ("metrics.csv", "timing.csv", "bad_pictures.csv"):
+    for name in ("metrics.csv", "timing.csv", "bad_images.csv"):
         table = run / name
         table.write_bytes(change(table.read_bytes() if table.exists() else b"index,name,reason\n3,a,b\n"))
     says(*RESUME, status=0)
@@ -145,7 +145,7 @@ def test_a_damaged_table_stops_no_training(change: Any, run: Path, finished: Pat
     if change is not nothing:
         assert "run/metrics.csv was damaged: it was put back as the checkpoint has it" in says.out
         assert "run/timing.csv was damaged" in says.out
-        assert "run/bad_pictures.csv was damaged" in says.out
+        assert "run/bad_images.csv was damaged" in says.out
         assert (run / "metrics.csv.damaged").exists()
     says(*RESUME, status=0)
     assert "was damaged" not in says.out

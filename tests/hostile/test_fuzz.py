@@ -28,14 +28,14 @@ from PIL import Image
 from hetcl.downstream import masks
 from hetcl.downstream.data import open_detection, open_segmentation
 from hetcl.errors import InputError
-from hetcl.images.decode import open_picture
+from hetcl.images.decode import open_image
 from hetcl.images.labels import class_names
 from hetcl.images.sources import open_source
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.table import Table
 from hetcl.settings import resolve, resolve_finetune
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 from hetcl.weights.encoder import load_encoder
 from tests.damage import DAMAGES
 from tests.downstream import layouts
@@ -79,7 +79,7 @@ def tries(count: int, one: Callable[[random.Random], None]) -> None:
 
 def attempt(one: Callable[[random.Random], None], seed: int) -> None:
     try:
-        with contextlib.suppress(InputError, BadPicture):
+        with contextlib.suppress(InputError, BadImage):
             one(random.Random(seed))
     except BaseException as error:
         raise AssertionError(f"seed {seed}: {type(error).__name__}: {error}") from error
@@ -125,9 +125,9 @@ def looked_at(data: Any) -> None:
     """All that training and evaluation ask of a set."""
     data.skipped.lines()
     for i in range(len(data)):
-        with contextlib.suppress(BadPicture):
-            data.picture(i)
-        with contextlib.suppress(BadPicture):
+        with contextlib.suppress(BadImage):
+            data.image(i)
+        with contextlib.suppress(BadImage):
             if hasattr(data, "label_map"):
                 data.label_map(i)
             else:
@@ -195,8 +195,8 @@ def test_bytes_of_images(kind: str) -> None:
                 data[rng.randrange(min(64, len(data)))] = rng.choice(
                     (0, 1, 127, 128, 255, rng.randrange(256))
                 )
-        picture = open_picture(bytes(data), max_pixels=4_000_000)
-        found = picture.pixels(rng.choice((1, 2, 8)))
+        image = open_image(bytes(data), max_pixels=4_000_000)
+        found = image.pixels(rng.choice((1, 2, 8)))
         assert found.dtype == np.uint8
         assert found.ndim == 3
 
@@ -216,7 +216,7 @@ def test_bytes_of_shards(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Non
         (tmp_path / "b.tar").write_bytes(damaged(whole, rng))
         source = open_source(str(tmp_path / "b.tar"))
         for i in range(len(source)):
-            open_picture(source.sample(i)).pixels()
+            open_image(source.sample(i)).pixels()
 
     tries(80, one)
 

@@ -56,10 +56,10 @@ def test_pretraining_leaves_test_images_alone(says: Says) -> None:
     classes(Path("d/test"), 4)
     says.pretrain(data="d", status=0)
     summary = json.loads(Path("new/summary.json").read_text())
-    assert summary["data"]["pictures"] == 12
+    assert summary["data"]["images"] == 12
     assert "in the folder d/train" in summary["data"]["description"]
     says.pretrain("--data_split", "all", data="d", out="all", status=0)
-    assert json.loads(Path("all/summary.json").read_text())["data"]["pictures"] == 24
+    assert json.loads(Path("all/summary.json").read_text())["data"]["images"] == 24
 
 
 def test_the_knn_check_asks_about_the_validation_images_never_the_test_images(says: Says) -> None:
@@ -67,10 +67,10 @@ def test_the_knn_check_asks_about_the_validation_images_never_the_test_images(sa
         classes(Path("d", split), count)
     knn = ("--folder_classes", "true", "--recipe", "smoke")
     says("doctor", "--data", "d", *knn, status=0)
-    assert "kNN check asks about a part of the training pictures" in says.out
+    assert "kNN check asks about a part of the training images" in says.out
     classes(Path("d/val"), 3)
     says("doctor", "--data", "d", *knn, status=0)
-    assert "kNN check asks about 9 of 9 pictures in 3 classes in the folder d/val" in says.out
+    assert "kNN check asks about 9 of 9 images in 3 classes in the folder d/val" in says.out
 
 
 def test_a_test_part_can_be_asked_for(says: Says) -> None:
@@ -82,7 +82,7 @@ def test_a_test_part_can_be_asked_for(says: Says) -> None:
     says("probe", *PROBE, "--data", "d", "--out", "test", "--test_split", "test", status=0)
     assert found("test")["test"] == 9
     said = says("probe", *PROBE, "--data", "d/train", "--out", "no", "--test_split", "test")
-    assert "test_split test: d/train has no labelled pictures" in said
+    assert "test_split test: d/train has no labelled images" in said
 
 
 def test_a_validation_part_without_labels_is_said_and_test_takes_its_place(says: Says) -> None:
@@ -92,7 +92,7 @@ def test_a_validation_part_without_labels_is_said_and_test_takes_its_place(says:
     says("probe", *PROBE, "--data", "d", "--out", "probe", status=0)
     assert found()["test"] == 6
     assert (
-        "the pictures for val have no labels (4 of 4 images do not lie in the folder of a class (a, b, c))"
+        "the images for val have no labels (4 of 4 images do not lie in the folder of a class (a, b, c))"
         in says.err
     )
 
@@ -158,17 +158,17 @@ def test_one_missing_label_costs_one_image(says: Says) -> None:
     says("probe", *PROBE, "--data", "x.tar", "--out", "probe", status=0)
     data = found()
     assert (data["train"] + data["test"], data["unlabelled"]) == (17, 1)
-    assert "without a label: 1 of 18 pictures in x.tar" in says.err
+    assert "without a label: 1 of 18 images in x.tar" in says.err
 
 
 def test_training_with_labels_leaves_images_without_one_out(says: Says) -> None:
     unlabelled_one(Path("x.tar"))
     words = ("--stage1.method", "supervised", "--knn.every", "1", "--knn.k", "1")
     says.pretrain(*words, data="x.tar", status=0)
-    assert "18 pictures in 2 classes (1 without a label)" in says.out
+    assert "18 images in 2 classes (1 without a label)" in says.out
     assert json.loads(Path("new/summary.json").read_text())["knn"] is not None
     says("doctor", "--data", "x.tar", *TINY, "--stage1.method", "supervised", status=0)
-    assert "1 of 18 pictures have no label: they are left out of the kNN check and of supervised" in says.out
+    assert "1 of 18 images have no label: they are left out of the kNN check and of supervised" in says.out
 
 
 def test_a_flat_folder_is_not_blamed_for_what_nobody_asked(says: Says) -> None:
@@ -190,8 +190,8 @@ def test_doctor_says_what_training_will_do(says: Says) -> None:
     for line in (
         "d has splits: train is Train/ (13 images); test is Test/ (6 images). Read here: train",
         "left aside in d: 1 .zip (raw.zip); .zip: unpack them",
-        "13 pictures in the folder d/Train",
-        "1 of 13 pictures cannot be used, e.g. Train/a/empty.png: the file is empty",
+        "13 images in the folder d/Train",
+        "1 of 13 images cannot be used, e.g. Train/a/empty.png: the file is empty",
         "kNN check none: knn.every is 0",
         "no labels: no kNN check while training",
     ):
@@ -236,7 +236,7 @@ def test_the_home_folder_in_every_argument(
     says("pretrain", "--out=~/new", "--resume", status=0)
     for data in ("~/x-{0..1}.tar", "~/x-0.tar,~/x-1.tar", "~/x-*.tar"):
         says("doctor", "--data", data, *TINY, status=0)
-        assert "18 pictures in 2 classes in 2 shards" in says.out
+        assert "18 images in 2 classes in 2 shards" in says.out
     says("probe", "~/run", "--data", "~/x-0.tar", "--out=~/probe", *PROBE[1:], status=0)
     views = ("--views", "~/views.yaml", "--examples", "0", *PROBE[1:7])
     says(

@@ -19,10 +19,10 @@ from PIL import Image
 from hetcl.downstream import loader
 from hetcl.downstream.data import open_detection, packed
 from hetcl.errors import InputError
-from hetcl.images.decode import open_picture
+from hetcl.images.decode import open_image
 from hetcl.images.labels import class_names
 from hetcl.images.sources import open_source
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 from tests.downstream import layouts
 from tests.hostile.memory import taken
 from tests.images.make import encoded, tar
@@ -50,7 +50,7 @@ READ = """data = open_detection('coco:{}', 'val')
 truth = data.truth(0)
 for segment in truth.segments or ():
     masks.bitmap(segment, truth.size)
-data.picture(0)"""
+data.image(0)"""
 
 
 @pytest.mark.parametrize("far", [640, 1_000_000])
@@ -74,7 +74,7 @@ def test_run_lengths_of_a_stated_size_do_not_count(tmp_path: Path) -> None:
     runs = {"size": [side, side], "counts": [0, side * side]}
     took, out = taken(LOOK, READ.format(coco(tmp_path / "set", runs, sides=(side, side))))
     assert took < 200
-    assert "mask of another size than its picture" in out
+    assert "mask of another size than its image" in out
 
 
 def bomb(path: Path, side: int, *, mode: int = 2) -> Path:
@@ -112,7 +112,7 @@ def test_label_maps_of_another_size_than_their_image_are_not_decoded(kind: str, 
     took, out = taken("from hetcl.downstream.data import open_segmentation", code)
     assert took < 100, out
     assert "refused:" in out
-    assert "6000 x 6000 pixels, its picture" in out
+    assert "6000 x 6000 pixels, its image" in out
 
 
 def test_an_image_file_with_more_bytes_than_an_image_has_is_not_read(tmp_path: Path) -> None:
@@ -125,10 +125,10 @@ def test_an_image_file_with_more_bytes_than_an_image_has_is_not_read(tmp_path: P
         "import os; from hetcl.images.sources import open_source",
         f"os.environ['HETCL_CACHE'] = '{tmp_path}'\nopen_source('{tmp_path / 'd'}').sample(0)",
     )
-    with pytest.raises(BadPicture, match="68,719,476,736 bytes"):
-        open_detection(f"coco:{root}", "val").picture(0)
+    with pytest.raises(BadImage, match="68,719,476,736 bytes"):
+        open_detection(f"coco:{root}", "val").image(0)
     assert took < 100
-    assert "68,719,476,736 bytes, more than any picture has" in out
+    assert "68,719,476,736 bytes, more than any image has" in out
 
 
 def test_headers_of_tars_state_what_is_not_there(tmp_path: Path) -> None:
@@ -148,8 +148,8 @@ def test_headers_of_tars_state_what_is_not_there(tmp_path: Path) -> None:
 
 
 def test_a_number_makes_no_list_of_classes(tmp_path: Path) -> None:
-    picture = encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
-    tar(tmp_path / "a.tar", [("1.jpg", picture), ("1.cls", b"9000000"), ("2.jpg", picture), ("2.cls", b"1")])
+    image = encoded(np.zeros((8, 8, 3), np.uint8), "JPEG")
+    tar(tmp_path / "a.tar", [("1.jpg", image), ("1.cls", b"9000000"), ("2.jpg", image), ("2.cls", b"1")])
     took, out = taken(
         "import os; from hetcl.images.sources import open_source",
         f"os.environ['HETCL_CACHE'] = '{tmp_path}'\ns = open_source('{tmp_path / 'a.tar'}')\n"
@@ -237,14 +237,14 @@ def test_other_formats_of_pillow_are_not_decoded(tmp_path: Path) -> None:
     Image.new("RGB", (8, 8)).save(stream, "EPS")
     (tmp_path / "d").mkdir()
     (tmp_path / "d" / "a.jpg").write_bytes(stream.getvalue())
-    with pytest.raises(BadPicture, match="not a picture"):
-        open_picture(open_source(str(tmp_path / "d"), cache=tmp_path).sample(0))
+    with pytest.raises(BadImage, match="not an image"):
+        open_image(open_source(str(tmp_path / "d"), cache=tmp_path).sample(0))
 
 
 def test_masks_of_an_image_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     segments = [{"size": [8, 8], "counts": b""}] * 5
     monkeypatch.setattr(loader, "MOST_BYTES", 4 * 64)
-    with pytest.raises(BadPicture, match="5 masks of 8 x 8 pixels"):
+    with pytest.raises(BadImage, match="5 masks of 8 x 8 pixels"):
         loader._bitmaps(segments, np.ones(5, bool), (8, 8))
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 
 
 def pixels(width: int = 40, height: int = 30, seed: int = 0) -> np.ndarray:
-    """A smooth picture with a corner of its own in each colour: uint8 `[H, W, 3]`."""
+    """A smooth image with a corner of its own in each colour: uint8 `[H, W, 3]`."""
     rng = np.random.default_rng(seed)
     small = Image.fromarray(rng.integers(0, 256, (4, 5, 3), dtype=np.uint8))
     return np.array(small.resize((width, height), Image.Resampling.BICUBIC))
@@ -39,7 +39,7 @@ def tar(path: Path, members: list[tuple[str, bytes]], kind: int = tarfile.GNU_FO
 
 
 def shard(path: Path, count: int = 3, first: int = 0, classes: int = 2) -> Path:
-    """A shard of small labelled pictures."""
+    """A shard of small labelled images."""
     members = []
     for i in range(first, first + count):
         members.append((f"{i:04d}.jpg", encoded(pixels(8, 8, seed=i))))
@@ -48,7 +48,7 @@ def shard(path: Path, count: int = 3, first: int = 0, classes: int = 2) -> Path:
 
 
 def folder(root: Path, names: list[str]) -> Path:
-    """A folder of small pictures, each different."""
+    """A folder of small images, each different."""
     for i, name in enumerate(names):
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(encoded(pixels(8, 8, seed=i)))

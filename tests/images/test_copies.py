@@ -1,4 +1,4 @@
-"""Remote shards on a disk that is too small for them: a few at a time, and no picture differs for it."""
+"""Remote shards on a disk that is too small for them: a few at a time, and no image differs for it."""
 
 from __future__ import annotations
 
@@ -42,7 +42,7 @@ def no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def memory(tmp_path: Path) -> Iterator[Any]:
-    """Twelve shards of five pictures at memory://roll/, and the same ones in tmp_path/here."""
+    """Twelve shards of five images at memory://roll/, and the same ones in tmp_path/here."""
     system = fsspec.filesystem("memory")
     (tmp_path / "here").mkdir()
     for i in range(SHARDS):
@@ -94,7 +94,7 @@ def view_loader(source: Source, **changes: Any) -> ViewLoader:
     return ViewLoader(source, **keywords | changes)
 
 
-def test_few_at_a_time_are_the_same_pictures(
+def test_few_at_a_time_are_the_same_images(
     memory: Any, size: int, tmp_path: Path, fetched: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     cache = tmp_path / "cache"
@@ -170,7 +170,7 @@ def test_batches_are_those_of_local_shards_with_the_window(
     finally:
         far.close()
     assert Quiet.asked  # fetched again
-    if not workers:  # about once an epoch, not once a picture
+    if not workers:  # about once an epoch, not once an image
         assert len(Quiet.asked) < 2.6 * 1.5 * SHARDS
         assert not list(cache.rglob("*.part"))  # (workers end at once; what they leave the next one removes)
 
@@ -395,7 +395,7 @@ def test_a_failure_in_a_worker_stops_the_run(
     loader = view_loader(source, workers=2)
     try:
         with pytest.raises(WorkFailed, match="cannot fetch memory://"):
-            list(loader.epoch(0))  # and no picture takes the place of another
+            list(loader.epoch(0))  # and no image takes the place of another
     finally:
         loader.close()
 

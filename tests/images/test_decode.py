@@ -1,4 +1,4 @@
-"""Any picture becomes RGB the right way up; anything else is a BadPicture."""
+"""Any image becomes RGB the right way up; anything else is a BadImage."""
 
 from __future__ import annotations
 
@@ -13,21 +13,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image, ImageOps, features
 
-from hetcl.images.decode import open_picture
-from hetcl.types import BadPicture, Sample
+from hetcl.images.decode import open_image
+from hetcl.types import BadImage, Sample
 from tests.images.make import encoded, pixels
 
 pytestmark = pytest.mark.filterwarnings("ignore::UserWarning")
 
 
 def decoded(data: bytes, reduce: int = 1) -> np.ndarray:
-    picture = open_picture(data)
-    out = picture.pixels(reduce)
+    image = open_image(data)
+    out = image.pixels(reduce)
     assert out.dtype == np.uint8
     assert out.ndim == 3
     assert out.shape[2] == 3
     if reduce == 1:
-        assert out.shape[:2] == (picture.height, picture.width)
+        assert out.shape[:2] == (image.height, image.width)
     return out
 
 
@@ -78,12 +78,12 @@ def test_cmyk() -> None:
 
 @pytest.mark.parametrize("mode", ["RGBA", "LA"])
 def test_transparency_is_laid_over_white(mode: str) -> None:
-    colour = Image.fromarray(pixels())
+    color = Image.fromarray(pixels())
     alpha = Image.fromarray(np.tile(np.linspace(0, 255, 40).astype(np.uint8), (30, 1)))
-    image = colour.convert(mode)
+    image = color.convert(mode)
     image.putalpha(alpha)
     share = np.asarray(alpha)[..., None] / 255
-    base = np.asarray(colour.convert("L").convert("RGB") if mode == "LA" else colour)
+    base = np.asarray(color.convert("L").convert("RGB") if mode == "LA" else color)
     expected = base * share + 255 * (1 - share)
     assert np.abs(decoded(encoded(image, "PNG")) - expected).max() <= 1.01
 
@@ -112,9 +112,9 @@ def test_orientation(turn: int, kind: str, reduce: int) -> None:
         pytest.skip("Pillow without WebP")
     data = encoded(pixels(40, 20), kind, exif=exif(turn))
     expected = np.asarray(ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB"))
-    picture = open_picture(data)
-    assert (picture.height, picture.width) == expected.shape[:2] == ((40, 20) if turn > 4 else (20, 40))
-    out = picture.pixels(reduce)
+    image = open_image(data)
+    assert (image.height, image.width) == expected.shape[:2] == ((40, 20) if turn > 4 else (20, 40))
+    out = image.pixels(reduce)
     if kind == "JPEG" and reduce == 2:
         assert out.shape == (expected.shape[0] // 2, expected.shape[1] // 2, 3)
         expected = np.asarray(Image.fromarray(expected).reduce(2))
@@ -130,14 +130,14 @@ def chunk(name: bytes, body: bytes) -> bytes:
 def test_orientation_behind_the_pixels_of_a_png() -> None:
     data = encoded(pixels(40, 20), "PNG")
     data = data[:-12] + chunk(b"eXIf", exif(6).removeprefix(b"Exif\0\0")) + data[-12:]
-    picture = open_picture(data)
-    assert (picture.width, picture.height) == (20, 40)
-    assert (picture.pixels() == np.rot90(pixels(40, 20), -1)).all()
+    image = open_image(data)
+    assert (image.width, image.height) == (20, 40)
+    assert (image.pixels() == np.rot90(pixels(40, 20), -1)).all()
 
 
 def test_orientation_that_makes_no_sense_is_left_aside() -> None:
-    assert open_picture(encoded(pixels(40, 20), exif=exif(99))).width == 40
-    assert open_picture(encoded(pixels(40, 20), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")).width == 40
+    assert open_image(encoded(pixels(40, 20), exif=exif(99))).width == 40
+    assert open_image(encoded(pixels(40, 20), exif=b"Exif\0\0MM\0*\xff\xff\xff\xff")).width == 40
 
 
 @settings(deadline=None, max_examples=40)
@@ -149,17 +149,17 @@ def test_reduced_jpeg_has_the_sides_rounded_up(w: int, h: int, reduce: int) -> N
 
 
 def test_reduced_png_comes_out_whole_and_twice_the_same() -> None:
-    picture = open_picture(encoded(pixels(), "PNG"))
-    assert (picture.pixels(4) == pixels()).all()
-    assert (picture.pixels(1) == pixels()).all()
-    picture = open_picture(encoded(pixels()))
-    assert picture.pixels(2).shape == (15, 20, 3)
-    assert picture.pixels().shape == (30, 40, 3)
+    image = open_image(encoded(pixels(), "PNG"))
+    assert (image.pixels(4) == pixels()).all()
+    assert (image.pixels(1) == pixels()).all()
+    image = open_image(encoded(pixels()))
+    assert image.pixels(2).shape == (15, 20, 3)
+    assert image.pixels().shape == (30, 40, 3)
 
 
 def test_reduce_is_checked() -> None:
     with pytest.raises(ValueError, match="reduce=3"):
-        open_picture(encoded()).pixels(3)
+        open_image(encoded()).pixels(3)
 
 
 def test_first_frame_of_an_animation() -> None:
@@ -169,19 +169,19 @@ def test_first_frame_of_an_animation() -> None:
 
 
 def test_array_sample() -> None:
-    picture = open_picture(Sample(pixels(40, 20)))
-    assert (picture.width, picture.height) == (40, 20)
-    assert (picture.pixels(2) == pixels(40, 20)).all()
-    assert picture.image().size == (40, 20)
+    image = open_image(Sample(pixels(40, 20)))
+    assert (image.width, image.height) == (40, 20)
+    assert (image.pixels(2) == pixels(40, 20)).all()
+    assert image.image().size == (40, 20)
     for wrong in (pixels()[..., 0], pixels().astype(np.float32), np.empty((0, 4, 3), np.uint8)):
-        with pytest.raises(BadPicture):
-            open_picture(Sample(wrong))
+        with pytest.raises(BadImage):
+            open_image(Sample(wrong))
 
 
 @pytest.mark.parametrize("progressive", [False, True])
 @pytest.mark.parametrize("reduce", [1, 2, 4])
 def test_truncated_jpeg_is_refused_wherever_it_is_cut(progressive: bool, reduce: int) -> None:
-    """Either the whole picture comes out, or none: never gray rows."""
+    """Either the whole image comes out, or none: never gray rows."""
     rng = np.random.default_rng(1)
     data = encoded(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), progressive=progressive, quality=80)
     whole = decoded(data, reduce)
@@ -189,7 +189,7 @@ def test_truncated_jpeg_is_refused_wherever_it_is_cut(progressive: bool, reduce:
     for cut in range(0, len(data) - 1, 37):
         try:
             assert (decoded(data[:cut], reduce) == whole).all()
-        except BadPicture:
+        except BadImage:
             refused += 1
     assert refused > len(range(0, len(data), 37)) - 4
 
@@ -199,7 +199,7 @@ def test_truncated_others(kind: str) -> None:
     rng = np.random.default_rng(1)
     data = encoded(rng.integers(0, 256, (48, 64, 3), dtype=np.uint8), kind)
     for share in (0.01, 0.3, 0.6, 0.9):
-        with pytest.raises(BadPicture):
+        with pytest.raises(BadImage):
             decoded(data[: int(len(data) * share)])
 
 
@@ -207,20 +207,20 @@ def test_truncated_others(kind: str) -> None:
     ("data", "reason"),
     [
         (b"", "empty"),
-        (b"hello, this is a text", "not a picture"),
+        (b"hello, this is a text", "not an image"),
         (b"\xff\xd8\xff", "."),
         (b"\xff\xd8\xff" + b"\0" * 100, "."),
-        (b"<html><body>404</body></html>", "not a picture"),
+        (b"<html><body>404</body></html>", "not an image"),
         (b"\x89PNG\r\n\x1a\n" + b"\0" * 30, "."),
-        (b"\0" * 1000, "not a picture"),
+        (b"\0" * 1000, "not an image"),
     ],
 )
-def test_not_a_picture(data: bytes, reason: str) -> None:
-    with pytest.raises(BadPicture, match=reason):
+def test_not_a_image(data: bytes, reason: str) -> None:
+    with pytest.raises(BadImage, match=reason):
         decoded(data)
 
 
-def test_misnamed_pictures_are_read_by_content() -> None:
+def test_misnamed_images_are_read_by_content() -> None:
     assert (decoded(encoded(pixels(), "PNG")) == pixels()).all()  # whatever the file is called
 
 
@@ -231,24 +231,24 @@ def png_header(w: int, h: int) -> bytes:
 
 def test_bombs_are_refused_before_decoding(monkeypatch: pytest.MonkeyPatch) -> None:
     for side in (14_143, 60_000):
-        with pytest.raises(BadPicture, match="bomb"):
-            open_picture(png_header(side, side))
-    with pytest.raises(BadPicture, match="bomb"):
-        open_picture(encoded(), max_pixels=1199)
-    assert open_picture(encoded(), max_pixels=1200).width == 40
+        with pytest.raises(BadImage, match="bomb"):
+            open_image(png_header(side, side))
+    with pytest.raises(BadImage, match="bomb"):
+        open_image(encoded(), max_pixels=1199)
+    assert open_image(encoded(), max_pixels=1200).width == 40
     # A JPEG's header is changed to 60,000 x 60,000.
     data = encoded()
     at = data.index(b"\xff\xc0") + 5
-    with pytest.raises(BadPicture, match="bomb"):
-        open_picture(data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :])
+    with pytest.raises(BadImage, match="bomb"):
+        open_image(data[:at] + struct.pack(">HH", 60_000, 60_000) + data[at + 4 :])
 
 
 def test_zero_size() -> None:
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         decoded(png_header(0, 5))
     data = encoded()
     at = data.index(b"\xff\xc0") + 5
-    with pytest.raises(BadPicture):
+    with pytest.raises(BadImage):
         decoded(data[:at] + struct.pack(">HH", 0, 0) + data[at + 4 :])
 
 
@@ -259,5 +259,5 @@ def test_damaged_bytes_never_raise_anything_else(data: st.DataObject) -> None:
     body = bytearray(encoded(pixels(), kind))
     for _ in range(data.draw(st.integers(1, 8))):
         body[data.draw(st.integers(0, len(body) - 1))] = data.draw(st.integers(0, 255))
-    with contextlib.suppress(BadPicture):
+    with contextlib.suppress(BadImage):
         decoded(bytes(body))

@@ -1,4 +1,4 @@
-"""A folder of pictures: what is listed, in which order, and when it is listed again."""
+"""A folder of images: what is listed, in which order, and when it is listed again."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from hetcl.images import listing as listing_module
 from hetcl.images.folder import FolderSource
 from hetcl.images.listing import walk
 from hetcl.images.sources import open_source, open_validation
-from hetcl.types import BadPicture, Source
+from hetcl.types import BadImage, Source
 from tests.images.make import folder
 from tests.reference.images import listed
 
@@ -52,7 +52,7 @@ def test_order_is_that_of_a_sorted_walk(tmp_path_factory: pytest.TempPathFactory
         assert names(source) == expected
         assert names(open_source(str(root), cache=cache)) == expected  # again, from the cache
     else:
-        with pytest.raises(InputError, match="no pictures"):
+        with pytest.raises(InputError, match="no images"):
             open_source(str(root), cache=cache)
 
 
@@ -66,7 +66,7 @@ def test_source(tmp_path: Path, cache: Path) -> None:
     assert source.label(0) is None
     assert source.sample(0).label is None
     assert source.blocks() is None
-    assert "4 pictures" in source.description
+    assert "4 images" in source.description
     assert open_validation(str(root), cache=cache) is None
 
 
@@ -80,7 +80,7 @@ def test_folder_classes(tmp_path: Path, cache: Path) -> None:
     assert [source.label(i) for i in range(5)] == [None, 0, 0, 1, 1]
     assert [source.sample(i).label for i in range(5)] == [None, 0, 0, 1, 1]
     assert source.unlabelled == 1
-    assert "5 pictures in 2 classes (1 without a label)" in source.description
+    assert "5 images in 2 classes (1 without a label)" in source.description
     folder(root, [f"loose{i}.jpg" for i in range(4)])  # most of them: the folders are no classes
     source = open_source(str(root), folder_classes=True, cache=cache)
     assert source.classes is None
@@ -94,7 +94,7 @@ def test_train_and_val_folders(tmp_path: Path, cache: Path, caplog: pytest.LogCa
     held = open_validation(str(root), folder_classes=True, cache=cache)
     assert held is not None
     assert names(held) == ["val/c/4.jpg"]
-    assert held.label(0) == 2  # the training pictures' number
+    assert held.label(0) == 2  # the training images' number
     assert len(open_source(str(root), split="val", cache=cache)) == 1
     folder(root, ["val/d/5.jpg"])
     held = open_validation(str(root), folder_classes=True, cache=cache)
@@ -175,7 +175,7 @@ def test_links_are_followed_and_loops_survived(tmp_path: Path, cache: Path) -> N
     assert names(open_source(str(root), cache=cache)) == ["one.jpg", "a/1.jpg", "away/2.jpg"]
 
 
-def test_what_is_no_plain_file_is_no_picture(tmp_path: Path, cache: Path) -> None:
+def test_what_is_no_plain_file_is_no_image(tmp_path: Path, cache: Path) -> None:
     root = folder(tmp_path / "d", ["1.jpg", "folder.jpg/2.jpg", ".hidden/3.jpg", ".4.jpg"])
     os.mkfifo(root / "pipe.jpg")
     assert names(open_source(str(root), cache=cache)) == ["1.jpg", "folder.jpg/2.jpg"]
@@ -191,27 +191,27 @@ def test_names_that_are_not_utf8(tmp_path: Path, cache: Path) -> None:
     assert source.sample(1).data == b"x"
 
 
-def test_pictures_that_went_away_are_bad_pictures(tmp_path: Path, cache: Path) -> None:
+def test_images_that_went_away_are_bad_images(tmp_path: Path, cache: Path) -> None:
     root = folder(tmp_path / "d", ["1.jpg", "2.jpg", "3.jpg"])
     source = open_source(str(root), cache=cache)
     (root / "1.jpg").unlink()
     (root / "2.jpg").unlink()
     os.mkfifo(root / "2.jpg")
-    with pytest.raises(BadPicture, match="No such file"):
+    with pytest.raises(BadImage, match="No such file"):
         source.sample(0)
-    with pytest.raises(BadPicture, match="plain file"):
+    with pytest.raises(BadImage, match="plain file"):
         source.sample(1)
     assert source.sample(2).data
 
 
-def test_folder_without_pictures_says_what_it_holds(tmp_path: Path, cache: Path) -> None:
+def test_folder_without_images_says_what_it_holds(tmp_path: Path, cache: Path) -> None:
     with pytest.raises(InputError, match="holds no files"):
         open_source(str(tmp_path), cache=cache)
     for name in ("1.txt", "2.txt", "x.npy", "README", "deep/3.TXT"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).write_text("x")
     with pytest.raises(
-        InputError, match=r"no pictures in .*3 \.txt \(1\.txt\), 1 \.npy \(x\.npy\), 1 without an ending"
+        InputError, match=r"no images in .*3 \.txt \(1\.txt\), 1 \.npy \(x\.npy\), 1 without an ending"
     ):
         open_source(str(tmp_path), cache=cache)
     assert not list(cache.glob("*.part"))

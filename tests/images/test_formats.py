@@ -13,10 +13,10 @@ from PIL import Image, features
 
 from hetcl.errors import InputError
 from hetcl.images import formats, listing, shards, tars
-from hetcl.images.decode import open_picture
+from hetcl.images.decode import open_image
 from hetcl.images.formats import EXTENSIONS, HEAD, Aside, looks_like_image
 from hetcl.images.sources import open_source
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 from tests.images.make import encoded, folder, pixels, tar
 
 HEIC = b"\0\0\0\x1cftypheic\0\0\0\0mif1heic" + bytes(40)
@@ -63,7 +63,7 @@ def test_files_without_an_ending_are_judged_by_their_content(tmp_path: Path, cac
         (root / name).write_text("no image")
     assert len(names(root, cache)) == 43
     source = open_source(str(root), cache=cache)
-    assert open_picture(source.sample(0)).pixels().shape == (8, 8, 3)
+    assert open_image(source.sample(0)).pixels().shape == (8, 8, 3)
 
 
 def test_alike_files_are_judged_by_some_of_them(
@@ -201,12 +201,12 @@ def test_a_jpeg_that_is_called_otherwise_is_read_without_the_plugin(
         (b"../../.git/annex/objects/xx", "git annex get"),
         (b"<!DOCTYPE html><html>", "a web page"),
         (b'<svg xmlns="', "SVG: convert it to PNG"),
-        (b"hello, no picture", "not a picture (starts with b'hello, n')"),
+        (b"hello, no image", "not an image (starts with b'hello, n')"),
     ],
 )
 def test_why_a_file_is_no_image(data: bytes, why: str) -> None:
-    with pytest.raises(BadPicture) as caught:
-        open_picture(data)
+    with pytest.raises(BadImage) as caught:
+        open_image(data)
     assert why in str(caught.value)
 
 
@@ -214,7 +214,7 @@ def test_why_a_file_is_no_image(data: bytes, why: str) -> None:
 def test_avif(tmp_path: Path, cache: Path) -> None:
     data = encoded(pixels(), "AVIF", quality=95)
     assert looks_like_image(data[:HEAD])
-    assert np.abs(open_picture(data).pixels().astype(int) - pixels()).mean() < 4
+    assert np.abs(open_image(data).pixels().astype(int) - pixels()).mean() < 4
     (tmp_path / "d").mkdir()
     (tmp_path / "d/a.AVIF").write_bytes(data)
     assert names(tmp_path / "d", cache) == ["a.AVIF"]
@@ -232,7 +232,7 @@ def test_heic(tmp_path: Path, cache: Path) -> None:
     pytest.importorskip("pillow_heif")
     data = encoded(pixels(), "HEIF", quality=95)
     assert looks_like_image(data[:HEAD])
-    assert np.abs(open_picture(data).pixels().astype(int) - pixels()).mean() < 8
+    assert np.abs(open_image(data).pixels().astype(int) - pixels()).mean() < 8
     (tmp_path / "d").mkdir()
     (tmp_path / "d/IMG_1.HEIC").write_bytes(data)
     assert names(tmp_path / "d", cache) == ["IMG_1.HEIC"]
@@ -242,6 +242,6 @@ def test_jpeg_xl(tmp_path: Path, cache: Path) -> None:
     pytest.importorskip("pillow_jxl")
     data = encoded(pixels(), "JXL", quality=95)
     assert looks_like_image(data[:HEAD])
-    assert np.abs(open_picture(data).pixels().astype(int) - pixels()).mean() < 4
-    turned = open_picture(rotated("JXL"))  # JPEG XL turns by itself; its EXIF says nothing of the pixels
+    assert np.abs(open_image(data).pixels().astype(int) - pixels()).mean() < 4
+    turned = open_image(rotated("JXL"))  # JPEG XL turns by itself; its EXIF says nothing of the pixels
     assert (turned.width, turned.height) == (40, 30)

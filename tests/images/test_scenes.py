@@ -1,4 +1,4 @@
-"""Scenes are functions of their key, and their boxes, masks and classes agree with the picture."""
+"""Scenes are functions of their key, and their boxes, masks and classes agree with the image."""
 
 from __future__ import annotations
 

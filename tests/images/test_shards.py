@@ -22,7 +22,7 @@ from hetcl.errors import InputError
 from hetcl.images.labels import class_names
 from hetcl.images.shards import RECORD
 from hetcl.images.sources import open_source, open_validation
-from hetcl.types import BadPicture, Source
+from hetcl.types import BadImage, Source
 from tests.images.make import encoded, folder, pixels, shard, tar
 from tests.reference.images import grouped
 
@@ -58,12 +58,12 @@ def test_grouping(
     path = tar(place / "x.tar", full, kind)
     expected = grouped([(name.replace("JPG", "jpg"), body) for name, body in full])
     if not expected:
-        with pytest.raises(InputError, match="no pictures in"):
+        with pytest.raises(InputError, match="no images in"):
             open_source(str(path), cache=place)
         return
     source = open_source(str(path), cache=place)
     read = contents(source)
-    assert [picture for picture, _ in read] == [picture for picture, _ in expected]
+    assert [image for image, _ in read] == [image for image, _ in expected]
     assert [label for _, label in read] == [label for _, label in expected]
     assert source.unlabelled == sum(y is None for _, y in read) * (source.classes is not None)
 
@@ -100,7 +100,7 @@ def test_source(tmp_path: Path, cache: Path) -> None:
     assert contents(open_source(str(tmp_path / "x-?.tar"), cache=cache)) == contents(source)
 
 
-def test_same_pictures_as_a_folder(tmp_path: Path, cache: Path) -> None:
+def test_same_images_as_a_folder(tmp_path: Path, cache: Path) -> None:
     names = [f"{i:03d}.jpg" for i in range(9)]
     root = folder(tmp_path / "d", names)
     members = [(name, (root / name).read_bytes()) for name in names]
@@ -167,20 +167,18 @@ def test_partly_labelled(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureF
     assert source.classes == ("0", "1", "2")
     assert [source.label(i) for i in range(3)] == [2, None, 0] == [source.sample(i).label for i in range(3)]
     assert source.unlabelled == 1
-    assert "without a label: 1 of 3 pictures in" in caplog.text
+    assert "without a label: 1 of 3 images in" in caplog.text
     assert "left out where labels are used" in caplog.text
     caplog.clear()
     open_source(str(path), cache=cache)  # from the cache: said again
-    assert "1 of 3 pictures" in caplog.text
+    assert "1 of 3 images" in caplog.text
 
 
-def test_several_pictures_under_one_key(
-    tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture
-) -> None:
-    path = tar(tmp_path / "x.tar", [("a.seg.png", b"mask"), ("a.jpg", b"picture"), ("b.v2.jpg", b"other")])
+def test_several_images_under_one_key(tmp_path: Path, cache: Path, caplog: pytest.LogCaptureFixture) -> None:
+    path = tar(tmp_path / "x.tar", [("a.seg.png", b"mask"), ("a.jpg", b"image"), ("b.v2.jpg", b"other")])
     source = open_source(str(path), cache=cache)
-    assert [source.sample(i).data for i in range(2)] == [b"picture", b"other"]
-    assert "1 more pictures share the key" in caplog.text
+    assert [source.sample(i).data for i in range(2)] == [b"image", b"other"]
+    assert "1 more images share the key" in caplog.text
 
 
 @pytest.mark.parametrize(
@@ -235,7 +233,7 @@ def test_folder_of_shards_with_splits(tmp_path: Path, cache: Path) -> None:
     (root / "classes.json").unlink()
     held = open_validation(str(root), cache=cache)
     assert held is not None
-    assert held.classes == ("0", "1", "2", "3")  # as many as the training pictures have
+    assert held.classes == ("0", "1", "2", "3")  # as many as the training images have
     assert open_validation(str(root / "train-{0000..0002}.tar"), cache=cache) is None
 
 
@@ -358,15 +356,15 @@ def test_links_and_folders_in_a_tar(tmp_path: Path, cache: Path) -> None:
     assert contents(open_source(str(path), cache=cache)) == [(b"abc", None)]
 
 
-def test_shard_that_shrank_gives_bad_pictures(tmp_path: Path, cache: Path) -> None:
+def test_shard_that_shrank_gives_bad_images(tmp_path: Path, cache: Path) -> None:
     path = shard(tmp_path / "x.tar", 3)
     source = open_source(str(path), cache=cache)
     os.truncate(path, 600)
-    with pytest.raises(BadPicture, match="shorter"):
+    with pytest.raises(BadImage, match="shorter"):
         source.sample(1)
     gone = pickle.loads(pickle.dumps(source))
     path.unlink()
-    with pytest.raises(BadPicture, match="No such file"):
+    with pytest.raises(BadImage, match="No such file"):
         gone.sample(0)
 
 

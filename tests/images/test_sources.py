@@ -49,10 +49,10 @@ def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_missing_folder_suggests_near_names(tmp_path: Path) -> None:
-    folder(tmp_path / "pictures", ["1.jpg"])
-    assert str(tmp_path / "pictures") in refused(str(tmp_path / "pictues"), "does not exist: did you mean")
+    folder(tmp_path / "photos", ["1.jpg"])
+    assert str(tmp_path / "photos") in refused(str(tmp_path / "phtos"), "does not exist: did you mean")
     refused(str(tmp_path / "quite" / "elsewhere"), "does not exist: DATA is a folder")
-    assert str(tmp_path / "pictures") in refused(str(tmp_path / "pictuers" / "train"), "did you mean")
+    assert str(tmp_path / "photos") in refused(str(tmp_path / "phtoos" / "train"), "did you mean")
     refused("", "DATA is empty")
 
 
@@ -63,9 +63,9 @@ def test_patterns_that_match_nothing(tmp_path: Path) -> None:
     refused(str(tmp_path / "x-{0000..0003}.tar"), r"3 of 4 shards are missing, first .*x-0001\.tar")
 
 
-def test_single_picture(tmp_path: Path) -> None:
+def test_single_image(tmp_path: Path) -> None:
     (tmp_path / "1.jpg").write_bytes(encoded())
-    refused(str(tmp_path / "1.jpg"), "single picture: name the folder")
+    refused(str(tmp_path / "1.jpg"), "single image: name the folder")
 
 
 def test_some_other_file(tmp_path: Path) -> None:
@@ -106,8 +106,8 @@ def test_several_folders_or_images_are_refused(tmp_path: Path) -> None:
         f"{tmp_path}/a,{tmp_path}/x.tar",
         "a is one of several, and a folder: name it alone, or a folder with links",
     )
-    refused(f"{tmp_path}/a/*.jpg", r"1\.jpg is a single picture: name the folder")
-    refused(f"{tmp_path}/a/*.png", r"matches no file: name the folder of the pictures, .*/a")
+    refused(f"{tmp_path}/a/*.jpg", r"1\.jpg is a single image: name the folder")
+    refused(f"{tmp_path}/a/*.png", r"matches no file: name the folder of the images, .*/a")
     for name in ("x.zip", "x.tar.gz"):
         refused(
             f"https://localhost/{name}", f"{name} is packed, which is not read from afar: fetch and unpack it"

@@ -120,12 +120,12 @@ def create_sparse(
     }
 
 
-def test_hundred_million_pictures_in_shards(tmp_path: Path) -> None:
-    columns = {"picture": (RECORD, HUGE), "start": ("<i8", 1), "shard": ("u1", 8), "shard.ends": ("<u8", 1)}
+def test_hundred_million_images_in_shards(tmp_path: Path) -> None:
+    columns = {"image": (RECORD, HUGE), "start": ("<i8", 1), "shard": ("u1", 8), "shard.ends": ("<u8", 1)}
     maps = create_sparse(tmp_path / "huge", columns, {"fingerprint": "f", "classes": 3})
     places = [0, 1, 12_345_678, HUGE // 2, HUGE - 1]
     for i in places:
-        maps["picture"][i] = (512 + i, 3, 0, i % 3)
+        maps["image"][i] = (512 + i, 3, 0, i % 3)
     maps["shard"][:] = np.frombuffer(b"/nowhere", np.uint8)
     maps["shard.ends"][:] = 8
     del maps
@@ -133,11 +133,11 @@ def test_hundred_million_pictures_in_shards(tmp_path: Path) -> None:
         source = pickle.loads(pickle.dumps(ShardSource(Table(tmp_path / "huge"), name="huge")))
         assert len(source) == HUGE
         assert [source.label(i) for i in places] == [i % 3 for i in places]
-        assert [int(source.table["picture"][i]["offset"]) for i in places] == [512 + i for i in places]
+        assert [int(source.table["image"][i]["offset"]) for i in places] == [512 + i for i in places]
     assert len(pickle.dumps(source)) < 2000
 
 
-def test_hundred_million_pictures_in_a_folder(tmp_path: Path) -> None:
+def test_hundred_million_images_in_a_folder(tmp_path: Path) -> None:
     columns = {"path": ("u1", 9 * 5), "path.ends": ("<u8", HUGE)}
     maps = create_sparse(tmp_path / "huge", columns, {"fingerprint": "f"})
     maps["path"][-9:] = np.frombuffer(b"a/last.jp", np.uint8)

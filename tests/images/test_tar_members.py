@@ -150,7 +150,7 @@ def test_an_image_that_links_repeat_is_read_once(
     ]
     assert f"5 links in {path} to images that are there under another name too" in caplog.text
     assert "labels of 1 image differ between its names, so it has none" in caplog.text
-    assert f"without a label: 2 of 4 pictures in {path}" in caplog.text
+    assert f"without a label: 2 of 4 images in {path}" in caplog.text
     again = mixed(tmp_path / "y.tar", [("a.jpg", b"image", FILE), ("b.jpg", "a.jpg", SOFT)])
     twice = mixed(tmp_path / "w.tar", [("a.jpg", b"image", FILE), ("b.jpg", b"other", FILE)])
     prints = {open_source(str(tar), cache=cache).fingerprint for tar in (again, twice)}
@@ -200,7 +200,7 @@ def test_labels_that_are_counted_from_one(
         tmp_path / "x.tar", [m for i in (1, 2, 3) for m in ((f"{i}.jpg", b"x"), (f"{i}.cls", b"%d" % i))]
     )
     source = open_source(str(path), cache=cache)
-    assert source.description.startswith("3 pictures in 3 classes in 1 shard")
+    assert source.description.startswith("3 images in 3 classes in 1 shard")
     assert [source.label(i) for i in range(3)] == [1, 2, 3]
     assert (
         f"no image in {path} has the label 0, those there are go from 1 to 3: if they were counted"
@@ -208,7 +208,7 @@ def test_labels_that_are_counted_from_one(
     )
     caplog.clear()
     path = tar(tmp_path / "y.tar", [m for i in (1, 5) for m in ((f"{i}.jpg", b"x"), (f"{i}.cls", b"%d" % i))])
-    assert open_source(str(path), cache=cache).description.startswith("2 pictures in 2 classes")
+    assert open_source(str(path), cache=cache).description.startswith("2 images in 2 classes")
     assert "has the label 0" not in caplog.text
 
 

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hetcl.images import decode
-from hetcl.images.decode import Picture, open_picture
-from hetcl.types import BadPicture
+from hetcl.images.decode import EncodedImage, open_image
+from hetcl.types import BadImage
 from hetcl.views import crops
 from tests.images.make import encoded, pixels
 
@@ -54,7 +54,7 @@ def by_pillow(data: bytes, reduce: int = 1) -> np.ndarray:
 @given(jpegs(), st.sampled_from([1, 2, 4, 8]), st.integers(1, 120), st.booleans())
 def test_pixels_equal_pillows(data: bytes, reduce: int, rows: int, all_rows: bool) -> None:
     expected = by_pillow(data, reduce)
-    out = open_picture(data).pixels(reduce, None if all_rows else rows)
+    out = open_image(data).pixels(reduce, None if all_rows else rows)
     assert out.shape == expected.shape
     kept = len(out) if all_rows else math.ceil(rows / reduce)
     assert (out[:kept] == expected[:kept]).all()
@@ -64,13 +64,13 @@ def test_pixels_equal_pillows(data: bytes, reduce: int, rows: int, all_rows: boo
 @settings(deadline=None, max_examples=100)
 @given(jpegs(least=16), st.sampled_from([1, 2]), st.data())
 def test_crops_equal_those_of_all_rows(data: bytes, reduce: int, draw: st.DataObject) -> None:
-    picture = open_picture(data)
-    width, height = plane = picture.width, picture.height
+    image = open_image(data)
+    width, height = plane = image.width, image.height
     boxes = []
     for _ in range(2):
         l, t = draw.draw(st.floats(0, width - 1)), draw.draw(st.floats(0, height - 1))
         boxes.append((l, t, draw.draw(st.floats(l + 1, width)), draw.draw(st.floats(t + 1, height))))
-    few = picture.pixels(reduce, math.ceil(max(b for *_, b in boxes)))
+    few = image.pixels(reduce, math.ceil(max(b for *_, b in boxes)))
     assert np.array_equal(
         crops.cut(few, boxes, 9, plane=plane), crops.cut(by_pillow(data, reduce), boxes, 9, plane=plane)
     )
@@ -90,9 +90,9 @@ def test_sound_photographs_are_not_decoded_by_pillow(
 ) -> None:
     data = photo(**options)
     expected = by_pillow(data)
-    monkeypatch.setattr(Picture, "image", None)
-    assert (open_picture(data).pixels() == expected).all()
-    few = open_picture(data).pixels(rows=40)
+    monkeypatch.setattr(EncodedImage, "image", None)
+    assert (open_image(data).pixels() == expected).all()
+    few = open_image(data).pixels(rows=40)
     assert (few[:40] == expected[:40]).all()
     stops = not options.get("progressive")  # whose rows are not stored one after the other
     assert (few[60:] == 0).all() == stops
@@ -105,18 +105,18 @@ def test_a_file_that_ends_early_is_refused_whatever_the_rows(
 ) -> None:
     data = photo(**options)
     for cut in [*range(3, len(data), 41), len(data) - 2, len(data) - 1]:
-        with pytest.raises(BadPicture) as refused:
-            open_picture(data[:cut]).pixels(rows=rows)
-        with pytest.raises(BadPicture) as alone:
-            open_picture(data[:cut]).image()
+        with pytest.raises(BadImage) as refused:
+            open_image(data[:cut]).pixels(rows=rows)
+        with pytest.raises(BadImage) as alone:
+            open_image(data[:cut]).image()
         assert str(refused.value) == str(alone.value)
 
 
 def outcome(data: bytes, rows: int | None) -> np.ndarray | str:
     try:
-        picture = open_picture(data, max_pixels=100_000)
-        return picture.pixels(rows=rows)[:rows]
-    except BadPicture as error:
+        image = open_image(data, max_pixels=100_000)
+        return image.pixels(rows=rows)[:rows]
+    except BadImage as error:
         return str(error)
 
 
@@ -135,41 +135,41 @@ def test_damage_has_the_same_outcome_as_with_pillow_alone(data: bytes, draw: st.
 
 
 @pytest.mark.parametrize("turn", range(1, 9))
-def test_rows_of_a_turned_picture_are_those_of_the_upright_one(turn: int) -> None:
+def test_rows_of_a_turned_image_are_those_of_the_upright_one(turn: int) -> None:
     exif = Image.Exif()
     exif[0x0112] = turn
     data = encoded(pixels(40, 70), exif=exif.tobytes())
-    whole = open_picture(data).image()
-    few = open_picture(data).pixels(rows=20)
+    whole = open_image(data).image()
+    few = open_image(data).pixels(rows=20)
     assert few.shape[:2] == whole.size[::-1]
     assert (few[:20] == np.asarray(whole)[:20]).all()
 
 
-def test_a_thumbnail_in_the_header_is_not_taken_for_the_picture() -> None:
+def test_a_thumbnail_in_the_header_is_not_taken_for_the_image() -> None:
     small, exif = encoded(pixels(64, 96, seed=3)), Image.Exif()
     exif[0x0112] = 1
     block = exif.tobytes() + small
     data = encoded(pixels(64, 96, seed=4), exif=block)
     assert small in data
-    assert (open_picture(data).pixels(rows=30)[:30] == by_pillow(data)[:30]).all()
+    assert (open_image(data).pixels(rows=30)[:30] == by_pillow(data)[:30]).all()
 
 
 @pytest.mark.parametrize("kind", ["PNG", "BMP", "CMYK", "array"])
-def test_other_pictures_come_out_whole(kind: str) -> None:
+def test_other_images_come_out_whole(kind: str) -> None:
     original = pixels(64, 96)
     if kind == "array":
-        assert (decode.Picture(original, 10_000).pixels(rows=3) == original).all()
+        assert (decode.EncodedImage(original, 10_000).pixels(rows=3) == original).all()
         return
     data = encoded(Image.fromarray(original).convert("CMYK")) if kind == "CMYK" else encoded(original, kind)
-    assert (open_picture(data).pixels(rows=3) == by_pillow(data)).all()
+    assert (open_image(data).pixels(rows=3) == by_pillow(data)).all()
 
 
 @given(jpegs(), st.integers(1, 10_000))
 @settings(deadline=None, max_examples=40)
 def test_size_and_limit_are_those_of_pillow(data: bytes, limit: int) -> None:
     image = Image.open(io.BytesIO(data))
-    picture = open_picture(data)
-    assert (picture.width, picture.height) == image.size
+    opened = open_image(data)
+    assert (opened.width, opened.height) == image.size
     assume(limit < image.width * image.height)
-    with pytest.raises(BadPicture, match="decompression bomb"):
-        open_picture(data, max_pixels=limit)
+    with pytest.raises(BadImage, match="decompression bomb"):
+        open_image(data, max_pixels=limit)

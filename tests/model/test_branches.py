@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetcl.model.branches import ClassBranch, SemanticBranch, SpatialBranch
-from hetcl.model.embedding import Embedding, cost_of, normalise
+from hetcl.model.embedding import Embedding, cost_of, normalize
 from hetcl.model.pyramid import build_pyramid
 from tests.reference.moco import spatial_map
 
@@ -152,14 +152,14 @@ def test_branch_weights_are_a_function_of_the_seed(make) -> None:
     assert not torch.equal(a, c)
 
 
-def test_normalising_is_done_in_fp32_under_autocast() -> None:
+def test_normalizing_is_done_in_fp32_under_autocast() -> None:
     x = torch.randn(5, 300, dtype=torch.bfloat16)
     with torch.autocast("cpu", dtype=torch.bfloat16):
-        y = normalise(x)
+        y = normalize(x)
     assert y.dtype == torch.float32
     torch.testing.assert_close(y.norm(dim=1), torch.ones(5), rtol=1e-6, atol=1e-6)
-    assert normalise(x.double()).dtype == torch.float64
-    assert normalise(torch.zeros(1, 3)).tolist() == [[0.0, 0.0, 0.0]]
+    assert normalize(x.double()).dtype == torch.float64
+    assert normalize(torch.zeros(1, 3)).tolist() == [[0.0, 0.0, 0.0]]
 
 
 def test_encoder_under_autocast_gives_fp32_unit_vectors() -> None:

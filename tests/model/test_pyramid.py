@@ -143,5 +143,5 @@ def test_what_is_refused_says_what_to_do(name: str, says: str) -> None:
 
 def test_a_backbone_of_one_size_says_which() -> None:
     pyramid = build_pyramid("timm:coat_tiny")
-    with pytest.raises(InputError, match="takes pictures of 224x224 pixels only, not 64x64"):
+    with pytest.raises(InputError, match="takes images of 224x224 pixels only, not 64x64"):
         pyramid(torch.zeros(1, 3, 64, 64))

@@ -43,7 +43,7 @@ def test_steps_equal_the_slow_trainer(
     queue = KeyQueue(K, pair.query.dims, seed=1).double()
     views = [torch.randn(2, B, 3, PIXELS, PIXELS, dtype=torch.float64) for _ in range(count)]
     shuffles = [shuffle_of(B, 5, "stage", t) for t in range(count)]
-    pictures = [torch.randint(0, 12, (B,)) for _ in range(count)]
+    images = [torch.randint(0, 12, (B,)) for _ in range(count)]
     expected = moco.run(
         pair.query.state_dict(),
         pair.key.state_dict(),
@@ -56,7 +56,7 @@ def test_steps_equal_the_slow_trainer(
         groups=groups,
         side=SIDE,
         spatial=spatial,
-        indices=[p.tolist() for p in pictures],
+        indices=[p.tolist() for p in images],
         queue_index=[-1] * K,
         **settings,
     )
@@ -67,7 +67,7 @@ def test_steps_equal_the_slow_trainer(
         weight_decay=settings["weight_decay"],
     )
     pair.train()
-    for (x1, x2), shuffle, index, record in zip(views, shuffles, pictures, expected, strict=True):
+    for (x1, x2), shuffle, index, record in zip(views, shuffles, images, expected, strict=True):
         pieces = []
         for i, piece in enumerate(x1.chunk(chunks)):
             with pair.micro_batch(pair.query, i, chunks):

@@ -1,4 +1,4 @@
-"""Stages with a stub for a loader, so that a test says which views and pictures each step sees."""
+"""Stages with a stub for a loader, so that a test says which views and images each step sees."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class Given:
     def close(self) -> None: ...
 
 
-def batch_of(*, views: int, count: int, pixels: int, pictures: int) -> ViewBatch:
-    """A batch of random pixels that no colour change touches; pictures come up repeatedly."""
-    colour = torch.tensor(NOTHING, dtype=torch.float32).expand(views, count, len(COLUMNS)).clone()
+def batch_of(*, views: int, count: int, pixels: int, images: int) -> ViewBatch:
+    """A batch of random pixels that no colour change touches; images come up repeatedly."""
+    color = torch.tensor(NOTHING, dtype=torch.float32).expand(views, count, len(COLUMNS)).clone()
     return ViewBatch(
         images=torch.randint(0, 256, (views, count, 3, pixels, pixels), dtype=torch.uint8),
         boxes=torch.zeros(views, count, 4),
         sizes=torch.full((count, 2), float(pixels)),
-        colour=colour,
-        index=torch.randint(pictures, (count,)),
+        color=color,
+        index=torch.randint(images, (count,)),
         label=torch.randint(5, (count,)),
     )
 
 
-def normalised(images: Tensor) -> Tensor:
+def normalized(images: Tensor) -> Tensor:
     """What the encoder must be given for uint8 ``[B, 3, H, W]``, in float64."""
     mean = torch.tensor(IMAGENET_MEAN, dtype=torch.float64).view(3, 1, 1)
     std = torch.tensor(IMAGENET_STD, dtype=torch.float64).view(3, 1, 1)

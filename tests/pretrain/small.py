@@ -10,7 +10,7 @@ SMALL = (
     "--stage2.queue 13 --knn.every 2 --knn.bank 8 --knn.queries 4 --stage1.epochs 2 --stage2.epochs 2 "
     "--stage2.lr 0.05"
 ).split()
-DATA = "scenes:27"  # four steps an epoch, the last one completed with pictures from the start
+DATA = "scenes:27"  # four steps an epoch, the last one completed with images from the start
 
 
 def command(out: Path, *more: str, data: str = DATA) -> list[str]:

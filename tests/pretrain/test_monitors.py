@@ -1,4 +1,4 @@
-"""Alignment, uniformity and kNN against loops; each message in its planted case and in no other; bad pictures."""
+"""Alignment, uniformity and kNN against loops; each message in its planted case and in no other; bad images."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from torch import Tensor
 from hetcl.contrast.queue import KeyQueue
 from hetcl.errors import WorkFailed
 from hetcl.pretrain import monitors
-from hetcl.pretrain.run import BadPictures
+from hetcl.pretrain.run import BadImages
 from hetcl.types import BadRecord
 from tests.pretrain.build import batch_of, contrast_stage
 
@@ -245,7 +245,7 @@ def test_how_long_is_long(queue_steps: float, momentum: float, steps: int, settl
 
 
 def test_a_stage_takes_its_patience_from_its_own_settings() -> None:
-    batch = batch_of(views=2, count=4, pixels=32, pictures=9)
+    batch = batch_of(views=2, count=4, pixels=32, images=9)
     stage = contrast_stage(
         "moco-v2",
         [batch] * 4000,
@@ -300,12 +300,12 @@ def test_a_row_reads_as_words() -> None:
     assert monitors.line({}) == ""
 
 
-# ---- bad pictures ----------------------------------------------------------------------------------------------------
+# ---- bad images ----------------------------------------------------------------------------------------------------
 
 
 def bad_batch(*indices: int) -> Any:
     records = tuple(BadRecord(i, f"p{i}.jpg", "cut short, it seems") for i in indices)
-    return replace(batch_of(views=1, count=10, pixels=2, pictures=100), bad=records)
+    return replace(batch_of(views=1, count=10, pixels=2, images=100), bad=records)
 
 
 def seen(batch: Any) -> tuple[int, Any]:
@@ -317,9 +317,9 @@ def listed(path: Path) -> list[int]:
         return [int(row["index"]) for row in csv.DictReader(f)]
 
 
-def test_bad_pictures_are_listed_once_and_named_once(tmp_path: Path) -> None:
+def test_bad_images_are_listed_once_and_named_once(tmp_path: Path) -> None:
     path, words = tmp_path / "bad.csv", list[str]()
-    bad = BadPictures(path, 0.5, 1000)
+    bad = BadImages(path, 0.5, 1000)
     bad.warn = words.append
     bad.see(*seen(bad_batch()))
     assert not path.exists()
@@ -330,27 +330,27 @@ def test_bad_pictures_are_listed_once_and_named_once(tmp_path: Path) -> None:
     assert len(words) == 1
     assert "p3.jpg cannot be used (cut short, it seems)" in words[0]
 
-    again = BadPictures(path, 0.5, 1000)  # resumed, perhaps after a kill within a line
+    again = BadImages(path, 0.5, 1000)  # resumed, perhaps after a kill within a line
     again.warn = words.append
     again.see(*seen(bad_batch(3, 5)))
     with open(path, "a") as f:
         f.write("12")
-    BadPictures(path, 0.5, 1000).see(*seen(bad_batch(7)))
+    BadImages(path, 0.5, 1000).see(*seen(bad_batch(7)))
     assert listed(path) == [3, 8, 1, 5, 7]
     assert len(words) == 1
 
 
-def test_more_bad_pictures_than_their_share_stop_the_run(tmp_path: Path) -> None:
-    bad = BadPictures(tmp_path / "bad.csv", 0.1, 40)
+def test_more_bad_images_than_their_share_stop_the_run(tmp_path: Path) -> None:
+    bad = BadImages(tmp_path / "bad.csv", 0.1, 40)
     bad.warn = lambda text: None
     bad.see(*seen(bad_batch(1, 2, 3, 4, 5)))  # too early to judge
     for _ in range(2):
         bad.see(*seen(bad_batch()))
     with pytest.raises(
-        WorkFailed, match="5 of the first 45 pictures opened cannot be used, more than max_bad = 10%"
+        WorkFailed, match="5 of the first 45 images opened cannot be used, more than max_bad = 10%"
     ):
         bad.see(*seen(bad_batch()))
-    calm = BadPictures(tmp_path / "calm.csv", 0.1, 40)
+    calm = BadImages(tmp_path / "calm.csv", 0.1, 40)
     calm.warn = lambda text: None
     for step in range(20):
         calm.see(*seen(bad_batch(step)))

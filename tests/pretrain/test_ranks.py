@@ -86,4 +86,4 @@ def test_two_ranks_leave_the_same_backbone(runs: dict[str, RunFolder]) -> None:
 
     one, two = (load_file(runs[n].backbone) for n in runs)
     torch.testing.assert_close(dict(two), dict(one), rtol=1e-6, atol=1e-7)  # stored in fp32
-    assert all(a in runs["two"].summary.read_text() for a in ('"ranks": 2', '"pictures": 14'))
+    assert all(a in runs["two"].summary.read_text() for a in ('"ranks": 2', '"images": 14'))

@@ -89,7 +89,7 @@ def test_a_run_that_mixed_everything_is_not_resumed_where_that_is_impossible(
     monkeypatch.setenv("HETCL_CACHE", str(tmp_path / "cache" / "new"))
     (tmp_path / "cache" / "remote").rename(tmp_path / "gone")
     assert main(command(out, "--resume", data=DATA)) == 2
-    assert "mixes all their pictures; the disk is too small" in capfd.readouterr().err
+    assert "mixes all their images; the disk is too small" in capfd.readouterr().err
     assert left(out) == kept
 
 
@@ -107,6 +107,6 @@ def test_doctor_looks_at_few_shards(
     monkeypatch.setattr(doctor, "SAMPLES", 3)
     assert main(["doctor", "--data", DATA, *command(tmp_path)[5:]]) == 0
     out = capfd.readouterr()
-    assert "pictures are mixed within windows of 8 only" in out.out
+    assert "images are mixed within windows of 8 only" in out.out
     assert "data      ! 8 shards need" in out.out
     assert len(fetched) <= SHARDS + 2

@@ -178,8 +178,8 @@ def test_the_number_of_workers_changes_nothing(undisturbed: Path, tmp_path: Path
     same_as(undisturbed, out)
 
 
-def test_shards_and_a_folder_of_the_same_pictures_give_the_same_run(tmp_path: Path) -> None:
-    scenes, folder = open_source("scenes:18"), tmp_path / "pictures"
+def test_shards_and_a_folder_of_the_same_images_give_the_same_run(tmp_path: Path) -> None:
+    scenes, folder = open_source("scenes:18"), tmp_path / "images"
     folder.mkdir()
     with tarfile.open(tmp_path / "a-0.tar", "w") as first, tarfile.open(tmp_path / "a-1.tar", "w") as second:
         for i in range(18):
@@ -225,7 +225,7 @@ def files(out: Path) -> dict[str, bytes]:
     [
         (["--resume", "--stage2.lr", "0.5"], "stage2.lr was 0.05, now 0.5"),
         (["--resume", "--recipe", "demo"], "backbone was timm:test_resnet, now"),
-        (["--resume", "--data", "scenes:28"], "does not hold the pictures"),
+        (["--resume", "--data", "scenes:28"], "does not hold the images"),
         (["--resume", "--init", "torchvision:resnet18:random"], "began with random weights"),
         ([*SMALL, "--data", DATA], "add --resume"),
     ],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetcl.model.momentum import shuffle_of
 from hetcl.pretrain import stages
-from tests.pretrain.build import batch_of, contrast_stage, normalised
+from tests.pretrain.build import batch_of, contrast_stage, normalized
 from tests.reference import moco
 
 B, K, SIDE, PIXELS, SEED, STEPS = 8, 13, 4, 64, 3, 4
@@ -41,7 +41,7 @@ def logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 def test_the_step_of_a_stage_equals_the_slow_trainer(
     method: str, accumulate: int, mask_own: bool, logits: list[Tensor]
 ) -> None:
-    batches = [batch_of(views=2, count=B, pixels=PIXELS, pictures=12) for _ in range(STEPS)]
+    batches = [batch_of(views=2, count=B, pixels=PIXELS, images=12) for _ in range(STEPS)]
     stage = contrast_stage(
         method,
         batches,
@@ -62,7 +62,7 @@ def test_the_step_of_a_stage_equals_the_slow_trainer(
         stage.queue.keys,
         0,
         [
-            (normalised(b.images[0]), normalised(b.images[1]), shuffle_of(B, SEED, "stage1", t))
+            (normalized(b.images[0]), normalized(b.images[1]), shuffle_of(B, SEED, "stage1", t))
             for t, b in enumerate(batches)
         ],
         arch="resnet18",
@@ -72,7 +72,7 @@ def test_the_step_of_a_stage_equals_the_slow_trainer(
         groups=2,
         side=SIDE,
         spatial=method == "hcl",
-        # Without the mask every row is a picture of its own.
+        # Without the mask every row is an image of its own.
         indices=[b.index.tolist() if mask_own else range(t * B, t * B + B) for t, b in enumerate(batches)],
         queue_index=[-1] * K,
         **SGD,
@@ -95,11 +95,11 @@ def test_the_step_of_a_stage_equals_the_slow_trainer(
         )
     assert moved > 1e-5, "the weights hardly moved, so equality says little"
     if mask_own:
-        assert any(bool(r.logits.isneginf().any()) for r in expected), "no picture met its own key"
+        assert any(bool(r.logits.isneginf().any()) for r in expected), "no image met its own key"
 
 
 def test_the_figures_of_a_step_are_those_of_its_logits(logits: list[Tensor]) -> None:
-    batches = [batch_of(views=2, count=B, pixels=PIXELS, pictures=12) for _ in range(3)]
+    batches = [batch_of(views=2, count=B, pixels=PIXELS, images=12) for _ in range(3)]
     stage = contrast_stage(
         "moco-v2",
         batches,

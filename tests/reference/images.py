@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 
-PICTURES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
+IMAGES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm")
 
 
 def listed(root: str) -> list[str]:
-    """Relative paths of the pictures below `root`: a folder's own by name, then its sub-folders by name."""
+    """Relative paths of the images below `root`: a folder's own by name, then its sub-folders by name."""
     out = []
     for folder, folders, files in os.walk(root):
         folders[:] = sorted((f for f in folders if not f.startswith(".")), key=os.fsencode)
         for file in sorted(files, key=os.fsencode):
-            if not file.startswith(".") and os.path.splitext(file)[1].lower() in PICTURES:
+            if not file.startswith(".") and os.path.splitext(file)[1].lower() in IMAGES:
                 out.append(os.path.relpath(os.path.join(folder, file), root))
     return out
 
 
 def grouped(members: list[tuple[str, bytes]]) -> list[tuple[bytes, int | None]]:
-    """(picture, label) of each webdataset sample among the members (name, data) of a tar, in order."""
+    """(image, label) of each webdataset sample among the members (name, data) of a tar, in order."""
     samples: list[tuple[str, dict[str, bytes]]] = []
     for name, data in members:
         folder, base = os.path.split(name)
@@ -32,7 +32,7 @@ def grouped(members: list[tuple[str, bytes]]) -> list[tuple[bytes, int | None]]:
         samples[-1][1][extension] = data
     out = []
     for _, fields in samples:
-        pictures = [v for k, v in fields.items() if "." + k in PICTURES]
-        if pictures:
-            out.append((pictures[0], int(fields["cls"]) if "cls" in fields else None))
+        images = [v for k, v in fields.items() if "." + k in IMAGES]
+        if images:
+            out.append((images[0], int(fields["cls"]) if "cls" in fields else None))
     return out

@@ -80,8 +80,8 @@ def run(
         groups: batch-norm groups, contiguous slices of the batch (in order for queries, shuffled for keys).
         side: S of the spatial branch.
         spatial: HCL; otherwise the semantic branch alone.
-        indices: per step, which picture each row is of; with ``queue_index`` (``[K]``, -1 for none) keys of a query's
-            own picture become minus infinity among the logits.
+        indices: per step, which image each row is of; with ``queue_index`` (``[K]``, -1 for none) keys of a query's
+            own image become minus infinity among the logits.
     """
     backbone = getattr(torchvision.models, arch)(weights=None).double()
     backbone.fc = nn.Identity()
@@ -117,9 +117,9 @@ def run(
         key.update(key_buffers)
 
         queue = queue.clone()
-        for row, picture in zip(k, own, strict=True):
+        for row, image in zip(k, own, strict=True):
             queue[queue_ptr] = row
-            owner[queue_ptr] = picture
+            owner[queue_ptr] = image
             queue_ptr = (queue_ptr + 1) % len(queue)
         records.append(
             StepRecord(logits.detach(), loss.item(), queue.clone(), queue_ptr, dict(query), dict(key))

@@ -18,7 +18,7 @@ class Answer:
 
     rank: int
     place: int
-    picture: int
+    image: int
     right: float
     wrong: float
 
@@ -29,19 +29,19 @@ def similarity(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def answer(
-    query: np.ndarray, key: np.ndarray, picture: int, keys: Sequence[np.ndarray], pictures: Sequence[int]
+    query: np.ndarray, key: np.ndarray, image: int, keys: Sequence[np.ndarray], images: Sequence[int]
 ) -> Answer:
     """One query against its own key and a gallery; ties count against it, the first of equal keys is the nearest."""
     own = similarity(query, key)
     rank, place, best = 1, -1, -math.inf
-    for j, (other, its) in enumerate(zip(keys, pictures, strict=True)):
-        if its == picture:
+    for j, (other, its) in enumerate(zip(keys, images, strict=True)):
+        if its == image:
             continue
         value = similarity(query, other)
         rank += value >= own
         if place < 0 or value > best:
             place, best = j, value
-    return Answer(rank, place, int(pictures[place]) if place >= 0 else -1, own, best)
+    return Answer(rank, place, int(images[place]) if place >= 0 else -1, own, best)
 
 
 def first_in_first_out(

@@ -100,10 +100,10 @@ def test_the_spare_and_then_the_end_of_a_stage_take_its_place(tmp_path: Path) ->
         found = checkpoint.latest(tmp_path, ["stage1.ckpt"])
         assert found is not None
         assert (found.path.name, found.state["epoch"]) == (name, number)
-        assert (found.told is None) == (name == "last.ckpt")
-        if found.told:
-            assert "last.ckpt cannot be read" in found.told
-            assert f"{found.path} takes its place" in found.told
+        assert (found.notes is None) == (name == "last.ckpt")
+        if found.notes:
+            assert "last.ckpt cannot be read" in found.notes
+            assert f"{found.path} takes its place" in found.notes
         spoil(tmp_path / name, DAMAGES[0], seed=number + 40)
     with pytest.raises(InputError, match="there is no other to go on from"):
         checkpoint.latest(tmp_path, ["stage1.ckpt"])

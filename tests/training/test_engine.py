@@ -266,7 +266,7 @@ def test_a_signal_while_something_is_waited_for_saves(
     resumed_like_the_whole(tmp_path / "run", tmp_path, log_every=3)
 
 
-@pytest.mark.parametrize("error", [WorkFailed("a worker died"), InputError("no picture"), MemoryError("x")])
+@pytest.mark.parametrize("error", [WorkFailed("a worker died"), InputError("no image"), MemoryError("x")])
 def test_what_was_trained_is_saved_before_an_error_in_the_data(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error), match=str(error)):
         loop_of(Interrupted(error, step=7), tmp_path / "run", log_every=3).fit()

@@ -55,7 +55,7 @@ def test_what_a_way_back_needs_is_held(images: int) -> None:
         assert bytes_of(lambda: model(x)) == 4 * images * (300 + 300)
 
 
-def test_a_step_is_weights_queue_activations_and_pictures(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_is_weights_queue_activations_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     room(monkeypatch, 10**15, 10**15)
     seen: list[Need] = []
     monkeypatch.setattr(rehearsal, "outlook", lambda need, *_: (seen.append(need), ("", ""))[1])
@@ -69,11 +69,11 @@ def test_a_step_is_weights_queue_activations_and_pictures(monkeypatch: pytest.Mo
     }
     one = Rehearsed(weights=1000, activations=100, length=16)
     memory_of([(one, "hcl", 50)], precision="fp32", **common)
-    pictures = 8 * 300
-    assert seen[0].device == 4 * 1000 + 4 * 50 * 16 + 4 * 100 + 5 * 3 * pictures
-    assert seen[0].host == 2 * 2 * pictures
+    images = 8 * 300
+    assert seen[0].device == 4 * 1000 + 4 * 50 * 16 + 4 * 100 + 5 * 3 * images
+    assert seen[0].host == 2 * 2 * images
     memory_of([(one, "supervised", 50)], precision="fp64", **{**common, "processes": 2})
-    assert seen[1].device == 2 * 2 * (3 * 1000 + 4 * 50 * 16 + 4 * 100 + 5 * pictures)
+    assert seen[1].device == 2 * 2 * (3 * 1000 + 4 * 50 * 16 + 4 * 100 + 5 * images)
     assert memory_of([], precision="fp32", **common) == ("", "")
 
 

@@ -82,7 +82,7 @@ def test_every_place_is_as_likely() -> None:
 
 
 @pytest.mark.parametrize("shape", [(1000, 10), (10, 1000), (3, 1)])
-def test_long_pictures_fall_back_to_torchvisions_central_crop(shape: tuple[int, int]) -> None:
+def test_long_images_fall_back_to_torchvisions_central_crop(shape: tuple[int, int]) -> None:
     width, height = shape
     box = draw_box(generator(1), width, height, (1.0, 1.0))
     t, l, h, w = RandomResizedCrop.get_params(Image.new("L", shape), [1.0, 1.0], [3 / 4, 4 / 3])
@@ -118,7 +118,7 @@ def test_cut_equals_torchvisions_resized_crop(w: int, h: int, size: int, seed: i
 
 
 @pytest.mark.parametrize("factor", [2, 4])
-def test_a_reduced_picture_gives_nearly_the_same_views(factor: int) -> None:
+def test_a_reduced_image_gives_nearly_the_same_views(factor: int) -> None:
     whole = smooth(1201, 803, seed=2)
     small = np.array(
         Image.fromarray(whole).resize((-(-1201 // factor), -(-803 // factor)), Image.Resampling.BOX)

@@ -1,4 +1,4 @@
-"""Batches as a function of (seed, stage, epoch, position): workers, ranks, restarts and bad pictures change nothing."""
+"""Batches as a function of (seed, stage, epoch, position): workers, ranks, restarts and bad images change nothing."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
-from hetcl.types import BadPicture, Sample, Source, ViewBatch
+from hetcl.types import BadImage, Sample, Source, ViewBatch
 from hetcl.views import crops
 from hetcl.views.loader import ViewLoader, ordered
 from hetcl.views.order import PIECES, Order
@@ -25,8 +25,8 @@ from hetcl.views.policies import POLICIES
 from tests.images.make import encoded, pixels
 
 
-class Pictures:
-    """A source in memory; the pictures of ``bad`` cannot be read, those of ``broken`` cannot be decoded."""
+class Images:
+    """A source in memory; the images of ``bad`` cannot be read, those of ``broken`` cannot be decoded."""
 
     def __init__(
         self,
@@ -42,7 +42,7 @@ class Pictures:
         self.n, self.side, self.bad, self.broken = n, side, frozenset(bad), frozenset(broken)
         self.starts, self.deadly, self.prefers_window = starts, deadly, 0
         self.classes = ("even", "odd") if labels else None
-        self.fingerprint, self.description = "test", f"{n} pictures of a test"
+        self.fingerprint, self.description = "test", f"{n} images of a test"
 
     def __len__(self) -> int:
         return self.n
@@ -51,7 +51,7 @@ class Pictures:
         if index == self.deadly:
             os.kill(os.getpid(), signal.SIGKILL)
         if index in self.bad:
-            raise BadPicture("gone")
+            raise BadImage("gone")
         data: bytes | np.ndarray = b"nonsense"
         if index not in self.broken:
             data = pixels(self.side + index % 5, self.side, seed=index)
@@ -76,7 +76,7 @@ def loader(source: Source, **changes: object) -> ViewLoader:
 
 
 def same(a: ViewBatch, b: ViewBatch) -> bool:
-    tensors = ("images", "boxes", "sizes", "colour", "index")
+    tensors = ("images", "boxes", "sizes", "color", "index")
     assert (a.label is None) == (b.label is None)
     return (
         all(torch.equal(getattr(a, t), getattr(b, t)) for t in tensors)
@@ -100,7 +100,7 @@ def all_same(a: Iterable[ViewBatch], b: Iterable[ViewBatch]) -> bool:
     st.integers(0, 5),
     st.integers(0, 3),
 )
-def test_every_picture_comes_once_an_epoch(
+def test_every_image_comes_once_an_epoch(
     n: int, window: int, starts: list[int] | None, seed: int, epoch: int
 ) -> None:
     blocks = None if starts is None else np.array(sorted(s for s in starts if s < n), np.int64)
@@ -139,11 +139,11 @@ def test_an_order_of_a_billion_is_not_stored(window: int) -> None:
 @given(
     st.integers(1, 40), st.integers(1, 8), st.integers(1, 3), st.sampled_from([0, 1, 5, 16]), st.booleans()
 )
-def test_no_picture_is_dropped_and_ranks_take_slices(
+def test_no_image_is_dropped_and_ranks_take_slices(
     n: int, share: int, ranks: int, window: int, shards: bool
 ) -> None:
     batch = share * ranks
-    source = Pictures(n, side=4, starts=[0, n // 3, n // 2] if shards else None)
+    source = Images(n, side=4, starts=[0, n // 3, n // 2] if shards else None)
     if n < batch:
         with pytest.raises(InputError, match="batch"):
             loader(source, batch=batch, size=2)
@@ -159,7 +159,7 @@ def test_no_picture_is_dropped_and_ranks_take_slices(
         for name, dim in (
             ("images", 1),
             ("boxes", 1),
-            ("colour", 1),
+            ("color", 1),
             ("sizes", 0),
             ("index", 0),
             ("label", 0),
@@ -169,27 +169,27 @@ def test_no_picture_is_dropped_and_ranks_take_slices(
 
 
 def test_shapes_and_meaning() -> None:
-    batch = next(iter(loader(Pictures(20)).epoch(0)))
+    batch = next(iter(loader(Images(20)).epoch(0)))
     assert batch.images.shape == (2, 6, 3, 8, 8)
     assert batch.images.dtype == torch.uint8
     assert batch.boxes.shape == (2, 6, 4)
-    assert batch.boxes.dtype == batch.sizes.dtype == batch.colour.dtype == torch.float32
+    assert batch.boxes.dtype == batch.sizes.dtype == batch.color.dtype == torch.float32
     assert batch.index.dtype == torch.int64
     assert batch.label is not None
     assert torch.equal(batch.label, batch.index % 2)
     for row, index in enumerate(batch.index.tolist()):
-        picture = pixels(12 + index % 5, 12, seed=index)
-        assert batch.sizes[row].tolist() == [picture.shape[1], picture.shape[0]]
+        image = pixels(12 + index % 5, 12, seed=index)
+        assert batch.sizes[row].tolist() == [image.shape[1], image.shape[0]]
         boxes = [tuple(int(v) for v in box) for box in batch.boxes[:, row].tolist()]
-        assert np.array_equal(batch.images[:, row].numpy(), crops.cut(picture, boxes, 8))
+        assert np.array_equal(batch.images[:, row].numpy(), crops.cut(image, boxes, 8))
     assert not torch.equal(batch.boxes[0], batch.boxes[1])
-    assert not torch.equal(batch.colour[0], batch.colour[1])
-    assert next(iter(loader(Pictures(20, labels=False)).epoch(0))).label is None
-    assert next(iter(loader(Pictures(20), views=1).epoch(0))).images.shape[0] == 1
+    assert not torch.equal(batch.color[0], batch.color[1])
+    assert next(iter(loader(Images(20, labels=False)).epoch(0))).label is None
+    assert next(iter(loader(Images(20), views=1).epoch(0))).images.shape[0] == 1
 
 
 def test_seed_stage_and_epoch_each_give_other_batches() -> None:
-    source = Pictures(24)
+    source = Images(24)
     base = next(iter(loader(source).epoch(0)))
     for other in (
         loader(source, seed=2).epoch(0),
@@ -198,16 +198,16 @@ def test_seed_stage_and_epoch_each_give_other_batches() -> None:
     ):
         batch = next(iter(other))
         assert not torch.equal(base.index, batch.index)
-        assert not torch.equal(base.colour, batch.colour)
+        assert not torch.equal(base.color, batch.color)
     views = []
     for epoch in range(2):
         batch = next(iter(loader(source, batch=24).epoch(epoch)))
-        views.append(batch.colour[:, batch.index.argsort()])
-    assert (views[0] != views[1]).any(-1).all()  # of the same pictures
+        views.append(batch.color[:, batch.index.argsort()])
+    assert (views[0] != views[1]).any(-1).all()  # of the same images
 
 
 def test_the_next_epoch_is_prepared_ahead(monkeypatch: pytest.MonkeyPatch) -> None:
-    there = loader(Pictures(12), workers=1)
+    there = loader(Images(12), workers=1)
     starts = []
     restart = there._pool.restart
     monkeypatch.setattr(there._pool, "restart", lambda items: (starts.append(1), restart(items)))
@@ -219,7 +219,7 @@ def test_the_next_epoch_is_prepared_ahead(monkeypatch: pytest.MonkeyPatch) -> No
 
 
 def test_workers_restarts_and_the_random_state_change_nothing() -> None:
-    source = Pictures(40, bad=[3, 11], broken=[20])
+    source = Images(40, bad=[3, 11], broken=[20])
     here, there = loader(source), loader(source, workers=2)
     expected = {e: list(here.epoch(e)) for e in range(3)}
     torch.manual_seed(5)
@@ -241,7 +241,7 @@ def test_workers_restarts_and_the_random_state_change_nothing() -> None:
     there.close()
 
 
-def test_shards_and_a_folder_of_the_same_pictures_give_the_same(tmp_path: Path) -> None:
+def test_shards_and_a_folder_of_the_same_images_give_the_same(tmp_path: Path) -> None:
     folder = tmp_path / "folder"
     folder.mkdir()
     names = [f"{i:03}.jpg" for i in range(9)]
@@ -256,13 +256,13 @@ def test_shards_and_a_folder_of_the_same_pictures_give_the_same(tmp_path: Path) 
         assert all_same(loader(one, batch=4).epoch(epoch), loader(two, batch=4, workers=1).epoch(epoch))
 
 
-# ---- bad pictures ----
+# ---- bad images ----
 
 
-def test_bad_pictures_are_replaced_and_nothing_else_moves() -> None:
+def test_bad_images_are_replaced_and_nothing_else_moves() -> None:
     bad, broken = {2, 9, 17}, {5, 6}
-    clean = list(loader(Pictures(30)).epoch(0))
-    spoilt = list(loader(Pictures(30, bad=bad, broken=broken)).epoch(0))
+    clean = list(loader(Images(30)).epoch(0))
+    spoilt = list(loader(Images(30, bad=bad, broken=broken)).epoch(0))
     reported = {}
     for a, b in zip(clean, spoilt, strict=True):
         reported |= {r.index: r for r in b.bad}
@@ -271,49 +271,49 @@ def test_bad_pictures_are_replaced_and_nothing_else_moves() -> None:
                 assert b.index[row].item() not in bad | broken
                 assert b.label is not None
                 assert b.label[row] == b.index[row] % 2
-                assert torch.equal(a.colour[:, row], b.colour[:, row])
+                assert torch.equal(a.color[:, row], b.color[:, row])
             else:
                 assert b.index[row] == index
                 assert torch.equal(a.images[:, row], b.images[:, row])
                 assert torch.equal(a.boxes[:, row], b.boxes[:, row])
     assert set(reported) == bad | broken
     assert reported[5].name == "5.jpg"
-    assert "not a picture" in reported[5].reason
+    assert "not an image" in reported[5].reason
     assert reported[9].reason == "gone"
-    again = list(loader(Pictures(30, bad=bad, broken=broken)).epoch(0))
+    again = list(loader(Images(30, bad=bad, broken=broken)).epoch(0))
     assert all_same(spoilt, again)
-    others = torch.cat([b.index for b in loader(Pictures(30, bad=bad, broken=broken)).epoch(1)])
+    others = torch.cat([b.index for b in loader(Images(30, bad=bad, broken=broken)).epoch(1)])
     assert len(set(others.tolist())) >= 25
 
 
 @pytest.mark.parametrize("workers", [0, 1])
 def test_when_nothing_is_usable_one_line_says_so(workers: int) -> None:
-    with pytest.raises(InputError, match="50 pictures in a row") as caught:
-        next(iter(loader(Pictures(10, bad=range(10)), workers=workers).epoch(0)))
+    with pytest.raises(InputError, match="50 images in a row") as caught:
+        next(iter(loader(Images(10, bad=range(10)), workers=workers).epoch(0)))
     assert "\n" not in str(caught.value)
 
 
-def test_too_small_a_limit_of_pixels_makes_pictures_bad() -> None:
+def test_too_small_a_limit_of_pixels_makes_images_bad() -> None:
     with pytest.raises(InputError, match=r"in a row.*pixels"):
         next(iter(loader(_Encoded(10), max_pixels=100).epoch(0)))
 
 
-class _Encoded(Pictures):
+class _Encoded(Images):
     def sample(self, index: int) -> Sample:
         return Sample(encoded(pixels(20, 20, seed=index)), 0, f"{index}.jpg")
 
 
 def test_a_batch_that_cannot_be_had_is_refused() -> None:
     with pytest.raises(InputError, match="set the batch to 5 or less"):
-        loader(Pictures(5))
+        loader(Images(5))
     with pytest.raises(InputError, match="multiple of 4"):
-        loader(Pictures(50), ranks=4)
+        loader(Images(50), ranks=4)
     with pytest.raises(InputError):
-        loader(Pictures(50), batch=0)
+        loader(Images(50), batch=0)
 
 
 def test_a_worker_that_is_killed_stops_the_work_with_one_line() -> None:
-    dying = loader(Pictures(40, deadly=7), workers=2)
+    dying = loader(Images(40, deadly=7), workers=2)
     with pytest.raises(WorkFailed, match="memory ran out") as caught:
         list(dying.epoch(0))
     assert "\n" not in str(caught.value)
@@ -323,7 +323,7 @@ def test_a_worker_that_is_killed_stops_the_work_with_one_line() -> None:
 def test_workers_leave_signals_to_the_main_process(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.utils.data._utils.signal_handling, "_SIGCHLD_handler_set", False)
     before = signal.getsignal(signal.SIGCHLD)
-    source = Pictures(40)
+    source = Images(40)
     there = loader(source, workers=1)
     stream = there.epoch(0)
     first = next(stream)
@@ -340,7 +340,7 @@ def test_workers_leave_signals_to_the_main_process(monkeypatch: pytest.MonkeyPat
 @pytest.mark.parametrize("workers", [0, 2])
 def test_views_stay_in_the_layout_of_resizing(workers: int) -> None:
     """Channels last, also when a worker hands them over."""
-    batch = next(loader(Pictures(30), workers=workers).epoch(0))
+    batch = next(loader(Images(30), workers=workers).epoch(0))
     assert batch.images.dtype == torch.uint8
     for view in batch.images:
         assert view.is_contiguous(memory_format=torch.channels_last)
@@ -351,7 +351,7 @@ def test_views_stay_in_the_layout_of_resizing(workers: int) -> None:
 
 @pytest.mark.parametrize("workers", [0, 2])
 def test_ordered_gives_one_central_view_in_order(workers: int) -> None:
-    source = Pictures(30, bad=[4, 10, 11, 12, 13], broken=[29])
+    source = Images(30, bad=[4, 10, 11, 12, 13], broken=[29])
     indices = [*range(0, 14), 28, 29]
     batches = list(ordered(source, indices, size=8, batch=4, workers=workers))
     assert [b.index.tolist() for b in batches] == [[0, 1, 2, 3], [5, 6, 7], [8, 9], [28]]
@@ -359,20 +359,20 @@ def test_ordered_gives_one_central_view_in_order(workers: int) -> None:
     for batch in batches:
         count = len(batch.index)
         assert batch.images.shape == (1, count, 3, 8, 8)
-        assert (batch.colour == torch.from_numpy(NOTHING)).all()
+        assert (batch.color == torch.from_numpy(NOTHING)).all()
         assert batch.label is not None
         assert torch.equal(batch.label, batch.index % 2)
         for row, index in enumerate(batch.index.tolist()):
-            picture = pixels(12 + index % 5, 12, seed=index)
-            box = crops.centre_box(picture.shape[1], picture.shape[0], 8)
+            image = pixels(12 + index % 5, 12, seed=index)
+            box = crops.centre_box(image.shape[1], image.shape[0], 8)
             assert batch.boxes[0, row].tolist() == list(box)
-            assert np.array_equal(batch.images[:, row].numpy(), crops.cut(picture, [box], 8))
+            assert np.array_equal(batch.images[:, row].numpy(), crops.cut(image, [box], 8))
 
 
 def test_ordered_reports_the_bad_that_nothing_follows() -> None:
-    batches = list(ordered(Pictures(12, bad=[2, 3, 8, 9, 10, 11]), range(12), size=8, batch=2))
+    batches = list(ordered(Images(12, bad=[2, 3, 8, 9, 10, 11]), range(12), size=8, batch=2))
     assert [b.index.tolist() for b in batches] == [[0, 1], [4, 5], [6, 7]]
     assert [[r.index for r in b.bad] for b in batches] == [[], [2, 3], [8, 9, 10, 11]]
     with pytest.raises(InputError, match="none of 8"):
-        list(ordered(Pictures(8, bad=range(8)), np.arange(8), size=8, batch=2))
-    assert not list(ordered(Pictures(8), [], size=8, batch=2))
+        list(ordered(Images(8, bad=range(8)), np.arange(8), size=8, batch=2))
+    assert not list(ordered(Images(8), [], size=8, batch=2))

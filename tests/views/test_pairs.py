@@ -1,4 +1,4 @@
-"""The pass for offline testing: the same crops whatever else is asked for, every picture once, bad ones left out."""
+"""The pass for offline testing: the same crops whatever else is asked for, every image once, bad ones left out."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetcl.draws import generator
-from hetcl.images.decode import open_picture
+from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.types import Source, ViewBatch, ViewPolicy
 from hetcl.views import crops
 from hetcl.views.pairs import STAGE, Pairs
 from hetcl.views.policies import POLICIES
-from tests.analysis.make import write_pictures
+from tests.analysis.make import write_images
 
 CROP, STANDARD, WHOLE = POLICIES["crop"], POLICIES["standard"], POLICIES["none"]
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory: pytest.TempPathFactory) -> Source:
-    return open_source(str(write_pictures(tmp_path_factory.mktemp("pairs") / "data", 23)))
+    return open_source(str(write_images(tmp_path_factory.mktemp("pairs") / "data", 23)))
 
 
 def collect(
     pairs: Pairs, policy: ViewPolicy, size: int, steps: list[int] | None = None
 ) -> dict[int, ViewBatch]:
-    """By picture, a batch of one."""
+    """By image, a batch of one."""
     out = {}
     for _, batches in pairs.run(range(pairs.steps) if steps is None else steps):
         b = batches[policy, size]
@@ -42,7 +42,7 @@ def collect(
                 b,
                 images=b.images[:, one],
                 boxes=b.boxes[:, one],
-                colour=b.colour[:, one],
+                color=b.color[:, one],
                 sizes=b.sizes[one],
                 index=b.index[one],
             )
@@ -67,7 +67,7 @@ def test_batch_workers_and_order_change_nothing(
         Pairs(source, [CROP], size=32, batch=batch, seed=5, workers=workers, window=window), CROP, 32
     )
     assert len(one) == 23
-    equal(one, other, "images", "boxes", "colour", "sizes")
+    equal(one, other, "images", "boxes", "color", "sizes")
 
 
 def test_company_changes_nothing_and_cuts_are_shared(source: Source) -> None:
@@ -77,7 +77,7 @@ def test_company_changes_nothing_and_cuts_are_shared(source: Source) -> None:
     assert batches[CROP, 40].images.data_ptr() == batches[STANDARD, 40].images.data_ptr()
     assert set(batches) == {(p, s) for p in (CROP, STANDARD, WHOLE) for s in (32, 40)}
     company = collect(pairs, STANDARD, 40)
-    equal(alone, company, "images", "boxes", "colour")
+    equal(alone, company, "images", "boxes", "color")
     equal(alone, collect(Pairs(source, [CROP], size=32, batch=8, seed=1), CROP, 32), "boxes")
 
 
@@ -90,16 +90,16 @@ def test_cuts_are_shared_across_the_process_boundary_too(source: Source) -> None
 
 def test_views_are_those_of_a_slow_path(source: Source) -> None:
     for index, batch in collect(Pairs(source, [CROP], size=32, batch=8, seed=3), CROP, 32).items():
-        picture = open_picture(source.sample(index))
+        image = open_image(source.sample(index))
         for view in range(2):
             rng = generator(3, STAGE, index, view)
             rng.random(9)  # the colour draws come first
             rng.permutation(4)
             box = crops.box_from(
-                rng.random((crops.TRIES, 4)), picture.width, picture.height, CROP.area, CROP.ratio
+                rng.random((crops.TRIES, 4)), image.width, image.height, CROP.area, CROP.ratio
             )
             assert tuple(batch.boxes[view, 0].tolist()) == box
-            expected = crops.cut(picture.pixels(), [box], 32)[0]
+            expected = crops.cut(image.pixels(), [box], 32)[0]
             np.testing.assert_array_equal(batch.images[view, 0].numpy(), expected)
 
 
@@ -109,14 +109,14 @@ def test_a_subset_of_steps_and_rendering_again_give_the_same(source: Source) -> 
     assert pairs.steps == 5
     some = collect(pairs, STANDARD, 32, [4, 1])
     assert len(some) == 3 + 5
-    equal(some, {i: whole[i] for i in some}, "images", "boxes", "colour")
+    equal(some, {i: whole[i] for i in some}, "images", "boxes", "color")
     for index in list(whole)[:3]:
         again = pairs.render([index], STANDARD, 32)
-        equal({index: again}, {index: whole[index]}, "images", "boxes", "colour", "index")
+        equal({index: again}, {index: whole[index]}, "images", "boxes", "color", "index")
 
 
-def test_some_pictures_are_the_first_of_the_order(source: Source) -> None:
-    pairs = Pairs(source, [CROP], size=32, batch=4, seed=2, pictures=10)
+def test_some_images_are_the_first_of_the_order(source: Source) -> None:
+    pairs = Pairs(source, [CROP], size=32, batch=4, seed=2, images=10)
     order = np.concatenate([pairs.indices(s) for s in range(pairs.steps)])
     assert len(order) == len(set(order.tolist())) == 10
     every = Pairs(source, [CROP], size=32, batch=23, seed=2).indices(0)
@@ -124,13 +124,13 @@ def test_some_pictures_are_the_first_of_the_order(source: Source) -> None:
     assert not np.array_equal(every, Pairs(source, [CROP], size=32, batch=23, seed=3).indices(0))
 
 
-def test_unusable_pictures_are_left_out_and_listed(tmp_path: Path) -> None:
-    folder = write_pictures(tmp_path / "data", 9)
+def test_unusable_images_are_left_out_and_listed(tmp_path: Path) -> None:
+    folder = write_images(tmp_path / "data", 9)
     for name in ("0002", "0005"):
-        (folder / f"{name}.png").write_bytes(b"not a picture")
+        (folder / f"{name}.png").write_bytes(b"not an image")
     source = open_source(str(folder))
     whole = collect(
-        Pairs(open_source(str(write_pictures(tmp_path / "good", 9))), [CROP], size=32, batch=4, seed=0),
+        Pairs(open_source(str(write_images(tmp_path / "good", 9))), [CROP], size=32, batch=4, seed=0),
         CROP,
         32,
     )

@@ -1,4 +1,4 @@
-"""A hundred million pictures: which of them a step takes costs no memory that grows with their number."""
+"""A hundred million images: which of them a step takes costs no memory that grows with their number."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
     path = tmp_path_factory.mktemp("huge") / "table"
     shards = HUGE // SHARD
     columns = {
-        "picture": (RECORD, HUGE),
+        "image": (RECORD, HUGE),
         "start": ("<i8", shards),
         "shard": ("u1", 1),
         "shard.ends": ("<u8", shards),
     }
     maps = create_sparse(path, columns, {"fingerprint": "f", "classes": None})
     maps["start"][:] = np.arange(0, HUGE, SHARD)
-    maps["picture"][-1] = (7, 7, 7, 7)
+    maps["image"][-1] = (7, 7, 7, 7)
     return path
 
 
 @pytest.mark.parametrize("window", [0, 16 * SHARD])
-def test_steps_over_a_hundred_million_pictures(table: Path, window: int) -> None:
+def test_steps_over_a_hundred_million_images(table: Path, window: int) -> None:
     tracemalloc.start()
     source = ShardSource(Table(table), name="huge")
     loaders = [
@@ -53,13 +53,13 @@ def test_steps_over_a_hundred_million_pictures(table: Path, window: int) -> None
     ]
     last = loaders[0].steps_per_epoch - 1
     assert last == -(-HUGE // BATCH) - 1
-    rows = source.table["picture"]
+    rows = source.table["image"]
     seen = []
     for step in (0, 1, last // 2, last - 1):
-        batch = np.concatenate([loader.pictures(3, step) for loader in loaders])
+        batch = np.concatenate([loader.images(3, step) for loader in loaders])
         assert rows[batch].dtype == RECORD
         seen.append(batch)
-    end = np.concatenate([loader.pictures(3, last) for loader in loaders])
+    end = np.concatenate([loader.images(3, last) for loader in loaders])
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 4_000_000  # of four ranks; 10,000 shards are two numbers each, and their permutation

@@ -230,7 +230,7 @@ def failing(error: str, epoch: int, step: int) -> Any:
     if step == 3:
         match error:
             case "input":
-                raise InputError("no such picture")
+                raise InputError("no such image")
             case "memory":
                 raise MemoryError("cannot allocate 5 bytes")
             case "odd":
@@ -243,7 +243,7 @@ def failing(error: str, epoch: int, step: int) -> Any:
 @pytest.mark.parametrize(
     ("error", "kind", "text"),
     [
-        ("input", InputError, "no such picture"),
+        ("input", InputError, "no such image"),
         ("memory", MemoryError, "cannot allocate 5 bytes"),
         ("odd", RuntimeError, "Odd: 1 and 2"),
         ("result", Exception, "(?i)pickle"),
@@ -348,7 +348,7 @@ def test_whoever_waits_long_is_told_once(caplog: pytest.LogCaptureFixture) -> No
     pool = Pool(partial(slowly, 1.5), 1, False)
     pool.restart(items(1))
     assert steps(pool, 1) == [0]
-    assert caplog.text.count("no pictures for") == 1
+    assert caplog.text.count("no images for") == 1
     pool.close()
 
 

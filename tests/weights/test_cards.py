@@ -40,7 +40,7 @@ def a_run(arch: str = "timm:test_resnet") -> RunFolder:
     run.create(resume=False)
     tree = {"data": "/somewhere/private", "recipe": "smoke", "hetcl": "0.0.7"}
     run.write_settings(tree | {"settings": {"backbone": arch, "size": 64, "stage1": {"epochs": 3}}})
-    run.write_summary({"machine": {"commit": "abc123def456"}, "data": {"pictures": 77}})
+    run.write_summary({"machine": {"commit": "abc123def456"}, "data": {"images": 77}})
     query = build_embedding("moco-v2", arch, seed=0, semantic_dim=8).state_dict()
     facts = {"arch": arch, "method": "moco-v2", "size": 64, "semantic_dim": 8}
     checkpoint.save(run.checkpoints / "stage1.ckpt", {"task": {"query": query}, **facts})
@@ -67,7 +67,7 @@ def test_it_says_what_made_the_file_and_what_the_check_saw() -> None:
         "Apache-2.0",
     ):
         assert words in text
-    assert "hetcl 0.0.7, commit abc123def456, recipe smoke, on 77 pictures" in text
+    assert "hetcl 0.0.7, commit abc123def456, recipe smoke, on 77 images" in text
     assert "the source does not say" not in text
     settings = yaml.safe_load(re.findall(r"^```yaml\n(.*?)^```", text, re.M | re.S)[-1])
     assert settings == run.read_settings()["settings"]

@@ -422,7 +422,7 @@ def test_the_report_is_logged(caplog: pytest.LogCaptureFixture) -> None:
     ]
 
 
-def test_the_facts_of_normalisation(caplog: pytest.LogCaptureFixture) -> None:
+def test_the_facts_of_normalization(caplog: pytest.LogCaptureFixture) -> None:
     def facts(model: str) -> Any:
         return load_backbone(model).facts
 

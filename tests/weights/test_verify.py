@@ -77,7 +77,7 @@ def test_a_stride_in_the_1x1_would_be_seen() -> None:
         block = getattr(model, f"res{i}")[0]
         block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
     with pytest.raises(WorkFailed, match="C3 differs"):
-        differences(model, lambda x: resnet_maps(state, x, detectron2=True), verify.pictures(1))
+        differences(model, lambda x: resnet_maps(state, x, detectron2=True), verify.images(1))
 
 
 def test_a_key_too_few_or_too_many_is_named() -> None:
@@ -136,7 +136,7 @@ def maps(scale: float = 1.0, nudge: float = 0.0) -> Any:
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_the_tolerance_follows_the_scale(scale: float) -> None:
-    images = verify.pictures()
+    images = verify.images()
     gaps = differences(maps(scale), maps(scale, 5e-6), images)
     assert gaps[:2] == (0.0, 0.0)
     assert 3e-6 < gaps[2] < 7e-6
@@ -145,7 +145,7 @@ def test_the_tolerance_follows_the_scale(scale: float) -> None:
 
 
 def test_what_is_no_number_or_has_another_shape_fails() -> None:
-    images = verify.pictures()
+    images = verify.images()
     with pytest.raises(WorkFailed, match="C4 differs by nan"):
         differences(maps(), maps(nudge=float("nan")), images)
     with pytest.raises(WorkFailed, match=r"C2 has shape"):
@@ -153,17 +153,17 @@ def test_what_is_no_number_or_has_another_shape_fails() -> None:
 
 
 def test_maps_that_are_all_zero_are_compared_as_they_are() -> None:
-    assert differences(maps(0.0), maps(0.0), verify.pictures(1)) == (0.0,) * 4
+    assert differences(maps(0.0), maps(0.0), verify.images(1)) == (0.0,) * 4
     with pytest.raises(WorkFailed):
-        differences(maps(0.0), maps(1.0), verify.pictures(1))
+        differences(maps(0.0), maps(1.0), verify.images(1))
 
 
-def test_pictures_are_the_same_each_time_and_of_many_sizes() -> None:
-    first, again = verify.pictures(6), verify.pictures(6)
+def test_images_are_the_same_each_time_and_of_many_sizes() -> None:
+    first, again = verify.images(6), verify.images(6)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({p.shape for p in first}) == 6
     assert all(p.shape[:2] == (2, 3) and min(p.shape[2:]) >= 64 and max(p.shape[2:]) <= 160 for p in first)
-    assert verify.pictures(1, size=(32, 48))[0].shape == (2, 3, 32, 48)
+    assert verify.images(1, size=(32, 48))[0].shape == (2, 3, 32, 48)
 
 
 def test_weights_are_compared_to_the_bit() -> None:

@@ -1,6 +1,6 @@
-"""``hetcl contrast``: how well features tell pictures apart (paper sections 3.2 and 3.4, Figures 2 and 4).
+"""``hetcl contrast``: how well features tell images apart (paper sections 3.2 and 3.4, Figures 2 and 4).
 
-The order: read models and data; one pass over the pictures fills the folders of features that are not there yet; every
+The order: read models and data; one pass over the images fills the folders of features that are not there yet; every
 query is searched for; what became of them is counted, compared, drawn and said.
 """
 
@@ -16,12 +16,12 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hetcl.analysis import figures, passes, verdict, words, yardstick
+from hetcl.analysis import extraction, figures, verdict, words, yardstick
 from hetcl.analysis.examples import sheet_of
 from hetcl.analysis.extract import Extractor
-from hetcl.analysis.outcomes import FIFO_BATCH, Outcomes
 from hetcl.analysis.report import SCHEMA, Tested, compare, overview, parts_of, results_of
 from hetcl.analysis.retrieval import gallery_length
+from hetcl.analysis.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.store import Folder, plain
 from hetcl.analysis.vectors import vectors_of
 from hetcl.analysis.yardstick import Entry
@@ -41,7 +41,7 @@ from hetcl.views.pairs import Pairs
 from hetcl.views.policies import policy_of
 from hetcl.weights.encoder import Encoder, load_encoder
 
-OURS = ("contrast.json", "figures", "features", "log.txt", "bad_pictures.csv")
+OURS = ("contrast.json", "figures", "features", "log.txt", "bad_images.csv")
 """What ``--out`` may hold when it is resumed."""
 
 
@@ -54,12 +54,12 @@ def contrast(
     allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
-    """Test how well the features of models tell pictures apart; results in ``out/contrast.json`` and ``out/figures``.
+    """Test how well the features of models tell images apart; results in ``out/contrast.json`` and ``out/figures``.
 
     Args:
         models: a MODEL or several; several are compared pair by pair on the same views. Each is held against its own
             architecture with random weights, unless the setting ``yardstick`` is ``none``.
-        data: a folder of pictures, tar shards or ``scenes:N``. Labels are not used.
+        data: a folder of images, tar shards or ``scenes:N``. Labels are not used.
         out: the folder to write.
         resume: use the features that are in ``out`` already.
         allow_partial: globs of keys, of any of the models, that may be missing, unknown or of another shape (missing
@@ -133,10 +133,10 @@ class Test:
         if len(self.policies) < len(s.views):
             raise InputError(f"setting views names something twice: {', '.join(s.views)}")
         self.source = open_source(data, split=s.data_split, window=s.window)
-        self.pictures = min(s.pictures or len(self.source), len(self.source))
-        if self.pictures < 2:
+        self.images = min(s.images or len(self.source), len(self.source))
+        if self.images < 2:
             raise InputError(
-                f"{self.source.description}: one picture cannot be told from others; give at least two, "
+                f"{self.source.description}: one image cannot be told from others; give at least two, "
                 "and many more for figures that mean something"
             )
         self.encoders = _distinct(models, allow_partial)
@@ -164,7 +164,7 @@ class Test:
                     "policy": asdict(policy),
                     "size": entry.size,
                     "data": self.source.fingerprint,
-                    "pictures": self.pictures,
+                    "images": self.images,
                     "seed": s.seed,
                     "window": window,
                     "precision": precision_on(s.precision, self.fabric.device.type),
@@ -174,7 +174,7 @@ class Test:
                     f"{entry.name}-{views}",
                     key,
                     dims=Extractor(entry.encoder, [entry.features]).dims(entry.features),
-                    pictures=self.pictures,
+                    images=self.images,
                     batch=s.batch,
                 )
                 yield Subject(entry, views, policy, folder)
@@ -210,7 +210,7 @@ class Test:
 
     def _introduce(self) -> None:
         s, say = self.settings, self.reporter.say
-        of = f" ({self.pictures:,} of them drawn at random)" if self.pictures < len(self.source) else ""
+        of = f" ({self.images:,} of them drawn at random)" if self.images < len(self.source) else ""
         say(f"data      {self.source.description}{of}")
         for encoder in self.encoders:
             own = [e for e in self.entries if e.of == encoder.name and e.role == "model"]
@@ -218,7 +218,7 @@ class Test:
             shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
-            said = (
+            stated = (
                 ""
                 if s.size or encoder.size
                 else " (its weights do not say at which size it was trained; see --size)"
@@ -226,10 +226,10 @@ class Test:
             say(
                 f"model     {encoder.name}: {encoder.pyramid.arch} at {own[0].size} pixels, {', '.join(kinds)}"
                 + (f" ({shown})" if shown else "")
-                + said
+                + stated
             )
             if not encoder.facts.ours:
-                say(f"          its pictures with {encoder.facts}")
+                say(f"          its images with {encoder.facts}")
         for e in self.entries:
             if e.role in ("random", "before"):
                 say(f"yardstick {e.name}: {e.encoder.model} at {e.size} pixels")
@@ -237,10 +237,10 @@ class Test:
         say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
         say(f"folder    {self.out}")
 
-    # ---- pictures to features ------------------------------------------------------------------------------------
+    # ---- images to features ------------------------------------------------------------------------------------
 
     def _extract(self, signal: StopSignal) -> None:
-        """One pass over the pictures for all folders that are not whole."""
+        """One pass over the images for all folders that are not whole."""
         s = self.settings
         todo = [subject for subject in self.subjects if not subject.folder.finished]
         if len(todo) < len(self.subjects):
@@ -257,10 +257,10 @@ class Test:
         self._measure(todo, signal)
         pairs = self._pairs(todo)
         try:
-            passes.fill(
-                [passes.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder) for t in todo],
+            extraction.fill(
+                [extraction.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder) for t in todo],
                 pairs, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
-                left_out=self.out / "bad_pictures.csv", max_bad=s.max_bad, pictures=self.pictures,
+                left_out=self.out / "bad_images.csv", max_bad=s.max_bad, images=self.images,
             )  # fmt: skip
         finally:
             pairs.close()
@@ -271,19 +271,19 @@ class Test:
         self.fabric.barrier()
 
     def _measure(self, todo: Sequence[Subject], signal: StopSignal) -> None:
-        """Batch-norm statistics of the random encoders that are to look at pictures; on every rank the same."""
+        """Batch-norm statistics of the random encoders that are to look at images; on every rank the same."""
         s = self.settings
 
         def stop() -> None:
             if signal.number:
-                raise Stopped(signal.number, "stopped before the first picture; go on with --resume")
+                raise Stopped(signal.number, "stopped before the first image; go on with --resume")
 
         for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
             if not is_unmeasured(entry.encoder.pyramid):
                 continue
             yardstick.measure(
                 entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed, window=s.window,
-                pictures=self.pictures, workers=workers_of(s.workers), stop=stop,
+                images=self.images, workers=workers_of(s.workers), stop=stop,
             )  # fmt: skip
 
     def _room(self, needed: int) -> None:
@@ -291,8 +291,8 @@ class Test:
         free = shutil.disk_usage(self.out).free
         if self.main and needed > free:
             raise WorkFailed(
-                f"the features of {count(self.pictures, 'picture')} need {needed / 1e9:.1f} GB and {self.out} has "
-                f"{free / 1e9:.1f} GB free; make room, name another --out, or set pictures to test on fewer"
+                f"the features of {count(self.images, 'image')} need {needed / 1e9:.1f} GB and {self.out} has "
+                f"{free / 1e9:.1f} GB free; make room, name another --out, or set images to test on fewer"
             )
 
     def _pairs(self, subjects: Sequence[Subject]) -> Pairs:
@@ -305,7 +305,7 @@ class Test:
             seed=s.seed,
             workers=workers_of(s.workers),
             window=s.window,
-            pictures=self.pictures,
+            images=self.images,
             pin=self.fabric.device.type == "cuda",
         )
 
@@ -319,8 +319,8 @@ class Test:
             features = subject.folder.read()
             if len(features) < 2:
                 raise WorkFailed(
-                    f"{count(len(features), 'picture')} of {self.pictures} can be used; "
-                    f"{self.out / 'bad_pictures.csv'} says why; give other pictures"
+                    f"{count(len(features), 'image')} of {self.images} can be used; "
+                    f"{self.out / 'bad_images.csv'} says why; give other images"
                 )
             gallery = gallery_length(len(features), s.gallery, FIFO_BATCH)
             entry = subject.entry
@@ -328,7 +328,7 @@ class Test:
             found = vectors_of(features, gallery=gallery, dims=s.dims if named else (), splits=s.splits)
             self.skipped += [f"{entry.name}: {why}" for why in found.refused]
             held = {
-                v.name: Outcomes(
+                v.name: SearchResults(
                     subject.folder.path / f"g{gallery}-{v.name}.npy", features, v, gallery=gallery
                 )
                 for v in (found.vectors if named else found.vectors[:1])
@@ -387,8 +387,8 @@ class Test:
                 "data": self.data,
                 "description": self.source.description,
                 "fingerprint": self.source.fingerprint,
-                "pictures": self.pictures,
-                "left_out": self.pictures - rows,
+                "images": self.images,
+                "left_out": self.images - rows,
             },
             "test": {
                 "queries": rows,
@@ -459,12 +459,12 @@ class Test:
             if subject.entry.role != "model":
                 continue
             pairs = self._pairs([subject])
-            picture = sheet_of(
+            image = sheet_of(
                 t, self.source, pairs, policy=subject.policy, size=subject.entry.size,
                 bins=self.settings.bins, count=self.settings.examples,
             )  # fmt: skip
             pairs.close()
-            write_atomic(place / f"examples-{subject.folder.path.name.rsplit('-', 1)[0]}.png", picture)
+            write_atomic(place / f"examples-{subject.folder.path.name.rsplit('-', 1)[0]}.png", image)
 
     def _say(self, report: Mapping[str, Any]) -> None:
         """The verdict, the table and the other sentences."""

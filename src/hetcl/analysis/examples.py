@@ -1,4 +1,4 @@
-"""Typical successes and failures of each bin of overlap, as pictures (Figure 2).
+"""Typical successes and failures of each bin of overlap, as images (Figure 2).
 
 Typical: of the queries of a bin that succeeded (or failed), those whose margin, the similarity with the own key minus
 that with the most similar other key, is nearest the median. S side of a view in pixels.
@@ -14,7 +14,7 @@ import torch
 from hetcl.analysis.report import Tested, chunks, overlap_of
 from hetcl.analysis.sheets import Example, examples
 from hetcl.analysis.statistics import Bins
-from hetcl.images.decode import open_picture
+from hetcl.images.decode import open_image
 from hetcl.types import Source, ViewBatch, ViewPolicy
 from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric
@@ -30,9 +30,7 @@ def sheet_of(
     chosen = choose(tested, bins=bins, count=count)
     shown = [_example(tested, source, pairs, policy, size, label, row) for label, row in chosen]
     page = io.BytesIO()
-    title = (
-        f"{tested.name}: who was found for whom (views: {tested.views}, {tested.gallery:,} other pictures)"
-    )
+    title = f"{tested.name}: who was found for whom (views: {tested.views}, {tested.gallery:,} other images)"
     examples(shown, title).save(page, "PNG")
     return page.getvalue()
 
@@ -61,7 +59,7 @@ def choose(tested: Tested, *, bins: int, count: int) -> list[tuple[str, int]]:
 def _example(
     tested: Tested, source: Source, pairs: Pairs, policy: ViewPolicy, size: int, label: str, row: int
 ) -> Example:
-    """The pictures of one query: its original with both crops, its views, and what was found."""
+    """The images of one query: its original with both crops, its views, and what was found."""
     outcome = tested.outcomes["full"].read()[row]
     index, found, success = int(tested.features.index[row]), int(outcome["found"]), bool(outcome["rank"] == 1)
     own = pairs.render([index], policy, size)
@@ -70,12 +68,12 @@ def _example(
     return Example(
         bin=label,
         success=success,
-        original=open_picture(source.sample(index)).pixels(),
+        original=open_image(source.sample(index)).pixels(),
         boxes=(tuple(boxes[0]), tuple(boxes[1])),
         query=shown(own, policy, 0),
         partner=shown(own, policy, 1),
         found=None if other is None else shown(other, policy, 1),
-        found_original=None if other is None else open_picture(source.sample(found)).pixels(),
+        found_original=None if other is None else open_image(source.sample(found)).pixels(),
         found_box=None if other is None else tuple(other.boxes[1, 0].tolist()),
         iou=float(overlap_of(tested.features, slice(row, row + 1))[0]),
         right=float(outcome["right"]),
@@ -86,5 +84,5 @@ def _example(
 def shown(batch: ViewBatch, policy: ViewPolicy, view: int) -> np.ndarray:
     """A view as the encoder gets it, for people: uint8 ``[S, S, 3]``."""
     plain = Photometric(policy, mean=(0, 0, 0), std=(1, 1, 1))
-    image = plain(batch.images[view], batch.colour[view])[0].clamp(0, 1)
+    image = plain(batch.images[view], batch.color[view])[0].clamp(0, 1)
     return (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()

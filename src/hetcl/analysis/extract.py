@@ -1,4 +1,4 @@
-"""Pictures to feature vectors: the embedding, the pooled backbone, or any level of the pyramid.
+"""Images to feature vectors: the embedding, the pooled backbone, or any level of the pyramid.
 
 Shapes: B images, H W pixels, S side of a grid, D dimensions (``hetcl/types.py``).
 """
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from hetcl.errors import InputError
 from hetcl.model.branches import resize_to
-from hetcl.model.embedding import normalise
+from hetcl.model.embedding import normalize
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.encoder import Encoder
 from hetcl.weights.facts import InputFacts
@@ -51,8 +51,8 @@ def _level(name: str) -> tuple[int, int]:
     return LEVELS.index(found[1]), int(found[2] or 1)
 
 
-class Renormalise(nn.Module):
-    """Pictures normalised with ImageNet's mean and std, RGB, as an encoder of other facts wants them.
+class Renormalize(nn.Module):
+    """Images normalised with ImageNet's mean and std, RGB, as an encoder of other facts wants them.
 
     One affine map a channel, so that all encoders of a pass can share their views.
     """
@@ -89,7 +89,7 @@ class Extractor(nn.Module):
     def __init__(self, encoder: Encoder, features: Sequence[str], *, unit: bool = True) -> None:
         super().__init__()
         self.encoder, self.features, self.unit = encoder, tuple(features), unit
-        self.given, self.pyramid = Renormalise(encoder.facts), encoder.pyramid
+        self.given, self.pyramid = Renormalize(encoder.facts), encoder.pyramid
         self.branches = None if encoder.embedding is None else encoder.embedding.branches
 
     def dims(self, feature: str) -> dict[str, int]:
@@ -109,7 +109,7 @@ class Extractor(nn.Module):
     def _one(self, feature: str, maps: Sequence[Tensor]) -> Tensor:
         if feature == "embedding":
             assert self.branches is not None
-            return torch.cat([normalise(branch(maps)) for branch in self.branches.values()], dim=1)
+            return torch.cat([normalize(branch(maps)) for branch in self.branches.values()], dim=1)
         level, side = (3, 1) if feature == "pooled" else _level(feature)
         x = resize_to(maps[level], side).flatten(1).float()
-        return normalise(x) if self.unit else x
+        return normalize(x) if self.unit else x

@@ -23,7 +23,7 @@ from matplotlib.ticker import FuncFormatter, NullLocator
 from hetcl.analysis.words import percent, short_names, shortened
 from hetcl.runs.folder import write_atomic
 
-COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
+COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
 """Of the models, told apart by people with any kind of colour vision (Okabe and Ito 2008)."""
 MARKERS = "osD^vPX*"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (10, 3)), (0, (1, 3)))
@@ -136,7 +136,7 @@ def _against_overlap(axes: Axes, row: Row, name: str, i: int, beside: float) -> 
 def _part_against_overlap(axes: Axes, row: Row, name: str, i: int, dash: Any, beside: float) -> None:
     """A part alone: a thin line, and a tick in the bin of no overlap."""
     held = [b for b in row["bins"] if b["top1"] is not None]
-    colour = COLOURS[i % len(COLOURS)]
+    color = COLORS[i % len(COLORS)]
     for apart, label in ((False, f"{name}, {row['vector']}"), (True, f"{name}, {row['vector']}, no overlap")):
         some = [b for b in held if (b["high"] == 0) == apart]
         axes.plot(
@@ -144,7 +144,7 @@ def _part_against_overlap(axes: Axes, row: Row, name: str, i: int, dash: Any, be
             [b["top1"]["value"] for b in some],
             linestyle="none" if apart else dash,
             marker="_" if apart else "",
-            color=colour,
+            color=color,
             linewidth=1.1,
             alpha=0.8,
             label=label,
@@ -174,7 +174,7 @@ def _pairs(axes: Axes, bins: Sequence[Mapping[str, Any]]) -> None:
             )
     edges = [b["high"] for b in bins] if 1 < len(bins) <= 14 else [0, 0.2, 0.4, 0.6, 0.8, 1]
     axes.set_xticks([APART, *edges], ["none", *(f"{e:.2g}" for e in edges)])
-    axes.set_xlabel("overlap of the two crops (IoU on the original picture)")
+    axes.set_xlabel("overlap of the two crops (IoU on the original image)")
 
 
 def _compact(count: int) -> str:
@@ -325,11 +325,11 @@ def _intervals(
         [max(0.0, e["value"] - e["low"]) for e in estimates],
         [max(0.0, e["high"] - e["value"]) for e in estimates],
     ]
-    colour = COLOURS[i % len(COLOURS)]
+    color = COLORS[i % len(COLORS)]
     axes.errorbar(
-        list(x), values, spread, color=colour, marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=2, elinewidth=1,
+        list(x), values, spread, color=color, marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=2, elinewidth=1,
         linestyle="none" if line is None else line, linewidth=width,
-        markerfacecolor="white" if hollow else colour, label=label,
+        markerfacecolor="white" if hollow else color, label=label,
     )  # fmt: skip
 
 
@@ -363,7 +363,7 @@ def _title(figure: Figure, report: Report, text: str, views: str, zoomed: bool =
     test = report["test"]
     chance = f"chance {percent(test['chance'])}" + (", far below" if zoomed else ", dotted")
     figure.suptitle(
-        f"{text} (views: {shortened(views, 30)})\n{test['queries']:,} pictures, each sought among "
+        f"{text} (views: {shortened(views, 30)})\n{test['queries']:,} images, each sought among "
         f"{test['gallery']:,} others; bars: {100 * test['confidence']:.4g}% intervals; {chance}",
         fontsize=9.5,
     )
@@ -384,8 +384,8 @@ def _legend(
     entries: list[tuple[str, Line2D]] = []
     for i, (name, short) in enumerate(zip(names, short_names(names, 56), strict=True)):
         if of is None or name in of:
-            colour, marker = COLOURS[i % len(COLOURS)], MARKERS[i % len(MARKERS)]
-            entries.append((short, Line2D([], [], color=colour, marker=marker, markersize=5, linewidth=1.8)))
+            color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
+            entries.append((short, Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.8)))
     entries += [(text, Line2D([], [], color=INK, **style)) for text, style in styles]
     if not entries:
         return

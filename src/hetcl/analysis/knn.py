@@ -1,6 +1,6 @@
 """Classification by the nearest neighbours of frozen features, for several k in one pass over the bank.
 
-Shapes: M queries, N pictures of the bank, D dimensions, k neighbours.
+Shapes: M queries, N images of the bank, D dimensions, k neighbours.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from torch import Tensor
 from hetcl.errors import WorkFailed
 
 Block = tuple[Any, Any]
-"""Features ``[b, D]`` and labels ``[b]`` of some pictures, as tensors or numpy arrays."""
+"""Features ``[b, D]`` and labels ``[b]`` of some images, as tensors or numpy arrays."""
 
 ROWS = 1024
-"""Queries compared at a time, with at most that many pictures of the bank times 16."""
+"""Queries compared at a time, with at most that many images of the bank times 16."""
 
 
 @torch.no_grad()
@@ -31,9 +31,9 @@ def knn_hits(
     temperature: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> dict[int, Tensor]:
-    """For each k: whether the label of each query wins the vote of its k nearest pictures of the bank.
+    """For each k: whether the label of each query wins the vote of its k nearest images of the bank.
 
-    Cosine similarity; a neighbour votes with exp(cosine / temperature) (Wu et al. 2018). Of pictures exactly as
+    Cosine similarity; a neighbour votes with exp(cosine / temperature) (Wu et al. 2018). Of images exactly as
     similar the earlier in the bank is nearer; of labels with equal votes the smaller wins; a k above N is N. The bank
     is read once; besides it and the queries, memory holds M x k neighbours and some 64 MB.
 
@@ -61,7 +61,7 @@ def knn_hits(
                 new = _top(_unit(rows, device, "test"), keys, labels, max(ks))
                 nearest[i] = new if not nearest[i][0].numel() else _merge(nearest[i], new, max(ks))
     if not total:
-        raise ValueError("no pictures to vote")
+        raise ValueError("no images to vote")
     found: dict[int, list[Tensor]] = {k: [torch.zeros(0, dtype=torch.bool)] for k in ks}
     for (_, truth), (cosine, voter) in zip(pieces, nearest, strict=True):
         for k, winner in _winners(cosine, voter, ks, largest + 1, temperature).items():
@@ -96,7 +96,7 @@ def _unit(features: Any, device: torch.device | str, which: str) -> Tensor:
     bad = int((~x.isfinite()).any(dim=1).sum())
     if bad:
         raise WorkFailed(
-            f"the features of {bad} of {len(x)} {which} pictures are not finite (NaN or infinite): "
+            f"the features of {bad} of {len(x)} {which} images are not finite (NaN or infinite): "
             "the weights are broken" + (", or bf16 is too coarse for them" if x.is_cuda else "")
         )
     return F.normalize(x, dim=1)

@@ -1,6 +1,6 @@
-"""Labelled pictures and their frozen features: what is taken for training and for testing, and where it is kept.
+"""Labelled images and their frozen features: what is taken for training and for testing, and where it is kept.
 
-n pictures of a part, D dimensions, b of a block.
+n images of a part, D dimensions, b of a block.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ log = logging.getLogger(__name__)
 log = logging.getLogger(__name__)
 
 SMALLEST, LARGEST, BLOCKS = 1024, 16384, 64
-"""Pictures of a block, at least and at most, and how many blocks there are in between."""
+"""Images of a block, at least and at most, and how many blocks there are in between."""
 BYTES, LEAST = 256 << 20, 64
-"""Of a block, at most, and the pictures that it has all the same."""
+"""Of a block, at most, and the images that it has all the same."""
 
 
 class Part:
-    """Some pictures of a source, itself a source (``types.Source``); they keep the order they have there.
+    """Some images of a source, itself a source (``types.Source``); they keep the order they have there.
 
     Args:
         name: ``train`` or ``test``.
-        index: int64 ``[n]``, ascending: which pictures.
+        index: int64 ``[n]``, ascending: which images.
         label: int64 ``[n]``, of each; -1: of a class that is not to be learned.
         classes: names of the classes.
     """
@@ -58,16 +58,16 @@ class Part:
         self.name, self.source, self.index, self.labels = name, source, index, label
         self.classes: tuple[str, ...] | None = classes
         self.prefers_window, self.unlabelled = source.prefers_window, 0
-        self.pictures = f"{source.fingerprint}-{_hash(index.tobytes())}"
-        """Hash of which pictures these are."""
-        self.fingerprint = f"{self.pictures}-{_hash(label.tobytes())}"
+        self.hash = f"{source.fingerprint}-{_hash(index.tobytes())}"
+        """Hash of which images these are."""
+        self.fingerprint = f"{self.hash}-{_hash(label.tobytes())}"
         self.description = f"{len(index):,} of {source.description}"
 
     def __len__(self) -> int:
         return len(self.index)
 
     def sample(self, index: int) -> Sample:
-        """The picture at ``index``, with its label here."""
+        """The image at ``index``, with its label here."""
         sample = self.source.sample(int(self.index[index]))
         return Sample(sample.data, self.label(index), sample.name)
 
@@ -81,7 +81,7 @@ class Part:
         return None if starts is None else np.unique(np.searchsorted(self.index, starts))
 
     def only(self, rows: np.ndarray) -> Part:
-        """The pictures at ``rows`` (ascending) of this part."""
+        """The images at ``rows`` (ascending) of this part."""
         assert self.classes is not None
         return Part(self.name, self.source, self.index[rows], self.labels[rows], self.classes)
 
@@ -93,14 +93,14 @@ class Parts:
     train: Part
     test: Part
     held_out: bool
-    """Whether the test pictures were held out of the training ones, for want of a validation or test part with
+    """Whether the test images were held out of the training ones, for want of a validation or test part with
     labels."""
     unlabelled: int
-    """Pictures without a label, which are left out."""
+    """Images without a label, which are left out."""
     untrained: int
-    """Classes that are tested and have no training picture."""
+    """Classes that are tested and have no training image."""
     untested: int
-    """Classes that are trained and have no test picture."""
+    """Classes that are trained and have no test image."""
 
 
 def _hash(data: bytes) -> str:
@@ -113,21 +113,21 @@ def open_parts(
     folder_classes: bool,
     window: int,
     holdout: float,
-    pictures: int,
+    images: int,
     seed: int,
     data_split: str = "train",
     test_split: str = "auto",
 ) -> Parts:
-    """The labelled pictures of ``data``; the classes are those that have a training picture, numbered in their order.
+    """The labelled images of ``data``; the classes are those that have a training image, numbered in their order.
 
     Args:
         data_split: train on that split; ``all``: on everything, splits put aside.
         test_split: test on that split; ``auto``: ``val``, or ``test`` where that has no labels.
-        holdout: share of the pictures to test on, where there is no validation part with labels.
-        pictures: train on that many, drawn at random; 0: all.
+        holdout: share of the images to test on, where there is no validation part with labels.
+        images: train on that many, drawn at random; 0: all.
 
     Raises:
-        InputError: no labels, one class, class folders that look like splits, domains or folds, or too few pictures.
+        InputError: no labels, one class, class folders that look like splits, domains or folds, or too few images.
     """
     source = open_source(data, split=data_split, folder_classes=folder_classes, window=window, strict=True)
     if source.classes is None:
@@ -147,8 +147,8 @@ def open_parts(
         held = round(holdout * n)
         if not 0 < held < n:
             raise InputError(
-                f"{data} has {n} labelled pictures, and of these a share of {holdout:g} to test on leaves "
-                f"{n - held} to train and {held} to test; give more pictures, or set holdout"
+                f"{data} has {n} labelled images, and of these a share of {holdout:g} to test on leaves "
+                f"{n - held} to train and {held} to test; give more images, or set holdout"
             )
         aside = np.zeros(n, np.bool_)
         aside[permute(np.arange(held), n, seed, "probe", "holdout")] = True
@@ -156,14 +156,14 @@ def open_parts(
             (index[aside], label[aside]),
             (index[~aside], label[~aside]),
         )
-    if pictures and pictures < len(index):
-        rows = np.sort(permute(np.arange(pictures), len(index), seed, "probe", "pictures"))
+    if images and images < len(index):
+        rows = np.sort(permute(np.arange(images), len(index), seed, "probe", "images"))
         index, label = index[rows], label[rows]
     names, (trained, tested) = source.classes, (np.unique(label), np.unique(test_label))
     if len(trained) < 2 or not len(test_index):
         one = f"one class only ({names[int(trained[0])]})" if len(trained) else "no class"
-        what = f"the pictures to train on are of {one}" if len(trained) < 2 else "there is nothing to test on"
-        raise InputError(f"{data}: {what}; a probe needs labelled pictures of at least two classes")
+        what = f"the images to train on are of {one}" if len(trained) < 2 else "there is nothing to test on"
+        raise InputError(f"{data}: {what}; a probe needs labelled images of at least two classes")
     compact = np.full(int(max(trained.max(), test_label.max())) + 1, -1, np.int64)
     compact[trained] = np.arange(len(trained))
     classes = tuple(names[c] for c in trained.tolist())
@@ -184,7 +184,7 @@ def why_none(source: Source) -> str:
 
 
 def with_labels(source: Source) -> Source:
-    """The pictures of a labelled source that have a label, as a source; the same one where all have."""
+    """The images of a labelled source that have a label, as a source; the same one where all have."""
     if source.classes is None or not source.unlabelled:
         return source
     index, label, _ = _labelled(source)
@@ -192,7 +192,7 @@ def with_labels(source: Source) -> Source:
 
 
 def _to_test_on(data: str, split: str, **options: Any) -> Source | None:
-    """The held-out pictures with labels that ``split`` asks for; None for ``auto`` where there are none.
+    """The held-out images with labels that ``split`` asks for; None for ``auto`` where there are none.
 
     Raises:
         InputError: the split that is asked for is not there, or has no labels.
@@ -201,16 +201,16 @@ def _to_test_on(data: str, split: str, **options: Any) -> Source | None:
     for name, source in found.items():
         if source.classes is not None:
             return source
-        log.warning("the pictures for %s have no labels%s: not tested on", name, why_none(source))
+        log.warning("the images for %s have no labels%s: not tested on", name, why_none(source))
     if split == "auto":
         return None
     raise InputError(
-        f"test_split {split}: {data} has no labelled pictures in a folder or shards of that name; leave it out"
+        f"test_split {split}: {data} has no labelled images in a folder or shards of that name; leave it out"
     )
 
 
 def _labelled(source: Source) -> tuple[np.ndarray, np.ndarray, int]:
-    """Pictures with a label, their labels, and how many have none."""
+    """Images with a label, their labels, and how many have none."""
     labels = (source.label(i) for i in range(len(source)))
     label = np.fromiter((-1 if y is None else y for y in labels), np.int64, len(source))
     index = np.flatnonzero(label >= 0)
@@ -220,20 +220,20 @@ def _labelled(source: Source) -> tuple[np.ndarray, np.ndarray, int]:
 class Bank:
     """The features of a part on disk, in blocks that are each written wholly or not at all.
 
-    ``train-0003.npy`` float32 ``[b, D]`` are the features of the fourth block's usable pictures; ``train-0003.json``
+    ``train-0003.npy`` float32 ``[b, D]`` are the features of the fourth block's usable images; ``train-0003.json``
     lists the unusable ones and holds the CRC-32 of the features. A block is compared with it once, when it is first
     read; what is damaged is computed again.
 
     Args:
         root: the folder of all features.
-        part: the pictures.
+        part: the images.
         key: what else the features are a function of.
         dim: D.
     """
 
     def __init__(self, root: Path, part: Part, key: Mapping[str, Any], *, dim: int) -> None:
         self.part, self.dim = part, dim
-        self.key = json.dumps({**key, "pictures": part.pictures}, sort_keys=True)
+        self.key = json.dumps({**key, "images": part.hash}, sort_keys=True)
         self.path = root / f"{part.name}-{_hash(self.key.encode())}"
         length = min(LARGEST, max(SMALLEST, -(-len(part) // BLOCKS)))
         self.length = max(LEAST, min(length, BYTES // (4 * dim)))
@@ -254,7 +254,7 @@ class Bank:
         return [b for b in range(self.count) if self._read(b) is None]
 
     def write(self, block: int, features: np.ndarray, bad: Sequence[tuple[int, str, str]]) -> None:
-        """A block: features of usable pictures in order, and (index here, name, reason) of the others."""
+        """A block: features of usable images in order, and (index here, name, reason) of the others."""
         stream = io.BytesIO()
         np.save(stream, np.ascontiguousarray(features, np.float32).reshape(-1, self.dim))
         try:
@@ -295,11 +295,11 @@ class Bank:
             yield found
 
     def blocks(self) -> list[tuple[np.ndarray, np.ndarray]]:
-        """Features ``[b, D]`` (memory-mapped) and labels ``[b]`` of usable pictures. Raises ``WorkFailed``."""
+        """Features ``[b, D]`` (memory-mapped) and labels ``[b]`` of usable images. Raises ``WorkFailed``."""
         return [(x, self.part.labels[rows]) for x, rows, _ in self._all() if len(rows)]
 
     def rows(self) -> np.ndarray:
-        """The usable pictures, as rows of the part."""
+        """The usable images, as rows of the part."""
         return np.concatenate([rows for _, rows, _ in self._all()])
 
     def bad(self) -> list[tuple[int, str, str]]:
@@ -322,22 +322,22 @@ def fill(
     ranks: int = 1,
     pin: bool = False,
 ) -> None:
-    """Write the blocks that are missing: features of one central view of each picture; this rank's share.
+    """Write the blocks that are missing: features of one central view of each image; this rank's share.
 
     Args:
         look: features ``[B, D]`` of a batch, fp32.
-        max_bad: share of unusable pictures above which the work stops.
+        max_bad: share of unusable images above which the work stops.
         why: what features that are not finite mean.
 
     Raises:
-        WorkFailed: features that are not finite, too many unusable pictures, or a disk that refuses.
+        WorkFailed: features that are not finite, too many unusable images, or a disk that refuses.
         Stopped: a signal came; whole blocks are kept.
     """
     todo = [(bank, bank.todo()) for bank in banks]
     total = sum(len(bank.part) for bank in banks)
     left = sum(len(bank.rows_of(b)) for bank, blocks in todo for b in blocks)
     began, done, seen, lost = time.monotonic(), 0, 0, 0
-    reporter.start("looking at pictures", total - left, total)
+    reporter.start("looking at images", total - left, total)
     for bank, blocks in todo:
         if not (mine := blocks[rank::ranks]):
             continue
@@ -351,25 +351,25 @@ def fill(
                 lost, seen = lost + len(one.bad), seen + len(one.index) + len(one.bad)
                 if seen >= min(total, 1000) and lost > max_bad * seen:
                     raise WorkFailed(
-                        f"{lost} of the first {seen} pictures cannot be used, more than max_bad = {max_bad:.0%}: "
+                        f"{lost} of the first {seen} images cannot be used, more than max_bad = {max_bad:.0%}: "
                         "mend the data, or raise max_bad and go on with --resume"
                     )
                 done = min(left, ranks * seen)
                 here, pace = total - left + done, done / max(time.monotonic() - began, 1e-9)
                 reporter.advance(here)
                 reporter.row(
-                    f"pictures  {here:,} of {total:,}  {pace:.0f} a second, {duration((left - done) / pace)} left"
+                    f"images  {here:,} of {total:,}  {pace:.0f} a second, {duration((left - done) / pace)} left"
                 )
                 if signal.number:
                     raise Stopped(
-                        signal.number, f"stopped after {here:,} of {total:,} pictures; go on with --resume"
+                        signal.number, f"stopped after {here:,} of {total:,} images; go on with --resume"
                     )
         writer.finish()
     reporter.stop()
 
 
 class _Writer:
-    """Collects what comes of the pictures of some blocks, in order, and writes each block when it is whole."""
+    """Collects what comes of the images of some blocks, in order, and writes each block when it is whole."""
 
     def __init__(self, bank: Bank, blocks: Sequence[int]) -> None:
         self.bank, self.blocks = bank, blocks
@@ -408,14 +408,14 @@ def _finite(features: Tensor, batch: ViewBatch, part: Part, why: str) -> np.ndar
     if wrong.any():
         which = int(part.index[int(batch.index[int(np.flatnonzero(wrong)[0])])])
         raise WorkFailed(
-            f"the features of {int(wrong.sum())} of {len(wrong)} pictures are not finite (NaN or infinite), e.g. of "
+            f"the features of {int(wrong.sum())} of {len(wrong)} images are not finite (NaN or infinite), e.g. of "
             f"{name_of(part.source, which)}: {why}"
         )
     return values
 
 
 def list_bad(path: Path, banks: Sequence[Bank]) -> int:
-    """Write the unusable pictures of all banks to a CSV file, where there are any; returns how many."""
+    """Write the unusable images of all banks to a CSV file, where there are any; returns how many."""
     rows = [(bank.part.name, *record) for bank in banks for record in bank.bad()]
     if rows:
         text = io.StringIO()

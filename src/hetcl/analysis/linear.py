@@ -1,6 +1,6 @@
 """Linear probes of frozen features: logistic regression by L-BFGS, and the MoCo recipe as a task of the training loop.
 
-Shapes: n pictures, b of a block, D dimensions, C classes, B local batch, R ranks.
+Shapes: n images, b of a block, D dimensions, C classes, B local batch, R ranks.
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ Blocks = Sequence[tuple[Any, Any]]
 PENALTIES = (10.0, 1.0, 0.1, 1e-2, 1e-3, 1e-4, 1e-5, 1e-6)
 """L2 penalties that are tried, from the strongest."""
 USUAL = 1e-2
-"""The penalty where there are too few pictures to choose one."""
+"""The penalty where there are too few images to choose one."""
 HELD, FEWEST, MOST = 0.2, 10, 20_000
-"""Share of the training pictures that a penalty is chosen on, the least and the largest number of them."""
+"""Share of the training images that a penalty is chosen on, the least and the largest number of them."""
 KEEP = 2 << 30
 """Bytes of features that are kept standardised on the device; more are read again for each evaluation."""
 LOGITS = 1 << 24
@@ -179,9 +179,9 @@ class Fitted:
 
     penalty: float
     ranks: np.ndarray
-    """int64 ``[M]``: of the true class of each test picture."""
+    """int64 ``[M]``: of the true class of each test image."""
     tried: dict[float, float]
-    """Top-1 on the training pictures held out for the choice, for each penalty that was tried; empty: none was."""
+    """Top-1 on the training images held out for the choice, for each penalty that was tried; empty: none was."""
 
 
 def logistic_regression(
@@ -196,8 +196,8 @@ def logistic_regression(
 ) -> Fitted:
     """Fit on ``train``, rank the true classes of ``test``.
 
-    The penalty is chosen by top-1 on a keyed fifth of the training pictures, from the strongest on, each fit beginning
-    where the last one ended, until two in a row are worse than the best; then all training pictures are fitted.
+    The penalty is chosen by top-1 on a keyed fifth of the training images, from the strongest on, each fit beginning
+    where the last one ended, until two in a row are worse than the best; then all training images are fitted.
     """
     mean, std = scale_of(train)
     made: dict[str, Any] = {"classes": classes, "device": device}
@@ -230,7 +230,7 @@ def _choose(
     for penalty in PENALTIES:
         theta = fit(rest, penalty=penalty, start=theta, **shape)
         tried[penalty] = float((ranks(theta, judge) == 1).mean())
-        say(f"linear    penalty {penalty:g}: {tried[penalty]:.1%} of {held:,} training pictures held out")
+        say(f"linear    penalty {penalty:g}: {tried[penalty]:.1%} of {held:,} training images held out")
         best = penalty if tried[penalty] > tried[best] else best
         if len(tried) > 2 and max(list(tried.values())[-2:]) < tried[best]:
             break
@@ -249,10 +249,10 @@ class LinearTask:
     Every rank holds the layer; gradients are averaged by hand.
 
     Args:
-        features: ``(images uint8 [B, 3, H, W], colour [B, P]) -> [B, D]``, fp32, without gradients.
+        features: ``(images uint8 [B, 3, H, W], color [B, P]) -> [B, D]``, fp32, without gradients.
         dim, classes: D, C.
-        loader: one view of each training picture, with labels of 0 to C - 1.
-        test: features and labels of central views of the test pictures.
+        loader: one view of each training image, with labels of 0 to C - 1.
+        test: features and labels of central views of the test images.
         lr: of SGD, for this batch.
         device: where to compute.
     """
@@ -296,7 +296,7 @@ class LinearTask:
     def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
         """One step of SGD on the cross-entropy."""
         assert batch.label is not None
-        x = self.features(batch.images[0], batch.colour[0])  # [B, D]
+        x = self.features(batch.images[0], batch.color[0])  # [B, D]
         logits = self.fc(x)
         loss = F.cross_entropy(logits, batch.label)
         self.optimizer.zero_grad()
@@ -315,7 +315,7 @@ class LinearTask:
 
     @torch.no_grad()
     def ranks(self) -> np.ndarray:
-        """The rank of the true class of each test picture: int64 ``[M]``."""
+        """The rank of the true class of each test image: int64 ``[M]``."""
         out = []
         step = max(1, LOGITS // self.fc.out_features)
         for features, labels in self.test:
@@ -325,7 +325,7 @@ class LinearTask:
         return torch.cat(out).numpy()
 
     def evaluate(self, epoch: int) -> dict[str, float]:
-        """Top-1 and top-5 on the test pictures."""
+        """Top-1 and top-5 on the test images."""
         rank = self.ranks()
         return {"top1": float((rank == 1).mean()), "top5": float((rank <= 5).mean())}
 

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetcl.model.embedding import normalise
+from hetcl.model.embedding import normalize
 
 
 class CannotProject(Exception):
@@ -42,7 +42,7 @@ class Projection:
             y = features[:, place].float()
             if self.means is not None and self.axes is not None:
                 y = (y - self.means[part].to(y.device)) @ self.axes[part].to(y.device)
-                y = normalise(y)
+                y = normalize(y)
             out.append(y)
         return torch.cat(out, dim=1)
 
@@ -71,7 +71,7 @@ class PCA:
     """Principal axes of each part."""
 
     dims: dict[str, int]
-    pictures: int
+    images: int
     """n, the keys it was fitted on."""
     means: dict[str, np.ndarray]
     """float64 ``[d]``."""
@@ -101,9 +101,9 @@ class PCA:
                 raise CannotProject(f"{d} dimensions asked of the {part} part, which has {self.dims[part]}")
             if float(self.variances[part].max(initial=0)) <= 1e-12:
                 raise CannotProject(f"the {part} part has no variance (it is constant)")
-            if d > self.pictures - 1:
+            if d > self.images - 1:
                 raise CannotProject(
-                    f"PCA to {d} dimensions of the {part} part needs more than {d} pictures, not {self.pictures}"
+                    f"PCA to {d} dimensions of the {part} part needs more than {d} images, not {self.images}"
                 )
         places = places_of(self.dims)
         kept = {

@@ -24,7 +24,7 @@ from hetcl.analysis.extract import Extractor, features_of
 from hetcl.analysis.knn import knn_hits
 from hetcl.analysis.labelled import Bank, Part, fill, list_bad, open_parts
 from hetcl.analysis.linear import COLUMNS, LinearTask, logistic_regression
-from hetcl.analysis.probe_words import sentences, table
+from hetcl.analysis.probe_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.model.statistics import is_unmeasured
@@ -58,11 +58,11 @@ def probe(
     allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
-    """kNN and linear accuracy of a model's frozen features on labelled pictures; results in ``out/probe.json``.
+    """kNN and linear accuracy of a model's frozen features on labelled images; results in ``out/probe.json``.
 
     Args:
         model: a MODEL.
-        data: labelled pictures: shards with ``KEY.cls``, a folder whose sub-folders are classes, or ``scenes:N``.
+        data: labelled images: shards with ``KEY.cls``, a folder whose sub-folders are classes, or ``scenes:N``.
         out: the folder to write.
         resume: use the features that are in ``out`` already, and go on with a linear probe by SGD.
         allow_partial: globs of keys that may be missing, unknown or of another shape (missing weights stay random);
@@ -122,7 +122,7 @@ class Probe:
             raise InputError("neither knn nor linear is to be done; set one of them")
         self.parts = open_parts(
             data, folder_classes=s.folder_classes, window=s.window, holdout=s.holdout,
-            pictures=s.pictures, seed=s.seed, data_split=s.data_split, test_split=s.test_split,
+            images=s.images, seed=s.seed, data_split=s.data_split, test_split=s.test_split,
         )  # fmt: skip
         assert self.parts.train.classes is not None
         self.classes = len(self.parts.train.classes)
@@ -143,7 +143,7 @@ class Probe:
         )
         self.dims = self.extractor.dims(self.feature)
         self.central = Photometric(POLICIES["none"])
-        self.told: list[str] = []
+        self.notes: list[str] = []
 
     def go(self) -> dict[str, Any]:
         """Everything, in order."""
@@ -208,7 +208,7 @@ class Probe:
         shown = " + ".join(f"{part} {d}" for part, d in self.dims.items())
         say(f"model     {e.name}: {e.pyramid.arch} at {self.size} pixels, {shown}{unsure}")
         if not e.facts.ours:
-            say(f"          its pictures with {e.facts}")
+            say(f"          its images with {e.facts}")
         ranks = self.fabric.world_size
         say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
         say(f"folder    {self.folder.path}")
@@ -216,26 +216,26 @@ class Probe:
     # ---- features ------------------------------------------------------------------------------------------------
 
     @torch.no_grad()
-    def look(self, images: Tensor, colour: Tensor, photometric: Photometric | None = None) -> Tensor:
+    def look(self, images: Tensor, color: Tensor, photometric: Photometric | None = None) -> Tensor:
         """uint8 ``[B, 3, H, W]`` -> features ``[B, D]``, fp32; levels as the backbone gives them."""
-        x = (photometric or self.central)(images.to(self.fabric.device), colour)
+        x = (photometric or self.central)(images.to(self.fabric.device), color)
         with self.fabric.autocast():
             return self.extractor(x.contiguous(memory_format=self.format))[self.feature].float()
 
     def _features(self, signal: StopSignal) -> tuple[Bank, Bank]:
-        """Features of central views of all pictures, from disk where they are there already."""
+        """Features of central views of all images, from disk where they are there already."""
         s, fabric, train = self.settings, self.fabric, self.parts.train
         if unmeasured := is_unmeasured(self.encoder.pyramid):
-            self.reporter.say("          no batch-norm statistics: measured on some of the training pictures")
+            self.reporter.say("          no batch-norm statistics: measured on some of the training images")
             yardstick.measure(
                 self.encoder, train, size=self.size, fabric=fabric, seed=s.seed, window=s.window,
-                pictures=len(train), workers=workers_of(s.workers), stop=lambda: _stop_at(signal, "stopped"),
+                images=len(train), workers=workers_of(s.workers), stop=lambda: _stop_at(signal, "stopped"),
             )  # fmt: skip
             self.digest = self._digest()
         key = {
             "schema": SCHEMA,
             "weights": self.encoder.digest,
-            "measured": unmeasured and train.pictures,
+            "measured": unmeasured and train.hash,
             "arch": self.encoder.pyramid.arch,
             "features": self.feature,
             "size": self.size,
@@ -245,25 +245,25 @@ class Probe:
         missing = sum(len(bank.rows_of(b)) for bank in banks for b in bank.todo())
         have = sum(len(bank.part) for bank in banks) - missing
         if have:
-            self.reporter.say(f"features  of {count(have, 'picture')} are here already")
+            self.reporter.say(f"features  of {count(have, 'image')} are here already")
         needed, free = 4 * missing * banks[0].dim, shutil.disk_usage(self.folder.path).free
         if needed > free:
             raise WorkFailed(
-                f"the features of {count(missing, 'picture')} need {needed / 1e9:.1f} GB and {self.folder.path} has "
-                f"{free / 1e9:.1f} GB free; make room and go on with --resume, or set pictures to train on fewer"
+                f"the features of {count(missing, 'image')} need {needed / 1e9:.1f} GB and {self.folder.path} has "
+                f"{free / 1e9:.1f} GB free; make room and go on with --resume, or set images to train on fewer"
             )
         if missing:
             self._foretell_memory()
         fill(
             banks,
-            lambda batch: self.look(batch.images[0], batch.colour[0]),
+            lambda batch: self.look(batch.images[0], batch.color[0]),
             size=self.size, batch=s.batch, workers=workers_of(s.workers), reporter=self.reporter, signal=signal,
             max_bad=s.max_bad, why=not_finite_because(fabric), rank=fabric.global_rank, ranks=fabric.world_size,
             pin=fabric.device.type == "cuda",
         )  # fmt: skip
         fabric.barrier()
         if self.main:
-            list_bad(self.folder.bad_pictures, banks)
+            list_bad(self.folder.bad_images, banks)
         self._check_enough(*banks)
         return banks[0], banks[1]
 
@@ -281,18 +281,18 @@ class Probe:
         return Bank(self.folder.path / "features", part, key, dim=sum(self.dims.values()))
 
     def _check_enough(self, train: Bank, test: Bank) -> None:
-        """What is left when unusable pictures are gone. Raises ``WorkFailed``."""
+        """What is left when unusable images are gone. Raises ``WorkFailed``."""
         left = len(np.unique(train.part.labels[train.rows()]))
         if left < 2 or not len(test.rows()):
             raise WorkFailed(
-                f"too few usable pictures: {len(train.rows())} to train on, of {left} of the {self.classes} classes, "
-                f"and {len(test.rows())} to test on; {self.folder.bad_pictures} lists the others: mend them"
+                f"too few usable images: {len(train.rows())} to train on, of {left} of the {self.classes} classes, "
+                f"and {len(test.rows())} to test on; {self.folder.bad_images} lists the others: mend them"
             )
 
     # ---- classifiers -----------------------------------------------------------------------------------------------
 
     def _knn(self, train: Bank, test: Bank, signal: StopSignal) -> dict[int, np.ndarray]:
-        """For each k, whether each test picture is right."""
+        """For each k, whether each test image is right."""
         if not self.settings.knn:
             return {}
 
@@ -303,8 +303,8 @@ class Probe:
 
         hits = knn_hits(watched(), test.blocks(), ks=self.settings.knn, device=self.fabric.device)
         n = len(train.rows())
-        self.told += [
-            f"kNN with k = {k}: there are only {n} training pictures, and all of them vote"
+        self.notes += [
+            f"kNN with k = {k}: there are only {n} training images, and all of them vote"
             for k in self.settings.knn
             if k > n
         ]
@@ -318,8 +318,8 @@ class Probe:
             interrupt=lambda: _stop_at(signal, "stopped while fitting the linear probe"),
         )  # fmt: skip
         if not found.tried:
-            self.told.append(
-                f"linear: too few training pictures to choose a penalty; {found.penalty:g} was taken"
+            self.notes.append(
+                f"linear: too few training images to choose a penalty; {found.penalty:g} was taken"
             )
         return {
             "kind": "lbfgs",
@@ -330,27 +330,25 @@ class Probe:
     def _moco(self, train: Bank, test: Bank) -> tuple[dict[str, Any], np.ndarray]:
         """SGD on augmented views, by the training loop; checkpoints in the folder."""
         s, fabric, folder = self.settings, self.fabric, self.folder
-        pictures, policy = train.part.only(train.rows()), POLICIES["supervised"]
-        batch = min(s.batch, len(pictures) // fabric.world_size * fabric.world_size)
+        part, policy = train.part.only(train.rows()), POLICIES["supervised"]
+        batch = min(s.batch, len(part) // fabric.world_size * fabric.world_size)
         if batch < s.batch:
-            self.told.append(
-                f"linear: batch {s.batch} -> {batch}, since there are only {len(pictures)} pictures"
-            )
+            self.notes.append(f"linear: batch {s.batch} -> {batch}, since there are only {len(part)} images")
         lr = s.lr * batch / 256
         loader = ViewLoader(
-            pictures, policy=policy, size=self.size, batch=batch, seed=s.seed, stage="linear", views=1,
+            part, policy=policy, size=self.size, batch=batch, seed=s.seed, stage="linear", views=1,
             rank=fabric.global_rank, ranks=fabric.world_size, workers=workers_of(s.workers), window=s.window,
             pin=fabric.device.type == "cuda",
         )  # fmt: skip
         photometric = Photometric(policy)
         task = LinearTask(
-            lambda images, colour: self.look(images, colour, photometric),
+            lambda images, color: self.look(images, color, photometric),
             dim=train.dim, classes=self.classes, loader=loader, test=test.blocks(), epochs=s.epochs, batch=batch,
             seed=s.seed, lr=lr, device=fabric.device,
         )  # fmt: skip
         asked = json.loads(train.key) | {
-            "labels": pictures.fingerprint, "batch": batch, "epochs": s.epochs, "lr": lr, "seed": s.seed,
-            "window": s.window or pictures.prefers_window,
+            "labels": part.fingerprint, "batch": batch, "epochs": s.epochs, "lr": lr, "seed": s.seed,
+            "window": s.window or part.prefers_window,
         }  # fmt: skip
         found = self._resumed(asked)
         state = found.state if found else None
@@ -446,8 +444,8 @@ class Probe:
                 "train": p.train.description,
                 "test": p.test.description,
                 "held_out": p.held_out,
-                "train_pictures": len(train.rows()),
-                "test_pictures": n,
+                "train_images": len(train.rows()),
+                "test_images": n,
                 "classes": self.classes,
                 "chance": 1 / self.classes,
                 "commonest": float((truth == often.argmax()).mean()),
@@ -468,7 +466,7 @@ class Probe:
                 a, b = ranks == 1, hits[best]
                 gap = paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), n)
                 report["difference"] = {"k": best, "top1": asdict(gap)}
-        report["said"] = [*self.told, *sentences(report)]
+        report["said"] = [*self.notes, *sentences(report)]
         report["machine"] = machine() | {
             "device": device_name(self.fabric.device),
             "ranks": self.fabric.world_size,

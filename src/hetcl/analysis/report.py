@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hetcl.analysis.outcomes import Outcomes
+from hetcl.analysis.search_results import SearchResults
 from hetcl.analysis.statistics import Bins, Estimate, PairedTally, Tally, proportion
 from hetcl.analysis.store import Features
 from hetcl.types import ViewPolicy
@@ -34,7 +34,7 @@ class Tested:
     views: str
     features_name: str
     features: Features
-    outcomes: dict[str, Outcomes]
+    outcomes: dict[str, SearchResults]
     """By vector, ``full`` first."""
     geometry: dict[str, dict[str, float]]
     """Of each part: uniformity and effective rank."""
@@ -47,7 +47,7 @@ def chunks(n: int) -> Iterator[slice]:
 
 
 def overlap_of(features: Features, rows: slice) -> np.ndarray:
-    """IoU of the two crops of each picture, float64 ``[rows]``."""
+    """IoU of the two crops of each image, float64 ``[rows]``."""
     boxes = np.asarray(features.boxes[rows])
     return box_iou(boxes[:, 0], boxes[:, 1])
 

@@ -1,8 +1,8 @@
-"""Retrieval: how high does each query rank its own key among the keys of other pictures? Exact, fast, in fixed memory.
+"""Retrieval: how high does each query rank its own key among the keys of other images? Exact, fast, in fixed memory.
 
 Shapes: B queries, D dimensions, K keys in the gallery, N rows of the features (``hetcl/types.py``).
 
-Decisions are those of float64 (``search.py``). What float64 cannot tell apart (duplicate pictures, constant features)
+Decisions are those of float64 (``search.py``). What float64 cannot tell apart (duplicate images, constant features)
 is a tie, and ties count against the query.
 """
 
@@ -30,8 +30,8 @@ class Found:
     """int64 ``[B]``: 1 + the number of gallery keys at least as similar to the query as its own key."""
     place: Tensor
     """int64 ``[B]``: where in the gallery the most similar key lies (the first of equals), or -1 if there is none."""
-    picture: Tensor
-    """int64 ``[B]``: the picture that key belongs to, or -1."""
+    image: Tensor
+    """int64 ``[B]``: the image that key belongs to, or -1."""
     right: Tensor
     """float32 ``[B]``: similarity with the own key."""
     wrong: Tensor
@@ -62,7 +62,7 @@ class Projection(Protocol):
 
 
 def gallery_length(n: int, gallery: int, batch: int) -> int:
-    """How many keys of other pictures each query is compared with; chance is 1 / (1 + this).
+    """How many keys of other images each query is compared with; chance is 1 / (1 + this).
 
     ``gallery`` of them while a gallery and a batch fit into the ``n`` rows side by side, otherwise all ``n - 1``.
     """
@@ -90,9 +90,9 @@ def first_in_first_out(
 
     Args:
         query, key: float32 ``[N, D]``, usually memory-mapped: read one batch at a time.
-        index: int64 ``[N]``, the picture of each row, all different.
+        index: int64 ``[N]``, the image of each row, all different.
         dims: dimensions of the parts, side by side in D.
-        gallery: keys of other pictures that are asked for.
+        gallery: keys of other images that are asked for.
         batch: rows per batch.
         project: applied to queries and keys before anything; its ``dims`` take the place of ``dims``.
         device: where to compute.
@@ -101,7 +101,7 @@ def first_in_first_out(
 
     Yields:
         (the batch's rows, what its queries found, what each part contributed), tensors on the host. ``place`` is the
-        row modulo the length of the gallery, ``picture`` says which picture that was.
+        row modulo the length of the gallery, ``image`` says which image that was.
 
     Raises:
         ValueError: a feature is not finite (names the first row), or arguments do not fit.
@@ -123,7 +123,7 @@ def first_in_first_out(
         _check_finite(rows, name, offset=first)
         return rows if project is None else project(rows).float()
 
-    def pictures(first: int, last: int) -> Tensor:
+    def images(first: int, last: int) -> Tensor:
         return torch.from_numpy(np.array(index[first:last], dtype=np.int64)).to(device)
 
     queue = KeyQueue(n if everything else length, kept).to(device)
@@ -131,10 +131,10 @@ def first_in_first_out(
     # Row r lies at place r modulo the length (rows before row 0 count backwards), so that all ranks break ties alike.
     queue.pointer = 0 if everything else start % length
     for first, last in _cyclic(begin, queue.length, n, batch):
-        queue.push(read(key, "key", first, last), pictures(first, last))
+        queue.push(read(key, "key", first, last), images(first, last))
     for first in range(start, stop, batch):
         last = min(first + batch, stop)
-        q, k, own = read(query, "query", first, last), read(key, "key", first, last), pictures(first, last)
+        q, k, own = read(query, "query", first, last), read(key, "key", first, last), images(first, last)
         found = retrieve(q, k, queue.keys, own, queue.index)
         part = _contribution(q, k, queue.keys, found.place, kept)
         yield slice(first, last), _host(found), part
@@ -180,9 +180,9 @@ def _check_finite(features: Tensor, name: str, *, offset: int) -> None:
 def retrieve(query: Tensor, key: Tensor, gallery: Tensor, index: Tensor, gallery_index: Tensor) -> Found:
     """See :func:`hetcl.analysis.search.search`."""
     rank, place = search(query, key, gallery, index, gallery_index)
-    wrong, picture = torch.full_like(rank, -INF, dtype=torch.float32), place
+    wrong, image = torch.full_like(rank, -INF, dtype=torch.float32), place
     if len(gallery):
         nearest, none = place.clamp(min=0), place < 0
         wrong = dot(query, gallery[nearest]).float().masked_fill(none, -INF)
-        picture = gallery_index[nearest].masked_fill(none, -1)
-    return Found(rank, place, picture, dot(query, key).float(), wrong)
+        image = gallery_index[nearest].masked_fill(none, -1)
+    return Found(rank, place, image, dot(query, key).float(), wrong)

@@ -1,4 +1,4 @@
-"""Sheets of examples: who was found for whom, in pictures.
+"""Sheets of examples: who was found for whom, in images.
 
 Left half successes, right half failures; a row for each example: the original with both crops drawn on it, the query,
 the partner, and what was found. S side of a view in pixels.
@@ -19,7 +19,7 @@ Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 CELL, GAP, LINE, HEAD = 112, 8, 16, 24
-"""Pixels: side of a picture, space between, height of a line of text, height of a heading."""
+"""Pixels: side of an image, space between, height of a line of text, height of a heading."""
 ROW = CELL + LINE + GAP
 """Height of an example."""
 RIGHT = 3 * (CELL + GAP) + 4 * GAP
@@ -44,7 +44,7 @@ class Example:
     """uint8 ``[S, S, 3]``."""
     partner: np.ndarray
     found: np.ndarray | None
-    """The other picture's view that was found instead; None for a success."""
+    """The other image's view that was found instead; None for a success."""
     found_original: np.ndarray | None
     found_box: Box | None
     iou: float
@@ -90,21 +90,21 @@ def _heading(draw: ImageDraw.ImageDraw, title: str) -> None:
         (GAP, "found: the partner is the most similar view", ("original", "query", "partner")),
         (
             RIGHT,
-            "not found: another picture is",
+            "not found: another image is",
             ("original", "query", "partner", "found instead", "its original"),
         ),
     ):
         draw.text((x, y), text, "black", _font(13))
         for i, name in enumerate(names):
-            colour = {"query": QUERY, "partner": PARTNER, "found instead": FOUND}.get(name)
+            color = {"query": QUERY, "partner": PARTNER, "found instead": FOUND}.get(name)
             place = x + i * (CELL + GAP)
-            if colour:
-                draw.rectangle((place, y + LINE + 9, place + 8, y + LINE + 17), fill=colour)
-            draw.text((place + (13 if colour else 0), y + LINE + 7), name, INK, _font(11))
+            if color:
+                draw.rectangle((place, y + LINE + 9, place + 8, y + LINE + 17), fill=color)
+            draw.text((place + (13 if color else 0), y + LINE + 7), name, INK, _font(11))
 
 
 def _one(page: Image.Image, draw: ImageDraw.ImageDraw, row: Example, x: int, y: int) -> None:
-    """One example: pictures side by side, and its figures below."""
+    """One example: images side by side, and its figures below."""
     cells = [
         _drawn(row.original, [(row.boxes[0], QUERY), (row.boxes[1], PARTNER)]),
         _framed(row.query, QUERY),
@@ -118,33 +118,33 @@ def _one(page: Image.Image, draw: ImageDraw.ImageDraw, row: Example, x: int, y: 
             cells.append(_drawn(row.found_original, [(row.found_box, FOUND)]))
     for i, cell in enumerate(cells):
         page.paste(cell, (x + i * (CELL + GAP), y))
-    said = f"IoU {row.iou:.2f}    similarity: partner {row.right:.2f}, {other} {row.wrong:.2f}"
-    draw.text((x, y + CELL + 2), said, INK, _font(11))
+    stated = f"IoU {row.iou:.2f}    similarity: partner {row.right:.2f}, {other} {row.wrong:.2f}"
+    draw.text((x, y + CELL + 2), stated, INK, _font(11))
 
 
 def _drawn(pixels: np.ndarray, boxes: Sequence[tuple[Box, str]]) -> Image.Image:
-    """The original fitted into a cell, with boxes on it, each with a thin dark rim to be seen on any picture."""
+    """The original fitted into a cell, with boxes on it, each with a thin dark rim to be seen on any image."""
     scale = CELL / max(pixels.shape[:2])
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
-    picture = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
-    draw = ImageDraw.Draw(picture)
-    for box, colour in boxes:
+    image = Image.fromarray(pixels).resize(size, Image.Resampling.BICUBIC)
+    draw = ImageDraw.Draw(image)
+    for box, color in boxes:
         left, top = (min(max(0, round(v * scale)), m - 1) for v, m in zip(box[:2], size, strict=True))
         right, bottom = (min(round(v * scale), m) - 1 for v, m in zip(box[2:], size, strict=True))
         right, bottom = max(left, right), max(top, bottom)
         draw.rectangle((left, top, right, bottom), outline="black", width=3)
-        draw.rectangle((left, top, right, bottom), outline=colour, width=2)
+        draw.rectangle((left, top, right, bottom), outline=color, width=2)
     cell = Image.new("RGB", (CELL, CELL), "white")
-    cell.paste(picture, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
+    cell.paste(image, ((CELL - size[0]) // 2, (CELL - size[1]) // 2))
     return cell
 
 
-def _framed(pixels: np.ndarray, colour: str) -> Image.Image:
+def _framed(pixels: np.ndarray, color: str) -> Image.Image:
     """A view in a cell with a frame."""
     cell = Image.fromarray(pixels).resize(
         (CELL, CELL), Image.Resampling.NEAREST if len(pixels) < CELL else Image.Resampling.BICUBIC
     )
-    ImageDraw.Draw(cell).rectangle((0, 0, CELL - 1, CELL - 1), outline=colour, width=3)
+    ImageDraw.Draw(cell).rectangle((0, 0, CELL - 1, CELL - 1), outline=color, width=3)
     return cell
 
 

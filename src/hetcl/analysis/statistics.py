@@ -1,7 +1,7 @@
 """Counts to figures with intervals; all tallies take chunks and hold a few numbers.
 
-Pictures are taken as independent. Shares have Wilson's score interval; the difference of two shares on the same
-pictures has that of Agresti and Min (2005), which adds half a pair to each kind of outcome and so holds up where the
+Images are taken as independent. Shares have Wilson's score interval; the difference of two shares on the same
+images has that of Agresti and Min (2005), which adds half a pair to each kind of outcome and so holds up where the
 two never disagree; means have the normal interval. n queries, b of a chunk.
 """
 
@@ -55,13 +55,13 @@ def mean_of(
 
 
 def paired_difference(only_a: int, only_b: int, n: int, confidence: float = 0.95) -> Estimate:
-    """Share of a minus share of b on the same ``n`` pictures.
+    """Share of a minus share of b on the same ``n`` images.
 
     At 95% it covers the true difference in 93% to 96% of cases, with two or three disagreements in all in 87%
     (tests/analysis/test_statistics.py).
 
     Args:
-        only_a, only_b: pictures on which a alone, b alone succeeded.
+        only_a, only_b: images on which a alone, b alone succeeded.
     """
     value, m = (only_a - only_b) / n, n + 2
     middle = (only_a - only_b) / m

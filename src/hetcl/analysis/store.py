@@ -5,7 +5,7 @@ the parts side by side, ``index.npy`` int64 ``[n]``, ``boxes.npy`` float32 ``[n,
 have been written, with the CRC-32 of each; ``facts.json`` what it is and, at the end, that it is whole, with the CRC-32
 of each file. A process killed at any moment loses the steps since the last :meth:`Folder.flush`, no more. Whoever goes
 on with a folder compares it with its checksums once (3 GB a second of one core), and computes again what is damaged.
-n pictures in the keyed random order, D dimensions, B a step's.
+n images in the keyed random order, D dimensions, B a step's.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ from hetcl.trees import TreeError
 log = logging.getLogger(__name__)
 
 CHUNK = 8192
-"""Rows copied at a time when rows of unusable pictures are taken out."""
+"""Rows copied at a time when rows of unusable images are taken out."""
 ROWS = ("query", "key", "index", "boxes")
-"""The files that have a row for each picture."""
+"""The files that have a row for each image."""
 UNREADABLE = (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError)
 """What a damaged ``.npy`` file may raise."""
 WRITTEN = 1 << 32
@@ -43,14 +43,14 @@ WRITTEN = 1 << 32
 
 @dataclass(frozen=True)
 class Features:
-    """Finished features of ``n`` pictures, memory-mapped: reading them costs no memory of the process."""
+    """Finished features of ``n`` images, memory-mapped: reading them costs no memory of the process."""
 
     query: np.ndarray
     """float32 ``[n, D]``: of view 1."""
     key: np.ndarray
     """float32 ``[n, D]``: of view 2."""
     index: np.ndarray
-    """int64 ``[n]``: which picture of the source."""
+    """int64 ``[n]``: which image of the source."""
     boxes: np.ndarray
     """float32 ``[n, 2, 4]``: crop rectangles of both views in pixels of the original."""
     dims: dict[str, int]
@@ -73,8 +73,8 @@ class Folder:
         name: for people; the folder's name begins with it.
         key: everything that the features are a function of; its hash ends the folder's name.
         dims: dimensions of each part.
-        pictures: n, before unusable ones are taken out.
-        batch: B, pictures in a step.
+        images: n, before unusable ones are taken out.
+        batch: B, images in a step.
     """
 
     def __init__(
@@ -84,20 +84,20 @@ class Folder:
         key: Mapping[str, Any],
         *,
         dims: Mapping[str, int],
-        pictures: int,
+        images: int,
         batch: int,
     ) -> None:
         text = json.dumps(dict(key), sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         self.path = root / f"{plain(name)}-{digest}"
-        self.key, self.dims, self.pictures, self.batch = json.loads(text), dict(dims), pictures, batch
+        self.key, self.dims, self.images, self.batch = json.loads(text), dict(dims), images, batch
         width = sum(self.dims.values())
         self._shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "query": ((pictures, width), np.float32),
-            "key": ((pictures, width), np.float32),
-            "index": ((pictures,), np.int64),
-            "boxes": ((pictures, 2, 4), np.float32),
-            "steps": ((-(-pictures // batch),), np.uint64),
+            "query": ((images, width), np.float32),
+            "key": ((images, width), np.float32),
+            "index": ((images,), np.int64),
+            "boxes": ((images, 2, 4), np.float32),
+            "steps": ((-(-images // batch),), np.uint64),
         }
         self._sound: bool | None = None
         self._files: dict[str, tuple[int, int, int]] = {}
@@ -141,7 +141,7 @@ class Folder:
         return {}
 
     def _write_facts(self, **more: Any) -> None:
-        facts = {"key": self.key, "dims": self.dims, "batch": self.batch, "pictures": self.pictures, **more}
+        facts = {"key": self.key, "dims": self.dims, "batch": self.batch, "images": self.images, **more}
         write_atomic(self.path / "facts.json", seal(facts))
 
     # ---- writing -----------------------------------------------------------------------------------------------
@@ -149,7 +149,7 @@ class Folder:
     def prepare(self) -> None:
         """Make the files, or keep those of a pass that was stopped. One process calls it. Raises ``WorkFailed``."""
         facts = self._facts()
-        if facts.get("batch") == self.batch and facts.get("kept") in (None, self.pictures) and self._whole():
+        if facts.get("batch") == self.batch and facts.get("kept") in (None, self.images) and self._whole():
             if damaged := self._damaged():
                 log.warning(
                     "%d steps of the features in %s are damaged and are computed again", damaged, self.path
@@ -208,13 +208,13 @@ class Folder:
     def write(
         self, step: int, query: np.ndarray, key: np.ndarray, index: np.ndarray, boxes: np.ndarray
     ) -> None:
-        """The rows of a step: ``query, key [b, D]``, ``index [b]`` of the usable pictures, ``boxes [b, 2, 4]``; b <= B.
+        """The rows of a step: ``query, key [b, D]``, ``index [b]`` of the usable images, ``boxes [b, 2, 4]``; b <= B.
 
         Raises:
             WorkFailed: the disk refuses.
         """
         start = step * self.batch
-        full = min(self.batch, self.pictures - start)
+        full = min(self.batch, self.images - start)
         padded = np.full(full, -1, np.int64)
         padded[: len(index)] = index
         rows = {"query": query, "key": key, "index": padded, "boxes": boxes}
@@ -263,7 +263,7 @@ class Folder:
         self._files = {}
 
     def finish(self) -> None:
-        """Take out the rows of unusable pictures, and say that the features are whole. One process calls it."""
+        """Take out the rows of unusable images, and say that the features are whole. One process calls it."""
         if self.finished:
             return
         self.close()
@@ -271,7 +271,7 @@ class Folder:
             raise WorkFailed(f"{self.path} is not whole; go on with --resume")
         kept = int(np.count_nonzero(np.load(self.path / "index.npy", mmap_mode="r") >= 0))
         ending = "npy"
-        if kept < self.pictures:
+        if kept < self.images:
             self._compact(kept)
             ending = "npy.part"
         try:
@@ -284,7 +284,7 @@ class Folder:
         self._sound = True
 
     def _compact(self, kept: int) -> None:
-        """Copies of the files without the rows of unusable pictures, beside them."""
+        """Copies of the files without the rows of unusable images, beside them."""
         index = np.load(self.path / "index.npy", mmap_mode="r")
         try:
             for name in ROWS:
@@ -293,7 +293,7 @@ class Folder:
                     descr = np.lib.format.dtype_to_descr(old.dtype)
                     header = {"descr": descr, "fortran_order": False, "shape": (kept, *old.shape[1:])}
                     np.lib.format.write_array_header_1_0(f, header)
-                    for start in range(0, self.pictures, CHUNK):
+                    for start in range(0, self.images, CHUNK):
                         chosen = np.asarray(index[start : start + CHUNK]) >= 0
                         f.write(np.ascontiguousarray(old[start : start + CHUNK][chosen]).tobytes())
         except OSError as e:

@@ -1,6 +1,6 @@
 """The vectors that are searched for: all parts, each part alone, and PCA to so many dimensions (Figure 4).
 
-n pictures, g keys in the gallery, D dimensions of all parts.
+n images, g keys in the gallery, D dimensions of all parts.
 """
 
 from __future__ import annotations

@@ -95,7 +95,7 @@ def _status(report: Report, held: Row, row: Row | None) -> tuple[Status, int | N
         needed = max(2.0 * FEWEST, queries * max(2.0, (half / gain) ** 2))
         digit = 10 ** math.floor(math.log10(needed))
         return "too few", math.ceil(needed / digit) * digit
-    return ("not learned" if _colours(report, row["views"]) else "unclear"), None
+    return ("not learned" if _colors(report, row["views"]) else "unclear"), None
 
 
 def _flat(report: Report, held: Row, learned: bool) -> Row | None:
@@ -131,7 +131,7 @@ def _features(report: Report, name: str) -> str:
     return next(str(m["features"]) for m in report["models"] if m["name"] == name)
 
 
-def _colours(report: Report, views: str) -> bool:
+def _colors(report: Report, views: str) -> bool:
     """Whether the views change colours."""
     policy = report["views"][views]["policy"]
     return bool(policy["jitter_p"] or policy["grayscale_p"])
@@ -212,7 +212,7 @@ def remarks(report: Report) -> Iterator[str]:
         who = short_of(report, held["model"])
         for row in _differences(report, held["judged"], held["random"]):
             if row["views"] != verdict["views"]:
-                behind = row["difference"]["high"] < 0 and not _colours(report, row["views"])
+                behind = row["difference"]["high"] < 0 and not _colors(report, row["views"])
                 why = ", which go by colours that training unlearns" if behind else ""
                 yield f"{row['views']}: {who} {_against(row, f'random weights{why}')}."
         for row in _differences(report, held["judged"], held["before"]):

@@ -143,11 +143,11 @@ def _small(report: Report) -> Iterator[str]:
     others, queries = test["gallery"], test["queries"]
     if others < 100:
         yield (
-            f"Each picture was sought among {others} other{'s' * (others != 1)} only: by chance "
-            f"{percent(test['chance'])} are found, and differences say little. Give more pictures."
+            f"Each image was sought among {others} other{'s' * (others != 1)} only: by chance "
+            f"{percent(test['chance'])} are found, and differences say little. Give more images."
         )
     elif queries < FEW:
-        yield f"{queries:,} pictures make wide intervals; {10 * FEW:,} give about one point either way."
+        yield f"{queries:,} images make wide intervals; {10 * FEW:,} give about one point either way."
 
 
 def _broken(report: Report) -> Iterator[str]:
@@ -168,19 +168,19 @@ def _broken(report: Report) -> Iterator[str]:
         yield f"Found no more often than near chance ({percent(chance)}): {_list(poor)}."
     if twice:
         yield (
-            f"Both views are the same picture, and yet not all are found; missed are {_list(twice)}: another picture "
+            f"Both views are the same image, and yet not all are found; missed are {_list(twice)}: another image "
             "is exactly as similar. Those come twice in the data, or look the same to the model."
         )
     if tied:
         yield (
-            f"Ties, which count as failures: {_list(tied)} of the pictures have another exactly as similar as the "
-            "partner. Pictures come twice in the data, or different ones get the same vector."
+            f"Ties, which count as failures: {_list(tied)} of the images have another exactly as similar as the "
+            "partner. Images come twice in the data, or different ones get the same vector."
         )
     flat = [p for p in report["parts"] if p["uniformity"] > COLLAPSED and p["model"] in own]
     for (model, part), some in groupby(sorted(flat, key=_model_part), key=_model_part):
         rows = list(some)
         yield (
-            f"{short.get(model, model)}: the {part} part has collapsed, nearly the same vector for every picture "
+            f"{short.get(model, model)}: the {part} part has collapsed, nearly the same vector for every image "
             f"(views {', '.join(r['views'] for r in rows)}; uniformity {rows[0]['uniformity']:.3f}, where 0 is "
             "collapse and -4 spread out)."
         )
@@ -192,7 +192,7 @@ def _near_chance(report: Report, row: Row) -> bool:
 
 
 def same_views(report: Report, views: str) -> bool:
-    """Whether both views of a picture are the same: nothing random in them."""
+    """Whether both views of an image are the same: nothing random in them."""
     p = report["views"][views]["policy"]
     chances = ("jitter_p", "grayscale_p", "blur_p", "flip_p")
     return tuple(p["area"]) == (1.0, 1.0) and not any(p[k] for k in chances)
@@ -211,10 +211,10 @@ def _headline(report: Report) -> Iterator[str]:
             )
         if found:
             several = len(found) > 1
-            said = [_list(some) + f" ({how})" * several for how, some in found.items()]
+            stated = [_list(some) + f" ({how})" * several for how, some in found.items()]
             chance = percent(test["chance"])
             yield (
-                f"{views}: the other view is found among {test['gallery']:,} other pictures by {_list(said, '; ')}"
+                f"{views}: the other view is found among {test['gallery']:,} other images by {_list(stated, '; ')}"
                 + (f"; chance {chance}." if several else f" (chance {chance}).")
             )
 
@@ -323,7 +323,7 @@ def _overlap(report: Report) -> Iterator[str]:
     if views is None:
         return
     short = _short(report)
-    said: dict[str, list[str]] = {"rises": [], "falls": [], "does not clearly rise": []}
+    stated: dict[str, list[str]] = {"rises": [], "falls": [], "does not clearly rise": []}
     own = [m["name"] for m in named(report)]
     for row in (r for r in _results(report, views=views, vector="full") if r["model"] in own):
         held = [b for b in row["bins"] if b["count"] >= HELD and b["top1"] is not None]
@@ -334,10 +334,10 @@ def _overlap(report: Report) -> Iterator[str]:
             "rises" if b["low"] > a["high"] else "falls" if b["high"] < a["low"] else "does not clearly rise"
         )
         name = short.get(row["model"], row["model"])
-        said[verb].append(
+        stated[verb].append(
             f"{name} from {percent(a['value'])} {_bin(low)} to {percent(b['value'])} {_bin(high)}"
         )
-    lines = [f"accuracy {verb} with overlap: {_list(who, '; ')}." for verb, who in said.items() if who]
+    lines = [f"accuracy {verb} with overlap: {_list(who, '; ')}." for verb, who in stated.items() if who]
     none = f"{percent(report['views'][views]['no_overlap']['value'])} of the pairs do not overlap at all."
     lines = [*lines[:-1], f"{lines[-1]} {none}"] if lines else [none]
     yield from (f"{views}: {line}" for line in lines)
@@ -358,7 +358,7 @@ def _contributions(report: Report) -> Iterator[str]:
     short = _short(report)
     for model in [m for m in report["models"] if len(m["dims"]) > 1][:PARTED]:
         parts = list(model["dims"])
-        said = []
+        stated = []
         for views in report["views"]:
             rows = [_row(report, views=views, model=model["name"], vector=v) for v in ("full", *parts)]
             if any(r is None for r in rows) or (rows[0] and _near_chance(report, rows[0])):
@@ -366,25 +366,25 @@ def _contributions(report: Report) -> Iterator[str]:
             full, *single = [r["top1"]["value"] for r in rows if r is not None]
             gain, best = signed(100 * (full - max(single))), parts[single.index(max(single))]
             shown = ", ".join(f"{p} {percent(v)}" for p, v in zip(parts, single, strict=True))
-            said.append(f"{views}: {shown}, together {percent(full)}, {gain} points over {best} alone")
-        if said:
-            yield f"{short[model['name']]}, each part alone. {_list(said, '; ')}."
+            stated.append(f"{views}: {shown}, together {percent(full)}, {gain} points over {best} alone")
+        if stated:
+            yield f"{short[model['name']]}, each part alone. {_list(stated, '; ')}."
 
 
 def _compressed(report: Report) -> Iterator[str]:
     """What is lost by the shortest PCA, for the first kind of views."""
     views, short = next(iter(report["views"]), ""), _short(report)
-    said = []
+    stated = []
     for model in report["models"]:
         full = _row(report, views=views, model=model["name"], vector="full")
         least = min(_halves(report, views=views, model=model["name"]), key=lambda r: r["total"], default=None)
         if full is not None and least is not None and not _near_chance(report, full):
             change = signed(100 * (least["top1"]["value"] - full["top1"]["value"]))
-            said.append(
+            stated.append(
                 f"{short[model['name']]} {change} points from {full['total']} to {least['total']} dimensions"
             )
-    if said:
-        yield f"{views}, PCA: {_list(said, '; ')}."
+    if stated:
+        yield f"{views}, PCA: {_list(stated, '; ')}."
 
 
 def signed(points: float) -> str:

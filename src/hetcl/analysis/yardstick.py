@@ -202,14 +202,14 @@ def _same_weights(a: Pyramid, b: Pyramid) -> bool:
 
 @torch.no_grad()
 def measure(
-    encoder: Encoder, source: Source, *, size: int, fabric: Fabric, seed: int, window: int, pictures: int,
+    encoder: Encoder, source: Source, *, size: int, fabric: Fabric, seed: int, window: int, images: int,
     workers: int, stop: Callable[[], None],
 ) -> None:  # fmt: skip
     """Batch-norm statistics of a random encoder, as their mean over batches of views of the first images of ``source``.
 
     Args:
         encoder: is changed.
-        pictures: how many there are.
+        images: how many there are.
         size, seed, window: of the test.
         stop: called before each batch; it may raise.
     """
@@ -220,15 +220,15 @@ def measure(
         return
     pairs = Pairs(
         source, [policy], size=size, batch=MEASURED_BATCH, seed=seed, workers=workers, window=window,
-        pictures=pictures,
+        images=images,
     )  # fmt: skip
     with contextlib.closing(pairs), measuring(look):
-        for _, views in pairs.run(range(max(1, min(pictures, MEASURED) // MEASURED_BATCH))):
+        for _, views in pairs.run(range(max(1, min(images, MEASURED) // MEASURED_BATCH))):
             stop()
             (batch,) = views.values()
             if len(batch.index):
-                images = batch.images.to(fabric.device)
-                both = [photometric(x, c) for x, c in zip(images, batch.colour, strict=True)]
+                pixels = batch.images.to(fabric.device)
+                both = [photometric(x, c) for x, c in zip(pixels, batch.color, strict=True)]
                 with fabric.autocast():
                     look(torch.cat(both))
 

@@ -21,10 +21,10 @@ def logits_of(
     """Inner products ``[q.k, q.queue]`` before the temperature, at least fp32.
 
     Args:
-        query, key: ``[B, D]``, row i of both from one picture.
+        query, key: ``[B, D]``, row i of both from one image.
         queue: ``[K, D]``.
-        index: int64 ``[B]``, the picture of each query; with ``queue_index`` int64 ``[K]`` keys of a query's own
-            picture are masked out (minus infinity): they are no negatives.
+        index: int64 ``[B]``, the image of each query; with ``queue_index`` int64 ``[K]`` keys of a query's own
+            image are masked out (minus infinity): they are no negatives.
 
     Returns:
         ``[B, 1 + K]``; column 0 is the positive.

@@ -12,7 +12,7 @@ from hetcl.draws import seed_of
 
 
 class KeyQueue(nn.Module):
-    """A ring of the last K keys with the index of the picture each came from (paper section 3.1; MoCo section 3.2).
+    """A ring of the last K keys with the index of the image each came from (paper section 3.1; MoCo section 3.2).
 
     ``state_dict`` saves it whole: the buffers ``keys [K, D]`` and ``index int64 [K]`` (-1 where no real key has been
     written), and the integers ``pointer`` and ``seen`` (how many keys were ever pushed).
@@ -46,7 +46,7 @@ class KeyQueue(nn.Module):
 
     @torch.no_grad()
     def push(self, keys: Tensor, index: Tensor) -> None:
-        """Write ``keys [B, D]`` of pictures ``index [B]`` over the oldest ones; of B > K keys the last K stay."""
+        """Write ``keys [B, D]`` of images ``index [B]`` over the oldest ones; of B > K keys the last K stay."""
         self.seen += len(keys)
         start = self.pointer + max(0, len(keys) - self.length)
         keys, index = keys[-self.length :], index[-self.length :]

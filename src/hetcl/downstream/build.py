@@ -37,7 +37,7 @@ def build_model(
     Args:
         arch: of the backbone.
         classes: K, without the background.
-        facts: how the backbone wants its pictures.
+        facts: how the backbone wants its images.
         model, neck, norm, ...: as ``FinetuneSettings`` has them.
 
     Raises:

@@ -72,7 +72,7 @@ class _Look:
             both = self._try(
                 lambda: joined(self.spec, self.parts["train"], self.parts["val"], **part_words(s))
             )
-            self.warnings += both.told if both is not None else []
+            self.warnings += both.notes if both is not None else []
         if "train" in self.parts:
             made = self._try(lambda: examples_of(self.parts["train"], self.spec, **example_words(s)))
             if made is not None:
@@ -99,11 +99,11 @@ class _Look:
 def _recipe(recipe: str, s: FinetuneSettings, look: _Look) -> None:
     """What the recipe does with the data."""
     kind = s.model if s.model == "fcn" else f"{s.model}, neck {s.neck}"
-    line = f"recipe    {recipe}: {kind}, {count(s.steps, 'step')} of {count(s.batch, 'picture')}"
+    line = f"recipe    {recipe}: {kind}, {count(s.steps, 'step')} of {count(s.batch, 'image')}"
     if look.examples is not None and len(look.examples):
         passes = s.steps * s.batch / len(look.examples)
         times = f"{passes:.1f}" if passes < 10 else f"{passes:,.0f}"
-        line += f"; each of {count(len(look.examples), 'picture')} is seen about {times} times"
+        line += f"; each of {count(len(look.examples), 'image')} is seen about {times} times"
     say(line)
     if "val" in look.parts:
-        say(f"          {count(s.evaluations, 'evaluation')} on {count(len(look.parts['val']), 'picture')}")
+        say(f"          {count(s.evaluations, 'evaluation')} on {count(len(look.parts['val']), 'image')}")

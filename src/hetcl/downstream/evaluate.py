@@ -1,4 +1,4 @@
-"""``hetcl evaluate``: a fine-tuned run on a data set: figures, results for others' tools, pictures to look at."""
+"""``hetcl evaluate``: a fine-tuned run on a data set: figures, results for others' tools, images to look at."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ import numpy as np
 from PIL import Image
 from torch import nn
 
+from hetcl.downstream.annotations import Metrics
 from hetcl.downstream.build import build_model
 from hetcl.downstream.finetune import (
     MODEL_WORDS,
@@ -23,10 +24,9 @@ from hetcl.downstream.finetune import (
     model_words,
     peak_memory,
 )
-from hetcl.downstream.objects import Outcome
 from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
-from hetcl.downstream.predict import Look, Seen, detect, segment
+from hetcl.downstream.predict import EvaluationContext, EvaluationResult, detect, segment
 from hetcl.downstream.renamed import under
 from hetcl.downstream.scores import score
 from hetcl.downstream.words import plain, sentences, table, write_outcome
@@ -41,7 +41,7 @@ from hetcl.training.progress import Reporter, count, duration
 
 log = logging.getLogger(__name__)
 
-OURS = ("evaluation.json", "results.json", "predictions.png", "label_maps", "log.txt", "bad_pictures.csv")
+OURS = ("evaluation.json", "results.json", "predictions.png", "label_maps", "log.txt", "bad_images.csv")
 """What ``--out`` may hold when it is written anew."""
 
 
@@ -94,7 +94,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 @dataclass(frozen=True)
 class Part:
-    """The first pictures of a data set, for a quick look: a detection set of its own."""
+    """The first images of a data set, for a quick look: a detection set of its own."""
 
     data: Any
     length: int
@@ -125,13 +125,13 @@ class Evaluation:
         self.precision = saved["settings"].get("precision", "auto") if asked == "auto" else asked
         self.data = open_part(data, settings.split, self.words["model"], follow_links=settings.follow_links)
         check_missing(self.data, settings.max_bad)
-        self.data, self.told = under(self.data, saved["classes"], data, f"the run {run.path}")
+        self.data, self.notes = under(self.data, saved["classes"], data, f"the run {run.path}")
         what = f"the {'validation' if settings.split == 'val' else 'training'} part of {data}"
-        if settings.pictures and settings.pictures < len(self.data):
-            self.data = Part(self.data, settings.pictures)
-            what = f"the first {count(settings.pictures, 'picture')} of {what}"
+        if settings.images and settings.images < len(self.data):
+            self.data = Part(self.data, settings.images)
+            what = f"the first {count(settings.images, 'image')} of {what}"
         most = settings.detections or self.words["detections"]
-        self.told += judge(self.data, what, model=self.words["model"], detections=most)
+        self.notes += judge(self.data, what, model=self.words["model"], detections=most)
         self.fabric = make_fabric(
             device=settings.device,
             devices=settings.devices,
@@ -149,8 +149,10 @@ class Evaluation:
         self.fabric.barrier()
         self._introduce()
         s = self.settings
-        self.reporter.start("looking at pictures", 0, len(self.data))
-        look = Look(self.fabric, workers_of(s.workers), s.channels_last, s.max_bad, self._advance)
+        self.reporter.start("looking at images", 0, len(self.data))
+        look = EvaluationContext(
+            self.fabric, workers_of(s.workers), s.channels_last, s.max_bad, self._advance
+        )
         try:
             seen, outcome = self._look(model, look)
         except InputError as e:  # the work had begun
@@ -160,9 +162,9 @@ class Evaluation:
         report: dict[str, Any] = {}
         if self.main:
             report = self._report(seen, outcome)
-            pictures = range(len(self.data))
+            images = range(len(self.data))
             write_outcome(
-                self.out, self.data, seen, model=model, look=look, pictures=pictures, examples=s.examples
+                self.out, self.data, seen, model=model, look=look, images=images, examples=s.examples
             )
             with self.reporter.reporting():
                 self._say(report, outcome)
@@ -203,9 +205,9 @@ class Evaluation:
     def _introduce(self) -> None:
         say = self.reporter.say
         say(f"run       {self.run.path}: {self.words['model']}, {self.saved['arch']}, {self.trained}")
-        of = f" (the first {count(len(self.data), 'picture')})" if isinstance(self.data, Part) else ""
+        of = f" (the first {count(len(self.data), 'image')})" if isinstance(self.data, Part) else ""
         say(f"test      {self.data.description}{of}")
-        for line in [*self.data.skipped.lines(), *self.told]:
+        for line in [*self.data.skipped.lines(), *self.notes]:
             self.reporter.warn(line)
         ranks = self.fabric.world_size
         say(
@@ -222,14 +224,14 @@ class Evaluation:
             self.first = done, now
         seconds = (now - self.first[1]) / max(1, done - self.first[0]) * (total - done)
         left = f", {duration(seconds)} left" if self.first[0] < done < total else ""
-        self.reporter.row(f"pictures  {done:,} of {total:,}{left}", last=done == total)
+        self.reporter.row(f"images  {done:,} of {total:,}{left}", last=done == total)
 
-    def _look(self, model: nn.Module, look: Look) -> tuple[Seen, Outcome]:
-        pictures = range(len(self.data))
+    def _look(self, model: nn.Module, look: EvaluationContext) -> tuple[EvaluationResult, Metrics]:
+        images = range(len(self.data))
         if self.words["model"] != "fcn":
-            seen = detect(model, self.data, look, pictures=pictures)
+            seen = detect(model, self.data, look, images=images)
             return seen, score(self.data, seen.predictions)
-        seen = segment(model, self.data, look, pictures=pictures, keep=self._keep)
+        seen = segment(model, self.data, look, images=images, keep=self._keep)
         assert seen.confusion is not None
         return seen, seen.confusion.outcome(self.data.classes)
 
@@ -244,7 +246,7 @@ class Evaluation:
             raise disk_problem(path, e) from None
 
     def _map_name(self, index: int) -> str:
-        """The picture's name; with its folders where pictures of several folders have the same names."""
+        """The image's name; with its folders where images of several folders have the same names."""
         if self.above is None:
             names = [Path(self.data.name(i)) for i in range(len(self.data))]
             apart = len({name.stem for name in names}) == len(names)
@@ -252,7 +254,7 @@ class Evaluation:
         path = Path(self.data.name(index))
         return str(path.relative_to(self.above).with_suffix("")) if self.above else path.stem
 
-    def _report(self, seen: Seen, outcome: Outcome) -> dict[str, Any]:
+    def _report(self, seen: EvaluationResult, outcome: Metrics) -> dict[str, Any]:
         """The content of evaluation.json."""
         report: dict[str, Any] = {
             "kind": "hetcl-evaluation",
@@ -262,7 +264,7 @@ class Evaluation:
                 "split": self.settings.split,
                 "description": self.data.description,
                 "fingerprint": self.data.fingerprint,
-                "pictures": len(self.data),
+                "images": len(self.data),
                 "left_out": dict(self.data.skipped.counts),
                 "bad": [[r.name, r.reason] for r in seen.bad],
             },
@@ -281,7 +283,7 @@ class Evaluation:
         write_atomic(self.out / "evaluation.json", text.encode())
         return report
 
-    def _say(self, report: Mapping[str, Any], outcome: Outcome) -> None:
+    def _say(self, report: Mapping[str, Any], outcome: Metrics) -> None:
         self.reporter.say("")
         if len(outcome.per_class) > 1:
             self.reporter.show(table(outcome))
@@ -291,8 +293,8 @@ class Evaluation:
         if report["data"]["bad"]:
             name, reason = report["data"]["bad"][0]
             self.reporter.warn(
-                f"{count(len(report['data']['bad']), 'picture')} could not be used, e.g. {name} ({reason}): "
-                "they count as pictures in which nothing was found"
+                f"{count(len(report['data']['bad']), 'image')} could not be used, e.g. {name} ({reason}): "
+                "they count as images in which nothing was found"
             )
         self.reporter.say(
             f"done in {duration(report['seconds'])}, {report['memory_mb']:,} MB at most: {self.out}",
@@ -303,7 +305,7 @@ class Evaluation:
 def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
     """The detector or segmenter of a run of :func:`hetcl.finetune`, in eval mode, and the names of its classes.
 
-    A detector takes a list of pictures, float ``[3, H, W]`` in 0..1 (RGB), and gives for each ``boxes`` ``[n, 4]`` in
+    A detector takes a list of images, float ``[3, H, W]`` in 0..1 (RGB), and gives for each ``boxes`` ``[n, 4]`` in
     its pixels, ``scores`` ``[n]``, ``labels`` ``[n]`` (1 is the first class, 0 the background) and, with masks,
     ``masks`` bool ``[n, 1, H, W]``. A segmenter takes ``[B, 3, H, W]`` and gives logits ``[B, K, H, W]``.
 
@@ -337,8 +339,8 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     if found is None:
         raise InputError(f"{folder.path} has no checkpoint yet; let it train first")
     path, content = found.path, found.state
-    if found.told:
-        log.warning(found.told)
+    if found.notes:
+        log.warning(found.notes)
     if content.get("kind") != KIND or content.get("arch") != saved["arch"]:
         raise InputError(f"{path} is not of the run in {folder.path}; put back its own")
     words = model_words(saved["settings"]) | changes

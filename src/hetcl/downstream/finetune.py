@@ -1,6 +1,6 @@
 """``hetcl finetune``: a backbone and a data set to a run folder with a detector or a segmenter in it.
 
-The order: open the data, settle the settings, try one picture, make or resume the folder, then train and evaluate.
+The order: open the data, settle the settings, try one image, make or resume the folder, then train and evaluate.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hetcl.downstream.annotations import Metrics
 from hetcl.downstream.build import build_model, take_weights
 from hetcl.downstream.data import repeat_factors
 from hetcl.downstream.loader import (
@@ -22,10 +23,9 @@ from hetcl.downstream.loader import (
     TargetLoader,
 )
 from hetcl.downstream.models import pyramid_state
-from hetcl.downstream.objects import Outcome
 from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import KIND, new_plan, resumed_plan, scaled
-from hetcl.downstream.predict import Look, Seen, detect, segment
+from hetcl.downstream.predict import EvaluationContext, EvaluationResult, detect, segment
 from hetcl.downstream.renamed import names_of
 from hetcl.downstream.scores import score
 from hetcl.downstream.task import LOSSES, Finetune
@@ -38,7 +38,7 @@ from hetcl.settings import (
     FinetuneSettings,
     to_dict,
 )
-from hetcl.training.bad_pictures import BadPictures
+from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import device_name, make_fabric, precision_on, use_threads, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.memory import Need, outlook
@@ -123,23 +123,23 @@ class Run:
         self.folder, self.plan, self.resume = folder, plan, resume
         self.began = time.monotonic()
         self.asked: FinetuneSettings = plan["settings"]
-        self.settings, self.told = scaled(self.asked)
+        self.settings, self.notes = scaled(self.asked)
         use_threads(self.asked.threads)  # before the trial
         s, spec = self.settings, plan["data"]
         train, val = (
             open_part(spec, split, s.model, follow_links=s.follow_links) for split in ("train", "val")
         )
         parts = joined(spec, train, val, **part_words(s))
-        self.train, self.val, self.told = parts.train, parts.val, self.told + parts.told
+        self.train, self.val, self.notes = parts.train, parts.val, self.notes + parts.notes
         now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
         if any(plan.get(name, value) != value for name, value in now.items()):
             raise InputError(
-                f"{plan['data']} does not hold what the run in {folder.path} began with (other pictures or "
+                f"{plan['data']} does not hold what the run in {folder.path} began with (other images or "
                 "annotations); give the same data, or start a new folder"
             )
         self.classes = names_of(self.train)
-        self.examples, told = examples_of(self.train, spec, **example_words(s))
-        self.told += told
+        self.examples, notes = examples_of(self.train, spec, **example_words(s))
+        self.notes += notes
         begun = resume and any(folder.checkpoints.glob("*.ckpt"))
         self.init: Weights | None = None
         self.arch, self.facts = plan.get("arch", ""), facts_from(plan.get("facts"))
@@ -166,12 +166,12 @@ class Run:
         self.main = self.fabric.global_rank == 0
         self.workers = workers_of(s.workers)
         if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
-            self.told.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
+            self.notes.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
             self.settings = s = replace(s, norm="tuned")
-        self.bad = BadPictures(self.folder.bad_pictures, s.max_bad, len(self.examples))
+        self.bad = BadImages(self.folder.bad_images, s.max_bad, len(self.examples))
         self.reporter = Reporter(self.folder.log, self.folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
-        self.told += [self.bad.list.told] if self.bad.list.told else []
+        self.notes += [self.bad.list.notes] if self.bad.list.notes else []
         self.memory = self._memory() if hasattr(self, "trial") else ""
 
     def _memory(self) -> str:
@@ -181,10 +181,10 @@ class Run:
         batch = s.batch // self.fabric.world_size
         half = 0.6 if precision_on(s.precision, device.type) == "bf16" else 1.0
         step = 3 * trial.weights + round(half * batch * trial.activations)
-        need = Need(here * step, here * room(self.workers, batch * trial.picture))
-        said, warned = outlook(need, device, "lower batch, workers or the sizes of pictures")
-        self.told += [warned] if warned else []
-        return said
+        need = Need(here * step, here * room(self.workers, batch * trial.image))
+        stated, warned = outlook(need, device, "lower batch, workers or the sizes of images")
+        self.notes += [warned] if warned else []
+        return stated
 
     def _model(self, settings: FinetuneSettings | None = None) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
@@ -244,7 +244,7 @@ class Run:
                     "settings": to_dict(self.asked),
                 }
             )
-            self.told += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
+            self.notes += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
         self.fabric.barrier()
         return last
 
@@ -257,7 +257,7 @@ class Run:
         kind = s.model if s.model == "fcn" else f"{s.model}, neck {s.neck}"
         say(f"model     {kind}, {self.arch}, {count(len(self.classes), 'class')}")
         say(
-            f"training  {count(s.steps, 'step')} of {count(s.batch, 'picture')}, lr {s.lr:g}, batch norm {s.norm}"
+            f"training  {count(s.steps, 'step')} of {count(s.batch, 'image')}, lr {s.lr:g}, batch norm {s.norm}"
         )
         ranks = self.fabric.world_size
         say(
@@ -268,7 +268,7 @@ class Run:
         if self.memory:
             say(f"memory    {self.memory}")
         say(f"folder    {self.folder.path}")
-        for line in self.told:
+        for line in self.notes:
             self.reporter.warn(line)
         if hasattr(self, "trial"):
             seconds = self.trial.seconds * s.steps * s.batch / ranks
@@ -282,7 +282,7 @@ class Run:
         s, fabric = self.settings, self.fabric
         factors = None
         if s.repeat_threshold and isinstance(self.examples, DetectionExamples):
-            factors = repeat_factors(self.train, s.repeat_threshold, pictures=self.examples.pictures)
+            factors = repeat_factors(self.train, s.repeat_threshold, images=self.examples.images)
         loader = TargetLoader(
             self.examples, Stream(len(self.examples), s.seed, "finetune", factors=factors), batch=s.batch,
             seed=s.seed, rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers,
@@ -299,12 +299,12 @@ class Run:
             on_bad=lambda bad: self.bad.see(s.batch // fabric.world_size, bad),
         )  # fmt: skip
 
-    def _evaluate(self, model: nn.Module) -> tuple[Seen, Outcome]:
+    def _evaluate(self, model: nn.Module) -> tuple[EvaluationResult, Metrics]:
         return evaluate_on(model, self.val, self._look())
 
-    def _look(self) -> Look:
+    def _look(self) -> EvaluationContext:
         s = self.settings
-        return Look(self.fabric, self.workers, s.channels_last, s.max_bad)
+        return EvaluationContext(self.fabric, self.workers, s.channels_last, s.max_bad)
 
     def _fit(self, task: Finetune, last: dict[str, Any] | None) -> None:
         s = self.settings
@@ -361,12 +361,12 @@ class Run:
             }
         )
         write_outcome(
-            self.folder.path, self.val, seen, model=task.raw, look=self._look(), pictures=range(len(self.val))
+            self.folder.path, self.val, seen, model=task.raw, look=self._look(), images=range(len(self.val))
         )
         with self.reporter.reporting():
             self._say(outcome, seconds)
 
-    def _say(self, outcome: Outcome, seconds: float) -> None:
+    def _say(self, outcome: Metrics, seconds: float) -> None:
         """The table and the last lines."""
         self.reporter.say("")
         if len(outcome.per_class) > 1:
@@ -400,13 +400,13 @@ def example_words(s: FinetuneSettings) -> dict[str, Any]:
     return {name: getattr(s, name) for name in ("model", "min_size", "flip_p", "crop", "scale", "empty")}
 
 
-def evaluate_on(model: nn.Module, data: Any, look: Look) -> tuple[Seen, Outcome]:
-    """What a model says of every picture of a set, and its figures; called on every rank."""
+def evaluate_on(model: nn.Module, data: Any, look: EvaluationContext) -> tuple[EvaluationResult, Metrics]:
+    """What a model says of every image of a set, and its figures; called on every rank."""
     if hasattr(data, "label_map"):
-        seen = segment(model, data, look, pictures=range(len(data)))
+        seen = segment(model, data, look, images=range(len(data)))
         assert seen.confusion is not None
         return seen, seen.confusion.outcome(data.classes)
-    seen = detect(model, data, look, pictures=range(len(data)))
+    seen = detect(model, data, look, images=range(len(data)))
     return seen, score(data, seen.predictions)
 
 

@@ -1,10 +1,10 @@
-"""Batches of pictures with what is in them, a function of (seed, position) alone.
+"""Batches of images with what is in them, a function of (seed, position) alone.
 
-The stream of training pictures is endless: pass after pass over the data, each in an order of its own. Neither the
-number of workers nor the number of ranks nor where a run was resumed changes which picture comes when, its mirror
-image or its scale. A picture that cannot be used is replaced by another and listed, and nothing else moves.
+The stream of training images is endless: pass after pass over the data, each in an order of its own. Neither the
+number of workers nor the number of ranks nor where a run was resumed changes which image comes when, its mirror
+image or its scale. An image that cannot be used is replaced by another and listed, and nothing else moves.
 
-    N  pictures     B  in a batch     R  ranks     n  objects of a picture     H W  height and width     S  of a crop
+    N  images     B  in a batch     R  ranks     n  objects of an image     H W  height and width     S  of a crop
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from PIL import Image
 from torch import Tensor
 
 from hetcl.downstream import masks
-from hetcl.downstream.objects import DetectionSet, SegmentationSet, Truth
+from hetcl.downstream.annotations import Annotations, DetectionSet, SegmentationSet
 from hetcl.draws import Key, generator, permute
 from hetcl.errors import InputError
-from hetcl.types import BadPicture, BadRecord
+from hetcl.types import BadImage, BadRecord
 from hetcl.views.workers import Pool
 
 TRIES = 50
-"""How many pictures in a row may fail to replace one before the data set is given up."""
+"""How many images in a row may fail to replace one before the data set is given up."""
 MOST_BYTES = 4 << 30
-"""Of the masks of a picture."""
+"""Of the masks of an image."""
 PADDING = (124, 116, 104)
-"""What surrounds a picture smaller than its crop: ImageNet's mean colour."""
+"""What surrounds an image smaller than its crop: ImageNet's mean colour."""
 IGNORED = 255
 """Label of pixels that do not count."""
 Target = dict[str, Tensor]
@@ -38,7 +38,7 @@ Target = dict[str, Tensor]
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures and targets of this rank's share of a step."""
+    """Images and targets of this rank's share of a step."""
 
     images: tuple[Tensor, ...]
     """uint8 ``[3, H, W]`` each, RGB."""
@@ -46,7 +46,7 @@ class Batch:
     """Of a detector: ``boxes`` float32 ``[n, 4]``, ``labels`` int64 ``[n]`` from 1, ``masks`` uint8 ``[n, H, W]`` where
     the data has them, ``short`` int64 (the side to scale to). Of a segmenter: ``labels`` int64 ``[H, W]``."""
     bad: tuple[BadRecord, ...] = ()
-    """Pictures that had to be replaced."""
+    """Images that had to be replaced."""
 
     def to(self, device: torch.device | str) -> Batch:
         """The same on ``device`` (no wait for the copy)."""
@@ -62,12 +62,12 @@ class Batch:
 
 
 class Stream:
-    """Which picture comes at each position of the endless stream.
+    """Which image comes at each position of the endless stream.
 
     Args:
-        n: pictures.
+        n: images.
         key: what the order is a function of.
-        factors: float64 ``[N]`` of at least 1: how often a picture comes in a pass, on average (LVIS's repeat factors:
+        factors: float64 ``[N]`` of at least 1: how often an image comes in a pass, on average (LVIS's repeat factors:
             the fraction is drawn anew for each pass); None: once.
     """
 
@@ -76,7 +76,7 @@ class Stream:
         self._starts, self._passes = [0], dict[int, np.ndarray]()
 
     def __call__(self, positions: np.ndarray) -> np.ndarray:
-        """int64 positions -> int64 pictures, the same shape."""
+        """int64 positions -> int64 images, the same shape."""
         if self.factors is None:
             passes, places = np.divmod(positions, self.n)
             out = np.empty_like(positions)
@@ -90,14 +90,14 @@ class Stream:
 
     def _repeated(self, position: int) -> int:
         while self._starts[-1] <= position:
-            self._starts.append(self._starts[-1] + len(self._pictures(len(self._starts) - 1)))
+            self._starts.append(self._starts[-1] + len(self._images(len(self._starts) - 1)))
         number = int(np.searchsorted(self._starts, position, side="right")) - 1
-        pictures = self._pictures(number)
-        place = permute(np.array([position - self._starts[number]]), len(pictures), *self.key, number)
-        return int(pictures[int(place[0])])
+        images = self._images(number)
+        place = permute(np.array([position - self._starts[number]]), len(images), *self.key, number)
+        return int(images[int(place[0])])
 
-    def _pictures(self, number: int) -> np.ndarray:
-        """The pictures of a pass, each as often as it comes; the last two passes are kept."""
+    def _images(self, number: int) -> np.ndarray:
+        """The images of a pass, each as often as it comes; the last two passes are kept."""
         if number not in self._passes:
             assert self.factors is not None
             whole = np.floor(self.factors)
@@ -109,7 +109,7 @@ class Stream:
 
 
 class Examples(Protocol):
-    """Pictures as a model is trained on them."""
+    """Images as a model is trained on them."""
 
     description: str
 
@@ -120,38 +120,38 @@ class Examples(Protocol):
         ...
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
-        """A picture and its target (see :class:`Batch`). Raises ``BadPicture``."""
+        """An image and its target (see :class:`Batch`). Raises ``BadImage``."""
         ...
 
 
 class DetectionExamples:
-    """Pictures with boxes, maybe mirrored.
+    """Images with boxes, maybe mirrored.
 
     Args:
         data: where they are.
-        pictures: which of them, int64.
+        images: which of them, int64.
         masks: give those too.
-        min_size: short sides, one of which is drawn for each picture.
-        flip_p: chance of a mirrored picture.
+        min_size: short sides, one of which is drawn for each image.
+        flip_p: chance of a mirrored image.
     """
 
     def __init__(
-        self, data: DetectionSet, pictures: np.ndarray, *, masks: bool, min_size: Sequence[int], flip_p: float
+        self, data: DetectionSet, images: np.ndarray, *, masks: bool, min_size: Sequence[int], flip_p: float
     ) -> None:
-        self.data, self.pictures, self.masks = data, pictures, masks
+        self.data, self.images, self.masks = data, images, masks
         self.min_size, self.flip_p = tuple(min_size), flip_p
         self.description = data.description
 
     def __len__(self) -> int:
-        return len(self.pictures)
+        return len(self.images)
 
     def name(self, index: int) -> str:
-        return self.data.truth(int(self.pictures[index])).name
+        return self.data.annotations(int(self.images[index])).name
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
-        """Crowds are left out, boxes cut to the picture, and objects that cannot be learned from are dropped."""
-        picture = int(self.pictures[index])
-        pixels, truth = self.data.picture(picture), self.data.truth(picture)
+        """Crowds are left out, boxes cut to the image, and objects that cannot be learned from are dropped."""
+        image = int(self.images[index])
+        pixels, truth = self.data.image(image), self.data.annotations(image)
         flip, short = rng.random() < self.flip_p, int(rng.choice(self.min_size))
         height, width = pixels.shape[:2]
         boxes = np.clip(truth.boxes, 0, [width, height, width, height]).reshape(-1, 4)
@@ -177,10 +177,10 @@ class DetectionExamples:
         return _tensor(pixels), target
 
 
-def usable(truth: Truth, *, masks: bool) -> np.ndarray:
-    """Which objects of a picture can be learned from: bool ``[n]``.
+def usable(truth: Annotations, *, masks: bool) -> np.ndarray:
+    """Which objects of an image can be learned from: bool ``[n]``.
 
-    No crowds, no boxes with less than a hundredth of a pixel inside the picture, and with ``masks`` none without one.
+    No crowds, no boxes with less than a hundredth of a pixel inside the image, and with ``masks`` none without one.
     """
     height, width = truth.size
     boxes = np.clip(truth.boxes, 0, [width, height, width, height]).reshape(-1, 4)
@@ -192,9 +192,9 @@ def usable(truth: Truth, *, masks: bool) -> np.ndarray:
 
 
 def _bitmaps(segments: Any, keep: np.ndarray, size: tuple[int, int]) -> np.ndarray:
-    """uint8 ``[kept, H, W]``; an object without a segment covers nothing. Raises ``BadPicture``: too many."""
+    """uint8 ``[kept, H, W]``; an object without a segment covers nothing. Raises ``BadImage``: too many."""
     if int(keep.sum()) * size[0] * size[1] > MOST_BYTES:
-        raise BadPicture(
+        raise BadImage(
             f"{int(keep.sum()):,} masks of {size[1]} x {size[0]} pixels are more than {MOST_BYTES >> 30} GiB"
         )
     out = np.zeros((int(keep.sum()), *size), np.uint8)
@@ -205,13 +205,13 @@ def _bitmaps(segments: Any, keep: np.ndarray, size: tuple[int, int]) -> np.ndarr
 
 
 class SegmentationExamples:
-    """Crops of pictures with a class for each pixel: scaled, padded, cut, maybe mirrored.
+    """Crops of images with a class for each pixel: scaled, padded, cut, maybe mirrored.
 
     Args:
         data: where they are.
         crop: S.
         scale: range of the scale.
-        flip_p: chance of a mirrored picture.
+        flip_p: chance of a mirrored image.
     """
 
     def __init__(
@@ -227,7 +227,7 @@ class SegmentationExamples:
         return self.data.name(index)
 
     def __call__(self, index: int, rng: np.random.Generator) -> tuple[Tensor, Target]:
-        pixels, labels = self.data.picture(index), self.data.label_map(index)
+        pixels, labels = self.data.image(index), self.data.label_map(index)
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * rng.random()
         flip, places = rng.random() < self.flip_p, rng.random(2)
         size = tuple(max(1, round(side * factor)) for side in (pixels.shape[1], pixels.shape[0]))
@@ -269,12 +269,12 @@ class _Steps:
         return Batch(tuple(image for image, _ in made), tuple(target for _, target in made), tuple(bad))
 
     def _one(self, position: int, index: int, bad: list[BadRecord]) -> tuple[Tensor, Target]:
-        """The picture at a position, or the one that takes its place."""
+        """The image at a position, or the one that takes its place."""
         candidate, failed = index, dict[int, BadRecord]()
         for attempt in range(TRIES):
             try:
                 made = self.examples(candidate, generator(*self.key, position))
-            except BadPicture as error:
+            except BadImage as error:
                 failed[candidate] = BadRecord(candidate, self.examples.name(candidate), str(error))
                 rng = generator(*self.key, position, "replacement", attempt)
                 candidate = int(rng.integers(len(self.examples)))
@@ -283,7 +283,7 @@ class _Steps:
             return made
         first = next(iter(failed.values()))
         raise InputError(
-            f"{self.examples.description}: {TRIES} pictures in a row cannot be used, from {first.name} "
+            f"{self.examples.description}: {TRIES} images in a row cannot be used, from {first.name} "
             f"({first.reason}) on; check the data"
         )
 
@@ -292,7 +292,7 @@ class TargetLoader:
     """Training batches from any step on.
 
     Args:
-        examples: pictures with targets.
+        examples: images with targets.
         stream: which comes when.
         batch: B, over all ranks; rank r yields its contiguous slice of B / R.
         seed: what mirroring and scale are a function of, with the position.
@@ -328,7 +328,7 @@ class TargetLoader:
         """The batches of steps ``start`` to ``stop``; workers go on to what comes after.
 
         Raises:
-            InputError: no usable picture could be found to replace a bad one.
+            InputError: no usable image could be found to replace a bad one.
             WorkFailed: a worker died.
         """
         if self._next != start or not self._pool.running:

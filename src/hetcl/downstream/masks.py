@@ -1,6 +1,6 @@
 """Masks as bitmaps, run lengths and polygons, and from one to another. COCO's own C code does the counting.
 
-H W  height and width in pixels     Rle, Polygons, Segment: see ``objects.py``
+H W  height and width in pixels     Rle, Polygons, Segment: see ``annotations.py``
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
 from hetcl.downstream import outlines
-from hetcl.downstream.objects import Polygons, Rle, Segment
+from hetcl.downstream.annotations import Polygons, Rle, Segment
 
 MOST_STEPS = 1 << 22
 """COCO's code may take so many along outlines at a time, 20 bytes each."""
@@ -29,9 +29,9 @@ def decode(rle: Rle) -> np.ndarray:
 
 
 def rle_of(segment: Segment, size: tuple[int, int]) -> Rle:
-    """A segment as run lengths in a picture of ``size`` (H, W), by COCO's rules for polygons.
+    """A segment as run lengths in an image of ``size`` (H, W), by COCO's rules for polygons.
 
-    Memory: a few times the picture's pixels, wherever the polygons go and however many there are.
+    Memory: a few times the image's pixels, wherever the polygons go and however many there are.
     """
     if isinstance(segment, dict):
         return segment

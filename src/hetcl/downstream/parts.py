@@ -11,16 +11,16 @@ from typing import Any
 
 import numpy as np
 
+from hetcl.downstream.annotations import DetectionSet, SegmentationSet
 from hetcl.downstream.data import open_detection, open_segmentation
 from hetcl.downstream.loader import DetectionExamples, Examples, SegmentationExamples, usable
-from hetcl.downstream.objects import DetectionSet, SegmentationSet
 from hetcl.downstream.renamed import VOID, Renamed, names_of, objects_of, under
 from hetcl.errors import InputError
 from hetcl.training.progress import count
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 
-NOT_FOUND = "picture not found"
-"""Under which data sets count pictures that their files name and that are not there."""
+NOT_FOUND = "image not found"
+"""Under which data sets count images that their files name and that are not there."""
 SOME = 32
 """Label maps, spread evenly, that are opened to judge a set."""
 FEW = 10
@@ -37,7 +37,7 @@ class Parts:
 
     train: Any
     val: Any
-    told: list[str]
+    notes: list[str]
     """What a person should know before the work begins."""
 
 
@@ -63,30 +63,30 @@ def joined(
         spec: DATASET, for messages.
         train, val: as ``open_part`` gave them.
         model: ``mask-rcnn``, ``faster-rcnn`` or ``fcn``.
-        max_bad: share of the pictures that may be missing.
-        detections: most detections of a picture.
+        max_bad: share of the images that may be missing.
+        detections: most detections of an image.
         train_list: VOC's list that the recipe's source trains on; another is told.
 
     Raises:
-        InputError: pictures that are missing, classes that differ, nothing to evaluate on.
+        InputError: images that are missing, classes that differ, nothing to evaluate on.
     """
     for data in (train, val):
         check_missing(data, max_bad)
     here, there = f"the validation part of {spec}", "its training part"
-    val, told = under(val, names_of(train), here, there)
-    told += judge(val, here, model=model, detections=detections)
-    told += _shared(train, val) + _list(train, train_list)
-    told += _judge_maps(train, f"the training part of {spec}") if model == "fcn" else _not_in(train, val)
-    return Parts(train, val, told)
+    val, notes = under(val, names_of(train), here, there)
+    notes += judge(val, here, model=model, detections=detections)
+    notes += _shared(train, val) + _list(train, train_list)
+    notes += _judge_maps(train, f"the training part of {spec}") if model == "fcn" else _not_in(train, val)
+    return Parts(train, val, notes)
 
 
 def check_missing(data: DetectionSet | SegmentationSet, max_bad: float) -> None:
-    """Raises ``InputError`` when more pictures of a set are missing than may be unusable."""
+    """Raises ``InputError`` when more images of a set are missing than may be unusable."""
     gone = data.skipped.counts.get(NOT_FOUND, 0)
     if gone > max_bad * (len(data) + gone):
         example = data.skipped.examples[NOT_FOUND][0]
         raise InputError(
-            f"{data.description}: {gone} of {len(data) + gone} pictures are missing (e.g. {example}), more than "
+            f"{data.description}: {gone} of {len(data) + gone} images are missing (e.g. {example}), more than "
             f"max_bad = {max_bad:.0%}; put them there, or raise max_bad"
         )
 
@@ -103,43 +103,43 @@ def judge(data: Any, what: str, *, model: str, detections: int) -> list[str]:
         return []
     total, flags, scored = 0, dict.fromkeys(FLAGS, 0), np.zeros(len(data), np.int64)
     for index in range(len(data)):
-        truth = data.truth(index)
+        truth = data.annotations(index)
         total += len(truth.labels)
         scored[index] = (~(truth.crowd | truth.difficult)).sum()
         for name in flags:
             flags[name] += int(getattr(truth, name).sum())
     if not scored.sum():
         raise InputError(f"{what}: {_nothing(data, total, flags)}; no figure can come of it")
-    told = _one(data, what)
-    if scored.sum() < FEW and not told:
-        told.append(f"{what} has {count(int(scored.sum()), 'object')} alone: each moves the figures by much")
+    notes = _one(data, what)
+    if scored.sum() < FEW and not notes:
+        notes.append(f"{what} has {count(int(scored.sum()), 'object')} alone: each moves the figures by much")
     if flags["crowd"] > total / 2:
-        told.append(
+        notes.append(
             f"{flags['crowd']:,} of {total:,} annotations of {what} are flagged iscrowd, which is neither learned nor "
             "scored: some tools set it for every mask; set it to 0 where one object is meant"
         )
     over = int((scored > detections).sum())
     if over:
-        told.append(
-            f"{count(over, 'picture')} of {what} {'hold' if over > 1 else 'holds'} more objects than detections "
+        notes.append(
+            f"{count(over, 'image')} of {what} {'hold' if over > 1 else 'holds'} more objects than detections "
             f"({detections}), up to {scored.max()}: those beyond count as missed; raise detections (and test_proposals)"
         )
     if model == "mask-rcnn" and not data.has_masks:
-        told.append(f"{what} has no masks: there will be figures of boxes alone")
-    return told
+        notes.append(f"{what} has no masks: there will be figures of boxes alone")
+    return notes
 
 
 def _one(data: Any, what: str) -> list[str]:
     if len(data) > 1:
         return []
-    return [f"{what} has one picture alone: figures on it say little of others"]
+    return [f"{what} has one image alone: figures on it say little of others"]
 
 
 def _nothing(data: Any, total: int, flags: dict[str, int]) -> str:
     """Why there is nothing to score."""
     if not total:
         left_out = "; ".join(data.skipped.lines())
-        return f"none of its {count(len(data), 'picture')} has an annotation" + f" ({left_out})" * bool(
+        return f"none of its {count(len(data), 'image')} has an annotation" + f" ({left_out})" * bool(
             left_out
         )
     names = " or ".join(FLAGS[name] for name, n in flags.items() if n)
@@ -155,13 +155,13 @@ def _judge_maps(data: Any, what: str) -> list[str]:
     for index in chosen:
         try:
             seen += np.bincount(data.label_map(index).reshape(-1), minlength=256)[:256]
-        except BadPicture as error:
+        except BadImage as error:
             faults.append(str(error))
     if len(faults) == len(chosen):
         raise InputError(f"{what}: none of the {len(chosen)} label maps looked at can be used ({faults[0]})")
-    told = []
+    notes = []
     if faults:
-        told.append(
+        notes.append(
             f"{what}: {len(faults)} of {len(chosen)} label maps looked at cannot be used, e.g. {faults[0]}"
         )
     classes = np.flatnonzero(seen[:VOID])
@@ -175,19 +175,19 @@ def _judge_maps(data: Any, what: str) -> list[str]:
         alone = f"the {len(chosen) - len(faults)} label maps looked at hold the class {names[classes[0]]!r} alone{void}"
         if void and len(chosen) == len(data) and len(names) > 1:
             raise InputError(f"{what}: {alone}; no figure can come of it")
-        told.append(f"{what}: {alone}")
-    return told
+        notes.append(f"{what}: {alone}")
+    return notes
 
 
 def _shared(train: Any, val: Any) -> list[str]:
-    """Pictures that stand in both parts."""
+    """Images that stand in both parts."""
     if train.kind == "scenes":
         return []
     both = {train.name(i) for i in range(len(train))} & {val.name(i) for i in range(len(val))}
     if not both:
         return []
     return [
-        f"{count(len(both), 'picture')} of {len(val):,} in the validation part {'is' if len(both) == 1 else 'are'} in "
+        f"{count(len(both), 'image')} of {len(val):,} in the validation part {'is' if len(both) == 1 else 'are'} in "
         f"the training part too (e.g. {min(both)}): figures on them flatter"
     ]
 
@@ -199,17 +199,17 @@ def _not_in(train: Any, val: Any) -> list[str]:
     names, counts = names_of(train), [objects_of(data) for data in (train, val)]
     unlearned = [name for name, n in zip(names, counts[0], strict=True) if not n]
     unseen = [name for name, n in zip(names, counts[1], strict=True) if not n]
-    told = []
+    notes = []
     if unlearned and len(unlearned) < len(names):
-        told.append(f"nothing is annotated as {_few(unlearned)} in the training part: it cannot be learned")
+        notes.append(f"nothing is annotated as {_few(unlearned)} in the training part: it cannot be learned")
     without = set(unlearned)
     known = {names[i] for i in val.labels if i >= 0} if isinstance(val, Renamed) else set(names)
     unseen = [name for name in unseen if name in known and name not in without]
     if unseen:
-        told.append(
+        notes.append(
             f"nothing is annotated as {_few(unseen)} in the validation part: there is no figure for that"
         )
-    return told
+    return notes
 
 
 def _few(names: list[str]) -> str:
@@ -241,46 +241,46 @@ def examples_of(
     scale: tuple[float, float],
     empty: bool,
 ) -> tuple[Examples, list[str]]:
-    """The pictures to train on, and what a person should know; settings as ``FinetuneSettings`` has them.
+    """The images to train on, and what a person should know; settings as ``FinetuneSettings`` has them.
 
     Raises:
         InputError: there is nothing to learn from.
     """
     if model == "fcn":
         return SegmentationExamples(train, crop=crop, scale=scale, flip_p=flip_p), []
-    told, masks = [], model == "mask-rcnn"
+    notes, masks = [], model == "mask-rcnn"
     learned, objects, useless = learnable(train, masks=masks)
     if not objects:
-        crowds = sum(len(train.truth(index).labels) for index in range(len(train)))
+        crowds = sum(len(train.annotations(index).labels) for index in range(len(train)))
         why = f": each of {count(crowds, 'annotation')} is flagged iscrowd" * bool(crowds)
-        raise InputError(f"{spec}: no training picture has an object{why}; check the annotations")
+        raise InputError(f"{spec}: no training image has an object{why}; check the annotations")
     if masks and not train.has_masks:
         raise InputError(f"{spec} has no masks; set model to faster-rcnn")
     if useless:
-        told.append(
+        notes.append(
             f"{count(len(useless), 'object')} of the training part without a box or mask to learn from left out "
             f"(e.g. {', '.join(useless[:3])})"
         )
-    pictures = np.arange(len(train)) if empty else np.flatnonzero(learned)
-    if not len(pictures):
+    images = np.arange(len(train)) if empty else np.flatnonzero(learned)
+    if not len(images):
         raise InputError(f"{spec}: nothing in it can be learned from ({useless[0]}, for one)")
-    if len(pictures) < len(train):
-        told.append(
-            f"{count(len(train) - len(pictures), 'picture')} without objects left out of training "
+    if len(images) < len(train):
+        notes.append(
+            f"{count(len(train) - len(images), 'image')} without objects left out of training "
             "(set empty to true to keep them)"
         )
-    return DetectionExamples(train, pictures, masks=masks, min_size=min_size, flip_p=flip_p), told
+    return DetectionExamples(train, images, masks=masks, min_size=min_size, flip_p=flip_p), notes
 
 
 def learnable(data: Any, *, masks: bool) -> tuple[np.ndarray, int, list[str]]:
-    """Which pictures of a detection set hold an object to learn from.
+    """Which images of a detection set hold an object to learn from.
 
     Returns:
         bool ``[N]``; how many objects there are, crowds aside; and those without a box or a mask to learn from.
     """
     learned, objects, useless = np.zeros(len(data), bool), 0, list[str]()
     for index in range(len(data)):
-        truth = data.truth(index)
+        truth = data.annotations(index)
         keep = usable(truth, masks=masks)
         learned[index] = keep.any()
         objects += int((~truth.crowd).sum())

@@ -106,14 +106,14 @@ def saved_settings(folder: RunFolder, saved: Mapping[str, Any]) -> FinetuneSetti
 
 
 def scaled(s: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
-    """The linear rule: the learning rate grows with the batch and the steps shrink, so that as many pictures are seen.
+    """The linear rule: the learning rate grows with the batch and the steps shrink, so that as many images are seen.
 
     Steps are rounded up so that they split evenly over the evaluations.
 
     Returns:
         the settings that are used, and what a person should know.
     """
-    told = []
+    notes = []
     used = s
     if s.base_batch and s.batch != s.base_batch:
         factor = s.batch / s.base_batch
@@ -124,11 +124,11 @@ def scaled(s: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
             milestones=tuple(math.ceil(m / factor) for m in s.milestones),
             warmup=math.ceil(s.warmup / factor),
         )
-        told.append(
+        notes.append(
             f"batch {s.batch} instead of {s.base_batch}: lr {s.lr:g} -> {used.lr:g}, steps {s.steps:,} -> "
             f"{used.steps:,}, milestones and warm-up alike (the linear rule; base_batch 0 switches it off)"
         )
     whole = -(-used.steps // s.evaluations) * s.evaluations
     if whole != used.steps:
-        told.append(f"steps {used.steps:,} -> {whole:,}, so that they split into {s.evaluations} periods")
-    return replace(used, steps=whole), told
+        notes.append(f"steps {used.steps:,} -> {whole:,}, so that they split into {s.evaluations} periods")
+    return replace(used, steps=whole), notes

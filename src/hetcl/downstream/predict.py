@@ -1,8 +1,8 @@
-"""What a model says of every picture of a set, each seen once, whatever the number of ranks and workers.
+"""What a model says of every image of a set, each seen once, whatever the number of ranks and workers.
 
-Pictures go through one at a time, so that no padding of a neighbour changes a figure.
+Images go through one at a time, so that no padding of a neighbour changes a figure.
 
-    n  detections     K  classes     H W  of the picture as stored
+    n  detections     K  classes     H W  of the image as stored
 """
 
 from __future__ import annotations
@@ -18,99 +18,103 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hetcl.downstream import masks
-from hetcl.downstream.objects import DetectionSet, Prediction, SegmentationSet
+from hetcl.downstream.annotations import DetectionSet, Prediction, SegmentationSet
 from hetcl.downstream.scores import Confusion
 from hetcl.errors import WorkFailed
-from hetcl.types import BadPicture, BadRecord
+from hetcl.types import BadImage, BadRecord
 from hetcl.views.workers import Pool
 
 
 @dataclass
-class Seen:
+class EvaluationResult:
     """What came of a pass over a set."""
 
     predictions: list[Prediction] = field(default_factory=list)
-    """Of a detector: one for each usable picture, in the set's order."""
+    """Of a detector: one for each usable image, in the set's order."""
     confusion: Confusion | None = None
     """Of a segmenter."""
     bad: list[BadRecord] = field(default_factory=list)
-    """Pictures that could not be used."""
+    """Images that could not be used."""
 
 
 @dataclass(frozen=True)
-class Look:
+class EvaluationContext:
     """How to go over a set."""
 
     fabric: Fabric
     workers: int
     channels_last: bool
     max_bad: float
-    """Share of unusable pictures above which the work stops."""
+    """Share of unusable images above which the work stops."""
     advance: Callable[[int, int], None] = lambda done, total: None
-    """Called with how many pictures are done, and of how many."""
+    """Called with how many images are done, and of how many."""
 
 
-def detect(model: nn.Module, data: DetectionSet, look: Look, *, pictures: Sequence[int] | range) -> Seen:
+def detect(
+    model: nn.Module, data: DetectionSet, look: EvaluationContext, *, images: Sequence[int] | range
+) -> EvaluationResult:
     """Predictions of a detector; on every rank the same, gathered from all.
 
     Raises:
-        WorkFailed: too many unusable pictures, or a number that is not finite.
+        WorkFailed: too many unusable images, or a number that is not finite.
     """
     mine: list[tuple[int, Prediction]] = []
     bad: list[BadRecord] = []
     with _evaluating(model):
-        for index, found in _pictures(_Read(data), look, pictures):
+        for index, found in _images(_Read(data), look, images):
             if isinstance(found, str):
-                bad.append(BadRecord(index, data.truth(index).name, found))
+                bad.append(BadRecord(index, data.annotations(index).name, found))
                 continue
             image = found.to(look.fabric.device).float().div_(255)
             with look.fabric.autocast():
-                said = model([image])[0]
-            truth = data.truth(index)
-            mine.append((index, prediction_of(said, truth.image_id, truth.name)))
+                stated = model([image])[0]
+            truth = data.annotations(index)
+            mine.append((index, prediction_of(stated, truth.image_id, truth.name)))
     every = sorted((pair for pairs in _gathered(mine) for pair in pairs), key=lambda pair: pair[0])
-    seen = Seen([p for _, p in every], None, _all_bad(bad, len(pictures), look.max_bad, data.description))
+    seen = EvaluationResult(
+        [p for _, p in every], None, _all_bad(bad, len(images), look.max_bad, data.description)
+    )
     return seen
 
 
-def prediction_of(said: dict[str, Tensor], image_id: int | str, name: str) -> Prediction:
-    """A detector's output for one picture (labels from 1) as a :class:`Prediction`; ``name`` for messages."""
-    boxes, scores = said["boxes"].double().cpu().numpy(), said["scores"].double().cpu().numpy()
+def prediction_of(stated: dict[str, Tensor], image_id: int | str, name: str) -> Prediction:
+    """A detector's output for one image (labels from 1) as a :class:`Prediction`; ``name`` for messages."""
+    boxes, scores = stated["boxes"].double().cpu().numpy(), stated["scores"].double().cpu().numpy()
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise WorkFailed(f"the detections of {name} are not finite: the weights are broken")
     order = np.argsort(-scores, kind="stable")
     found = None
-    if "masks" in said:
-        bitmaps = said["masks"][:, 0].to(torch.uint8).cpu().numpy()
+    if "masks" in stated:
+        bitmaps = stated["masks"][:, 0].to(torch.uint8).cpu().numpy()
         found = tuple(masks.encode(bitmaps[i]) for i in order)
-    return Prediction(image_id, boxes[order], scores[order], said["labels"].cpu().numpy()[order] - 1, found)
+    return Prediction(image_id, boxes[order], scores[order], stated["labels"].cpu().numpy()[order] - 1, found)
 
 
 def segment(
     model: nn.Module,
     data: SegmentationSet,
-    look: Look,
+    look: EvaluationContext,
     *,
-    pictures: Sequence[int] | range,
+    images: Sequence[int] | range,
     keep: Callable[[int, np.ndarray], None] = lambda index, labels: None,
-) -> Seen:
+) -> EvaluationResult:
     """Classes of pixels against the truth: the counts of all ranks together, on every rank.
 
     Args:
-        keep: called on the rank that saw it with a picture's number and uint8 ``[H, W]``.
+        keep: called on the rank that saw it with an image's number and uint8 ``[H, W]``.
 
     Raises:
-        WorkFailed: too many unusable pictures.
+        WorkFailed: too many unusable images.
     """
     confusion = Confusion(len(data.classes))
     bad: list[BadRecord] = []
     with _evaluating(model):
-        for index, found in _pictures(_Read(data), look, pictures):
+        for index, found in _images(_Read(data), look, images):
             truth: Any = found
             if not isinstance(found, str):
                 try:
                     truth = data.label_map(index)
-                except BadPicture as error:
+                except BadImage as error:
                     truth = str(error)
             if isinstance(truth, str) or isinstance(found, str):
                 bad.append(BadRecord(index, data.name(index), str(truth)))
@@ -121,16 +125,16 @@ def segment(
     total = Confusion(len(data.classes))
     for counts in _gathered(confusion.counts):
         total.merge(counts)
-    return Seen([], total, _all_bad(bad, len(pictures), look.max_bad, data.description))
+    return EvaluationResult([], total, _all_bad(bad, len(images), look.max_bad, data.description))
 
 
-def label_map(model: nn.Module, picture: Tensor, look: Look) -> np.ndarray:
+def label_map(model: nn.Module, image: Tensor, look: EvaluationContext) -> np.ndarray:
     """uint8 ``[3, H, W]`` -> the likeliest class of each pixel, uint8 ``[H, W]``."""
-    image = picture.to(look.fabric.device).float().div_(255)[None]
+    batch = image.to(look.fabric.device).float().div_(255)[None]
     if look.channels_last:
-        image = image.contiguous(memory_format=torch.channels_last)
+        batch = batch.contiguous(memory_format=torch.channels_last)
     with look.fabric.autocast():
-        logits = model(image)
+        logits = model(batch)
     return logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
 
 
@@ -138,28 +142,30 @@ def label_map(model: nn.Module, picture: Tensor, look: Look) -> np.ndarray:
 
 
 class _Read:
-    """A picture as uint8 ``[3, H, W]``, or why not: what the workers compute."""
+    """An image as uint8 ``[3, H, W]``, or why not: what the workers compute."""
 
     def __init__(self, data: DetectionSet | SegmentationSet) -> None:
         self.data = data
 
     def __call__(self, _: int, index: int) -> Tensor | str:
         try:
-            return torch.from_numpy(np.ascontiguousarray(self.data.picture(index).transpose(2, 0, 1)))
-        except BadPicture as error:
+            return torch.from_numpy(np.ascontiguousarray(self.data.image(index).transpose(2, 0, 1)))
+        except BadImage as error:
             return str(error)
 
 
-def _pictures(read: _Read, look: Look, pictures: Sequence[int] | range) -> Iterator[tuple[int, Tensor | str]]:
+def _images(
+    read: _Read, look: EvaluationContext, images: Sequence[int] | range
+) -> Iterator[tuple[int, Tensor | str]]:
     """This rank's share: ``(number, uint8 [3, H, W] or why it cannot be used)``."""
     rank, ranks = look.fabric.global_rank, look.fabric.world_size
-    mine = list(pictures)[rank::ranks]
+    mine = list(images)[rank::ranks]
     pool = Pool(read, min(look.workers, len(mine)), pin=False)
     try:
         pool.restart((0, index) for index in mine)
         for done, index in enumerate(mine):
             yield index, next(pool)
-            look.advance(min(len(pictures), (done + 1) * ranks), len(pictures))
+            look.advance(min(len(images), (done + 1) * ranks), len(images))
     finally:
         pool.close()
 
@@ -192,13 +198,13 @@ def _gathered(mine: Any) -> list[Any]:
     return out
 
 
-def _all_bad(bad: list[BadRecord], pictures: int, max_bad: float, description: str) -> list[BadRecord]:
-    """Unusable pictures of all ranks. Raises ``WorkFailed`` when they are too many."""
+def _all_bad(bad: list[BadRecord], images: int, max_bad: float, description: str) -> list[BadRecord]:
+    """Unusable images of all ranks. Raises ``WorkFailed`` when they are too many."""
     every = sorted((r for records in _gathered(bad) for r in records), key=lambda r: r.index)
-    if len(every) > max_bad * pictures:
+    if len(every) > max_bad * images:
         first = every[0]
         raise WorkFailed(
-            f"{description}: {len(every)} of {pictures} pictures cannot be used, more than max_bad = {max_bad:.0%}; "
+            f"{description}: {len(every)} of {images} images cannot be used, more than max_bad = {max_bad:.0%}; "
             f"the first is {first.name} ({first.reason}): mend the data, or raise max_bad"
         )
     return every

@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
+from hetcl.downstream.annotations import Annotations, Category, DetectionSet, SegmentationSet
 from hetcl.downstream.data.packed import PackedDetection
-from hetcl.downstream.objects import Category, DetectionSet, SegmentationSet, Truth
 from hetcl.errors import InputError
 from hetcl.training.progress import count
 
@@ -45,10 +45,10 @@ def under(data: Any, names: Sequence[str], here: str, there: str) -> tuple[Any, 
     theirs = names_of(data)
     if theirs == tuple(names):
         return data, []
-    told, found = [], _matched(theirs, names)
+    notes, found = [], _matched(theirs, names)
     for own, other in found.items():
         if own != other:
-            told.append(f"class {own!r} of {here} is taken for {other!r} of {there}")
+            notes.append(f"class {own!r} of {here} is taken for {other!r} of {there}")
     more = [name for name in theirs if name not in found]
     objects = dict[str, int]()
     if more and not hasattr(data, "label_map"):  # (of maps nothing is known without reading them all)
@@ -59,28 +59,28 @@ def under(data: Any, names: Sequence[str], here: str, there: str) -> tuple[Any, 
     if more or not found:
         counted = [f"{name} ({count(objects[name], 'object')})" if name in objects else name for name in more]
         maps = hasattr(data, "label_map")
-        said = f"{there} lacks {_listed(counted)}" * bool(more) + "; " * bool(more and lacking)
-        said += f"it lacks {_listed(lacking)}" * bool(lacking)
+        stated = f"{there} lacks {_listed(counted)}" * bool(more) + "; " * bool(more and lacking)
+        stated += f"it lacks {_listed(lacking)}" * bool(lacking)
         raise InputError(
-            f"{here} has other classes than {there}{', and none in common' * (not found)}: {said}"
+            f"{here} has other classes than {there}{', and none in common' * (not found)}: {stated}"
             f"{_fix(theirs, names, maps=maps)}"
         )
     if lacking:
-        told.append(f"{here} has no {_listed(lacking)}: there is no figure for that")
+        notes.append(f"{here} has no {_listed(lacking)}: there is no figure for that")
     if unused:
-        told.append(
+        notes.append(
             f"{there} does not know the classes {_listed(unused)} of {here}; nothing is annotated as such"
         )
     labels = np.array([names.index(found[name]) if name in found else -1 for name in theirs], np.int64)
     if hasattr(data, "label_map"):
-        return RenamedMaps(data, tuple(names), labels), told
+        return RenamedMaps(data, tuple(names), labels), notes
     ids = {found[c.name]: c for c in data.classes if c.name in found}
     free = max((c.id for c in data.classes), default=0) + 1
     classes = tuple(
         replace(ids[name], name=name) if name in ids else Category(free + i, name)
         for i, name in enumerate(names)
     )
-    return Renamed(data, classes, labels), told
+    return Renamed(data, classes, labels), notes
 
 
 def _matched(theirs: Sequence[str], ours: Sequence[str]) -> dict[str, str]:
@@ -102,7 +102,7 @@ def objects_of(data: Any) -> np.ndarray:
     """Objects of each class of a detection set, int64 ``[K]``."""
     counts = np.zeros(len(data.classes), np.int64)
     for index in range(len(data)):
-        labels = data.labels(index) if isinstance(data, PackedDetection) else data.truth(index).labels
+        labels = data.labels(index) if isinstance(data, PackedDetection) else data.annotations(index).labels
         np.add.at(counts, labels, 1)
     return counts
 
@@ -140,9 +140,9 @@ class Renamed:
             raise AttributeError(name)
         return getattr(self.data, name)
 
-    def truth(self, index: int) -> Truth:
-        """What is in a picture, with the new labels."""
-        truth = self.data.truth(index)
+    def annotations(self, index: int) -> Annotations:
+        """What is in an image, with the new labels."""
+        truth = self.data.annotations(index)
         given = {
             k: tuple(int(self.labels[i]) for i in getattr(truth, k) if self.labels[i] >= 0)
             for k in ("negative", "not_exhaustive")
@@ -168,7 +168,7 @@ class RenamedMaps:
         return getattr(self.data, name)
 
     def label_map(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W]``: class of each pixel, 255 where it does not count. Raises ``BadPicture``."""
+        """uint8 ``[H, W]``: class of each pixel, 255 where it does not count. Raises ``BadImage``."""
         lookup = np.full(256, VOID, np.uint8)
         lookup[: len(self.labels)] = self.labels
         return lookup[self.data.label_map(index)]

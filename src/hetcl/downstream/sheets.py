@@ -1,6 +1,6 @@
-"""Predictions drawn beside the truth: a sheet of pictures that a person looks at first, with a key to its colours.
+"""Predictions drawn beside the truth: a sheet of images that a person looks at first, with a key to its colours.
 
-H W  of a picture     K  classes
+H W  of an image     K  classes
 """
 
 from __future__ import annotations
@@ -17,25 +17,25 @@ from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
 from hetcl.downstream import masks
-from hetcl.downstream.objects import DetectionSet, Prediction, SegmentationSet
-from hetcl.downstream.predict import Look, label_map
+from hetcl.downstream.annotations import DetectionSet, Prediction, SegmentationSet
+from hetcl.downstream.predict import EvaluationContext, label_map
 from hetcl.printable import printable
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 
 CELL = 420
-"""Width of a picture on the sheet, in pixels."""
+"""Width of an image on the sheet, in pixels."""
 CONFIDENT = 0.5
 """Detections below this score are not drawn."""
 STRIP = 22
-"""Height of the line above a picture, and of a line of the key."""
+"""Height of the line above an image, and of a line of the key."""
 GAP = 10
 VOID = 255
 """The class of pixels that do not count: they are hatched."""
 PAPER, INK = (255, 255, 255), (20, 20, 20)
 BACKGROUND = ("background", "_background_", "bg", "unlabeled", "other")
-"""A class 0 of such a name is left as in the picture; any other is coloured."""
+"""A class 0 of such a name is left as in the image; any other is coloured."""
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Box = tuple[float, float, float, float]
 
 
@@ -44,50 +44,51 @@ class Entry:
     """A line of the key."""
 
     text: str
-    colour: Colour | None
-    """None: left as in the picture."""
+    color: Color | None
+    """None: left as in the image."""
     hatched: bool = False
 
     @property
     def words(self) -> str:
         """What is written beside the colour."""
-        return self.text if self.colour is not None or ":" in self.text else f"{self.text} (not coloured)"
+        return self.text if self.color is not None or ":" in self.text else f"{self.text} (not coloured)"
 
 
-def colour(label: int) -> Colour:
+def color(label: int) -> Color:
     """A class's colour: neighbours in number are far apart in hue."""
     red, green, blue = colorsys.hsv_to_rgb((label * 0.618034) % 1.0, 0.75, 0.95)
     return int(255 * red), int(255 * green), int(255 * blue)
 
 
 def detection_sheet(
-    data: DetectionSet, predictions: Mapping[Any, Prediction], pictures: Sequence[int]
+    data: DetectionSet, predictions: Mapping[Any, Prediction], images: Sequence[int]
 ) -> bytes | None:
-    """PNG of ``pictures``, truth on the left and confident detections on the right; None when none can be read."""
+    """PNG of ``images``, truth on the left and confident detections on the right; None when none can be read."""
     pairs, used = [], set[int]()
     names = [printable(c.name) for c in data.classes]
-    for index in pictures:
+    for index in images:
         try:
-            pixels = data.picture(index)
-        except BadPicture:
+            pixels = data.image(index)
+        except BadImage:
             continue
-        truth = data.truth(index)
-        told = [(names[k], int(k)) for k in truth.labels]
+        truth = data.annotations(index)
+        notes = [(names[k], int(k)) for k in truth.labels]
         if len(names) == 1:  # objects are told apart instead of classes
-            told = [(name, i) for i, (name, _) in enumerate(told)]
-        left = _drawn(pixels, truth.boxes, told, truth.segments)
-        said = predictions.get(truth.image_id)
+            notes = [(name, i) for i, (name, _) in enumerate(notes)]
+        left = _drawn(pixels, truth.boxes, notes, truth.segments)
+        stated = predictions.get(truth.image_id)
         right, n, words = pixels, 0, list[tuple[str, int]]()
-        if said is not None:
-            keep = np.flatnonzero(said.scores >= CONFIDENT)
+        if stated is not None:
+            keep = np.flatnonzero(stated.scores >= CONFIDENT)
             n = len(keep)
-            shade = said.labels[keep].tolist() if len(names) > 1 else range(n)
+            shade = stated.labels[keep].tolist() if len(names) > 1 else range(n)
             words = [
-                (f"{names[said.labels[i]]} {said.scores[i]:.2f}", s) for i, s in zip(keep, shade, strict=True)
+                (f"{names[stated.labels[i]]} {stated.scores[i]:.2f}", s)
+                for i, s in zip(keep, shade, strict=True)
             ]
-            found = None if said.masks is None else [said.masks[i] for i in keep]
-            right = _drawn(pixels, said.boxes[keep], words, found)
-        used |= {label for _, label in [*told, *words]}
+            found = None if stated.masks is None else [stated.masks[i] for i in keep]
+            right = _drawn(pixels, stated.boxes[keep], words, found)
+        used |= {label for _, label in [*notes, *words]}
         titles = (
             f"{_short(truth.name)}: truth, {len(truth.labels)}",
             f"found, {n} with score {CONFIDENT:g} or more",
@@ -95,37 +96,37 @@ def detection_sheet(
         pairs.append((left, right, *titles))
     if len(names) == 1:
         return _sheet(pairs, [Entry(f"{names[0]}: each object in a colour of its own", None)])
-    return _sheet(pairs, [Entry(names[label], colour(label)) for label in sorted(used)])
+    return _sheet(pairs, [Entry(names[label], color(label)) for label in sorted(used)])
 
 
 def segmentation_sheet(
-    data: SegmentationSet, model: nn.Module, look: Look, pictures: Sequence[int]
+    data: SegmentationSet, model: nn.Module, look: EvaluationContext, images: Sequence[int]
 ) -> bytes | None:
-    """PNG of ``pictures``, the true class of each pixel on the left and the predicted one on the right."""
+    """PNG of ``images``, the true class of each pixel on the left and the predicted one on the right."""
     training = model.training
     pairs, used = [], set[int]()
     plain = data.classes[0].strip().lower() in BACKGROUND
     model.eval()
     try:
-        for index in pictures:
+        for index in images:
             try:
-                pixels, truth = data.picture(index), data.label_map(index)
-            except BadPicture:
+                pixels, truth = data.image(index), data.label_map(index)
+            except BadImage:
                 continue
             with torch.no_grad():
                 image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-                said = label_map(model, image, look)
-            right = float(((said == truth) & (truth != VOID)).sum() / max(1, (truth != VOID).sum()))
+                stated = label_map(model, image, look)
+            right = float(((stated == truth) & (truth != VOID)).sum() / max(1, (truth != VOID).sum()))
             titles = (
                 f"{_short(data.name(index))}: truth",
                 f"found, {right:.0%} of the pixels that count right",
             )
-            pairs.append((_coloured(pixels, truth, plain), _coloured(pixels, said, plain), *titles))
-            used |= set(np.unique(truth).tolist()) | set(np.unique(said).tolist())
+            pairs.append((_colored(pixels, truth, plain), _colored(pixels, stated, plain), *titles))
+            used |= set(np.unique(truth).tolist()) | set(np.unique(stated).tolist())
     finally:
         model.train(training)
     key = [
-        Entry(printable(data.classes[label]), None if plain and label == 0 else colour(label))
+        Entry(printable(data.classes[label]), None if plain and label == 0 else color(label))
         for label in sorted(used - {VOID})
     ]
     return _sheet(pairs, [*key, *[Entry("does not count", (90, 90, 90), hatched=True)] * (VOID in used)])
@@ -139,13 +140,13 @@ def _short(name: str) -> str:
 def _drawn(
     pixels: np.ndarray, boxes: np.ndarray, words: Sequence[tuple[str, int]], segments: Any
 ) -> np.ndarray:
-    """A picture as wide as a cell, with masks, boxes and words on it; words that find no free place are left out."""
+    """An image as wide as a cell, with masks, boxes and words on it; words that find no free place are left out."""
     out = pixels.astype(np.float32)
     height, width = pixels.shape[:2]
     for i, (_, label) in enumerate(words):
         if segments is not None and segments[i] is not None:
             here = masks.bitmap(segments[i], (height, width)).astype(bool)
-            out[here] = 0.55 * out[here] + 0.45 * np.array(colour(label), np.float32)
+            out[here] = 0.55 * out[here] + 0.45 * np.array(color(label), np.float32)
     scale = CELL / width
     image = Image.fromarray(out.astype(np.uint8)).resize(
         (CELL, max(1, round(height * scale))), Image.Resampling.LANCZOS
@@ -157,26 +158,26 @@ def _drawn(
         if right > left and bottom > top
     ]
     for _, label, box in seen:
-        draw.rectangle(box, outline=colour(label), width=2)
+        draw.rectangle(box, outline=color(label), width=2)
     taken: list[Box] = []
     for text, label, box in seen:
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
         place = free_place((right - left + 2, bottom - top + 2), box, image.size, taken)
         if place is not None:
-            draw.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=colour(label))
+            draw.rectangle((*place[:2], place[2] - 1, place[3] - 1), fill=color(label))
             draw.text((place[0] + 1 - left, place[1] + 1 - top), text, fill=INK, font=font)
             taken.append(place)
     return np.asarray(image)
 
 
 def free_place(
-    size: tuple[float, float], box: Box, picture: tuple[int, int], taken: Iterable[Box]
+    size: tuple[float, float], box: Box, image: tuple[int, int], taken: Iterable[Box]
 ) -> Box | None:
     """Where a word of ``size`` (width, height) goes: above its box, in its corners, below it, else down along it.
 
     Args:
         box: what it belongs to.
-        picture: width and height; the place lies within, as far as the word fits.
+        image: width and height; the place lies within, as far as the word fits.
         taken: places that it must not cover.
 
     Returns:
@@ -194,7 +195,7 @@ def free_place(
     steps = range(1, max(1, int((bottom - top) // max(height, 1))))
     heights += [(left, top + step * height) for step in steps]
     for x, y in heights:
-        x, y = min(max(x, 0.0), max(0.0, picture[0] - width)), min(max(y, 0.0), max(0.0, picture[1] - height))
+        x, y = min(max(x, 0.0), max(0.0, image[0] - width)), min(max(y, 0.0), max(0.0, image[1] - height))
         place = (x, y, x + width, y + height)
         if not any(
             place[0] < o[2] and o[0] < place[2] and place[1] < o[3] and o[1] < place[3] for o in taken
@@ -203,13 +204,13 @@ def free_place(
     return None
 
 
-def _coloured(pixels: np.ndarray, labels: np.ndarray, plain: bool) -> np.ndarray:
-    """A picture under the colours of its classes, class 0 not where ``plain``; what does not count is hatched."""
+def _colored(pixels: np.ndarray, labels: np.ndarray, plain: bool) -> np.ndarray:
+    """An image under the colours of its classes, class 0 not where ``plain``; what does not count is hatched."""
     out = pixels.astype(np.float32)
     for label in np.unique(labels):
         if label != VOID and not (plain and label == 0):
             here = labels == label
-            out[here] = 0.45 * out[here] + 0.55 * np.array(colour(int(label)), np.float32)
+            out[here] = 0.45 * out[here] + 0.55 * np.array(color(int(label)), np.float32)
     void, period = (
         labels == VOID,
         max(2, round(8 * labels.shape[1] / CELL)),
@@ -266,8 +267,8 @@ def _draw_entry(sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, x: 
     if entry.hatched:
         stripes = np.where(_hatch((side, side), 8)[..., None], 90, 220).astype(np.uint8)
         sheet.paste(Image.fromarray(np.repeat(stripes, 3, axis=2)), (x, y + 2))
-    if entry.words != entry.text or entry.colour is not None:
-        fill = None if entry.hatched else entry.colour
+    if entry.words != entry.text or entry.color is not None:
+        fill = None if entry.hatched else entry.color
         draw.rectangle((x, y + 2, x + side, y + 2 + side), fill=fill, outline=INK)
     draw.text((x + STRIP, y + 3), entry.words, fill=INK, font=_font(14))
 

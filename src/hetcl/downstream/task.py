@@ -9,10 +9,10 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from hetcl.downstream.annotations import Metrics
 from hetcl.downstream.loader import Batch, TargetLoader
 from hetcl.downstream.models import param_groups, precise_bn
-from hetcl.downstream.objects import Outcome
-from hetcl.downstream.predict import Seen
+from hetcl.downstream.predict import EvaluationResult
 from hetcl.downstream.words import in_words
 from hetcl.errors import InputError
 from hetcl.model.momentum import average_buffers
@@ -33,7 +33,7 @@ class Finetune:
         steps: S, in all.
         evaluations: E; a period of S / E steps ends with one (S must be a multiple).
         evaluate: the model -> what was seen and its figures; called on every rank.
-        on_bad: called with the unusable pictures of each batch.
+        on_bad: called with the unusable images of each batch.
         precise_bn: batches over which batch norm's statistics are measured anew before the last evaluation; 0: none.
         clip_grad: largest norm of the gradient; 0: none.
     """
@@ -59,7 +59,7 @@ class Finetune:
         precise_bn: int,
         channels_last: bool,
         seed: int,
-        evaluate: Callable[[nn.Module], tuple[Seen, Outcome]],
+        evaluate: Callable[[nn.Module], tuple[EvaluationResult, Metrics]],
         on_bad: Callable[[tuple[BadRecord, ...]], None],
     ) -> None:
         self.fabric, self.loader, self.seed = fabric, loader, seed
@@ -76,7 +76,7 @@ class Finetune:
         self.raw = model
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.model.train()
-        self.last: tuple[Seen, Outcome] | None = None
+        self.last: tuple[EvaluationResult, Metrics] | None = None
 
     def batches(self, epoch: int, start: int) -> Iterator[Batch]:
         """Batches of a period from step ``start`` on, on the device."""

@@ -1,4 +1,4 @@
-"""One picture through the model, forward and back, before anything is written: what cannot run is found early."""
+"""One image through the model, forward and back, before anything is written: what cannot run is found early."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from hetcl.downstream.loader import TRIES, Examples
 from hetcl.draws import generator
 from hetcl.errors import InputError, out_of_memory
 from hetcl.training.memory import bytes_of
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError)
 
@@ -24,20 +24,20 @@ class Trial:
     """What the trial showed."""
 
     seconds: float
-    """For one picture, on this machine's CPU."""
+    """For one image, on this machine's CPU."""
     weights: int
     """Bytes of the parameters."""
     activations: int
-    """Bytes that a picture's way through the model leaves for the way back."""
-    picture: int
-    """Bytes of a picture as it comes from the loader, with its target."""
+    """Bytes that an image's way through the model leaves for the way back."""
+    image: int
+    """Bytes of an image as it comes from the loader, with its target."""
 
 
 def try_one(build: Callable[[], nn.Module], examples: Examples, *, seed: int) -> Trial:
-    """Train on one picture, on the CPU, and forget it.
+    """Train on one image, on the CPU, and forget it.
 
     Raises:
-        InputError: no usable picture, or a model that does not take it, with the library's reason.
+        InputError: no usable image, or a model that does not take it, with the library's reason.
     """
     image, target = _first(examples, seed)
     images: Any = [image.float().div_(255)]
@@ -55,7 +55,7 @@ def try_one(build: Callable[[], nn.Module], examples: Examples, *, seed: int) ->
     except FAILURES as e:
         reason = out_of_memory(e) or (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise InputError(
-            f"the model does not train on a picture of {examples.description} ({reason}); change the sizes, neck, "
+            f"the model does not train on an image of {examples.description} ({reason}); change the sizes, neck, "
             "model or backbone"
         ) from None
     return Trial(
@@ -67,13 +67,13 @@ def try_one(build: Callable[[], nn.Module], examples: Examples, *, seed: int) ->
 
 
 def _first(examples: Examples, seed: int) -> Any:
-    """The first usable picture and its target."""
+    """The first usable image and its target."""
     reason = ""
     for index in range(min(TRIES, len(examples))):
         try:
             return examples(index, generator(seed, "trial", index))
-        except BadPicture as error:
+        except BadImage as error:
             reason = reason or f"{examples.name(index)}: {error}"
     raise InputError(
-        f"{examples.description}: none of the first pictures can be used ({reason}); check the data"
+        f"{examples.description}: none of the first images can be used ({reason}); check the data"
     )

@@ -12,8 +12,8 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from hetcl.downstream.objects import Outcome
-from hetcl.downstream.predict import Look, Seen
+from hetcl.downstream.annotations import Metrics
+from hetcl.downstream.predict import EvaluationContext, EvaluationResult
 from hetcl.downstream.scores import results
 from hetcl.downstream.sheets import detection_sheet, segmentation_sheet
 from hetcl.printable import printable
@@ -60,7 +60,7 @@ def shown(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 
-def table(outcome: Outcome, most: int = 100) -> Table:
+def table(outcome: Metrics, most: int = 100) -> Table:
     """Figures of each class and of all, in percent; of very many classes the best and the worst."""
     columns = list(dict.fromkeys(name for row in outcome.per_class.values() for name in row))
     out = Table(box=None, pad_edge=False)
@@ -79,7 +79,7 @@ def table(outcome: Outcome, most: int = 100) -> Table:
     return out
 
 
-def sentences(outcome: Outcome, pictures: int) -> list[str]:
+def sentences(outcome: Metrics, images: int) -> list[str]:
     """The figures in a line or two."""
     f = outcome.figures
     out = []
@@ -93,7 +93,7 @@ def sentences(outcome: Outcome, pictures: int) -> list[str]:
     rest = [n for n in f if not n.startswith(("box_", "mask_"))]
     if rest:
         out.append("  ".join(f"{in_words(n)} {shown(f[n])}" for n in rest))
-    return [*out, f"in percent, on {count(pictures, 'picture')}"]
+    return [*out, f"in percent, on {count(images, 'image')}"]
 
 
 def plain(figures: dict[str, float]) -> dict[str, float | None]:
@@ -104,11 +104,11 @@ def plain(figures: dict[str, float]) -> dict[str, float | None]:
 def write_outcome(
     folder: Path,
     data: Any,
-    seen: Seen,
+    seen: EvaluationResult,
     *,
     model: nn.Module,
-    look: Look,
-    pictures: Sequence[int] | range,
+    look: EvaluationContext,
+    images: Sequence[int] | range,
     examples: int = 8,
 ) -> list[Path]:
     """``results.json`` of a detector in COCO's results format, and the sheet ``predictions.png``.
@@ -121,7 +121,7 @@ def write_outcome(
         written.append(folder / "results.json")
         write_atomic(written[-1], json.dumps(results(data, seen.predictions)).encode())
     if examples:
-        chosen = _some(data, pictures, examples)
+        chosen = _some(data, images, examples)
         sheet = (
             detection_sheet(data, {p.image_id: p for p in seen.predictions}, chosen)
             if seen.confusion is None
@@ -133,10 +133,10 @@ def write_outcome(
     return written
 
 
-def _some(data: Any, pictures: Sequence[int] | range, examples: int) -> list[int]:
-    """Pictures for the sheet, evenly over the set; of a detection set, some with objects if there are any."""
-    every = list(pictures)
+def _some(data: Any, images: Sequence[int] | range, examples: int) -> list[int]:
+    """Images for the sheet, evenly over the set; of a detection set, some with objects if there are any."""
+    every = list(images)
     if not hasattr(data, "label_map"):
-        every = [i for i in every if len(data.truth(i).labels)] or every
+        every = [i for i in every if len(data.annotations(i).labels)] or every
     step = max(1, len(every) // examples)
     return every[::step][:examples]

@@ -1,7 +1,7 @@
 """Local copies of remote shards: all of them where the disk has room, else as many as fit, in turn.
 
 Lasting copies lie in ``CACHE/remote`` and are never removed. Where the disk is too small for all shards, passing
-copies come and go in ``CACHE/rolling``: a shard is fetched when one of its pictures is asked for, and the one
+copies come and go in ``CACHE/rolling``: a shard is fetched when one of its images is asked for, and the one
 that was used least recently makes room. Any number of processes and runs may share the folder: a lock for each
 shard lets one of them fetch it, another for the folder lets one at a time make room. A file that is open when it is
 removed can be read to the end (POSIX), so a reader is never cut off.
@@ -247,7 +247,7 @@ def settle(shards: Sequence[Shard], copies: Copies, window: int) -> bool:
     Args:
         shards: local and remote ones.
         copies: where the remote ones are to be read.
-        window: within how many pictures they will be mixed if they take turns; 0 for ``window_of``.
+        window: within how many images they will be mixed if they take turns; 0 for ``window_of``.
 
     Returns:
         whether they take turns.
@@ -270,12 +270,12 @@ def settle(shards: Sequence[Shard], copies: Copies, window: int) -> bool:
     return True
 
 
-def window_of(shards: Sequence[Shard], pictures: int) -> int:
+def window_of(shards: Sequence[Shard], images: int) -> int:
     """The window for shards that take turns: a function of the data alone, so that the order is one too.
 
-    Up to ``WINDOW_SHARDS`` of the average size, no more than ``WINDOW_BYTES`` and a quarter of all, in pictures.
+    Up to ``WINDOW_SHARDS`` of the average size, no more than ``WINDOW_BYTES`` and a quarter of all, in images.
     """
-    return -(-pictures * _window_shards(shards) // len(shards))
+    return -(-images * _window_shards(shards) // len(shards))
 
 
 def _window_shards(shards: Sequence[Shard]) -> int:
@@ -283,17 +283,17 @@ def _window_shards(shards: Sequence[Shard]) -> int:
     return max(1, min(WINDOW_SHARDS, WINDOW_BYTES // mean, len(shards) // 4))
 
 
-def announce(copies: Copies, shards: Sequence[Shard], pictures: int, window: int) -> None:
+def announce(copies: Copies, shards: Sequence[Shard], images: int, window: int) -> None:
     """Say that shards take turns, and what that means.
 
     Raises:
-        InputError: there is no room for the shards of ``window`` pictures.
+        InputError: there is no room for the shards of ``window`` images.
     """
-    each = pictures / len(shards)
+    each = images / len(shards)
     _check_room(copies, shards, math.ceil(window / each), each)
     total = max(1, sum(shard.size for shard in shards))
     log.warning(
-        "%s: about %d of them are kept at a time and fetched again in each epoch. Pictures are mixed within windows "
+        "%s: about %d of them are kept at a time and fetched again in each epoch. Images are mixed within windows "
         "of %s (%.1f shards) only, with the shards in any order; HETCL_CACHE may name a larger disk",
         _needs(copies, shards),
         copies.room() * len(shards) // total,
@@ -303,7 +303,7 @@ def announce(copies: Copies, shards: Sequence[Shard], pictures: int, window: int
 
 
 def _check_room(copies: Copies, shards: Sequence[Shard], some: int, each: float = 0) -> None:
-    """Raise InputError when the largest ``some`` shards do not fit; ``each``: pictures in a shard, where known."""
+    """Raise InputError when the largest ``some`` shards do not fit; ``each``: images in a shard, where known."""
     sizes = sorted((shard.size for shard in shards), reverse=True)
     room = copies.room()
     # A window that begins inside a shard reaches into one more; and one arrives before another can go.

@@ -1,11 +1,11 @@
-"""Bytes to pixels: any picture as RGB, upright, or ``BadPicture`` with the reason.
+"""Bytes to pixels: any image as RGB, upright, or ``BadImage`` with the reason.
 
-- Transparent pictures are laid over white, as a viewer shows them. Of animated ones the first frame is taken.
+- Transparent images are laid over white, as a viewer shows them. Of animated ones the first frame is taken.
 - 16-bit grayscale is scaled to 8 bits (value / 257, rounded), never clipped. Colour profiles are not applied.
-- EXIF orientation is applied, and width and height are those of the upright picture.
+- EXIF orientation is applied, and width and height are those of the upright image.
 - Plain JPEGs are decoded by libjpeg-turbo without the detour over Pillow's own layout, with equal pixels
   (``tests/images/test_turbo.py``). Pillow decodes all else, and whatever libjpeg-turbo remarks on: it alone says what
-  is a bad picture.
+  is a bad image.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ except ImportError:  # a bare checkout; everything works without, more slowly
     simplejpeg = None
 
 from hetcl.images.formats import EXTENSIONS, HEAD, why_unreadable
-from hetcl.types import BadPicture, Sample
+from hetcl.types import BadImage, Sample
 
 MAX_PIXELS = 200_000_000
-"""Pictures with more pixels than this are taken for decompression bombs."""
+"""Images with more pixels than this are taken for decompression bombs."""
 MAX_BYTES = 2 << 30
 """Of a file; as many pixels as there may be, of 16 bits and with transparency, take 1.6e9."""
 FORMATS = tuple(
@@ -64,12 +64,12 @@ _EXIF_KEYS = ("exif", "xmp", "XML:com.adobe.xmp", "Raw profile type exif")
 
 
 def too_large(size: int) -> str:
-    """Why a file of more than ``MAX_BYTES`` is no picture."""
-    return f"{size:,} bytes, more than any picture has"
+    """Why a file of more than ``MAX_BYTES`` is no image."""
+    return f"{size:,} bytes, more than any image has"
 
 
-class Picture:
-    """A picture whose header has been read; the pixels are decoded when asked for.
+class EncodedImage:
+    """An image whose header has been read; the pixels are decoded when asked for.
 
     Attributes:
         width, height: size of the upright original in pixels.
@@ -83,7 +83,7 @@ class Picture:
         self._frame: _Frame | None = None
         if isinstance(data, np.ndarray):
             if data.dtype != np.uint8 or data.ndim != 3 or data.shape[2] != 3 or 0 in data.shape:
-                raise BadPicture(f"pixels are {data.dtype} {list(data.shape)}, not uint8 [H, W, 3]")
+                raise BadImage(f"pixels are {data.dtype} {list(data.shape)}, not uint8 [H, W, 3]")
             self.height, self.width = data.shape[:2]
             return
         self._frame = frame = _frame(data) if _TURBO else None
@@ -101,24 +101,24 @@ class Picture:
         if isinstance(self._data, np.ndarray):
             return Image.fromarray(self._data)
         # The header's image is used up by decoding it once.
-        picture = self._header or _open(self._data, self._max_pixels)
+        opened = self._header or _open(self._data, self._max_pixels)
         self._header = None
         try:
-            if reduce > 1 and isinstance(picture, JpegImagePlugin.JpegImageFile):
-                w, h = picture.size
-                picture.draft(None, (max(1, w // reduce), max(1, h // reduce)))
-            picture.load()
-            rgb = _to_rgb(picture)
+            if reduce > 1 and isinstance(opened, JpegImagePlugin.JpegImageFile):
+                w, h = opened.size
+                opened.draft(None, (max(1, w // reduce), max(1, h // reduce)))
+            opened.load()
+            rgb = _to_rgb(opened)
             return rgb if self._turn == 1 else rgb.transpose(_TURNS[self._turn])
         except Exception as error:  # a damaged file may fail in any way
-            raise BadPicture(_reason(error)) from error
+            raise BadImage(_reason(error)) from error
 
     def pixels(self, reduce: int = 1, rows: int | None = None) -> np.ndarray:
         """Decode.
 
         Args:
             reduce: 1, 2, 4 or 8. A JPEG is decoded at about 1 / ``reduce`` of its size (each side rounded
-                up), which is much quicker; other pictures come out whole. Compare the shape with ``width``
+                up), which is much quicker; other images come out whole. Compare the shape with ``width``
                 and ``height``.
             rows: how many rows of the upright original are needed, from the top; None for all. What lies below
                 may be black. A file that ends early is refused whatever the rows; other damage below may go unseen.
@@ -127,7 +127,7 @@ class Picture:
             uint8 ``[h, w, 3]``, RGB, upright; possibly read-only.
 
         Raises:
-            BadPicture: truncated or damaged data, or a kind of pixels without a way to RGB.
+            BadImage: truncated or damaged data, or a kind of pixels without a way to RGB.
         """
         if reduce not in (1, 2, 4, 8):
             raise ValueError(f"reduce={reduce}: it is 1, 2, 4 or 8")
@@ -141,43 +141,43 @@ class Picture:
         return np.asarray(self.image(reduce))
 
 
-def open_picture(sample: Sample | bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> Picture:
-    """Read a picture's header.
+def open_image(sample: Sample | bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> EncodedImage:
+    """Read an image's header.
 
     Args:
         sample: a sample of a source, or the bytes of an image file.
-        max_pixels: width times height above which the picture is refused, undecoded. (Pillow itself refuses,
+        max_pixels: width times height above which the image is refused, undecoded. (Pillow itself refuses,
             above twice ``PIL.Image.MAX_IMAGE_PIXELS``, what is not a JPEG.)
         upright: turn it as its EXIF orientation says; otherwise it stays as it is stored.
 
     Raises:
-        BadPicture: empty, not a picture, damaged header, no pixels, or too many.
+        BadImage: empty, not an image, damaged header, no pixels, or too many.
     """
-    return Picture(sample if isinstance(sample, bytes) else sample.data, max_pixels, upright=upright)
+    return EncodedImage(sample if isinstance(sample, bytes) else sample.data, max_pixels, upright=upright)
 
 
 def _open(data: bytes, max_pixels: int) -> Image.Image:
     if not data:
-        raise BadPicture("the file is empty")
+        raise BadImage("the file is empty")
     try:
         stream = io.BytesIO(data)
-        picture: ImageFile.ImageFile
+        image: ImageFile.ImageFile
         if data[:3] == b"\xff\xd8\xff":
-            picture = JpegImagePlugin.JpegImageFile(stream)  # spares asking every format
+            image = JpegImagePlugin.JpegImageFile(stream)  # spares asking every format
         else:
-            picture = Image.open(stream, formats=FORMATS)
+            image = Image.open(stream, formats=FORMATS)
     except Image.DecompressionBombError as error:
-        raise BadPicture(f"too many pixels, a decompression bomb? ({str(error).split(',')[0]})") from error
+        raise BadImage(f"too many pixels, a decompression bomb? ({str(error).split(',')[0]})") from error
     except Image.UnidentifiedImageError as error:
-        raise BadPicture(why_unreadable(data[:HEAD])) from error
+        raise BadImage(why_unreadable(data[:HEAD])) from error
     except Exception as error:
-        raise BadPicture(_reason(error)) from error
-    w, h = picture.size
+        raise BadImage(_reason(error)) from error
+    w, h = image.size
     if w < 1 or h < 1:
-        raise BadPicture(f"no pixels ({w} x {h})")
+        raise BadImage(f"no pixels ({w} x {h})")
     if w * h > max_pixels:
-        raise BadPicture(f"{w} x {h} is more than {max_pixels:,} pixels: a decompression bomb?")
-    return picture
+        raise BadImage(f"{w} x {h} is more than {max_pixels:,} pixels: a decompression bomb?")
+    return image
 
 
 class _Frame(NamedTuple):
@@ -267,34 +267,34 @@ def _reason(error: Exception) -> str:
     return f"damaged ({type(error).__name__}: {text})" if text else f"damaged ({type(error).__name__})"
 
 
-def _orientation(picture: Image.Image, data: bytes) -> int:
+def _orientation(image: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
-    if picture.format == "TIFF" or (picture.format == "JXL" and not getattr(picture, "jpeg", False)):
+    if image.format == "TIFF" or (image.format == "JXL" and not getattr(image, "jpeg", False)):
         return 1  # its decoder has turned it already
     try:
-        if picture.format == "PNG" and "exif" not in picture.info and b"eXIf" in data:
-            picture.load()  # EXIF may stand behind the pixels
-        if not any(key in picture.info for key in _EXIF_KEYS):
+        if image.format == "PNG" and "exif" not in image.info and b"eXIf" in data:
+            image.load()  # EXIF may stand behind the pixels
+        if not any(key in image.info for key in _EXIF_KEYS):
             return 1
-        turn = picture.getexif().get(_ORIENTATION, 1)
+        turn = image.getexif().get(_ORIENTATION, 1)
     except Exception:
         return 1
     return turn if turn in _TURNS else 1
 
 
-def _to_rgb(picture: Image.Image) -> Image.Image:
-    """RGB pixels of a loaded picture."""
-    mode = picture.mode
+def _to_rgb(image: Image.Image) -> Image.Image:
+    """RGB pixels of a loaded image."""
+    mode = image.mode
     if mode.startswith("I;16") or mode in ("I", "F"):
-        return Image.fromarray(_to_8_bits(np.asarray(picture))).convert("RGB")
-    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in picture.info:
-        rgba = picture.convert("RGBA")
+        return Image.fromarray(_to_8_bits(np.asarray(image))).convert("RGB")
+    if mode in ("RGBA", "LA", "PA", "La", "RGBa") or "transparency" in image.info:
+        rgba = image.convert("RGBA")
         if rgba.getchannel("A").getextrema()[0] == 255:
             return rgba.convert("RGB")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
     if mode == "RGB":
-        return picture
-    return picture.convert("RGB")
+        return image
+    return image.convert("RGB")
 
 
 def _to_8_bits(values: np.ndarray) -> np.ndarray:

@@ -26,7 +26,7 @@ from hetcl.images.listing import Branch, listing
 from hetcl.images.split_words import UNLABELLED, besides, fold, split_of
 from hetcl.images.splits import Layout, inner, layout_of, look
 from hetcl.images.tables import Table
-from hetcl.types import BadPicture, Sample
+from hetcl.types import BadImage, Sample
 
 log = logging.getLogger(__name__)
 
@@ -80,7 +80,7 @@ class FolderSource:
         self._root = os.fsencode(self.root)
         what = f" in {len(classes)} classes" if classes else ""
         without = f" ({self.unlabelled:,} without a label)" if self.unlabelled else ""
-        count = f"{len(self):,} picture{'s'[: len(self) != 1]}"
+        count = f"{len(self):,} image{'s'[: len(self) != 1]}"
         self.description = f"{count}{what}{without} in the folder {shown or root}"
 
     def __len__(self) -> int:
@@ -93,29 +93,29 @@ class FolderSource:
         return run.stop - self._ends[at] + index, run.label
 
     def path(self, index: int) -> bytes:
-        """Path of the picture, relative to the folder."""
+        """Path of the image, relative to the folder."""
         return self.table.string("path", self._place(index)[0])
 
     def sample(self, index: int) -> Sample:
-        """The file at ``index``. Raises BadPicture when it cannot be read."""
+        """The file at ``index``. Raises BadImage when it cannot be read."""
         row, label = self._place(index)
         inside = self.table.string("path", row)
         try:
             descriptor = os.open(os.path.join(self._root, inside), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
             with open(descriptor, "rb", buffering=0) as file:
                 if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise BadPicture("no longer a plain file")
+                    raise BadImage("no longer a plain file")
                 if (size := os.fstat(descriptor).st_size) > MAX_BYTES:
-                    raise BadPicture(too_large(size))
+                    raise BadImage(too_large(size))
                 data = file.read()
         except OSError as error:
-            raise BadPicture(f"cannot be read: {error.strerror}") from error
+            raise BadImage(f"cannot be read: {error.strerror}") from error
         return Sample(
             data=data, label=label if self.classes and label >= 0 else None, name=os.fsdecode(inside)
         )
 
     def label(self, index: int) -> int | None:
-        """The class of the picture, None where it has none."""
+        """The class of the image, None where it has none."""
         label = self._place(index)[1]
         return label if self.classes and label >= 0 else None
 
@@ -341,8 +341,8 @@ class Folder:
     def _label(self, name: str) -> int:
         exact, folded = self._numbers
         number = exact.get(name, folded.get(fold(name), -1))
-        if number < 0 and (said := besides(name)):  # test/test_cat for train/train_cat
-            other = self._spoken.get(said, -1)
+        if number < 0 and (stated := besides(name)):  # test/test_cat for train/train_cat
+            other = self._spoken.get(stated, -1)
             spoken = other >= 0 and (split_of(name)[0] or split_of(self.classes[other])[0])
             number = other if spoken else -1
         return number

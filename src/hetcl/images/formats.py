@@ -117,8 +117,8 @@ def why_unreadable(head: bytes) -> str:
             return f"{name}, which is not read here: {_ADVICE[endings]}"
     for start, what in _NO_IMAGES:
         if start.match(head):
-            return f"not a picture but {what}"
-    return f"not a picture (starts with {head[:8]!r})"
+            return f"not an image but {what}"
+    return f"not an image (starts with {head[:8]!r})"
 
 
 def ending(name: str) -> str:
@@ -154,14 +154,14 @@ class Aside:
 
     def advice(self) -> str:
         """What makes images of the files that may hold some, in a few words; or nothing."""
-        told = [
+        notes = [
             f"{', '.join(kind for kind in self.found if kind in endings)}: {what}"
             for endings, what in _ADVICE.items()
             if not endings <= EXTENSIONS and any(kind in endings for kind in self.found)
         ]
         if BROKEN in self.found:
-            told.append(f"{BROKEN}s: fetch what they point to")
-        return "; ".join(told)
+            notes.append(f"{BROKEN}s: fetch what they point to")
+        return "; ".join(notes)
 
 
 def _many(kind: str, count: int) -> str:

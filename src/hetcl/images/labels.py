@@ -1,4 +1,4 @@
-"""Labels beside the pictures of a shard, and the names of the classes."""
+"""Labels beside the images of a shard, and the names of the classes."""
 
 from __future__ import annotations
 

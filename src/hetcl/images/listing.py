@@ -192,7 +192,7 @@ def listing(root: str, cache: Path) -> Table:
         return _list(root, cache, key, seen)
     except OSError as error:
         raise InputError(
-            f"cannot write the list of the pictures in {root} to {cache} ({error.strerror}): "
+            f"cannot write the list of the images in {root} to {cache} ({error.strerror}): "
             "set HETCL_CACHE to a folder with room"
         ) from error
 
@@ -246,7 +246,7 @@ def _list(root: str, cache: Path, key: str, seen: Path) -> Table:
                 table.append("first", struct.pack("<q", count - 1))
             names.update(name + b"\0")
             if count % 1_000_000 == 0:
-                log.info("%s: %d million pictures listed so far", root, count // 1_000_000)
+                log.info("%s: %d million images listed so far", root, count // 1_000_000)
         if not count:
             raise InputError(_nothing(root, found))
         table.append("digest", names.digest())
@@ -264,9 +264,9 @@ def _nothing(root: str, found: Walk) -> str:
     hidden = f" and {found.hidden} hidden, which are not read" if found.hidden else ""
     what = f"found {found.aside.words()}{hidden}" if found.aside.found else f"it holds no files{hidden}"
     advice = found.aside.advice() or (
-        "a picture's name ends in .jpg, .png, .webp, .bmp, .gif, .tif or .ppm, and shards in .tar"
+        "an image's name ends in .jpg, .png, .webp, .bmp, .gif, .tif or .ppm, and shards in .tar"
     )
-    return f"no pictures in {root}: {what}; {advice}"
+    return f"no images in {root}: {what}; {advice}"
 
 
 def _forget_old(cache: Path, pattern: str, keep: Path) -> None:

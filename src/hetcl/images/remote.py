@@ -96,7 +96,7 @@ def list_shards(url: str) -> list[str]:
         ) from error
     found = sorted(name for name in names if name.endswith(".tar"))
     if not found:
-        raise InputError(f"no .tar shards in {url}: remote pictures are read from tar shards")
+        raise InputError(f"no .tar shards in {url}: remote images are read from tar shards")
     return [system.unstrip_protocol(name) for name in found]
 
 

@@ -1,11 +1,11 @@
-"""The built-in pictures: textured objects on textured grounds, with boxes, masks and classes.
+"""The built-in images: textured objects on textured grounds, with boxes, masks and classes.
 
 A scene is a function of (seed, index): nothing is stored, any scene is drawn when asked for. One object is
-clearly larger than the others and gives the picture its class. A class is a shape together with a family of
-textures; colours, sizes, places, turns and the ground are free, so each picture has details of its own, and
+clearly larger than the others and gives the image its class. A class is a shape together with a family of
+textures; colours, sizes, places, turns and the ground are free, so each image has details of its own, and
 where things are tells much.
 
-Lengths are shares of the picture's side until they are drawn; canvases are float32 ``[H, W, 3]`` in [0, 255].
+Lengths are shares of the image's side until they are drawn; canvases are float32 ``[H, W, 3]`` in [0, 255].
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ _SEED_VERSION = "scene-1"
 
 @dataclass(frozen=True)
 class Scene:
-    """A picture and what is in it; the first object is the dominant one. n objects, H = W = size."""
+    """An image and what is in it; the first object is the dominant one. n objects, H = W = size."""
 
     pixels: np.ndarray
     """uint8 ``[H, W, 3]``, RGB."""
@@ -78,7 +78,7 @@ def scene(index: int, *, seed: int, size: int = SIZE) -> Scene:
     Args:
         index: which scene.
         seed: which series of scenes.
-        size: side of the picture in pixels; at another size the same scene shows the same things.
+        size: side of the image in pixels; at another size the same scene shows the same things.
     """
     rng = generator(_SEED_VERSION, seed, index)
     things = _layout(rng, label_of(index, seed=seed))
@@ -152,7 +152,7 @@ def _plane(size: int) -> tuple[np.ndarray, np.ndarray]:
     return at[None, :], at[:, None]
 
 
-def _colours(rng: np.random.Generator, apart: float) -> tuple[np.ndarray, np.ndarray]:
+def _colors(rng: np.random.Generator, apart: float) -> tuple[np.ndarray, np.ndarray]:
     """Two colours whose brightness differs by at least ``apart`` (of 255)."""
     pair = rng.uniform(15, 240, (2, 3)).astype(np.float32)
     gap = float(pair[1].mean() - pair[0].mean())
@@ -167,7 +167,7 @@ def _colours(rng: np.random.Generator, apart: float) -> tuple[np.ndarray, np.nda
 def _ground(rng: np.random.Generator, size: int) -> np.ndarray:
     """A gradient with colour noise at several scales and, mostly, stripes, ripples or tiles."""
     x, y = _plane(size)
-    first, second = _colours(rng, 20)
+    first, second = _colors(rng, 20)
     turn, period, phase = rng.uniform(0, 2 * np.pi), rng.uniform(0.05, 0.2), rng.uniform(0, 2 * np.pi)
     strength, roughness = rng.uniform(8, 30), rng.uniform(0.4, 1.4)
     kind = int(rng.integers(5))
@@ -233,7 +233,7 @@ def _texture(rng: np.random.Generator, kind: str, u: np.ndarray, v: np.ndarray) 
 def _draw(rng: np.random.Generator, canvas: np.ndarray, thing: Thing) -> np.ndarray:
     """Paint a thing and its shadow onto the canvas, in place; bool ``[H, W]``: the pixels it takes."""
     size = len(canvas)
-    first, second = _colours(rng, 80)
+    first, second = _colors(rng, 80)
     light, shade, rim = rng.uniform(0, 2 * np.pi), rng.uniform(10, 45), rng.uniform(0, 0.5)
     reach = _REACH * thing.radius * max(thing.stretch, 1 / thing.stretch) + 0.04
     x0, x1, y0, y1 = (
@@ -265,7 +265,7 @@ def _draw(rng: np.random.Generator, canvas: np.ndarray, thing: Thing) -> np.ndar
 
 
 class ScenesSource:
-    """Scenes as pictures (``types.Source``), drawn when asked for.
+    """Scenes as images (``types.Source``), drawn when asked for.
 
     Args:
         count: how many.
@@ -300,7 +300,7 @@ class ScenesSource:
 
 
 def scenes_source(data: str, *, validation: bool = False) -> ScenesSource:
-    """Open ``scenes:N``; its held-out pictures are a fifth as many (50 to 1,000) scenes of another series.
+    """Open ``scenes:N``; its held-out images are a fifth as many (50 to 1,000) scenes of another series.
 
     Raises:
         InputError: ``N`` is no positive number.
@@ -308,7 +308,7 @@ def scenes_source(data: str, *, validation: bool = False) -> ScenesSource:
     text = data.removeprefix("scenes:").replace("_", "")
     if not (text.isascii() and text.isdigit()) or not 0 < int(text) < 1 << 62:
         raise InputError(
-            f"{data}: N in scenes:N is how many pictures to generate, 1 or more, such as scenes:1000"
+            f"{data}: N in scenes:N is how many images to generate, 1 or more, such as scenes:1000"
         )
     count = int(text)
     if validation:

@@ -65,7 +65,7 @@ class Shards:
         return self._source(self.parts[split], like)
 
     def _source(self, files: Sequence[str], like: Table | None = None) -> Source:
-        """The source over ``files``; ``like``: the training pictures, whose classes it has."""
+        """The source over ``files``; ``like``: the training images, whose classes it has."""
         table, copies, window = prepare(files, self.cache, cache_bytes=self.room[0], window=self.room[1])
         self._said += [(level, line) for level, line in table.meta["said"]]
         names = self._names(files[0])

@@ -1,6 +1,6 @@
 """Tar shards in the webdataset convention (``KEY.jpg``, ``KEY.cls``, ``KEY.json``), read at random.
 
-Each shard's headers are read once (``tars.py``); a table keeps 20 bytes a picture: where it lies, its size,
+Each shard's headers are read once (``tars.py``); a table keeps 20 bytes an image: where it lies, its size,
 its shard and its label. Remote shards are read from local copies (``copies.py``).
 """
 
@@ -27,12 +27,12 @@ from hetcl.images.remote import Shard, TransferError, locate
 from hetcl.images.splits import split_shards
 from hetcl.images.tables import Table, TableError, TableWriter, strings
 from hetcl.images.tars import BLOCK, Entry, Found, entries
-from hetcl.types import BadPicture, Sample
+from hetcl.types import BadImage, Sample
 
 log = logging.getLogger(__name__)
 
 RECORD = np.dtype([("offset", "<u8"), ("size", "<u4"), ("shard", "<u4"), ("label", "<i4")])
-"""One picture in the index: 20 bytes. ``label`` is -1 where there is none."""
+"""One image in the index: 20 bytes. ``label`` is -1 where there is none."""
 
 
 _SAY_EVERY = 30
@@ -48,13 +48,13 @@ def prepare(
         files: paths and addresses.
         cache: folder for the index and for copies of remote shards.
         cache_bytes: bytes that those may take; None for what is free, less a margin.
-        window: within how many pictures they will be mixed where not all remote shards fit; 0 leaves it to the data.
+        window: within how many images they will be mixed where not all remote shards fit; 0 leaves it to the data.
 
     Returns:
         the index; the copies, where there are remote shards; the window, 0 where all of them fit.
 
     Raises:
-        InputError: a shard is missing or unusable or cannot be fetched, there are no pictures in any of them, or the
+        InputError: a shard is missing or unusable or cannot be fetched, there are no images in any of them, or the
             disk is too small for the shards of a window.
     """
     shards = locate(files, cache)
@@ -68,14 +68,14 @@ def prepare(
     table = index(shards, cache, copies)
     if not turns:
         return table, copies, 0
-    pictures = table.length("picture")
-    window = window or window_of(shards, pictures)
-    announce(copies, shards, pictures, window)
+    images = table.length("image")
+    window = window or window_of(shards, images)
+    announce(copies, shards, images, window)
     return table, copies, window
 
 
 def index(shards: Sequence[Shard], cache: Path, copies: Copies | None = None) -> Table:
-    """The table of the pictures in ``shards``: from the cache, or made by one process while others wait.
+    """The table of the images in ``shards``: from the cache, or made by one process while others wait.
 
     The cache is keyed by the paths, sizes and times of change of local shards, and by the addresses and states of
     remote ones.
@@ -86,7 +86,7 @@ def index(shards: Sequence[Shard], cache: Path, copies: Copies | None = None) ->
         copies: where remote shards are read, each once; None when there are none.
 
     Raises:
-        InputError: a shard is missing or unusable, or there are no pictures in any of them.
+        InputError: a shard is missing or unusable, or there are no images in any of them.
     """
     key = hashlib.blake2b(f"4 {sorted(EXTENSIONS)}".encode(), digest_size=16)
     for shard in shards:
@@ -126,13 +126,13 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
     digest = hashlib.blake2b(digest_size=8)
     label = LabelReader()
     columns = {
-        "picture": RECORD,
+        "image": RECORD,
         "start": np.dtype("<i8"),
         "bytes": np.dtype("<u8"),
         **strings("shard"),
         **strings("url"),
     }
-    count, labelled, said = 0, 0, time.monotonic()
+    count, labelled, stated = 0, 0, time.monotonic()
     numbers = np.zeros(0, np.int64)
     found = Found()
     with TableWriter(place, columns) as table:
@@ -142,13 +142,13 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
             for entry in _entries(shard, copies, label, found):
                 if entry.size >= 1 << 32:
                     raise InputError(
-                        f"{entry.key} in {name} has {entry.size:,} bytes; a picture has less than 4 GiB"
+                        f"{entry.key} in {name} has {entry.size:,} bytes; an image has less than 4 GiB"
                     )
                 rows += np.array((entry.offset, entry.size, number, entry.label), RECORD).tobytes()
                 digest.update(f"{entry.key}\0{entry.size}\0".encode("utf-8", "surrogateescape"))
             records, again = merged(np.frombuffer(rows, RECORD), found)
             digest.update(b"%d again" % again if again else b"")
-            table.append("picture", records.tobytes())
+            table.append("image", records.tobytes())
             known = records["label"][records["label"] >= 0]
             labelled, count = labelled + len(known), count + len(records)
             numbers = np.union1d(numbers, known)
@@ -158,14 +158,14 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
             if count > start:
                 table.append("start", np.int64(start).tobytes())
             else:
-                log.warning("%s holds no pictures", name)
-            if time.monotonic() - said > _SAY_EVERY:
-                log.info("%d of %d shards indexed, %s pictures", number + 1, len(shards), f"{count:,}")
-                said = time.monotonic()
+                log.warning("%s holds no images", name)
+            if time.monotonic() - stated > _SAY_EVERY:
+                log.info("%d of %d shards indexed, %s images", number + 1, len(shards), f"{count:,}")
+                stated = time.monotonic()
         first = shards[0].url or shards[0].path
         if not count:
             raise InputError(
-                f"no pictures in {first} (of {len(shards)} shards)"
+                f"no images in {first} (of {len(shards)} shards)"
                 + "".join(f": {line}" for _, line in _said("them", found, label, 0, 0, numbers)[:1])
                 + ": name the members KEY.jpg (or .png, .webp ...) and KEY.cls"
             )
@@ -175,7 +175,7 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
             present=len(numbers),
             unlabelled=count - labelled if labelled else 0,
             folder=min(found.folders) if len(found.folders) > 1 else "",
-            said=_said(
+            stated=_said(
                 first if len(shards) == 1 else f"the shards of {os.path.dirname(first) or '.'}",
                 found,
                 label,
@@ -188,14 +188,14 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
 
 
 def merged(records: np.ndarray, found: Found) -> tuple[np.ndarray, int]:
-    """The pictures of one shard with each once, though links repeat it: the first that has a label, else the first.
+    """The images of one shard with each once, though links repeat it: the first that has a label, else the first.
 
     Args:
         records: of dtype ``RECORD``, in the order of the shard.
-        found: where pictures that are named again and labels that contradict each other are counted.
+        found: where images that are named again and labels that contradict each other are counted.
 
     Returns:
-        the pictures, in the order of the names that are kept; how many names are not. A picture with several labels
+        the images, in the order of the names that are kept; how many names are not. An image with several labels
         has none.
     """
     order = np.lexsort((np.arange(len(records)), records["label"] < 0, records["offset"]))
@@ -274,7 +274,7 @@ def _said(
         lines.append(
             (
                 logging.WARNING,
-                f"without a label: {bare:,} of {count:,} pictures in {name}; they are trained on, but left out where "
+                f"without a label: {bare:,} of {count:,} images in {name}; they are trained on, but left out where "
                 "labels are used",
             )
         )
@@ -293,7 +293,7 @@ def _said(
 
 
 def _entries(shard: Shard, copies: Copies, label: LabelReader, found: Found) -> Iterator[Entry]:
-    """The pictures of a shard; a remote one is fetched when it is not here, and stays as long as this lasts."""
+    """The images of a shard; a remote one is fetched when it is not here, and stays as long as this lasts."""
     try:
         with copies.held(shard) as path:
             try:
@@ -305,14 +305,14 @@ def _entries(shard: Shard, copies: Copies, label: LabelReader, found: Found) -> 
 
 
 class ShardSource:
-    """Pictures of tar shards (``types.Source``).
+    """Images of tar shards (``types.Source``).
 
     Args:
         table: the index of the shards.
         name: what to call them in the description.
-        classes: names of the classes; ``None`` names them by number where the pictures have labels.
+        classes: names of the classes; ``None`` names them by number where the images have labels.
         copies: where remote shards are read; None when there are none.
-        window: mix pictures within windows of that many, since not all shards fit on the disk; 0 when they do.
+        window: mix images within windows of that many, since not all shards fit on the disk; 0 when they do.
 
     Raises:
         InputError: a label beyond the given names.
@@ -340,7 +340,7 @@ class ShardSource:
             self.classes = tuple(str(i) for i in range(count))
         elif len(classes) < count:
             raise InputError(
-                f"{name}: a picture has the label {count - 1}, but there are only {len(classes)} class names "
+                f"{name}: an image has the label {count - 1}, but there are only {len(classes)} class names "
                 "(labels count from 0)"
             )
         else:
@@ -355,8 +355,8 @@ class ShardSource:
         self.unlabelled: int = table.meta.get("unlabelled", 0)
         what = f" in {table.meta.get('present', count)} classes" if self.classes else ""
         what += f" ({self.unlabelled:,} without a label)" if self.unlabelled else ""
-        shards, pictures = table.length("shard"), f"{len(self):,} picture{'s'[: len(self) != 1]}"
-        self.description = f"{pictures}{what} in {shards:,} shard{'s'[: shards != 1]} of {name}"
+        shards, images = table.length("shard"), f"{len(self):,} image{'s'[: len(self) != 1]}"
+        self.description = f"{images}{what} in {shards:,} shard{'s'[: shards != 1]} of {name}"
         self._prepare()
 
     def _prepare(self) -> None:
@@ -374,29 +374,29 @@ class ShardSource:
         return open(self.table.string("shard", shard), "rb", buffering=0)
 
     def __len__(self) -> int:
-        return self.table.length("picture")
+        return self.table.length("image")
 
     def sample(self, index: int) -> Sample:
-        """The picture at ``index``, whose shard is fetched when it is remote and not here.
+        """The image at ``index``, whose shard is fetched when it is remote and not here.
 
         Raises:
-            BadPicture: it cannot be read.
+            BadImage: it cannot be read.
             WorkFailed: its shard cannot be fetched.
         """
-        offset, size, shard, label = self.table["picture"][index].item()
+        offset, size, shard, label = self.table["image"][index].item()
         if size > MAX_BYTES:
-            raise BadPicture(too_large(size))
+            raise BadImage(too_large(size))
         try:
             # The header before the data carries the name: one read for both.
             block = self._read(shard, size + BLOCK, offset - BLOCK)
         except OSError as error:
-            raise BadPicture(f"the shard cannot be read: {error.strerror}") from error
+            raise BadImage(f"the shard cannot be read: {error.strerror}") from error
         except TransferError as error:
             raise WorkFailed(
                 f"{error}. What was saved is kept; --resume goes on from it once the shards can be had again"
             ) from error
         if len(block) < size + BLOCK:
-            raise BadPicture("the shard has become shorter since it was indexed")
+            raise BadImage("the shard has become shorter since it was indexed")
         member = block[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
         shard_name = os.path.basename(os.fsdecode(self.table.string("shard", shard)))
         known = self.classes is not None and label >= 0
@@ -420,11 +420,11 @@ class ShardSource:
 
     def label(self, index: int) -> int | None:
         """The label alone, from the index."""
-        label = int(self.table["picture"][index]["label"]) if self.classes else -1
+        label = int(self.table["image"][index]["label"]) if self.classes else -1
         return label if label >= 0 else None
 
     def blocks(self) -> np.ndarray | None:
-        """First picture of each shard, int64 ``[shards]``."""
+        """First image of each shard, int64 ``[shards]``."""
         return np.array(self.table["start"], np.int64)
 
 

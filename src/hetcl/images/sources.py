@@ -1,4 +1,4 @@
-"""The ``DATA`` argument: a folder of pictures, tar shards or the built-in scenes, as a ``types.Source``.
+"""The ``DATA`` argument: a folder of images, tar shards or the built-in scenes, as a ``types.Source``.
 
 ::
 
@@ -6,7 +6,7 @@
     shards-{0000..0004}.tar     shard files: one, a brace pattern, a glob, or several joined by commas
     shards/                     a folder that holds only shards; train-*.tar, val-*.tar (or folders) are the splits
     s3://bucket/x-{00..99}.tar  remote shards, copied to local disk: all of them, or as many as fit, in turn
-    scenes:1000                 generated pictures (``scenes.py``)
+    scenes:1000                 generated images (``scenes.py``)
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ _PACKED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tbz"
 _DEPTH = 3
 """Levels of folders in which shards are looked for."""
 _RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
-_HELP = "DATA is a folder of pictures, tar shards (x-{0000..0004}.tar or their folder) or scenes:N"
+_HELP = "DATA is a folder of images, tar shards (x-{0000..0004}.tar or their folder) or scenes:N"
 
 
 def open_source(
@@ -53,15 +53,15 @@ def open_source(
     window: int = 0,
     strict: bool = False,
 ) -> Source:
-    """Open the pictures that ``data`` names. What was taken for what is logged.
+    """Open the images that ``data`` names. What was taken for what is logged.
 
     Args:
         data: see the module's docstring.
-        split: ``train``; ``val`` or ``test`` for the held-out pictures; ``all`` for everything, splits put aside.
-        folder_classes: take the sub-folders of a folder of pictures for classes.
+        split: ``train``; ``val`` or ``test`` for the held-out images; ``all`` for everything, splits put aside.
+        folder_classes: take the sub-folders of a folder of images for classes.
         cache: folder for listings, indexes and copies of remote shards; None for the usual one.
         cache_bytes: bytes that copies of remote shards may take; None for what is free there, less a margin.
-        window: within how many pictures they will be mixed, where not all remote shards fit; 0 leaves it to the
+        window: within how many images they will be mixed, where not all remote shards fit; 0 leaves it to the
             source (``Source.prefers_window``).
         strict: refuse class folders that look like splits, domains or folds, instead of warning.
 
@@ -99,10 +99,10 @@ def open_held_out(
     cache_bytes: int | None = None,
     window: int = 0,
 ) -> dict[str, Source]:
-    """The held-out pictures of ``data``: those of ``splits`` (``val``, ``test``) that it has, by name.
+    """The held-out images of ``data``: those of ``splits`` (``val``, ``test``) that it has, by name.
 
     They are ``val/`` beside ``train/``, ``val-*.tar`` beside ``train-*.tar``, or scenes of another key (``val``).
-    Classes have the training pictures' numbers.
+    Classes have the training images' numbers.
 
     Raises:
         InputError: as ``open_source``.
@@ -113,7 +113,7 @@ def open_held_out(
 
 
 def open_validation(data: str, **options: Any) -> Source | None:
-    """The validation pictures of ``data``, or None when it has none; options and faults as ``open_held_out``."""
+    """The validation images of ``data``, or None when it has none; options and faults as ``open_held_out``."""
     return open_held_out(data, **options).get("val")
 
 
@@ -122,11 +122,11 @@ class _Place(Protocol):
 
     @property
     def splits(self) -> Mapping[str, int]:
-        """The splits that there are, and how many pictures or shards each has; empty where there are none."""
+        """The splits that there are, and how many images or shards each has; empty where there are none."""
         ...
 
     def open(self, split: str) -> Source | None:
-        """The pictures of a split, None where there are none; ``train`` is everything where there are no splits."""
+        """The images of a split, None where there are none; ``train`` is everything where there are no splits."""
         ...
 
     def words(self, split: str) -> list[tuple[int, str]]:
@@ -199,10 +199,10 @@ def _one_file(path: str) -> str:
             f"{path} is one of several, and a folder: name it alone, or a folder with links to all"
         )
     if is_image(path):
-        raise InputError(f"{path} is a single picture: name the folder that holds it ({here})")
+        raise InputError(f"{path} is a single image: name the folder that holds it ({here})")
     if ending(path) in (".txt", ".csv", ".tsv", ".json", ".jsonl", ".lst", ".xml", ".yaml", ".yml"):
         raise InputError(
-            f"{path} is a list, which is not read: {_HELP}. Name the folder of its pictures (a folder of links, "
+            f"{path} is a list, which is not read: {_HELP}. Name the folder of its images (a folder of links, "
             "if it names some of them only)"
         )
     advice = Aside({ending(path): (1, path)}).advice()
@@ -212,7 +212,7 @@ def _one_file(path: str) -> str:
 
 
 def _shards_below(path: str) -> list[str]:
-    """The tars of a folder of shards: of one that holds tars, itself or in folders below, and no pictures."""
+    """The tars of a folder of shards: of one that holds tars, itself or in folders below, and no images."""
     tars: list[str] = []
     seen: set[tuple[int, int]] = set()
     level = [path]
@@ -225,7 +225,7 @@ def _shards_below(path: str) -> list[str]:
         level = below
     if tars and next(walk(path), None) is not None:
         log.warning(
-            "%s holds pictures and tars: the tars are left aside (name them with a pattern to use them)", path
+            "%s holds images and tars: the tars are left aside (name them with a pattern to use them)", path
         )
         return []
     return sorted(tars, key=os.fsencode)
@@ -325,7 +325,7 @@ def _patterns(data: str) -> Iterator[str]:
             found = sorted(glob.glob(part, recursive=True), key=os.fsencode)
             if not found and is_image(part):
                 raise InputError(
-                    f"{part} matches no file: name the folder of the pictures, {os.path.dirname(part)}"
+                    f"{part} matches no file: name the folder of the images, {os.path.dirname(part)}"
                 )
             if not found:
                 raise InputError(f"{part} matches no file{_near(part)}")

@@ -123,12 +123,12 @@ def _of_classes(groups: Mapping[tuple[str, ...], dict[str, list[Branch]]]) -> bo
 
 def _alike(others: tuple[str, ...], plain: list[Branch]) -> bool:
     """Whether folders that are of no split say nothing but what those of splits say besides."""
-    said = {word for word in others if len(word) > 1}
-    return all(words_of(b.name) and set(words_of(b.name)) - NEUTRAL == said for b in plain)
+    stated = {word for word in others if len(word) > 1}
+    return all(words_of(b.name) and set(words_of(b.name)) - NEUTRAL == stated for b in plain)
 
 
 def _settled(found: dict[str, list[T]], name: Callable[[T], str]) -> dict[str, list[T]]:
-    """Splits in their order, each picture in one: of train, trainval and val the first and the last; of dev and eval
+    """Splits in their order, each image in one: of train, trainval and val the first and the last; of dev and eval
     (without test) the first for validation, the second for testing."""
     train, val = found.get("train", []), found.get("val", [])
     if val:

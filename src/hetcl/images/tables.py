@@ -167,8 +167,8 @@ class Table:
                     raise ValueError("its footer does not match its checksum")
                 footer = json.loads(text)
                 file.seek(0)
-                said = footer["crc32"] if check else None
-                if said is not None and said != _crc(file, end - length):
+                stated = footer["crc32"] if check else None
+                if stated is not None and stated != _crc(file, end - length):
                     raise ValueError("its columns do not match their checksum")
         except (OSError, ValueError) as error:
             raise TableError(
@@ -235,7 +235,7 @@ def cache_folder(cache: Path | None = None) -> Path:
         spare = spare_folder()
     except OSError as error:
         raise InputError(
-            f"no folder for the list of pictures: {reason}, and the temporary folder cannot be written "
+            f"no folder for the list of images: {reason}, and the temporary folder cannot be written "
             f"({error.strerror}); set HETCL_CACHE to a folder with room"
         ) from error
     log.warning("%s: listings go to %s; set HETCL_CACHE to keep them", reason, spare)

@@ -1,4 +1,4 @@
-"""One pass over the headers of a tar shard: which members belong together, where the pictures lie, their
+"""One pass over the headers of a tar shard: which members belong together, where the images lie, their
 labels.
 
 A sample is the run of neighbouring members that share a KEY, which is everything before the first dot of the
@@ -42,7 +42,7 @@ _FOLDERS_AT_MOST = 64
 
 @dataclass(frozen=True)
 class Entry:
-    """One picture of a shard: the member that holds it, and its label (-1 for none)."""
+    """One image of a shard: the member that holds it, and its label (-1 for none)."""
 
     key: str
     offset: int
@@ -244,7 +244,7 @@ class _Group:
     def __init__(self, key: str) -> None:
         self.key = key
         self.seen: dict[str, tuple[Member, bool]] = {}
-        self.picture: Member | None = None
+        self.image: Member | None = None
         self.exact = False
         self.extra = 0
         self.labels: dict[str, Member] = {}
@@ -256,15 +256,15 @@ class _Group:
             self.labels[extension] = member
         elif image:
             exact = "." not in extension
-            self.extra += self.picture is not None
-            if self.picture is None or (exact and not self.exact):
-                self.picture, self.exact = member, exact
+            self.extra += self.image is not None
+            if self.image is None or (exact and not self.exact):
+                self.image, self.exact = member, exact
         else:
             self.others.append((extension, member))
 
 
 def entries(path: str, label: LabelReader | None = None, found: Found | None = None) -> Iterator[Entry]:
-    """The pictures of a shard in their order; what belongs to no picture is counted in ``found``."""
+    """The images of a shard in their order; what belongs to no image is counted in ``found``."""
     label, found = label or LabelReader(), found or Found()
     extra = 0
     with _open(path) as file:
@@ -272,7 +272,7 @@ def entries(path: str, label: LabelReader | None = None, found: Found | None = N
             extra += group.extra
             for extension, other in group.others:
                 found.aside.add("." + extension.rpartition(".")[2] if extension else "", other.name)
-            member = group.picture
+            member = group.image
             if member is None:
                 if group.labels.keys() - {"json"} and not group.others:
                     found.astray += 1
@@ -286,7 +286,7 @@ def entries(path: str, label: LabelReader | None = None, found: Found | None = N
             yield Entry(group.key, member.offset, member.size, number)
     if extra:
         log.warning(
-            "%s: %d more pictures share the key of another (the part before the first dot) and are left out: "
+            "%s: %d more images share the key of another (the part before the first dot) and are left out: "
             "give each a name of its own up to there, or unpack the tar and name the folder",
             path,
             extra,

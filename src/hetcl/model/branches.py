@@ -15,7 +15,7 @@ from hetcl.model.pyramid import seeded
 
 
 class SemanticBranch(nn.Module):
-    """What is in the picture: C5 averaged over space, then a linear layer or an MLP (MoCo-v1, MoCo-v2).
+    """What is in the image: C5 averaged over space, then a linear layer or an MLP (MoCo-v1, MoCo-v2).
 
     Initial weights are PyTorch's defaults for linear layers, as in the official code, whose names ``fc`` (v1)
     and ``fc.0``, ``fc.2`` (v2) these are.
@@ -64,13 +64,13 @@ class SpatialBranch(nn.Module):
     fused and vanilla compute the same function.
 
     Convolutions start as in the FPN paper's implementations: Kaiming uniform with a = 1 (variance 1 / fan-in,
-    which keeps the scale of its input), biases zero, so that no direction is common to all pictures by
+    which keeps the scale of its input), biases zero, so that no direction is common to all images by
     construction.
 
     Args:
         channels: channels of C2..C5 (``pyramid.spec.channels``).
         width: channels of the laterals.
-        side: S. Larger maps are average-pooled to it, smaller ones upsampled, so any picture size works.
+        side: S. Larger maps are average-pooled to it, smaller ones upsampled, so any image size works.
         fused: pool first, or vanilla. The weights and their names are the same.
         seed: what the initial weights are a function of; None draws from torch's global generator.
     """

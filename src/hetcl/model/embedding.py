@@ -40,7 +40,7 @@ class Embedding(nn.Module):
     def forward(self, images: Tensor) -> Parts:
         """``[B, 3, H, W]`` -> ``{name: [B, dim]}``, unit vectors in at least fp32."""
         maps = self.pyramid(images)
-        return {name: normalise(branch(maps)) for name, branch in self.branches.items()}
+        return {name: normalize(branch(maps)) for name, branch in self.branches.items()}
 
     def concat(self, parts: Parts) -> Tensor:
         """Parts side by side in the order of ``dims``: ``[B, sum of dims]``.
@@ -51,7 +51,7 @@ class Embedding(nn.Module):
         return torch.cat([parts[name] for name in self.branches], dim=1)
 
 
-def normalise(x: Tensor) -> Tensor:
+def normalize(x: Tensor) -> Tensor:
     """Rows of ``[B, D]`` to unit length, in fp32 or float64 whatever autocast says; a zero row stays zero."""
     with torch.autocast(x.device.type, enabled=False):
         return F.normalize(x.to(torch.promote_types(x.dtype, torch.float32)), dim=1)

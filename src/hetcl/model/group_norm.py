@@ -52,8 +52,8 @@ class OverGroups(_BatchNorm):
                 "variance: make the groups fewer or the images larger"
             )
         self._check_input_dim(input)
-        normalise = _fusible if torch.compiler.is_compiling() else _Sliced.apply
-        out, mean, var = normalise(input, self.weight, self.bias, self.groups, self.eps)
+        normalize = _fusible if torch.compiler.is_compiling() else _Sliced.apply
+        out, mean, var = normalize(input, self.weight, self.bias, self.groups, self.eps)
         if self.running_mean is not None and self.running_var is not None:
             kept = self.keep(0, 1) if self.kept is None else self.kept
             for old, new in ((self.running_mean, mean.mean(0)), (self.running_var, var.mean(0))):
@@ -186,7 +186,7 @@ def group_batch_norm(module: nn.Module, groups: int) -> nn.Module:
             synchronised batch norm, in-place activated batch norm, EvoNorm-B, a batch norm of the user's own.
     """
     for name, child in module.named_modules():
-        if isinstance(child, nn.SyncBatchNorm) or _normalises_batch_otherwise(child):
+        if isinstance(child, nn.SyncBatchNorm) or _normalizes_batch_otherwise(child):
             raise InputError(
                 f"{name or 'the model'} is a {type(child).__name__}, which cannot be split into groups: "
                 "use plain batch norm (statistics shared over the batch would also leak the pairing)"
@@ -200,7 +200,7 @@ def group_batch_norm(module: nn.Module, groups: int) -> nn.Module:
     return module
 
 
-def _normalises_batch_otherwise(module: nn.Module) -> bool:
+def _normalizes_batch_otherwise(module: nn.Module) -> bool:
     """Running variance of its own, yet no batch norm that we know, nor instance norm or a frozen one."""
     known = isinstance(module, (_BatchNorm, _InstanceNorm)) or "Frozen" in type(module).__name__
     return not known and any("running_var" in name for name, _ in module.named_buffers(recurse=False))

@@ -26,7 +26,7 @@ from hetcl.types import PyramidSpec
 Maps = tuple[Tensor, Tensor, Tensor, Tensor]
 STRIDES = (4, 8, 16, 32)
 PROBES = ((64, 96), (224, 224))
-"""Height and width of the pictures that find a model's stages; the second is for models of one fixed size."""
+"""Height and width of the images that find a model's stages; the second is for models of one fixed size."""
 
 
 class Pyramid(nn.Module):
@@ -75,7 +75,7 @@ class WrappedPyramid(Pyramid):
         body: returns the four maps, maybe among others.
         last: per map, whether the body gives it as ``[B, H, W, C]``.
         pick: which outputs of the body are the four maps.
-        size: height and width of the only pictures the body takes; None takes any.
+        size: height and width of the only images the body takes; None takes any.
     """
 
     def __init__(
@@ -97,7 +97,7 @@ class WrappedPyramid(Pyramid):
         if self.size is not None and tuple(images.shape[-2:]) != self.size:
             given, taken = ("x".join(map(str, size)) for size in (images.shape[-2:], self.size))
             raise InputError(
-                f"{self.arch} takes pictures of {taken} pixels only, not {given}: "
+                f"{self.arch} takes images of {taken} pixels only, not {given}: "
                 "use that size, or a backbone that takes any"
             )
         out = self.body(images)
@@ -296,7 +296,7 @@ def _timm(name: str) -> Pyramid:
 
 
 def _timm_body(arch: str, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
-    """The feature model, and the only size of picture it takes, if so."""
+    """The feature model, and the only size of image it takes, if so."""
     import timm
 
     try:

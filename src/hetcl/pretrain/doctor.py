@@ -21,23 +21,23 @@ from lightning_fabric import Fabric
 
 from hetcl.analysis.labelled import why_none
 from hetcl.errors import InputError
-from hetcl.images.decode import open_picture
+from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.machine import cores
 from hetcl.pretrain.build import build_model, build_task
-from hetcl.pretrain.monitors import some_pictures
+from hetcl.pretrain.monitors import some_images
 from hetcl.pretrain.plan import held_out_of
 from hetcl.printable import say
 from hetcl.runs.folder import machine
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
 from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import count, duration
-from hetcl.types import BadPicture, Source, ViewBatch, ViewPolicy
+from hetcl.types import BadImage, Source, ViewBatch, ViewPolicy
 from hetcl.views import photometric
 from hetcl.views.loader import name_of
 
 SAMPLES = 64
-"""Pictures that are opened to judge the data."""
+"""Images that are opened to judge the data."""
 VIEWS_OVER_DECODING = 1.3
 """A worker's time for an image, cropped twice, over that of decoding it whole (docs/results.md)."""
 
@@ -63,12 +63,12 @@ class _OneBatch:
 
     def __init__(self, policy: ViewPolicy, *, images: int, size: int, views: int) -> None:
         noise, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-        colour = np.stack([photometric.draw(policy, rng) for _ in range(views * images)])
+        color = np.stack([photometric.draw(policy, rng) for _ in range(views * images)])
         self.batch = ViewBatch(
             images=torch.randint(256, (views, images, 3, size, size), generator=noise, dtype=torch.uint8),
             boxes=torch.zeros(views, images, 4),
             sizes=torch.ones(images, 2),
-            colour=torch.from_numpy(colour).reshape(views, images, -1),
+            color=torch.from_numpy(color).reshape(views, images, -1),
             index=torch.arange(images),
             label=torch.zeros(images, dtype=torch.int64),
         )
@@ -144,9 +144,9 @@ def doctor(
     settings = resolve(recipe, overrides)
     _machine(warnings)
     source, reading = None, 0.0
-    told: list[str] = []
+    notes: list[str] = []
     if data is not None:
-        with _aloud() as told:
+        with _aloud() as notes:
             source = open_source(
                 data,
                 split=settings.data_split,
@@ -160,7 +160,7 @@ def doctor(
     for line in warnings:
         say(f"! {line}")
     if not warnings:
-        say("nothing else to object to" if told else "nothing to object to")
+        say("nothing else to object to" if notes else "nothing to object to")
     return warnings
 
 
@@ -170,12 +170,12 @@ def _aloud() -> Iterator[list[str]]:
 
     Yields the warnings among it, as they come.
     """
-    told: list[str] = []
+    notes: list[str] = []
 
     class Here(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             mark = "! " if record.levelno >= logging.WARNING else ""
-            told.extend([record.getMessage()] if mark else [])
+            notes.extend([record.getMessage()] if mark else [])
             say(f"data      {mark}{record.getMessage()}")
 
     rooms = logging.getLogger("hetcl")
@@ -183,7 +183,7 @@ def _aloud() -> Iterator[list[str]]:
     rooms.handlers, rooms.propagate = [Here()], False
     rooms.setLevel(logging.INFO)
     try:
-        yield told
+        yield notes
     finally:
         rooms.handlers, rooms.propagate = before[0], before[2]
         rooms.setLevel(before[1])
@@ -210,21 +210,21 @@ def _machine(warnings: list[str]) -> None:
 
 
 def _data(source: Source, held_out: Source | None, settings: Settings, warnings: list[str]) -> float:
-    """Open some pictures, spread over the data, and say what training will make of it; seconds for each."""
+    """Open some images, spread over the data, and say what training will make of it; seconds for each."""
     say(f"data      {source.description}")
     sizes, bad = [], []
     began = time.monotonic()
     near = source.prefers_window > 0
-    for index in np.sort(some_pictures(source, min(SAMPLES, len(source)), "doctor", near=near)).tolist():
+    for index in np.sort(some_images(source, min(SAMPLES, len(source)), "doctor", near=near)).tolist():
         try:
-            picture = open_picture(source.sample(index))
-            picture.pixels()
-            sizes.append((picture.width, picture.height))
-        except BadPicture as e:
+            image = open_image(source.sample(index))
+            image.pixels()
+            sizes.append((image.width, image.height))
+        except BadImage as e:
             bad.append(f"{name_of(source, index)}: {e}".replace("\n", "\\n"))
     seconds = (time.monotonic() - began) / max(1, len(sizes) + len(bad))
     if not sizes:
-        raise InputError(f"none of {len(bad)} pictures can be read; the first, {bad[0]}")
+        raise InputError(f"none of {len(bad)} images can be read; the first, {bad[0]}")
     width, height = (int(x) for x in np.median(np.array(sizes), axis=0))
     smallest = min(map(min, sizes))
     say(
@@ -234,20 +234,20 @@ def _data(source: Source, held_out: Source | None, settings: Settings, warnings:
     say(f"kNN check {_knn_words(source, held_out, settings)}")
     if source.prefers_window:
         warnings.append(
-            "the disk is too small for all shards: they are fetched again in each epoch, and pictures are mixed within "
+            "the disk is too small for all shards: they are fetched again in each epoch, and images are mixed within "
             f"windows of {source.prefers_window:,} only"
         )
     if bad:
-        warnings.append(f"{len(bad)} of {len(sizes) + len(bad)} pictures cannot be used, e.g. {bad[0]}")
+        warnings.append(f"{len(bad)} of {len(sizes) + len(bad)} images cannot be used, e.g. {bad[0]}")
     if len(bad) > settings.max_bad * (len(sizes) + len(bad)):
         warnings.append(f"that is more than max_bad = {settings.max_bad:.0%}: training will stop")
     if min(width, height) < settings.size * 0.6:
         warnings.append(
-            f"half of the pictures are smaller than {width} x {height}, and views are {settings.size} pixels: "
+            f"half of the images are smaller than {width} x {height}, and views are {settings.size} pixels: "
             "they will be enlarged; a smaller size (and spatial.side = size / 16) is cheaper and loses nothing"
         )
     if smallest < 32:
-        warnings.append(f"some pictures have a side of {smallest} pixels")
+        warnings.append(f"some images have a side of {smallest} pixels")
     _labels(source, settings, warnings)
     return seconds
 
@@ -260,17 +260,17 @@ def _knn_words(source: Source, held_out: Source | None, settings: Settings) -> s
         return f"none: no labels{why_none(source)}"
     if held_out is not None and held_out.classes is not None:
         return f"asks about {min(settings.knn.queries, len(held_out)):,} of {held_out.description}"
-    beside = "" if held_out is None else f"; the validation pictures have no labels{why_none(held_out)}"
-    return f"asks about a part of the training pictures, which lies apart{beside}"
+    beside = "" if held_out is None else f"; the validation images have no labels{why_none(held_out)}"
+    return f"asks about a part of the training images, which lies apart{beside}"
 
 
 def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
-    """What labels, or their lack, and the number of pictures mean for the recipe."""
+    """What labels, or their lack, and the number of images mean for the recipe."""
     if source.classes is None:
         warnings.append("no labels: no kNN check while training (none are needed to train)")
     elif source.unlabelled:
         warnings.append(
-            f"{source.unlabelled:,} of {len(source):,} pictures have no label: they are left out of the kNN check and "
+            f"{source.unlabelled:,} of {len(source):,} images have no label: they are left out of the kNN check and "
             "of supervised training"
         )
     usable = len(source)
@@ -284,13 +284,13 @@ def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
                 f"{name}.queue of {stage.queue} is longer than the data; it will be {len(source)}"
             )
     if usable < settings.batch:
-        warnings.append(f"fewer pictures than a batch of {settings.batch}: the batch will shrink")
+        warnings.append(f"fewer images than a batch of {settings.batch}: the batch will shrink")
 
 
 def _recipe(
     settings: Settings, recipe: str, source: Source | None, reading: float, warnings: list[str]
 ) -> None:
-    """What a recipe costs here, from real steps, and whether the pictures are read as fast (seconds for each)."""
+    """What a recipe costs here, from real steps, and whether the images are read as fast (seconds for each)."""
     from hetcl.model.embedding import cost_of
 
     fabric = make_fabric(
@@ -302,7 +302,7 @@ def _recipe(
             f"batch ({settings.batch}) and groups ({settings.groups}) must be multiples of the {devices} devices"
         )
     share = replace(settings, batch=settings.batch // devices, groups=settings.groups // devices)
-    pictures = len(source) if source else 1_281_167
+    images = len(source) if source else 1_281_167
     classes = len(source.classes or ("",)) if source else 1000
     say(
         f"recipe    {recipe}: {settings.backbone} at {settings.size} pixels, "
@@ -319,7 +319,7 @@ def _recipe(
         with chosen_kernels(deterministic=settings.deterministic):
             pace = measure_step(share, stage, fabric=fabric, classes=classes)
         pace = replace(pace, images_per_second=devices * pace.images_per_second)
-        total += pace.seconds(pictures * stage.epochs)
+        total += pace.seconds(images * stage.epochs)
         fastest = max(fastest, pace.images_per_second)
         say(
             f"          {name}: {stage.method}, {count(stage.epochs, 'epoch')}, {cost.parameters / 1e6:.1f} M weights, "
@@ -334,11 +334,11 @@ def _recipe(
         memory = f", {pace.memory / 2**30:.1f} GiB of GPU memory" if pace.memory else ""
         say(
             f"          {pace.images_per_second:{'.0f' if pace.images_per_second >= 10 else '.2g'}} images/s{memory}: "
-            f"about {duration(pace.seconds(pictures * stage.epochs))}"
+            f"about {duration(pace.seconds(images * stage.epochs))}"
         )
     if total == float("inf"):
         return
-    of = "this data" if source else "ImageNet's 1.28 million pictures (give --data for yours)"
+    of = "this data" if source else "ImageNet's 1.28 million images (give --data for yours)"
     alone = " and the devices do not wait for each other" if devices > 1 else ""
     say(
         f"          in all about {duration(total)} on {count(devices, 'such device')} for {of}, if the images are read "

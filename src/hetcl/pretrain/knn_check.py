@@ -1,6 +1,6 @@
 """kNN accuracy of the backbone during training, where the data has labels: a first sign that something is learned.
 
-N pictures, C channels of C5.
+N images, C channels of C5.
 """
 
 from __future__ import annotations
@@ -26,18 +26,18 @@ MEASURED = 512
 
 
 class KnnCheck:
-    """Looks for the neighbours of some pictures among others of the training data.
+    """Looks for the neighbours of some images among others of the training data.
 
     Args:
         source: the training data.
-        held_out: pictures to ask about; None: some of the training data's own are kept apart.
-        bank: most pictures to search among.
-        queries: most pictures to ask about.
+        held_out: images to ask about; None: some of the training data's own are kept apart.
+        bank: most images to search among.
+        queries: most images to ask about.
         k: neighbours that vote.
-        size: of the pictures in pixels.
-        batch: most pictures at a time.
-        window: within how many pictures the data is mixed, 0: anywhere.
-        dtype: of the pictures.
+        size: of the images in pixels.
+        batch: most images at a time.
+        window: within how many images the data is mixed, 0: anywhere.
+        dtype: of the images.
     """
 
     def __init__(
@@ -76,10 +76,10 @@ class KnnCheck:
         if held < 1 or take < 1:
             return {}
         near = max(self.window, queries_from.prefers_window) > 0
-        order = monitors.some_pictures(source, take + (held if own else 0), seed, "knn", near=near)
+        order = monitors.some_images(source, take + (held if own else 0), seed, "knn", near=near)
         asked = order[take:]
         if not own:
-            asked = monitors.some_pictures(queries_from, held, seed, "knn queries", near=near)
+            asked = monitors.some_images(queries_from, held, seed, "knn queries", near=near)
         if (
             is_unmeasured(pyramid) and take > 1
         ):  # with such statistics random weights would look worse than they are
@@ -93,11 +93,11 @@ class KnnCheck:
 
     @torch.no_grad()
     def _features(self, pyramid: nn.Module, source: Source, indices: np.ndarray) -> tuple[Tensor, Tensor]:
-        """Pooled C5 ``[N, C]`` and labels ``[N]`` of labelled pictures."""
+        """Pooled C5 ``[N, C]`` and labels ``[N]`` of labelled images."""
         features, labels = [], []
         indices = np.sort(indices) if self.window else indices  # one shard after the other
         for batch in ordered(source, indices, **self.look):
-            images = self.photometric(batch.images[0].to(self.fabric.device), batch.colour[0])
+            images = self.photometric(batch.images[0].to(self.fabric.device), batch.color[0])
             images = images.contiguous(memory_format=self.format)
             with self.fabric.autocast():
                 pooled = pyramid(images)[-1].mean(dim=(2, 3))

@@ -1,6 +1,6 @@
 """What tells a person that it works: figures of a step, the kNN check, and messages about what surprises.
 
-Shapes: B queries, D dimensions, K keys in the queue, N pictures (``hetcl/types.py``).
+Shapes: B queries, D dimensions, K keys in the queue, N images (``hetcl/types.py``).
 """
 
 from __future__ import annotations
@@ -88,8 +88,8 @@ def figures(
     }
 
 
-def some_pictures(source: Source, count: int, *key: Key, near: bool) -> np.ndarray:
-    """``count`` different pictures, a function of ``key``, in no order: int64 ``[count]``.
+def some_images(source: Source, count: int, *key: Key, near: bool) -> np.ndarray:
+    """``count`` different images, a function of ``key``, in no order: int64 ``[count]``.
 
     Args:
         near: from as few shards (or runs of neighbours) as hold them, where reading anywhere would be slow.
@@ -180,7 +180,7 @@ class Watch:
                 continue
             middle = held[0][0] + lasted / 2
             early, late = ([a for s, a in held if (s < middle) == first] for first in (True, False))
-            if np.mean(late) > 1.2 * np.mean(early):  # it learns to tell pictures as well: wait and see
+            if np.mean(late) > 1.2 * np.mean(early):  # it learns to tell images as well: wait and see
                 self._aged[name] = [(s, a) for s, a in held if s >= middle]
                 continue
             whose = f" of the {name.rstrip('_')} part" if name else ""
@@ -189,7 +189,7 @@ class Watch:
                 (
                     f"accuracy{whose} against the queue ({in_queue:.1%}) has been far above accuracy within the "
                     f"batch ({in_batch:.1%}, hardly growing) for {lasted:,.0f} steps: the encoder tells old keys from "
-                    "fresh ones instead of pictures from each other. That is expected early, not for so long. "
+                    "fresh ones instead of images from each other. That is expected early, not for so long. "
                     "Raise key_momentum, shorten the queue or lower lr"
                 ),
             )
@@ -226,7 +226,7 @@ class Watch:
                 yield (
                     f"collapse {name}",
                     (
-                        f"{what} has collapsed: all pictures get nearly the same vector "
+                        f"{what} has collapsed: all images get nearly the same vector "
                         f"(uniformity {value:.3f}, 0 is collapse, -4 is spread out). "
                         "Lower lr, or raise temperature or key_momentum"
                     ),

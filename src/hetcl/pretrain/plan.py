@@ -58,7 +58,7 @@ class Plan:
     allow_partial: tuple[str, ...] = ()
     """Globs of the keys of ``init`` that need not fit."""
     window: int = 0
-    """Within how many pictures the data is mixed, 0: anywhere; of a new run, as the settings say."""
+    """Within how many images the data is mixed, 0: anywhere; of a new run, as the settings say."""
 
 
 def new_plan(
@@ -70,7 +70,7 @@ def new_plan(
 ) -> Plan:
     """The plan of a new run. Raises ``InputError`` with every fault of the settings."""
     if data is None:
-        raise InputError("--data is missing: name a folder of pictures, tar shards or scenes:N")
+        raise InputError("--data is missing: name a folder of images, tar shards or scenes:N")
     if init is not None and not init.strip():
         raise InputError("--init is empty: name weights, or leave it out")
     if allow_partial and init is None:
@@ -130,7 +130,7 @@ def flat(settings: Settings) -> dict[str, Any]:
 
 
 def held_out_of(data: str, settings: Settings, window: int) -> Source | None:
-    """The validation pictures that the kNN check asks about; None where there are none, or they are trained on."""
+    """The validation images that the kNN check asks about; None where there are none, or they are trained on."""
     if settings.data_split != "train":
         return None
     held = open_validation(data, folder_classes=settings.folder_classes, window=window)
@@ -143,22 +143,22 @@ def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:
     The order of a run depends on it, so a new run keeps what is found here, and a resumed one what it began with.
 
     Raises:
-        InputError: a run that mixed all pictures is resumed where only some of the shards fit on the disk.
+        InputError: a run that mixed all images is resumed where only some of the shards fit on the disk.
     """
     wanted = torch.tensor(plan.window or source.prefers_window, device=fabric.device)
     if fabric.world_size > 1:
         wanted = fabric.all_reduce(wanted, reduce_op="max")  # type: ignore[assignment]
     if wanted and not plan.window and plan.fingerprint is not None:
         raise InputError(
-            f"the run began with all shards of {plan.data} on disk and mixes all their pictures; the disk is too "
+            f"the run began with all shards of {plan.data} on disk and mixes all their images; the disk is too "
             "small for that here: set HETCL_CACHE to a larger one, or start a new folder"
         )
     return int(wanted)
 
 
 def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[str]]:
-    """Settings that go with the number of pictures, and what a person should be told about it."""
-    s, n, told = settings, len(source), []
+    """Settings that go with the number of images, and what a person should be told about it."""
+    s, n, notes = settings, len(source), []
     if n < s.batch:
         whole = s.groups
         batch = n // whole * whole
@@ -167,9 +167,9 @@ def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[
             batch = n // groups * groups
             if batch < 2 * groups:
                 raise InputError(f"{source.description}: too few to contrast; give at least {2 * ranks}")
-            told.append(f"batch-norm groups {s.groups} -> {groups}, since there are only {n} pictures")
+            notes.append(f"batch-norm groups {s.groups} -> {groups}, since there are only {n} images")
             s = replace(s, groups=groups, accumulate=1)
-        told.append(f"batch {s.batch} -> {batch}, since there are only {n} pictures")
+        notes.append(f"batch {s.batch} -> {batch}, since there are only {n} images")
         s = replace(s, batch=batch)
     if s.groups // ranks % s.accumulate:
         raise InputError(
@@ -181,12 +181,12 @@ def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[
         if not stage.epochs or stage.method == "supervised" or stage.queue <= n:
             continue
         if s.fit_queue:
-            told.append(
-                f"{name}.queue {stage.queue} -> {n}, the number of pictures: more would only repeat them"
+            notes.append(
+                f"{name}.queue {stage.queue} -> {n}, the number of images: more would only repeat them"
             )
             s = replace(s, **{name: replace(stage, queue=n)})
         else:
-            told.append(
-                f"{name}.queue of {stage.queue} is longer than the data ({n} pictures): it holds each several times"
+            notes.append(
+                f"{name}.queue of {stage.queue} is longer than the data ({n} images): it holds each several times"
             )
-    return s, told
+    return s, notes

@@ -22,7 +22,7 @@ class Rehearsed:
     weights: int
     """Bytes of the parameters."""
     activations: int
-    """Bytes that a picture's way through the model leaves for the way back."""
+    """Bytes that an image's way through the model leaves for the way back."""
     length: int
     """Of the vector that is contrasted; 0 where none is."""
 
@@ -34,10 +34,10 @@ def rehearse(build: Callable[[], nn.Module], *, name: str, images: int, size: in
         build: makes the model.
         name: of the stage, for the message.
         images: how many at once; two do, since batch norm fails on one where it fails at all.
-        size: of the pictures in pixels.
+        size: of the images in pixels.
 
     Raises:
-        InputError: the model does not take such pictures, with the library's reason.
+        InputError: the model does not take such images, with the library's reason.
     """
     try:
         with torch.random.fork_rng(devices=[]):  # a dropout layer draws
@@ -46,7 +46,7 @@ def rehearse(build: Callable[[], nn.Module], *, name: str, images: int, size: in
     except FAILURES as e:
         reason = out_of_memory(e) or (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
         raise InputError(
-            f"the model of {name} does not run on {images} picture{'s' * (images != 1)} of {size} pixels ({reason}); "
+            f"the model of {name} does not run on {images} image{'s' * (images != 1)} of {size} pixels ({reason}); "
             "change size, batch, groups or backbone, or the width of the branches"
         ) from None
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
@@ -67,7 +67,7 @@ def memory_of(
     """What the largest of some stages will take, in words, and what to be warned of (see ``memory.outlook``).
 
     A step holds weights, gradients and SGD's momentum, the key encoder, the queue, the activations of a piece, and the
-    pictures as floats (of two views one is shuffled besides).
+    images as floats (of two views one is shuffled besides).
 
     Args:
         stages: each with its method and the length of its queue.

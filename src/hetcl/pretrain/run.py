@@ -31,7 +31,7 @@ from hetcl.settings import (
     stages_of,
     to_dict,
 )
-from hetcl.training.bad_pictures import BadPictures
+from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter, count, duration
@@ -53,10 +53,10 @@ def pretrain(
     allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> RunFolder:
-    """Pre-train a backbone on pictures without labels, and leave it in ``out/backbone.safetensors``.
+    """Pre-train a backbone on images without labels, and leave it in ``out/backbone.safetensors``.
 
     Args:
-        data: a folder of pictures, tar shards or ``scenes:N``; with ``resume`` the run knows it.
+        data: a folder of images, tar shards or ``scenes:N``; with ``resume`` the run knows it.
         out: the run folder.
         recipe: name or file of a recipe; default ``hcl-r50``.
         resume: go on with the run in ``out`` if there is one.
@@ -116,7 +116,7 @@ class Run:
         self.labelled = with_labels(self.source)
         if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
             raise InputError(
-                f"{plan.data} does not hold the pictures that the run in {folder.path} began with "
+                f"{plan.data} does not hold the images that the run in {folder.path} began with "
                 "(other files, another order or changed files); give the same data, or start a new folder"
             )
         # A run with a checkpoint holds what it began with: the file may be gone by now.
@@ -136,23 +136,23 @@ class Run:
         self.window = common_window(plan, self.source, self.fabric)
         supervised = any(stage.method == "supervised" for stage in self._todo().values())
         fitted = self.labelled if supervised else self.source
-        self.settings, self.told = fit(s, fitted, self.fabric.world_size)
+        self.settings, self.notes = fit(s, fitted, self.fabric.world_size)
         self.main = self.fabric.global_rank == 0
         self.workers = workers_of(self.settings.workers)
-        self.bad = BadPictures(folder.bad_pictures, self.settings.max_bad, len(self.source))
+        self.bad = BadImages(folder.bad_images, self.settings.max_bad, len(self.source))
         self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
         self.bad.warn = self.reporter.warn
-        self.told += [self.bad.list.told] if self.bad.list.told else []
+        self.notes += [self.bad.list.notes] if self.bad.list.notes else []
         self.memory = self._memory()
 
     def go(self) -> RunFolder:
         """Everything, in order."""
         todo = self._todo()
         if len(todo) < len(stages_of(self.settings)):
-            self.told.append(f"--init {self.plan.init} takes the place of stage 1")
+            self.notes.append(f"--init {self.plan.init} takes the place of stage 1")
         facts = input_facts(self.init.facts, str(self.init.arch), self.init.origin) if self.init else None
         if facts is not None and facts.source != "assumed" and not facts.ours:
-            self.told.append(
+            self.notes.append(
                 f"--init {self.plan.init} was trained with {facts}; here it gets ImageNet's mean and std, RGB, and its "
                 "first layers must adapt"
             )
@@ -208,13 +208,13 @@ class Run:
         stages = [
             (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.rehearsed.items()
         ]
-        said, warned = memory_of(
+        stated, warned = memory_of(
             stages, batch=s.batch // fabric.world_size,
             pieces=s.accumulate, size=s.size, precision=precision_on(s.precision, fabric.device.type),
             device=fabric.device, processes=s.devices, workers=self.workers,
         )  # fmt: skip
-        self.told += [warned] if warned else []
-        return said
+        self.notes += [warned] if warned else []
+        return stated
 
     def _open_folder(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
@@ -245,7 +245,7 @@ class Run:
                     "settings": to_dict(self.plan.settings),
                 }
             )
-            self.told += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
+            self.notes += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
         return last
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
@@ -264,8 +264,8 @@ class Run:
         if self.memory:
             say(f"memory    {self.memory}")
         say(f"folder    {self.folder.path}")
-        self.reporter.note(f"window    {self.window} (pictures mixed at a time; 0: all)")
-        for line in self.told:
+        self.reporter.note(f"window    {self.window} (images mixed at a time; 0: all)")
+        for line in self.notes:
             self.reporter.warn(line)
         if not self.resume:  # every rank takes part
             self._foretell(todo)
@@ -418,7 +418,7 @@ class Run:
             "backbone": facts,
             "data": {
                 "description": self.source.description,
-                "pictures": len(self.source),
+                "images": len(self.source),
                 "bad": self.bad.known,
             },
             "stages": last,
@@ -437,7 +437,7 @@ class Run:
         self.reporter.say(f"done in {duration(seconds)}" + (f"; {learned}" if learned else ""), style="bold")
         if self.bad.known:
             self.reporter.say(
-                f"{count(self.bad.known, 'picture')} could not be used: {self.folder.bad_pictures} lists them"
+                f"{count(self.bad.known, 'image')} could not be used: {self.folder.bad_images} lists them"
             )
         self.reporter.say(f"the backbone is {self.folder.backbone}")
         library = "timm" if self.settings.backbone.startswith("timm:") else "torchvision"
@@ -453,7 +453,7 @@ class Run:
         words = []
         if "accuracy_batch" in row:
             words.append(
-                f"a picture finds its other view in its batch in {row['accuracy_batch']:.1%} of cases"
+                f"an image finds its other view in its batch in {row['accuracy_batch']:.1%} of cases"
             )
         elif "accuracy" in row:
             words.append(f"training accuracy {row['accuracy']:.1%}")

@@ -63,7 +63,7 @@ class _Stage:
         self.optimizer: torch.optim.Optimizer
 
     def batches(self, epoch: int, start: int) -> Iterator[ViewBatch]:
-        """Batches of an epoch on the device; bad pictures are reported on the way."""
+        """Batches of an epoch on the device; bad images are reported on the way."""
         for batch in on_device(self.loader.epoch(epoch, start), self.fabric.device):
             self._on_bad(batch)
             yield batch
@@ -71,8 +71,8 @@ class _Stage:
     def views(self, batch: ViewBatch) -> list[Tensor]:
         """The views as the encoder takes them: V of ``[B, 3, H, W]``."""
         return [
-            self.photometric(images, colour).contiguous(memory_format=self.format)
-            for images, colour in zip(batch.images, batch.colour, strict=True)
+            self.photometric(images, color).contiguous(memory_format=self.format)
+            for images, color in zip(batch.images, batch.color, strict=True)
         ]
 
     def messages(self, row: Mapping[str, float]) -> Iterator[str]:
@@ -131,7 +131,7 @@ class Contrast(_Stage):
         queue: on the device.
         lr, sgd_momentum, weight_decay: of SGD over every parameter of the query encoder.
         temperature: of the loss.
-        mask_own: keep a picture's own earlier keys out of its negatives.
+        mask_own: keep an image's own earlier keys out of its negatives.
         **common: see :class:`_Stage`.
     """
 

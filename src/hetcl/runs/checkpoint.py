@@ -97,7 +97,7 @@ class Found(NamedTuple):
 
     path: Path
     state: dict[str, Any]
-    told: str | None
+    notes: str | None
     """What a person should know: that it is not the newest."""
     damaged: tuple[Path, ...]
     """Newer ones that cannot be read."""
@@ -129,8 +129,8 @@ def latest(folder: Path, others: Sequence[str] = ()) -> Found | None:
             passed.append(f"{name} {'cannot be read' if path in damaged else 'is gone'}")
             continue
         why = "".join(f" ({text.rpartition(': it is ')[2]})" for text in damaged.values())
-        told = f"{', '.join(passed)}; {path} takes its place{why}" if passed else None
-        return Found(path, state, told, tuple(damaged))
+        notes = f"{', '.join(passed)}; {path} takes its place{why}" if passed else None
+        return Found(path, state, notes, tuple(damaged))
     if damaged:
         raise InputError(
             f"{next(iter(damaged.values()))}, and there is no other to go on from; put back a sound one, or start a "
@@ -177,14 +177,14 @@ def settle(found: Found | None, metrics: Table, timing: Table) -> list[str]:
     """
     if found is None:
         begun = "no checkpoint was saved yet: the run begins again" if metrics.read() else None
-        told = [begun, metrics.cut(0), timing.cut(0)]
+        notes = [begun, metrics.cut(0), timing.cut(0)]
     else:
         held = found.state.get("metrics")
         plain = isinstance(held, torch.Tensor) and held.dtype == torch.uint8 and held.is_contiguous()
         saved = held.numpy().tobytes() if plain else None  # type: ignore[union-attr]
         found.set_damaged_aside()
-        told = [found.told, metrics.cut(found.state["metrics_bytes"], saved), timing.cut(None)]
-    return [line for line in told if line]
+        notes = [found.notes, metrics.cut(found.state["metrics_bytes"], saved), timing.cut(None)]
+    return [line for line in notes if line]
 
 
 def load_tensors(path: Path) -> Any:

@@ -2,7 +2,7 @@
 
 ``settings.yaml`` what was asked; ``metrics.csv`` one row each ``log_every`` steps, a function of the settings and
 the data alone; ``timing.csv`` speed, which is not; ``log.txt`` what the console said; ``tensorboard/``;
-``checkpoints/``; ``bad_pictures.csv`` where pictures were unusable; ``backbone.safetensors`` and ``summary.json`` at
+``checkpoints/``; ``bad_images.csv`` where images were unusable; ``backbone.safetensors`` and ``summary.json`` at
 the end. docs/reliability.md says how each is protected, and what becomes of a damaged one.
 """
 
@@ -58,7 +58,7 @@ class RunFolder:
         self.log = self.path / "log.txt"
         self.tensorboard = self.path / "tensorboard"
         self.checkpoints = self.path / "checkpoints"
-        self.bad_pictures = self.path / "bad_pictures.csv"
+        self.bad_images = self.path / "bad_images.csv"
         self.backbone = self.path / "backbone.safetensors"
         self.summary = self.path / "summary.json"
         self.lock = FolderLock(self.path)
@@ -83,7 +83,7 @@ class RunFolder:
 
     def check_kinds(self) -> None:
         """Raises ``InputError`` when something else is where a file or folder of the run belongs: before the work."""
-        tables = (self.metrics, self.timing, self.bad_pictures)
+        tables = (self.metrics, self.timing, self.bad_images)
         files = (self.settings, *tables, self.log, self.backbone, self.summary)
         for path in [*files, *self.checkpoints.glob("*.ckpt"), self.tensorboard]:
             try:
@@ -219,8 +219,8 @@ class RunFolder:
     def check_seal(self) -> None:
         """Raises ``InputError`` when settings.yaml has a checksum and does not match it."""
         mark, _, text = self.settings.read_bytes().partition(b"\n")
-        said = re.match(rb"# crc32 ([0-9a-f]{8}) ", mark)
-        if said and int(said[1], 16) != zlib.crc32(text):
+        stated = re.match(rb"# crc32 ([0-9a-f]{8}) ", mark)
+        if stated and int(stated[1], 16) != zlib.crc32(text):
             raise InputError(
                 f"{self.settings} does not match its checksum: it is damaged or was edited; put back the run's own "
                 "(if it says what you mean, remove its first line)"

@@ -65,16 +65,16 @@ class Table:
         elif b"\0" in cut_short or not (whole or self._header.startswith(cut_short)):
             lost += 1
         kept = b"" if size == 0 else mended if saved is None else saved
-        told = None
+        notes = None
         if lost:
             what = "it was put back as the checkpoint has it" if saved else "what can be read of it was kept"
             what = "it begins again" if not kept else what
-            told = f"{self.path} was damaged: {what}; {set_aside(self.path)} is how it was"
+            notes = f"{self.path} was damaged: {what}; {set_aside(self.path)} is how it was"
             there = b""
         elif len(whole) < len(kept):
-            told = f"{self.path} has lost rows; they were put back from the checkpoint"
+            notes = f"{self.path} has lost rows; they were put back from the checkpoint"
         self._begin(there, kept or self._header)
-        return told
+        return notes
 
     def _begin(self, there: bytes, kept: bytes) -> None:
         self.held = bytearray(kept)

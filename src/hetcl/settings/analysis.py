@@ -14,11 +14,11 @@ class ComputeSettings:
     """Where and how to compute; none of these changes what is measured."""
 
     batch: int = 256
-    """Pictures that go through a model at once."""
+    """Images that go through a model at once."""
     workers: int = -1
-    """Processes that read and cut pictures, for each device; -1: one for each core up to 8, 0: none."""
+    """Processes that read and cut images, for each device; -1: one for each core up to 8, 0: none."""
     window: int = 0
-    """Read pictures in windows of that many neighbours (slow storage); 0: anywhere."""
+    """Read images in windows of that many neighbours (slow storage); 0: anywhere."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     devices: int = 1
@@ -30,7 +30,7 @@ class ComputeSettings:
     threads: int = 0
     """Threads for computing on a CPU; 0 leaves PyTorch's choice."""
     max_bad: float = 0.1
-    """Share of unreadable pictures above which the work stops; the others are left out and counted."""
+    """Share of unreadable images above which the work stops; the others are left out and counted."""
 
 
 @dataclass(frozen=True)
@@ -44,9 +44,9 @@ class ContrastSettings(ComputeSettings):
     """How the two views are drawn, one test for each: none, crop (Figure 2), standard (Figure 4), moco-v1, moco-v2,
     hcl, a name with changes (crop:grayscale_p=1) or a YAML file."""
     gallery: int = 65536
-    """Other pictures that the partner is to be found among; all others when the data has fewer."""
-    pictures: int = 0
-    """Test on that many pictures drawn at random; 0: all."""
+    """Other images that the partner is to be found among; all others when the data has fewer."""
+    images: int = 0
+    """Test on that many images drawn at random; 0: all."""
     dims: tuple[int, ...] = (64, 96, 128)
     """Dimensions after PCA, over all parts."""
     splits: tuple[float, ...] = (0.5,)
@@ -56,7 +56,7 @@ class ContrastSettings(ComputeSettings):
     confidence: float = 0.95
     """Of the intervals."""
     examples: int = 2
-    """Successes and failures of each bin that are drawn for each model; 0: no pictures."""
+    """Successes and failures of each bin that are drawn for each model; 0: no images."""
     size: int = 0
     """Side of a view in pixels; 0: what each model was trained at; where that is not known, what the others were
     trained at if they agree, else 224."""
@@ -87,9 +87,9 @@ class ProbeSettings(ComputeSettings):
     size: int = 0
     """Side of a view in pixels; 0: what the model was trained at, 224 where that is not known."""
     holdout: float = 0.2
-    """Share of the pictures to test on, where the data has no validation part of its own."""
-    pictures: int = 0
-    """Train on that many pictures drawn at random; 0: all."""
+    """Share of the images to test on, where the data has no validation part of its own."""
+    images: int = 0
+    """Train on that many images drawn at random; 0: all."""
     folder_classes: bool = True
     """Take sub-folders as classes."""
     data_split: Literal["train", "all"] = "train"
@@ -127,7 +127,7 @@ def _check_compute(s: ComputeSettings) -> list[str]:
     return faults
 
 
-def _check_sizes(size: int, seed: int, pictures: int) -> list[str]:
+def _check_sizes(size: int, seed: int, images: int) -> list[str]:
     faults = []
     if size and not 32 <= size <= 8192:
         faults.append(
@@ -135,13 +135,13 @@ def _check_sizes(size: int, seed: int, pictures: int) -> list[str]:
         )
     if abs(seed) >= 2**63:
         faults.append(f"setting seed must fit in 64 bits, not {seed}")
-    if pictures < 0:
-        faults.append(f"setting pictures must be 0 (all) or more, not {pictures}")
+    if images < 0:
+        faults.append(f"setting images must be 0 (all) or more, not {images}")
     return faults
 
 
 def _check_contrast(s: ContrastSettings) -> list[str]:
-    faults = _check_compute(s) + _check_sizes(s.size, s.seed, s.pictures)
+    faults = _check_compute(s) + _check_sizes(s.size, s.seed, s.images)
     if s.gallery < 1:
         faults.append(f"setting gallery must be at least 1, not {s.gallery}")
     if not 1 <= s.bins <= 1000:
@@ -165,7 +165,7 @@ def _check_contrast(s: ContrastSettings) -> list[str]:
 
 
 def _check_probe(s: ProbeSettings) -> list[str]:
-    faults = _check_compute(s) + _check_sizes(s.size, s.seed, s.pictures)
+    faults = _check_compute(s) + _check_sizes(s.size, s.seed, s.images)
     if any(k < 1 for k in s.knn):
         faults.append(f"setting knn must be whole numbers from 1, not {list(s.knn)}")
     if not 0 < s.holdout < 1:

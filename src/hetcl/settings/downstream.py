@@ -19,7 +19,7 @@ class MachineSettings:
     """Where and how to compute."""
 
     workers: int = -1
-    """Processes that read pictures, for each device; -1: one for each core up to 8, 0: none."""
+    """Processes that read images, for each device; -1: one for each core up to 8, 0: none."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     devices: int = 1
@@ -29,7 +29,7 @@ class MachineSettings:
     threads: int = 0
     """Threads for computing on a CPU; 0 leaves PyTorch's choice. Bits repeat only for equal numbers."""
     max_bad: float = 0.1
-    """Share of unreadable pictures above which the work stops; the others are left out and counted."""
+    """Share of unreadable images above which the work stops; the others are left out and counted."""
     follow_links: bool = False
     """Follow links in a data set that lead out of it; else they are refused."""
 
@@ -54,7 +54,7 @@ class FinetuneSettings(MachineSettings):
     """Batches over which batch norm's statistics are measured anew at the end (PreciseBN, which MoCo's settings switch
     on; 200 is detectron2's number); 0: they stay as they are."""
     batch: int = 16
-    """Pictures in a step, over all devices."""
+    """Images in a step, over all devices."""
     base_batch: int = 16
     """The batch that lr, steps, milestones and warmup are for: another batch scales them (the linear rule), and it is
     said. 0: nothing is scaled."""
@@ -75,7 +75,7 @@ class FinetuneSettings(MachineSettings):
     clip_grad: float = 0.0
     """Largest norm of the gradient, beyond which it is scaled down; 0: none (the paper)."""
     min_size: tuple[int, ...] = (640, 672, 704, 736, 768, 800)
-    """Detectors: short sides in pixels, one of which is drawn for each training picture."""
+    """Detectors: short sides in pixels, one of which is drawn for each training image."""
     max_size: int = 1333
     """Detectors: most pixels of the long side."""
     test_size: int = 800
@@ -85,21 +85,21 @@ class FinetuneSettings(MachineSettings):
     scale: tuple[float, float] = (0.5, 2.0)
     """FCN: range of the random scale before the crop."""
     flip_p: float = 0.5
-    """Chance of a mirrored picture."""
+    """Chance of a mirrored image."""
     anchor_scale: float = 1.0
-    """Detectors: multiplies the anchors' sizes of 32 to 512 pixels, for pictures much smaller than 800 pixels."""
+    """Detectors: multiplies the anchors' sizes of 32 to 512 pixels, for images much smaller than 800 pixels."""
     regions: int = 512
-    """Detectors: regions drawn from each picture for the heads' losses."""
+    """Detectors: regions drawn from each image for the heads' losses."""
     test_proposals: int = 1000
     """Detectors: regions that the heads look at in evaluation; on a CPU take fewer."""
     score_threshold: float = 0.05
     """Least score of a detection (LVIS: 0.0001)."""
     detections: int = 100
-    """Most detections of a picture (LVIS: 300)."""
+    """Most detections of an image (LVIS: 300)."""
     repeat_threshold: float = 0.0
-    """Pictures with classes in fewer than this share of all pictures come more often (LVIS: 0.001); 0: all alike."""
+    """Images with classes in fewer than this share of all images come more often (LVIS: 0.001); 0: all alike."""
     empty: bool = False
-    """Train on pictures without objects too."""
+    """Train on images without objects too."""
     train_list: str = ""
     """VOC: the list that the recipe's source trains on (train_aug for pixels, trainval for boxes); where the data has
     another, it is said. Empty: any will do."""
@@ -125,18 +125,18 @@ class EvaluateSettings(MachineSettings):
     """auto: as the run was trained. Losses and boxes are never below fp32."""
     split: Literal["val", "train"] = "val"
     """Which part of the data set."""
-    pictures: int = 0
-    """Evaluate on the first that many pictures; 0: all."""
+    images: int = 0
+    """Evaluate on the first that many images; 0: all."""
     test_size: int = 0
     """Detectors: short side in pixels; 0: as the run was trained to."""
     score_threshold: float = -1.0
     """Least score of a detection; -1: as the run was trained to."""
     detections: int = 0
-    """Most detections of a picture; 0: as the run was trained to."""
+    """Most detections of an image; 0: as the run was trained to."""
     test_proposals: int = 0
     """Detectors: regions that the heads look at; 0: as the run was trained to."""
     examples: int = 8
-    """Pictures drawn on the sheet of predictions; 0: no sheet."""
+    """Images drawn on the sheet of predictions; 0: no sheet."""
 
 
 def resolve_finetune(
@@ -251,7 +251,7 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
 def check_evaluate(s: EvaluateSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
     faults = _check_machine(s)
-    for name in ("pictures", "detections", "test_proposals", "examples"):
+    for name in ("images", "detections", "test_proposals", "examples"):
         if getattr(s, name) < 0:
             faults.append(f"setting {name} must be 0 or more, not {getattr(s, name)}")
     if s.test_size and s.test_size < 32:

@@ -41,7 +41,7 @@ class StageSettings:
     key_momentum: float = 0.999
     """m of the momentum update: key = m * key + (1 - m) * query."""
     queue: int = 65536
-    """Keys in the queue; shortened to the number of pictures when the data has fewer (see fit_queue)."""
+    """Keys in the queue; shortened to the number of images when the data has fewer (see fit_queue)."""
     views: ViewPolicy = field(default_factory=ViewPolicy)
     """How views are drawn."""
 
@@ -73,9 +73,9 @@ class KnnSettings:
     every: int = 1
     """Epochs between checks; 0 never checks. The first check is made before training."""
     bank: int = 10000
-    """Labelled pictures to search among."""
+    """Labelled images to search among."""
     queries: int = 2000
-    """Pictures to classify: held out if the data has a validation part, else other training pictures."""
+    """Images to classify: held out if the data has a validation part, else other training images."""
     k: int = 20
     """Neighbours that vote, weighted by exp(cosine / 0.07)."""
 
@@ -89,7 +89,7 @@ class Settings:
     size: int = 224
     """Side of a view in pixels."""
     batch: int = 256
-    """Pictures in a step, over all devices."""
+    """Images in a step, over all devices."""
     groups: int = 8
     """Batch-norm groups in that batch: each normalises apart, as the paper's 8 GPUs of 32 do, on any number of
     devices."""
@@ -108,9 +108,9 @@ class Settings:
     )
     """Second stage; it starts from the query and key encoders of the first."""
     fit_queue: bool = True
-    """Shorten the queue to the number of pictures when the data has fewer."""
+    """Shorten the queue to the number of images when the data has fewer."""
     mask_own: bool = True
-    """Keep earlier keys of the query's own picture out of its negatives. The official code does not."""
+    """Keep earlier keys of the query's own image out of its negatives. The official code does not."""
     knn: KnnSettings = field(default_factory=KnnSettings)
     """The kNN check."""
     folder_classes: bool = False
@@ -119,11 +119,11 @@ class Settings:
     """What to train on where the data has splits, by the names of folders or shards (docs/data.md): train, and what is
     unlabelled; all: everything, splits put aside."""
     max_bad: float = 0.1
-    """Share of unreadable pictures above which the run stops."""
+    """Share of unreadable images above which the run stops."""
     workers: int = -1
-    """Processes that read and cut pictures, for each device; -1: one for each core up to 8, 0: none."""
+    """Processes that read and cut images, for each device; -1: one for each core up to 8, 0: none."""
     window: int = 0
-    """Read pictures in windows of that many neighbours (slow storage); 0: anywhere."""
+    """Read images in windows of that many neighbours (slow storage); 0: anywhere."""
     device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
     """Where to compute."""
     devices: int = 1
@@ -229,7 +229,7 @@ def check(settings: Settings) -> list[str]:
         )
         want(
             s.batch // s.groups != 1 or s.batch == 1,
-            f"batch-norm groups of one picture each cannot normalise; lower groups (now {s.groups}) or raise batch",
+            f"batch-norm groups of one image each cannot normalise; lower groups (now {s.groups}) or raise batch",
         )
     want(bool(stages_of(s)), "both stages have 0 epochs: nothing to do; set stage1.epochs or stage2.epochs")
     for name, stage in (("stage1", s.stage1), ("stage2", s.stage2)):

@@ -45,7 +45,7 @@ class Task(Protocol):
     epochs: int
     steps_per_epoch: int
     images_per_step: int
-    """Pictures in a step over all ranks."""
+    """Images in a step over all ranks."""
     slow_evaluation: bool
     """Whether an evaluation takes so long, or fails so easily, that the state is saved before it, too."""
     optimizer: torch.optim.Optimizer

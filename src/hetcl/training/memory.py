@@ -1,4 +1,4 @@
-"""How much memory the work will take, said before it begins: measured on two pictures, compared with what there is.
+"""How much memory the work will take, said before it begins: measured on two images, compared with what there is.
 
 What kernels take for themselves is not seen. Against the resident memory of real steps, estimates were within a third
 (docs/decisions.md).
@@ -90,14 +90,14 @@ def outlook(need: Need, device: torch.device, advice: str) -> tuple[str, str]:
         ]
     else:
         rooms = [(need.device + need.host + OWN, memory())]
-    said, warned = [], []
+    stated, warned = [], []
     for bytes_, room in rooms:
         if room is None:
             continue
         about = f"about {bytes_ / 1e9:.1f} GB, and {room}"
-        said.append(about)
+        stated.append(about)
         if bytes_ > HOPELESS * room.limit:
             raise InputError(f"this would need {about}: {advice}")
         if bytes_ > room.free:
             warned.append(f"this will need {about}: memory may run out, which ends it; {advice}")
-    return "; ".join(said), "; ".join(warned)
+    return "; ".join(stated), "; ".join(warned)

@@ -1,6 +1,6 @@
 """Crop rectangles in the plane of the upright original, their overlap, and cutting them out (worker processes).
 
-A box is (left, top, right, bottom) in pixels of the original, whatever scale the picture was decoded at.
+A box is (left, top, right, bottom) in pixels of the original, whatever scale the image was decoded at.
 V views, S side of a view in pixels.
 """
 
@@ -16,7 +16,7 @@ Box = tuple[float, float, float, float]
 """(left, top, right, bottom) in pixels."""
 
 LARGE = 1_000_000
-"""Pixels from which a picture may be decoded at a reduced scale. Below it the crops of a 224-pixel view seldom
+"""Pixels from which an image may be decoded at a reduced scale. Below it the crops of a 224-pixel view seldom
 leave room for a reduction, and little time would be won."""
 
 _resize = torch.ops.aten._upsample_bilinear2d_aa.out
@@ -37,13 +37,13 @@ def box_from(
 
     Args:
         draws: uniform in [0, 1), ``[tries, 4]``: area, ratio, top, left of each attempt.
-        width, height: of the picture, in pixels.
+        width, height: of the image, in pixels.
 
     Returns:
-        (left, top, right, bottom), integers inside the picture.
+        (left, top, right, bottom), integers inside the image.
     """
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    # An area of exactly 1 asks for the whole picture: an attempt would fit now and then by the rounding of its sides.
+    # An area of exactly 1 asks for the whole image: an attempt would fit now and then by the rounding of its sides.
     for u_area, u_ratio, u_top, u_left in [] if area[0] >= 1 else draws.tolist():
         target = width * height * (area[0] + (area[1] - area[0]) * u_area)
         aspect = math.exp(low + (high - low) * u_ratio)
@@ -63,7 +63,7 @@ def box_from(
 def centre_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
     """The central square that a feature is taken from, in whole pixels.
 
-    Large pictures: 224/256 of the short side, which is "resize to 256, centre crop 224" at any ``size``. Pictures
+    Large images: 224/256 of the short side, which is "resize to 256, centre crop 224" at any ``size``. Images
     about as small as ``size`` keep more, so that nothing is enlarged without need: the whole short side up to
     ``size`` pixels, then ``size`` pixels, until 224/256 of the short side is more.
     """
@@ -83,9 +83,9 @@ def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def reduction(width: int, height: int, boxes: Sequence[Box], size: int) -> int:
-    """By how much the picture may be decoded smaller (1, 2, 4 or 8) such that no crop falls below ``size``.
+    """By how much the image may be decoded smaller (1, 2, 4 or 8) such that no crop falls below ``size``.
 
-    Pictures of less than :data:`LARGE` pixels are decoded in full.
+    Images of less than :data:`LARGE` pixels are decoded in full.
     """
     if width * height < LARGE:
         return 1
@@ -101,11 +101,11 @@ def cut(
     plane: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Cut ``boxes`` out of a picture and resize each to ``size`` x ``size``: bilinear with antialiasing, in uint8.
+    """Cut ``boxes`` out of an image and resize each to ``size`` x ``size``: bilinear with antialiasing, in uint8.
 
-    With integer boxes on a picture decoded in full this equals torchvision's (v2) ``resized_crop`` of a uint8
+    With integer boxes on an image decoded in full this equals torchvision's (v2) ``resized_crop`` of a uint8
     tensor, and that of a PIL image to within 1 of 255 (other roundings of the same filter, in a third of the time).
-    On a reduced picture boxes are rounded to its pixels, none of which is larger than a pixel of the view.
+    On a reduced image boxes are rounded to its pixels, none of which is larger than a pixel of the view.
 
     Args:
         pixels: uint8 ``[h, w, 3]``, perhaps decoded at a reduced scale.

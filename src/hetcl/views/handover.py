@@ -86,7 +86,7 @@ class Inbox:
                 self._files.extend(fds)
                 if flags & socket.MSG_CTRUNC:
                     raise WorkFailed(
-                        "too many files are open to receive pictures: raise the limit (ulimit -n) or use fewer "
+                        "too many files are open to receive images: raise the limit (ulimit -n) or use fewer "
                         "workers, and go on with --resume"
                     )
         except OSError:  # reset by a process that died with something unread
@@ -185,7 +185,7 @@ def _mapped(fd: int, size: int) -> memoryview:
     try:
         return memoryview(mmap.mmap(fd, size))
     except OSError as error:
-        raise MemoryError(f"unable to allocate {size} bytes for a batch of pictures") from error
+        raise MemoryError(f"unable to allocate {size} bytes for a batch of images") from error
     finally:
         os.close(fd)
 
@@ -246,7 +246,7 @@ def _computed(compute: Callable[[int, int], Any], item: tuple[int, int]) -> Any:
     except (InputError, WorkFailed) as error:
         return Failure(error)
     except Exception as error:
-        return Failure(_told(error))
+        return Failure(_notes(error))
 
 
 def _answer(sock: socket.socket, round: int, number: int, result: Any) -> None:
@@ -256,10 +256,10 @@ def _answer(sock: socket.socket, round: int, number: int, result: Any) -> None:
     except OSError:
         raise
     except Exception as error:
-        send(sock, (round, number, Failure(_told(error))))
+        send(sock, (round, number, Failure(_notes(error))))
 
 
-def _told(error: Exception) -> Exception:
+def _notes(error: Exception) -> Exception:
     """An error with where it came from, such that it can be sent."""
     import traceback
 
@@ -268,7 +268,7 @@ def _told(error: Exception) -> Exception:
         pickle.loads(pickle.dumps(error))
     except Exception:
         error = RuntimeError(f"{type(error).__name__}: {error}")
-    error.add_note(f"In a process that prepares pictures:\n{text}")
+    error.add_note(f"In a process that prepares images:\n{text}")
     return error
 
 

@@ -1,8 +1,8 @@
 """Batches of views, a function of (seed, stage, epoch, position) alone.
 
 Neither the number of workers nor the number of ranks nor where a run was resumed changes what a sample looks like.
-A picture that cannot be used is replaced by another, drawn from its own key, and nothing else moves.
-N pictures, B global batch, R ranks, V views, S side of a view in pixels.
+An image that cannot be used is replaced by another, drawn from its own key, and nothing else moves.
+N images, B global batch, R ranks, V views, S side of a view in pixels.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import torch
 
 from hetcl.draws import Key, generator
 from hetcl.errors import InputError
-from hetcl.images.decode import open_picture
-from hetcl.types import BadPicture, BadRecord, Source, ViewBatch, ViewPolicy
+from hetcl.images.decode import open_image
+from hetcl.types import BadImage, BadRecord, Source, ViewBatch, ViewPolicy
 from hetcl.views import crops, photometric
 from hetcl.views.order import Order
 from hetcl.views.workers import Pool
 
 TRIES = 50
-"""How many pictures in a row may fail to replace one before the data set is given up."""
+"""How many images in a row may fail to replace one before the data set is given up."""
 
 
 @dataclass(frozen=True)
 class Cuts:
-    """The views of one picture, before they are collated."""
+    """The views of one image, before they are collated."""
 
     boxes: list[crops.Box]
     """V rectangles in the plane of the original."""
     size: tuple[int, int]
     """Width and height of the original in pixels."""
     index: int
-    """Which picture of the source."""
+    """Which image of the source."""
     label: int | None
     """Its class, where the data has labels."""
 
@@ -49,37 +49,37 @@ def render(
     *,
     max_pixels: int | None = None,
 ) -> Cuts:
-    """Decode a picture once and cut its views into ``out``.
+    """Decode an image once and cut its views into ``out``.
 
     Args:
         choose: V boxes from (width, height).
         size: S.
         out: uint8 ``[V, 3, S, S]``, written.
-        max_pixels: larger pictures are bad; None for the decoder's own limit.
+        max_pixels: larger images are bad; None for the decoder's own limit.
 
     Raises:
-        BadPicture: it cannot be used; ``out`` may hold anything.
+        BadImage: it cannot be used; ``out`` may hold anything.
     """
     sample = source.sample(index)
-    picture = open_picture(sample) if max_pixels is None else open_picture(sample, max_pixels=max_pixels)
-    plane = picture.width, picture.height
+    image = open_image(sample) if max_pixels is None else open_image(sample, max_pixels=max_pixels)
+    plane = image.width, image.height
     boxes = choose(*plane)
     lowest = math.ceil(max(bottom for *_, bottom in boxes))
-    pixels = picture.pixels(crops.reduction(*plane, boxes, size), rows=lowest)
+    pixels = image.pixels(crops.reduction(*plane, boxes, size), rows=lowest)
     crops.cut(pixels, boxes, size, plane=plane, out=out)
     return Cuts(boxes, plane, index, sample.label)
 
 
 def name_of(source: Source, index: int) -> str:
-    """What to call a picture in a message, also when it cannot be read."""
+    """What to call an image in a message, also when it cannot be read."""
     try:
-        return source.sample(index).name or f"picture {index}"
-    except BadPicture:
-        return f"picture {index}"
+        return source.sample(index).name or f"image {index}"
+    except BadImage:
+        return f"image {index}"
 
 
-def bad_record(source: Source, index: int, error: BadPicture) -> BadRecord:
-    """The record of a picture that could not be used."""
+def bad_record(source: Source, index: int, error: BadImage) -> BadRecord:
+    """The record of an image that could not be used."""
     return BadRecord(index, name_of(source, index), str(error))
 
 
@@ -95,11 +95,11 @@ def blank(views: int, count: int, size: int) -> torch.Tensor:
 def collate(
     views: Sequence[Cuts],
     images: torch.Tensor,
-    colour: np.ndarray,
+    color: np.ndarray,
     bad: tuple[BadRecord, ...],
     labelled: bool,
 ) -> ViewBatch:
-    """Rows of a batch (``images`` uint8 ``[V, B, 3, S, S]``, ``colour`` float32 ``[V, B, P]``) as a ViewBatch."""
+    """Rows of a batch (``images`` uint8 ``[V, B, 3, S, S]``, ``color`` float32 ``[V, B, P]``) as a ViewBatch."""
     shape = images.shape[:2]
     boxes = np.array([v.boxes for v in views], np.float32).reshape(*shape[::-1], 4).swapaxes(0, 1)
     labels = [-1 if v.label is None else v.label for v in views]
@@ -107,7 +107,7 @@ def collate(
         images=images,
         boxes=torch.from_numpy(np.ascontiguousarray(boxes)),
         sizes=torch.from_numpy(np.array([v.size for v in views], np.float32).reshape(-1, 2)),
-        colour=torch.from_numpy(colour),
+        color=torch.from_numpy(color),
         index=torch.tensor([v.index for v in views], dtype=torch.int64),
         label=torch.tensor(labels, dtype=torch.int64) if labelled else None,
         bad=bad,
@@ -115,26 +115,26 @@ def collate(
 
 
 class ViewLoader:
-    """Two views of every picture, once an epoch, in batches.
+    """Two views of every image, once an epoch, in batches.
 
-    No picture is dropped: the last batch is completed with pictures from the start of the same epoch's order.
+    No image is dropped: the last batch is completed with images from the start of the same epoch's order.
 
     Args:
-        source: where the pictures are.
+        source: where the images are.
         policy: how views are drawn.
         size: S, side of a view in pixels.
-        batch: B, the global batch; rank r yields its contiguous slice of B / R pictures.
-        seed, stage: with the epoch and the picture, what every draw is a function of.
+        batch: B, the global batch; rank r yields its contiguous slice of B / R images.
+        seed, stage: with the epoch and the image, what every draw is a function of.
         views: V.
         rank, ranks: this process and how many there are.
         workers: processes that decode; 0 decodes here. Changes nothing but speed.
-        window: mix pictures within windows of that many, so that reads stay near each other (slow disks, shards);
+        window: mix images within windows of that many, so that reads stay near each other (slow disks, shards);
             0 mixes everything, or as the source prefers.
-        max_pixels: larger pictures are bad; None for the decoder's own limit.
+        max_pixels: larger images are bad; None for the decoder's own limit.
         pin: batches in page-locked memory, for a GPU.
 
     Raises:
-        InputError: fewer pictures than ``batch``, or a batch that does not split over the ranks.
+        InputError: fewer images than ``batch``, or a batch that does not split over the ranks.
     """
 
     def __init__(
@@ -156,7 +156,7 @@ class ViewLoader:
     ) -> None:
         if len(source) < batch:
             raise InputError(
-                f"{source.description}: {len(source)} pictures are fewer than a batch of {batch}; "
+                f"{source.description}: {len(source)} images are fewer than a batch of {batch}; "
                 f"set the batch to {len(source)} or less"
             )
         if batch < 1 or batch % ranks:
@@ -188,7 +188,7 @@ class ViewLoader:
         comes next makes them start afresh.
 
         Raises:
-            InputError: no usable picture could be found to replace a bad one.
+            InputError: no usable image could be found to replace a bad one.
             WorkFailed: a worker died.
         """
         if self._next != (epoch, start) or not self._pool.running:
@@ -199,8 +199,8 @@ class ViewLoader:
             self._next = (epoch, step + 1) if step + 1 < self.steps_per_epoch else (epoch + 1, 0)
             yield batch
 
-    def pictures(self, epoch: int, step: int) -> np.ndarray:
-        """Which pictures a step asks for, before bad ones are replaced: int64 ``[B / R]``. Nothing is read."""
+    def images(self, epoch: int, step: int) -> np.ndarray:
+        """Which images a step asks for, before bad ones are replaced: int64 ``[B / R]``. Nothing is read."""
         return self._steps.indices(epoch, step)
 
     def close(self) -> None:
@@ -218,9 +218,9 @@ def ordered(
     max_pixels: int | None = None,
     pin: bool = False,
 ) -> Iterator[ViewBatch]:
-    """One central view of each picture, in order, for features; the last batch is short.
+    """One central view of each image, in order, for features; the last batch is short.
 
-    Bad pictures are left out, so a batch may hold fewer rows (``index`` says which), never none; they are listed in
+    Bad images are left out, so a batch may hold fewer rows (``index`` says which), never none; they are listed in
     ``bad`` of the batch they were left out of, or of the next one that has rows, or of the last.
 
     Args: as for :class:`ViewLoader`; ``indices`` may be a range, it is never copied whole.
@@ -242,7 +242,7 @@ def ordered(
             yield replace(held, bad=held.bad + lost)
         elif lost:
             raise InputError(
-                f"{source.description}: none of {len(lost)} pictures can be used, e.g. {lost[0].reason}"
+                f"{source.description}: none of {len(lost)} images can be used, e.g. {lost[0].reason}"
             )
     finally:
         pool.close()
@@ -278,29 +278,29 @@ class _Steps:
         indices = self.indices(epoch, step)
         count = len(indices)
         images = blank(self.views, count, self.size)
-        colour = np.empty((self.views, count, len(photometric.COLUMNS)), np.float32)
+        color = np.empty((self.views, count, len(photometric.COLUMNS)), np.float32)
         views: list[Cuts] = []
         bad: list[BadRecord] = []
         for row, index in enumerate(indices.tolist()):
-            views.append(self._sample(epoch, index, images[:, row].numpy(), colour[:, row], bad))
-        return collate(views, images, colour, tuple(bad), self.source.classes is not None)
+            views.append(self._sample(epoch, index, images[:, row].numpy(), color[:, row], bad))
+        return collate(views, images, color, tuple(bad), self.source.classes is not None)
 
     def indices(self, epoch: int, step: int) -> np.ndarray:
-        """The pictures of this rank's share of a step, before bad ones are replaced: int64 ``[B / R]``."""
+        """The images of this rank's share of a step, before bad ones are replaced: int64 ``[B / R]``."""
         positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.share] % len(self.source)
         return self.order.indices(epoch, positions)
 
     def _sample(
-        self, epoch: int, index: int, images: np.ndarray, colour: np.ndarray, bad: list[BadRecord]
+        self, epoch: int, index: int, images: np.ndarray, color: np.ndarray, bad: list[BadRecord]
     ) -> Cuts:
-        """Views of the picture at ``index`` of the order, or of the one that takes its place.
+        """Views of the image at ``index`` of the order, or of the one that takes its place.
 
-        The draws belong to the place in the order, so a replacement is cut and coloured as the picture it replaces
+        The draws belong to the place in the order, so a replacement is cut and coloured as the image it replaces
         would have been, and unlike its own appearance elsewhere in the epoch.
         """
         key = (*self.key, epoch, index)
         places = []
-        for view, row in enumerate(colour):
+        for view, row in enumerate(color):
             rng = generator(*key, view)
             row[:] = photometric.draw(self.policy, rng)
             places.append(rng.random((crops.TRIES, 4)))
@@ -313,7 +313,7 @@ class _Steps:
         for attempt in range(TRIES):
             try:
                 cuts = render(self.source, candidate, choose, self.size, images, max_pixels=self.max_pixels)
-            except BadPicture as error:
+            except BadImage as error:
                 failed[candidate] = bad_record(self.source, candidate, error)
                 candidate = int(generator(*key, "replacement", attempt).integers(len(self.source)))
                 continue
@@ -321,7 +321,7 @@ class _Steps:
             return cuts
         first = next(iter(failed.values()))
         raise InputError(
-            f"{self.source.description}: {TRIES} pictures in a row cannot be used, from {first.name} "
+            f"{self.source.description}: {TRIES} images in a row cannot be used, from {first.name} "
             f"({first.reason}) on; check the data"
         )
 
@@ -349,11 +349,11 @@ class _Features:
         for index in map(int, here):
             try:
                 views.append(self._sample(index, images[:, len(views)].numpy()))
-            except BadPicture as error:
+            except BadImage as error:
                 bad.append(bad_record(self.source, index, error))
         images = images[:, : len(views)]
-        colour = np.broadcast_to(photometric.NOTHING, (1, len(views), len(photometric.NOTHING))).copy()
-        return collate(views, images, colour, tuple(bad), self.source.classes is not None)
+        color = np.broadcast_to(photometric.NOTHING, (1, len(views), len(photometric.NOTHING))).copy()
+        return collate(views, images, color, tuple(bad), self.source.classes is not None)
 
     def _sample(self, index: int, out: np.ndarray) -> Cuts:
         def choose(width: int, height: int) -> list[crops.Box]:

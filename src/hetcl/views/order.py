@@ -1,8 +1,8 @@
-"""Which picture comes when: the order of an epoch, computed for each position and never stored.
+"""Which image comes when: the order of an epoch, computed for each position and never stored.
 
-N pictures. Without a window an epoch is one keyed permutation of all pictures. With a window it keeps reads near
-each other: runs of neighbouring pictures (the shards, or pieces of a window) come in random order, and pictures
-are mixed within windows of that many positions. Either way every picture comes exactly once an epoch.
+N images. Without a window an epoch is one keyed permutation of all images. With a window it keeps reads near
+each other: runs of neighbouring images (the shards, or pieces of a window) come in random order, and images
+are mixed within windows of that many positions. Either way every image comes exactly once an epoch.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ import numpy as np
 from hetcl.draws import Key, digest, permute
 
 PIECES = 16
-"""Into how many runs of neighbouring pictures a window reaches when the source has no blocks of its own."""
+"""Into how many runs of neighbouring images a window reaches when the source has no blocks of its own."""
 
 
 class Order:
     """The order of every epoch of a source.
 
     Args:
-        n: pictures in the source.
+        n: images in the source.
         key: what the order is a function of, besides the epoch: (seed, stage).
-        window: 0 for a permutation of everything, else how many pictures are mixed at a time.
-        blocks: starts of runs of pictures best read together (``Source.blocks``), used with a window only.
+        window: 0 for a permutation of everything, else how many images are mixed at a time.
+        blocks: starts of runs of images best read together (``Source.blocks``), used with a window only.
     """
 
     def __init__(self, n: int, *key: Key, window: int = 0, blocks: np.ndarray | None = None) -> None:
@@ -31,7 +31,7 @@ class Order:
         self._cache: tuple[int, np.ndarray, np.ndarray] | None = None
 
     def indices(self, epoch: int, positions: np.ndarray) -> np.ndarray:
-        """Pictures at ``positions`` (integers in ``[0, n)``, any shape) of ``epoch``: int64, the same shape."""
+        """Images at ``positions`` (integers in ``[0, n)``, any shape) of ``epoch``: int64, the same shape."""
         positions = np.asarray(positions, np.int64)
         if not self.window:
             return permute(positions, self.n, *self.key, epoch)

@@ -1,7 +1,7 @@
-"""Two views of every picture for several policies and sizes, from one pass over the data (offline testing).
+"""Two views of every image for several policies and sizes, from one pass over the data (offline testing).
 
-Draws are functions of (seed, picture, view) alone: neither the policy, the size, the order, the batch nor the workers
-change where a picture is cut. N pictures, B pictures in a step, S side of a view in pixels, P columns of colour draws.
+Draws are functions of (seed, image, view) alone: neither the policy, the size, the order, the batch nor the workers
+change where an image is cut. N images, B images in a step, S side of a view in pixels, P columns of colour draws.
 """
 
 from __future__ import annotations
@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from hetcl.draws import generator
-from hetcl.images.decode import open_picture
-from hetcl.types import BadPicture, BadRecord, Source, ViewBatch, ViewPolicy
+from hetcl.images.decode import open_image
+from hetcl.types import BadImage, BadRecord, Source, ViewBatch, ViewPolicy
 from hetcl.views import crops, photometric
 from hetcl.views.loader import bad_record
 from hetcl.views.order import Order
@@ -23,7 +23,7 @@ from hetcl.views.workers import Pool, room
 
 VIEWS = 2
 STAGE = "contrast"
-"""What the draws are keyed by, besides seed, picture and view."""
+"""What the draws are keyed by, besides seed, image and view."""
 
 Cut = tuple[tuple[float, float], tuple[float, float]]
 """What decides a crop box: the policy's area and ratio."""
@@ -31,13 +31,13 @@ Cut = tuple[tuple[float, float], tuple[float, float]]
 
 @dataclass(frozen=True)
 class Views:
-    """Views of the pictures of one step, as they leave a worker: each distinct cut once."""
+    """Views of the images of one step, as they leave a worker: each distinct cut once."""
 
     images: dict[tuple[Cut, int], Tensor]
     """uint8 ``[2, B, 3, S, S]`` for each cut and size."""
     boxes: dict[Cut, Tensor]
     """float32 ``[2, B, 4]``."""
-    colour: dict[ViewPolicy, Tensor]
+    color: dict[ViewPolicy, Tensor]
     """float32 ``[2, B, P]``."""
     sizes: Tensor
     index: Tensor
@@ -50,7 +50,7 @@ class Views:
             self.images[cut, size],
             self.boxes[cut],
             self.sizes,
-            self.colour[policy],
+            self.color[policy],
             self.index,
             None,
             self.bad,
@@ -65,15 +65,15 @@ class Pairs:
     """The pass over the data for offline testing.
 
     Args:
-        source: where the pictures are.
-        policies: how views are drawn; two views of each picture for each.
+        source: where the images are.
+        policies: how views are drawn; two views of each image for each.
         size: S, or several.
         batch: B.
         seed: what every draw is a function of.
         workers: processes that decode; 0 decodes here. Changes nothing but speed.
-        window: mix pictures within windows of that many (slow storage); 0: everything, or as the source prefers.
-        pictures: the first so many of the random order; 0: all.
-        max_pixels: larger pictures are unusable; None for the decoder's own limit.
+        window: mix images within windows of that many (slow storage); 0: everything, or as the source prefers.
+        images: the first so many of the random order; 0: all.
+        max_pixels: larger images are unusable; None for the decoder's own limit.
         pin: batches in page-locked memory, for a GPU.
     """
 
@@ -87,19 +87,19 @@ class Pairs:
         seed: int,
         workers: int = 0,
         window: int = 0,
-        pictures: int = 0,
+        images: int = 0,
         max_pixels: int | None = None,
         pin: bool = False,
     ) -> None:
         self.source, self.policies, self.batch = source, tuple(dict.fromkeys(policies)), batch
         self.sizes = (size,) if isinstance(size, int) else tuple(size)
         self.seed, self.max_pixels = seed, max_pixels
-        self.pictures = min(pictures or len(source), len(source))
+        self.images = min(images or len(source), len(source))
         window = window or source.prefers_window
         self.order = Order(
             len(source), seed, STAGE, window=window, blocks=source.blocks() if window else None
         )
-        self.steps = -(-self.pictures // batch)
+        self.steps = -(-self.images // batch)
         self._pool = Pool(self._step, workers, pin)
         cuts = len({(p.area, p.ratio) for p in self.policies})
         self.room = room(workers, cuts * VIEWS * batch * 3 * sum(side * side for side in self.sizes))
@@ -108,7 +108,7 @@ class Pairs:
     def run(self, steps: Iterable[int]) -> Iterator[tuple[int, Mapping[tuple[ViewPolicy, int], ViewBatch]]]:
         """``(step, {(policy, size): views})`` for some steps in the order given. One run at a time.
 
-        A batch holds the usable pictures of its step, maybe none; the others are listed in ``bad``.
+        A batch holds the usable images of its step, maybe none; the others are listed in ``bad``.
         """
         steps = list(steps)
         self._pool.restart((0, step) for step in steps)
@@ -117,13 +117,11 @@ class Pairs:
             yield step, {(p, s): views.batch(p, s) for p in self.policies for s in self.sizes}
 
     def indices(self, step: int) -> np.ndarray:
-        """The pictures of a step: int64, at most B."""
-        return self.order.indices(
-            0, np.arange(step * self.batch, min((step + 1) * self.batch, self.pictures))
-        )
+        """The images of a step: int64, at most B."""
+        return self.order.indices(0, np.arange(step * self.batch, min((step + 1) * self.batch, self.images)))
 
     def render(self, indices: Sequence[int], policy: ViewPolicy, size: int) -> ViewBatch:
-        """The same views of given pictures again, in this process. Unusable ones are left out."""
+        """The same views of given images again, in this process. Unusable ones are left out."""
         return self._views(indices, (policy,), (size,)).batch(policy, size)
 
     def close(self) -> None:
@@ -138,13 +136,13 @@ class Pairs:
         n = len(indices)
         images = {(c, s): np.empty((VIEWS, n, 3, s, s), np.uint8) for c in cuts for s in sizes}
         boxes = {c: np.zeros((VIEWS, n, 4), np.float32) for c in cuts}
-        colour = {p: np.zeros((VIEWS, n, len(photometric.COLUMNS)), np.float32) for p in policies}
+        color = {p: np.zeros((VIEWS, n, len(photometric.COLUMNS)), np.float32) for p in policies}
         planes = np.zeros((n, 2), np.float32)
         kept: list[int] = []
         bad: list[BadRecord] = []
         for index in indices:
             row = len(kept)
-            draws = self._draws(index, policies, {p: colour[p][:, row] for p in policies})
+            draws = self._draws(index, policies, {p: color[p][:, row] for p in policies})
             try:
                 planes[row] = self._cut(
                     index,
@@ -152,7 +150,7 @@ class Pairs:
                     {k: v[:, row] for k, v in images.items()},
                     {c: b[:, row] for c, b in boxes.items()},
                 )
-            except BadPicture as error:
+            except BadImage as error:
                 bad.append(bad_record(self.source, index, error))
                 continue
             kept.append(index)
@@ -164,7 +162,7 @@ class Pairs:
         return Views(
             {k: tensor(v) for k, v in images.items()},
             {c: tensor(b) for c, b in boxes.items()},
-            {p: tensor(c) for p, c in colour.items()},
+            {p: tensor(c) for p, c in color.items()},
             torch.from_numpy(planes[:m].copy()),
             torch.tensor(kept, dtype=torch.int64),
             tuple(bad),
@@ -173,7 +171,7 @@ class Pairs:
     def _draws(
         self, index: int, policies: Sequence[ViewPolicy], out: Mapping[ViewPolicy, np.ndarray]
     ) -> list[np.ndarray]:
-        """Colour draws of a picture into ``out``; returns the draws of the crop of each view, ``[tries, 4]``."""
+        """Colour draws of an image into ``out``; returns the draws of the crop of each view, ``[tries, 4]``."""
         places = []
         for view in range(VIEWS):
             for policy in policies:
@@ -189,17 +187,17 @@ class Pairs:
         images: Mapping[tuple[Cut, int], np.ndarray],
         boxes: Mapping[Cut, np.ndarray],
     ) -> tuple[int, int]:
-        """Decode a picture once and cut all its views; returns its width and height. Raises ``BadPicture``."""
+        """Decode an image once and cut all its views; returns its width and height. Raises ``BadImage``."""
         sample = self.source.sample(index)
         most = self.max_pixels
-        picture = open_picture(sample) if most is None else open_picture(sample, max_pixels=most)
-        plane = picture.width, picture.height
+        image = open_image(sample) if most is None else open_image(sample, max_pixels=most)
+        plane = image.width, image.height
         chosen = {cut: [crops.box_from(d, *plane, *cut) for d in draws] for cut in boxes}
         scaled: dict[int, np.ndarray] = {}  # by reduction, which must not depend on what else is asked for
         for (cut, size), out in images.items():
             k = crops.reduction(*plane, chosen[cut], size)
             if k not in scaled:
-                scaled[k] = picture.pixels(k)
+                scaled[k] = image.pixels(k)
             crops.cut(scaled[k], chosen[cut], size, plane=plane, out=out)
         for cut, out in boxes.items():
             out[:] = chosen[cut]

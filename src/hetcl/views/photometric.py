@@ -155,7 +155,7 @@ def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
 
 
 def kernel_size(policy: ViewPolicy, height: int, width: int) -> int:
-    """Odd width of the blur kernel: three standard deviations to each side, less on pictures too small to reflect.
+    """Odd width of the blur kernel: three standard deviations to each side, less on images too small to reflect.
 
     NOTE(paper): MoCo blurs with PIL, which approximates the Gaussian by three box filters; this is the Gaussian.
     """
@@ -182,7 +182,7 @@ class Photometric:
         self.policy, self.mean, self.std, self.dtype = policy, tuple(mean), tuple(std), dtype
 
     @torch.no_grad()
-    def __call__(self, images: Tensor, colour: Tensor) -> Tensor:
+    def __call__(self, images: Tensor, color: Tensor) -> Tensor:
         """Views as the encoder takes them.
 
         Args:
@@ -192,7 +192,7 @@ class Photometric:
         Returns:
             ``[B, 3, H, W]`` of ``dtype``, normalised, on the device of ``images``.
         """
-        host = colour.numpy(force=True)
+        host = color.numpy(force=True)
         out = torch.empty(images.shape, dtype=self.dtype, device=images.device)
         chunk = max(1, len(images))
         if images.device.type == "cpu":

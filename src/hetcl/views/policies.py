@@ -29,7 +29,7 @@ POLICIES: dict[str, ViewPolicy] = {
     "standard": replace(_PLAIN, jitter_p=0.8, flip_p=0.5),
     # Training with labels (torchvision's reference recipe).
     "supervised": replace(_PLAIN, area=(0.08, 1.0), flip_p=0.5),
-    # The whole picture, squeezed (or its central part where it is longer than 4:3); nothing random.
+    # The whole image, squeezed (or its central part where it is longer than 4:3); nothing random.
     "none": replace(_PLAIN, area=(1.0, 1.0)),
 }
 """Policies by name."""

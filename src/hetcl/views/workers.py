@@ -229,7 +229,7 @@ class Pool(Iterator[Any]):
         alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
         if (number := signals.asked()) and (alone or looks > PATIENT):
             raise Stopped(
-                number, "stopped while waiting for pictures; what was saved is kept: go on with --resume"
+                number, "stopped while waiting for images; what was saved is kept: go on with --resume"
             )
 
     # ---- workers in trouble ------------------------------------------------------------------------------------------
@@ -240,7 +240,7 @@ class Pool(Iterator[Any]):
         state = worker.state()
         worker.stopped = worker.stopped + 1 if state == "T" else 0
         if worker.stopped >= STOPPED:
-            log.warning("a process that prepares pictures was stopped (SIGSTOP); another takes its place")
+            log.warning("a process that prepares images was stopped (SIGSTOP); another takes its place")
             owed = worker.owed
             worker.end()
             new = self._team[self._team.index(worker)] = _Worker(self.compute)
@@ -250,7 +250,7 @@ class Pool(Iterator[Any]):
         elif looks == SLOW:
             why = "it waits for a disk" if state == "D" else "it is still at work"
             log.warning(
-                "no pictures for %d seconds from process %d, which prepares them: %s. Ctrl-C stops after saving",
+                "no images for %d seconds from process %d, which prepares them: %s. Ctrl-C stops after saving",
                 SLOW * LOOK,
                 worker.process.pid,
                 why,
@@ -270,7 +270,7 @@ class Pool(Iterator[Any]):
         else:
             why = f"exit status {code}: try with 0 workers to see the reason"
         error = WorkFailed(
-            f"a process that prepares pictures died; {why}. What was saved is kept; --resume goes on from it"
+            f"a process that prepares images died; {why}. What was saved is kept; --resume goes on from it"
         )
         mark_alone(error)
         raise error

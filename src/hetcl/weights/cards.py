@@ -23,7 +23,7 @@ PURPOSES = {
     "timm": "state dict that timm.create_model(NAME, checkpoint_path=FILE, num_classes=0) takes (.pth, .safetensors)",
     "detectron2": "pickle for MODEL.WEIGHTS of detectron2, in C4 or FPN form; ResNets only (.pkl)",
     "mmdet": "checkpoint for init_cfg of mmdetection, mmpretrain, mmsegmentation; ResNets only (.pth)",
-    "onnx": "images to C2..C5 as an ONNX graph, any batch and picture size (.onnx)",
+    "onnx": "images to C2..C5 as an ONNX graph, any batch and image size (.onnx)",
     "safetensors": "the backbone's weights under its library's names, with facts in the header (.safetensors)",
     "full": "query and key encoder with their branches, for research; hetcl reads it as a MODEL (.safetensors)",
 }
@@ -39,7 +39,7 @@ class Facts:
     method: tuple[str, ...]
     """How they were trained, stage by stage; empty where the source does not say."""
     size: int | None
-    """Side of the pictures they were trained with, in pixels."""
+    """Side of the images they were trained with, in pixels."""
     mean: tuple[float, ...]
     """Per channel, of pixels in 0..1."""
     std: tuple[float, ...]
@@ -336,7 +336,7 @@ model = dict(
     data_preprocessor=dict(
         mean={_pixels(facts.mean)},  # {facts.channels}, pixels in 0..255
         std={_pixels(facts.std)},
-        bgr_to_rgb={facts.channels == "RGB"},  # mm reads pictures as BGR
+        bgr_to_rgb={facts.channels == "RGB"},  # mm reads images as BGR
     ),
     backbone=dict(
         type="{kind}",
@@ -420,19 +420,19 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _code_block(target: Target, file: Path, ran: str) -> list[str]:
     text = ran or code(target)
-    said = (
+    stated = (
         "The check ran this code as it stands."
         if ran
         else f"{target.format} is not installed here, so this code was not run; what was checked, and how, is below."
     )
-    return [said, "", *fenced("python", f"FILE = {_quoted(file.name)}\n\n{text}"), ""]
+    return [stated, "", *fenced("python", f"FILE = {_quoted(file.name)}\n\n{text}"), ""]
 
 
 def _check_lines(proof: Proof) -> list[str]:
-    sizes = ", ".join(f"{h} x {w}" for h, w in proof.pictures)
+    sizes = ", ".join(f"{h} x {w}" for h, w in proof.images)
     keys = f"{proof.keys} weights and statistics are equal to the bit. " if proof.keys else ""
     head = (
-        f"Loaded back by {proof.by}. {keys}Maps of random pictures ({sizes} pixels, two of each) against the "
+        f"Loaded back by {proof.by}. {keys}Maps of random images ({sizes} pixels, two of each) against the "
         "source's; largest difference over the largest absolute value of the stage:"
     )
     table = ["| stage | difference |", "|---|---|"]
@@ -445,10 +445,10 @@ def _made_by(run: Mapping[str, Any] | None) -> list[str]:
         return []
     import yaml
 
-    said = f"Trained by hetcl {run.get('hetcl') or ''}".rstrip()
-    said += f", commit {run['commit']}" if run.get("commit") else ""
-    said += f", recipe {run['recipe']}" if run.get("recipe") else ""
-    said += f", on {run['pictures']} pictures" if run.get("pictures") else ""
-    lines = ["## Made by", "", markdown(f"{said}, with these settings:")]
+    stated = f"Trained by hetcl {run.get('hetcl') or ''}".rstrip()
+    stated += f", commit {run['commit']}" if run.get("commit") else ""
+    stated += f", recipe {run['recipe']}" if run.get("recipe") else ""
+    stated += f", on {run['images']} images" if run.get("images") else ""
+    lines = ["## Made by", "", markdown(f"{stated}, with these settings:")]
     text = yaml.safe_dump(run["settings"], sort_keys=False, allow_unicode=True).rstrip()
     return [*lines, "", *fenced("yaml", text), ""]

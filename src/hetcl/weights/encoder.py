@@ -38,7 +38,7 @@ class Encoder:
     size: int | None
     """Side of the views it was trained with, in pixels; None where the weights do not say."""
     facts: InputFacts
-    """How pictures are given to it."""
+    """How images are given to it."""
     digest: str
     """Hash of all weights and statistics, and of ``facts``: equal for equal features."""
     fresh: Callable[..., nn.Module]
@@ -99,11 +99,11 @@ def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
 
 def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:
     """The embedding with the checkpoint's weights in it."""
-    said = install(embedding, weights.query, weights.origin, arch=weights.arch)
+    stated = install(embedding, weights.query, weights.origin, arch=weights.arch)
     broken = [n for n, v in weights.query.items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    if said or broken:
+    if stated or broken:
         raise InputError(
-            f"{weights.origin}: its branches cannot be used ({said[0] if said else f'not finite: {broken[0]}'}); "
+            f"{weights.origin}: its branches cannot be used ({stated[0] if stated else f'not finite: {broken[0]}'}); "
             "give the run's backbone.safetensors to use the backbone alone"
         )
     assert isinstance(embedding, Embedding)
@@ -121,7 +121,7 @@ def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
 
 
 def digest_of(state: Mapping[str, Tensor], facts: InputFacts) -> str:
-    """A hash of names, shapes and bytes of a state dict, and of how pictures are given: 16 hexadecimal digits."""
+    """A hash of names, shapes and bytes of a state dict, and of how images are given: 16 hexadecimal digits."""
     h = hashlib.blake2b(digest_size=8)
     if not facts.ours:
         h.update(f"{facts.mean} {facts.std} {facts.channel_order};".encode())

@@ -258,7 +258,7 @@ def _disk(file: Path, error: OSError) -> WorkFailed:
 
 
 def _images(m: Material, target: Target) -> list[Tensor]:
-    """Random pictures that the library's model takes."""
+    """Random images that the library's model takes."""
     size = getattr(m.pyramid, "size", None)
     if size is None and target.library == "timm":
         import timm
@@ -268,12 +268,12 @@ def _images(m: Material, target: Target) -> list[Tensor]:
             config is not None and config.fixed_input_size
         ):  # a pyramid can let go of it, the plain model cannot
             size = tuple(config.input_size[-2:])
-    images = verify.pictures(size=size)
+    images = verify.images(size=size)
     try:
         with torch.no_grad():
             m.pyramid(images[0])
     except RuntimeError:  # a model that takes whole multiples of its largest stride alone
-        images = verify.pictures(size=(96, 128))
+        images = verify.images(size=(96, 128))
     return images
 
 
@@ -329,7 +329,7 @@ def _check_detectron2(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
     ] is not True:
         raise WorkFailed("the pickle has other entries than model, __author__ and matching_heuristics")
     keys = verify.same_weights(content["model"], p.state)
-    images = verify.pictures()
+    images = verify.images()
     gaps = verify.check_resnet(m.pyramid, content["model"], images, detectron2=True)
     by = "hetcl's own ResNet in detectron2's names (a ResNet written apart from the one that was trained)"
     if importlib.util.find_spec("detectron2") is None:
@@ -351,7 +351,7 @@ def _check_mmdet(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
     keys = verify.same_weights(names["checkpoint"]["state_dict"], p.state)
     held = {n: v for n, v in names["model"].state_dict().items() if not n.startswith("fc.")}
     verify.same_weights({f"backbone.{n}": v for n, v in held.items()}, p.state)
-    images = verify.pictures()
+    images = verify.images()
     gaps = verify.check_resnet(m.pyramid, names["state"], images, detectron2=False)
     by = f"{_version('torchvision')}, whose names mm's ResNets have, and hetcl's own ResNet in those names"
     return _proof(by, keys, gaps, images), code

@@ -1,4 +1,4 @@
-"""What an encoder expects of its pictures: the facts that are lost most often when weights change hands."""
+"""What an encoder expects of its images: the facts that are lost most often when weights change hands."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ Triple = tuple[float, float, float]
 
 @dataclass(frozen=True)
 class InputFacts:
-    """How pictures are given to a backbone: pixels / 255, then ``(pixel - mean) / std``."""
+    """How images are given to a backbone: pixels / 255, then ``(pixel - mean) / std``."""
 
     mean: Triple
     """Of pixels in 0..1, per channel in ``channel_order``."""
     std: Triple
     """Likewise."""
     size: int | None
-    """Side of the pictures it was trained with, in pixels; None where nobody says. Other sizes work mostly."""
+    """Side of the images it was trained with, in pixels; None where nobody says. Other sizes work mostly."""
     channel_order: str
     """``RGB`` or ``BGR``."""
     source: str
@@ -30,7 +30,7 @@ class InputFacts:
 
     @property
     def ours(self) -> bool:
-        """Whether that is how hetcl gives pictures to every encoder that it trains: ImageNet's mean and std, RGB."""
+        """Whether that is how hetcl gives images to every encoder that it trains: ImageNet's mean and std, RGB."""
         return (self.mean, self.std, self.channel_order) == (IMAGENET_MEAN, IMAGENET_STD, "RGB")
 
     def __str__(self) -> str:
@@ -38,7 +38,7 @@ class InputFacts:
         return f"mean {mean}, std {std}, {self.channel_order} ({self.source})"
 
 
-def input_facts(said: Mapping[str, Any], arch: str, origin: str) -> InputFacts:
+def input_facts(stated: Mapping[str, Any], arch: str, origin: str) -> InputFacts:
     """The facts of weights.
 
     Args:
@@ -49,18 +49,18 @@ def input_facts(said: Mapping[str, Any], arch: str, origin: str) -> InputFacts:
     Raises:
         InputError: the file says something that cannot be.
     """
-    source = "assumed" if said.get("assumed") is True else "the file"
-    if ("mean" in said) != ("std" in said):
+    source = "assumed" if stated.get("assumed") is True else "the file"
+    if ("mean" in stated) != ("std" in stated):
         raise InputError(f"{origin} states one of mean and std without the other; state both, or neither")
-    if "mean" not in said or "std" not in said:
+    if "mean" not in stated or "std" not in stated:
         known = timm_facts(arch.partition(":")[2]) if arch.startswith("timm:") else {}
-        if "method" in said:  # hetcl and MoCo train with ImageNet's
+        if "method" in stated:  # hetcl and MoCo train with ImageNet's
             source, known = "its training", {}
         else:
             source = "timm's configuration" if known else "assumed"
-        said = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **known, **said}
-    mean, std = _triple(said["mean"]), _triple(said["std"])
-    size, order = said.get("size"), said.get("channels", "RGB")
+        stated = {"mean": IMAGENET_MEAN, "std": IMAGENET_STD, **known, **stated}
+    mean, std = _triple(stated["mean"]), _triple(stated["std"])
+    size, order = stated.get("size"), stated.get("channels", "RGB")
     if mean is None or std is None or min(std) <= 0 or order not in ("RGB", "BGR"):
         raise InputError(
             f"{origin}: the mean, std or channel order that it states cannot be; state them anew"

@@ -52,7 +52,7 @@ REASONS = (
         "heads of its training",
     ),
     (r"(^|\.)(\w+_)?(loss|criterion)(\.|$)", "parts of its loss"),
-    (r"(^|\.)(data_preprocessor|normalizer)\.", "normalisation"),
+    (r"(^|\.)(data_preprocessor|normalizer)\.", "normalization"),
     (
         r"(^|\.)(relative_position_index|relative_coords_table|attn_mask)$",
         "tables that the model makes itself",
@@ -118,7 +118,7 @@ def state_of(content: Any, origin: str) -> tuple[dict[str, Tensor], str | None, 
     Raises:
         InputError: there is none, or it holds something else than tensors.
     """
-    said = content.get("arch") if isinstance(content, Mapping) else None
+    stated = content.get("arch") if isinstance(content, Mapping) else None
     others: list[str] = []
     for _ in range(3):
         if not isinstance(content, Mapping) or any(isinstance(v, Tensor) for v in content.values()):
@@ -145,7 +145,7 @@ def state_of(content: Any, origin: str) -> tuple[dict[str, Tensor], str | None, 
         raise InputError(
             f"{origin} holds no state dict (names with tensors): {strange!r} is of type {kind}; save only that"
         )
-    return dict(content), said if isinstance(said, str) else None, others
+    return dict(content), stated if isinstance(stated, str) else None, others
 
 
 def _is_state(value: Any) -> bool:
@@ -161,7 +161,7 @@ def import_state(
     origin: str,
     *,
     arch: str | None = None,
-    said: str | None = None,
+    stated: str | None = None,
     hint: str | None = None,
     moco: bool = False,
     others: Sequence[str] = (),
@@ -186,7 +186,7 @@ def import_state(
     if others:
         account.notes.append(f"other state dicts in the file, not taken: {', '.join(others)}")
     if arch is None:
-        arch = arch_of(state) or _named(said, state) or hint
+        arch = arch_of(state) or _named(stated, state) or hint
         if arch is None:
             return _of_unknown(state, origin)
         account.notes.append(f"taken for {arch}")
@@ -242,12 +242,12 @@ def _splits(key: str) -> Iterable[tuple[str, str]]:
         yield key[: match.end()], key[match.end() :]
 
 
-def _named(said: str | None, state: Mapping[str, Tensor]) -> str | None:
+def _named(stated: str | None, state: Mapping[str, Tensor]) -> str | None:
     """The architecture that a file names, of the library whose names fit better."""
     best: tuple[int, str] | None = None
-    for arch in (said,) if said and ":" in said else (f"torchvision:{said}", f"timm:{said}"):
+    for arch in (stated,) if stated and ":" in stated else (f"torchvision:{stated}", f"timm:{stated}"):
         try:
-            towers = find_towers(state, names_of(arch)) if said and arch else []
+            towers = find_towers(state, names_of(arch)) if stated and arch else []
         except InputError:
             continue
         if towers and (best is None or len(towers[0].keys) > best[0]):

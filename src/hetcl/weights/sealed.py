@@ -36,8 +36,8 @@ def unseal(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str
     facts = json.loads(metadata.get(ENTRY, "{}"))
     if not isinstance(facts, dict):
         raise ValueError("the facts in its header are not hetcl's")
-    said = facts.pop("crc32", None)
-    if said is not None and said != crc_of(state, facts):
+    stated = facts.pop("crc32", None)
+    if stated is not None and stated != crc_of(state, facts):
         raise ValueError("its bytes do not match their checksum")
     return facts
 

@@ -139,23 +139,30 @@ def _file(
     if not path.is_file():
         raise InputError(f"{origin}: there is no file {str(path)!r}")
     content, facts = unpack.open_file(path)
-    said = content.get("arch") if isinstance(content, dict) and "hetcl" in content else facts.get("arch")
-    if arch is not None and isinstance(said, str) and _bare(said) != _bare(arch):
-        raise InputError(f"{origin}: the file says that it is of {said}; write {path} alone")
+    stated = content.get("arch") if isinstance(content, dict) and "hetcl" in content else facts.get("arch")
+    if arch is not None and isinstance(stated, str) and _bare(stated) != _bare(arch):
+        raise InputError(f"{origin}: the file says that it is of {stated}; write {path} alone")
     if isinstance(content, dict) and "hetcl" in content:
         return _checkpoint(path, content)
     if facts and any(
         n.startswith("pyramid.") for n in content
     ):  # a whole encoder of `hetcl export --format full`
-        return _whole(origin, said, content, facts)
-    state, told, others = state_of(content, origin)
-    if arch is None and said:
+        return _whole(origin, stated, content, facts)
+    state, notes, others = state_of(content, origin)
+    if arch is None and stated:
         try:
-            names_of(said)
+            names_of(stated)
         except InputError as e:
-            raise InputError(f"{origin} says that it is of {said}: {e}") from None
+            raise InputError(f"{origin} says that it is of {stated}: {e}") from None
     found = import_state(
-        state, origin, arch=arch or said, said=told, hint=hint, moco=moco, others=others, allow_partial=allow
+        state,
+        origin,
+        arch=arch or stated,
+        stated=notes,
+        hint=hint,
+        moco=moco,
+        others=others,
+        allow_partial=allow,
     )
     if moco and found.arch is None:
         raise InputError(no_arch(origin, str(path)))
@@ -293,7 +300,7 @@ def install(
         )
     pyramid = [n for n in pyramid if n in state and _alike(state[n], own[n])]
     take = {n: state[n] for n in pyramid}
-    said = []
+    stated = []
     branches = sorted({n.split(".")[1] for n in [*own, *state] if n.startswith("branches.")})
     for branch in branches:
         prefix = f"branches.{branch}."
@@ -302,18 +309,18 @@ def install(
         if ours and ours == theirs and all(_alike(state[n], own[n]) for n in ours):
             take |= {n: state[n] for n in ours}
         elif ours:
-            said.append(
+            stated.append(
                 f"{branch} branch: starts afresh" + (" (another shape in the file)" if theirs else "")
             )
         else:
-            said.append(f"{branch} branch of {origin}: not used")
+            stated.append(f"{branch} branch of {origin}: not used")
     broken = [n for n in take if take[n].is_floating_point() and not bool(take[n].isfinite().all())]
     if broken:
         raise InputError(
             f"{origin} holds values that are not finite, e.g. in {broken[0].removeprefix('pyramid.')}"
         )
     module.load_state_dict(take, strict=False)
-    return said
+    return stated
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:
@@ -339,7 +346,7 @@ def _renamed(module: nn.Module, state: Mapping[str, Tensor]) -> Mapping[str, Ten
 def load_backbone(model: str, *, allow_partial: str | Sequence[str] = ()) -> nn.Module:
     """The backbone that ``model`` names, as a module that gives C2..C5 (``hetcl.model.pyramid.Pyramid``), in eval mode.
 
-    Its attribute ``facts`` (:class:`hetcl.weights.facts.InputFacts`) says how pictures are given to it:
+    Its attribute ``facts`` (:class:`hetcl.weights.facts.InputFacts`) says how images are given to it:
     mean, std, size, channel order.
 
     Args:
@@ -362,7 +369,7 @@ def load_backbone(model: str, *, allow_partial: str | Sequence[str] = ()) -> nn.
 
 
 def stated_facts(weights: Weights, model: str) -> InputFacts:
-    """How pictures are given to a MODEL of known architecture; said in the log when nobody states it.
+    """How images are given to a MODEL of known architecture; said in the log when nobody states it.
 
     Raises:
         InputError: the file states something that cannot be.
@@ -370,7 +377,7 @@ def stated_facts(weights: Weights, model: str) -> InputFacts:
     facts = input_facts(weights.facts, str(weights.arch), weights.origin)
     if facts.source == "assumed" and weights.matched is not None:
         log.info(
-            f"{model}: nothing says how its pictures are normalised; ImageNet's mean and std, "
+            f"{model}: nothing says how its images are normalised; ImageNet's mean and std, "
             f"{facts.channel_order}, are assumed"
         )
     return facts

@@ -29,7 +29,7 @@ from hetcl.model.pyramid import STRIDES, Pyramid
 TOLERANCE = 1e-5
 """Largest difference of a map, in units of the largest absolute value of the source's map of that stage."""
 SIDES = (64, 160)
-"""Least and most pixels of a side of the pictures that are compared."""
+"""Least and most pixels of a side of the images that are compared."""
 STAGES = ("C2", "C3", "C4", "C5")
 
 
@@ -43,12 +43,12 @@ class Proof:
     """Weights and statistics compared, each equal to the bit; 0 where the file keeps none apart (ONNX)."""
     differences: tuple[float, ...]
     """Largest difference of C2..C5, relative as :data:`TOLERANCE`."""
-    pictures: tuple[tuple[int, int], ...]
-    """Height and width of the random pictures."""
+    images: tuple[tuple[int, int], ...]
+    """Height and width of the random images."""
 
 
-def pictures(count: int = 2, *, size: tuple[int, int] | None = None) -> list[Tensor]:
-    """Random pictures, each ``[2, 3, H, W]`` of standard normal values: the same ones at every call.
+def images(count: int = 2, *, size: tuple[int, int] | None = None) -> list[Tensor]:
+    """Random images, each ``[2, 3, H, W]`` of standard normal values: the same ones at every call.
 
     Args:
         size: height and width where the backbone takes one only; None draws a size for each.
@@ -67,7 +67,7 @@ def differences(
     loaded: Callable[[Tensor], Sequence[Tensor]],
     images: Sequence[Tensor],
 ) -> tuple[float, ...]:
-    """Largest ``|loaded - source| / max |source|`` of each stage over all pictures.
+    """Largest ``|loaded - source| / max |source|`` of each stage over all images.
 
     Raises:
         WorkFailed: a map has another shape, or a value that is not finite, or they differ by more than ``TOLERANCE``.

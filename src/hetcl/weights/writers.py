@@ -84,7 +84,7 @@ def run_of(model: str) -> dict[str, Any] | None:
                 "recipe": tree.get("recipe"),
                 "settings": tree["settings"],
                 "commit": by.get("commit"),
-                "pictures": data.get("pictures"),
+                "images": data.get("images"),
             }
     return None
 

@@ -35,20 +35,20 @@ def test_xml_that_is_no_voc(voc: Path, text: str) -> None:
     )
     for name in ("100001", "100002"):
         xml(voc, name).write_text(text)
-    with pytest.raises(InputError, match=r"no picture that can be used; left out 3: XML that is no VOC"):
+    with pytest.raises(InputError, match=r"no image that can be used; left out 3: XML that is no VOC"):
         open_detection(f"voc:{voc}", "val")
 
 
-def test_voc_missing_picture_and_xml(voc: Path) -> None:
+def test_voc_missing_image_and_xml(voc: Path) -> None:
     (voc / "VOC2007" / "JPEGImages" / "000001.jpg").unlink()
     xml(voc, "000002").unlink()
     data = open_detection(f"voc:{voc}", "train")
     assert len(data) == 4
     assert data.skipped.examples == {
         "no annotation file": ["VOC2007/Annotations/000002.xml"],
-        "picture not found": ["VOC2007/Annotations/000001.xml"],
+        "image not found": ["VOC2007/Annotations/000001.xml"],
     }
-    assert [data.truth(i).image_id for i in range(4)] == ["000000", "000003", "000004", "000005"]
+    assert [data.annotations(i).image_id for i in range(4)] == ["000000", "000003", "000004", "000005"]
 
 
 @pytest.mark.parametrize(
@@ -71,7 +71,7 @@ def test_voc_objects_that_cannot_be_used(voc: Path, tag: str, value: str, reason
     ((found, examples),) = data.skipped.examples.items()
     assert reason in found
     assert examples == ["VOC2007/Annotations/100000.xml, object 1"]
-    assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()[1:]
+    assert data.annotations(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()[1:]
 
 
 @pytest.mark.parametrize("size", ["", "<size><width>0</width><height>64</height></size>"])
@@ -80,11 +80,11 @@ def test_voc_fractions_one_pixel_and_no_size(voc: Path, size: str) -> None:
     text = f"<annotation>{size}<object><name>cat</name><bndbox>{edges}</bndbox></object></annotation>"
     xml(voc).write_text(text)
     data = open_detection(f"voc:{voc}", "val")
-    truth = data.truth(0)
+    truth = data.annotations(0)
     assert truth.boxes.tolist() == [[44.7, 2, 50.5, 3]]
-    assert truth.size == (layouts.SIZE, layouts.SIZE)  # from the picture itself
+    assert truth.size == (layouts.SIZE, layouts.SIZE)  # from the image itself
     assert data.classes[truth.labels[0]].name == "cat"
-    assert data.picture(0).shape[:2] == truth.size
+    assert data.image(0).shape[:2] == truth.size
 
 
 def test_voc_lists(voc: Path) -> None:
@@ -114,9 +114,9 @@ def test_voc_pixels_missing_files(voc: Path) -> None:
     (voc / "VOC2007" / "JPEGImages" / "val_000001.jpg").unlink()
     data = open_segmentation(f"voc:{voc}", "val")
     assert [data.name(i) for i in range(len(data))] == ["VOC2007/JPEGImages/val_000002.jpg"]
-    assert data.skipped.counts == {"no label map": 1, "picture not found": 1}
+    assert data.skipped.counts == {"no label map": 1, "image not found": 1}
     (voc / "VOC2007" / "SegmentationClass" / "val_000002.png").unlink()
-    with pytest.raises(InputError, match="no picture that can be used"):
+    with pytest.raises(InputError, match="no image that can be used"):
         open_segmentation(f"voc:{voc}", "val")
     (voc / "VOC2007" / "ImageSets" / "Segmentation" / "val.txt").unlink()
     with pytest.raises(InputError, match=r"has no val.txt in ImageSets/Segmentation"):
@@ -134,16 +134,16 @@ def test_voc_too_few_names(voc: Path) -> None:
 
 def test_cityscapes_missing_and_damaged_files(tmp_path: Path) -> None:
     layouts.write_cityscapes(tmp_path, val=4)
-    gt, pictures = tmp_path / "gtFine" / "val", tmp_path / "leftImg8bit" / "val"
+    gt, images = tmp_path / "gtFine" / "val", tmp_path / "leftImg8bit" / "val"
     (gt / "frankfurt" / "frankfurt_000000_000019_gtFine_instanceIds.png").write_bytes(b"x")
     (gt / "frankfurt" / "frankfurt_000001_000019_gtFine_instanceIds.png").unlink()
-    (pictures / "lindau" / "lindau_000002_000019_leftImg8bit.png").unlink()
+    (images / "lindau" / "lindau_000002_000019_leftImg8bit.png").unlink()
     data = open_detection(f"cityscapes:{tmp_path}", "val")
-    assert [data.truth(i).image_id for i in range(len(data))] == ["lindau_000003_000019"]
+    assert [data.annotations(i).image_id for i in range(len(data))] == ["lindau_000003_000019"]
     assert data.skipped.counts == {
         "instance map that cannot be read": 1,
         "no instanceIds map": 1,
-        "picture not found": 1,
+        "image not found": 1,
     }
     assert "frankfurt_000000" in data.skipped.examples["instance map that cannot be read"][0]
     for path in gt.rglob("*instanceIds.png"):

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
+from hetcl.downstream.annotations import DetectionSet
 from hetcl.downstream.data import open_detection, open_segmentation
-from hetcl.downstream.objects import DetectionSet
 from hetcl.errors import InputError
 from tests.downstream import layouts
 
@@ -164,8 +164,8 @@ def test_ids_may_be_text(coco: Path) -> None:
             annotation.update(id=f"an{annotation['id']}", image_id=f"im{annotation['image_id']}")
 
     data = changed(coco, text)
-    assert data.truth(1).image_id == "im101"
-    assert data.truth(0).ids[0] == "an1"
+    assert data.annotations(1).image_id == "im101"
+    assert data.annotations(0).ids[0] == "an1"
 
 
 def test_empty_validation_set(coco: Path) -> None:
@@ -177,13 +177,13 @@ def test_image_without_annotations_is_kept(coco: Path) -> None:
     data = changed(
         coco, lambda d: d.update(annotations=[a for a in d["annotations"] if a["image_id"] != 101])
     )
-    truth = data.truth(1)
+    truth = data.annotations(1)
     assert len(data) == 3
     assert truth.boxes.shape == (0, 4)
     assert truth.labels.shape == truth.crowd.shape == truth.areas.shape == (0,)
     assert truth.segments == ()
     assert truth.ids == ()
-    assert data.truth(2).labels.tolist() == layouts.scene_of("val", 2).labels.tolist()
+    assert data.annotations(2).labels.tolist() == layouts.scene_of("val", 2).labels.tolist()
 
 
 def test_no_annotations_at_all(coco: Path) -> None:
@@ -192,20 +192,20 @@ def test_no_annotations_at_all(coco: Path) -> None:
     assert not data.has_masks
 
 
-# ---- pictures ----
+# ---- images ----
 
 
-def test_missing_pictures(coco: Path) -> None:
+def test_missing_images(coco: Path) -> None:
     (coco / "val2017" / "000000000501.jpg").unlink()
     data = open_detection(f"coco:{coco}", "val")
     assert len(data) == 2
-    assert data.skipped.counts == {"picture not found": 1}
-    assert data.skipped.examples["picture not found"] == [f"{FILE}, image 101 (000000000501.jpg)"]
-    assert data.truth(1).image_id == 102
-    assert data.truth(1).boxes.tolist() == layouts.scene_of("val", 2).boxes.tolist()
+    assert data.skipped.counts == {"image not found": 1}
+    assert data.skipped.examples["image not found"] == [f"{FILE}, image 101 (000000000501.jpg)"]
+    assert data.annotations(1).image_id == 102
+    assert data.annotations(1).boxes.tolist() == layouts.scene_of("val", 2).boxes.tolist()
     for path in (coco / "val2017").iterdir():
         path.unlink()
-    with pytest.raises(InputError, match=rf"none of its pictures is in val2017/.*{coco}.*000000000500.jpg"):
+    with pytest.raises(InputError, match=rf"none of its images is in val2017/.*{coco}.*000000000500.jpg"):
         open_detection(f"coco:{coco}", "val")
 
 
@@ -234,7 +234,7 @@ def test_files_are_not_asked_for_one_by_one(coco: Path, monkeypatch: pytest.Monk
 )
 def test_images_without_a_size_have_that_of_their_file(coco: Path, change: dict[str, Any]) -> None:
     data = changed(coco, lambda d: d["images"][0].update(change))
-    assert data.truth(0).size == (layouts.SIZE, layouts.SIZE)
+    assert data.annotations(0).size == (layouts.SIZE, layouts.SIZE)
     assert data.skipped.lines() == [
         "kept 1: image without a usable width and height: its file's are taken "
         f"(e.g. {FILE}, 000000000500.jpg)"
@@ -258,7 +258,7 @@ def test_images_without_size_or_name(coco: Path) -> None:
 @pytest.mark.parametrize("name", ["nul\0.jpg", "\ud800.jpg", "", "/", "../../x.jpg", "x" * 5000])
 def test_names_that_no_file_has(coco: Path, name: str) -> None:
     data = changed(coco, lambda d: d["images"][0].update(file_name=name))
-    assert data.skipped.counts == {"picture not found": 1}
+    assert data.skipped.counts == {"image not found": 1}
 
 
 # ---- annotations ----
@@ -276,10 +276,10 @@ def test_names_that_no_file_has(coco: Path, name: str) -> None:
         ({"bbox": [5, 5, 0, 10]}, "box of zero or negative size"),
         ({"bbox": [5, 5, 10, 0]}, "box of zero or negative size"),
         ({"bbox": [5, 5, -4, 10]}, "box of zero or negative size"),
-        ({"bbox": [64, 5, 10, 10]}, "box outside its picture"),
-        ({"bbox": [5, 64, 10, 10]}, "box outside its picture"),
-        ({"bbox": [-10, 5, 10, 10]}, "box outside its picture"),
-        ({"bbox": [5, -10, 10, 10]}, "box outside its picture"),
+        ({"bbox": [64, 5, 10, 10]}, "box outside its image"),
+        ({"bbox": [5, 64, 10, 10]}, "box outside its image"),
+        ({"bbox": [-10, 5, 10, 10]}, "box outside its image"),
+        ({"bbox": [5, -10, 10, 10]}, "box outside its image"),
         ({"bbox": [NAN, 5, 10, 10]}, "box with a coordinate that is not finite or beyond 1,000,000 pixels"),
         ({"bbox": [5, 5, 10, NAN]}, "box with a coordinate that is not finite or beyond 1,000,000 pixels"),
         ({"bbox": [5, INF, 10, 10]}, "box with a coordinate that is not finite or beyond 1,000,000 pixels"),
@@ -288,18 +288,18 @@ def test_names_that_no_file_has(coco: Path, name: str) -> None:
         ({"bbox": None, "segmentation": []}, "annotation without a bbox of four numbers"),
         ({"bbox": ["one", 2, 3, 4]}, "annotation without a bbox of four numbers"),
         ({"bbox": [True, 2, 3, 4]}, "annotation without a bbox of four numbers"),
-        ({"segmentation": {"size": [64, 63], "counts": [64 * 63]}}, "mask of another size than its picture"),
-        ({"segmentation": {"size": [64, 64], "counts": [64]}}, "run lengths that do not fill their picture"),
+        ({"segmentation": {"size": [64, 63], "counts": [64 * 63]}}, "mask of another size than its image"),
+        ({"segmentation": {"size": [64, 64], "counts": [64]}}, "run lengths that do not fill their image"),
         ({"segmentation": "x"}, "segmentation that is neither polygons nor run lengths"),
     ],
 )
 def test_annotations_that_cannot_be_used(coco: Path, change: dict[str, Any], reason: str) -> None:
-    before = open_detection(f"coco:{coco}", "val").truth(0)
+    before = open_detection(f"coco:{coco}", "val").annotations(0)
     after = changed(coco, lambda d: d["annotations"][1].update(change))
     assert after.skipped.counts == {reason: 1}
     assert after.skipped.examples[reason][0].startswith(f"{FILE}, annotation 2")
-    assert after.truth(0).ids == (before.ids[0], *before.ids[2:])
-    assert after.truth(0).boxes.tolist() == [before.boxes.tolist()[0], *before.boxes.tolist()[2:]]
+    assert after.annotations(0).ids == (before.ids[0], *before.ids[2:])
+    assert after.annotations(0).boxes.tolist() == [before.boxes.tolist()[0], *before.boxes.tolist()[2:]]
 
 
 @pytest.mark.parametrize("entry", [7, [], None])
@@ -311,10 +311,10 @@ def test_annotations_that_are_no_objects(coco: Path, entry: object) -> None:
 
 @pytest.mark.parametrize("number", [None, [3], True])
 def test_annotations_without_an_id_are_kept(coco: Path, number: object) -> None:
-    before = open_detection(f"coco:{coco}", "val").truth(0)
+    before = open_detection(f"coco:{coco}", "val").annotations(0)
     data = changed(coco, lambda d: [a.update(id=number) for a in d["annotations"]])
-    assert data.truth(0).boxes.tolist() == before.boxes.tolist()
-    assert data.truth(0).ids[0] == "[0]"
+    assert data.annotations(0).boxes.tolist() == before.boxes.tolist()
+    assert data.annotations(0).ids[0] == "[0]"
     assert "annotation without a number or text as id" in data.skipped.kept
 
 
@@ -333,7 +333,7 @@ def test_polygons_are_dropped_one_by_one(coco: Path) -> None:
     assert data.skipped.examples["annotation without a usable polygon"] == [
         f"{FILE}, annotation 2 of 000000000500.jpg"
     ]
-    truth = data.truth(0)
+    truth = data.annotations(0)
     assert truth.ids[:2] == (1, 3)
     assert truth.segments is not None
     assert len(truth.segments[0]) == 1  # type: ignore[arg-type]
@@ -344,7 +344,7 @@ def test_a_box_that_reaches_out_and_a_small_one_are_kept(coco: Path) -> None:
         document["annotations"][0].update(bbox=[-5.25, 60, 8, 300])
         document["annotations"][1].update(bbox=[63.5, 63.5, 0.5, 0.5], area=NAN)
 
-    truth = changed(coco, change).truth(0)
+    truth = changed(coco, change).annotations(0)
     assert truth.boxes[:2].tolist() == [[-5.25, 60, 2.75, 360], [63.5, 63.5, 64, 64]]
     assert truth.areas[1] == 0.25  # the box's, where the file gives none
 
@@ -352,8 +352,8 @@ def test_a_box_that_reaches_out_and_a_small_one_are_kept(coco: Path) -> None:
 def test_an_annotation_without_a_segment_among_others(coco: Path) -> None:
     data = changed(coco, lambda d: d["annotations"][0].pop("segmentation"))
     assert data.has_masks
-    assert data.truth(0).segments[0] is None  # type: ignore[index]
-    assert data.truth(0).segments[1] is not None  # type: ignore[index]
+    assert data.annotations(0).segments[0] is None  # type: ignore[index]
+    assert data.annotations(0).segments[1] is not None  # type: ignore[index]
 
 
 def test_nothing_can_be_used(coco: Path) -> None:
@@ -369,5 +369,5 @@ def test_lvis_unknown_negative(tmp_path: Path) -> None:
     document["images"][0]["neg_category_ids"] = [4, 5]
     layouts.write_json(path, document)
     data = open_detection(f"lvis:{tmp_path}", "val")
-    assert data.truth(0).negative == (1,)
+    assert data.annotations(0).negative == (1,)
     assert data.skipped.counts == {"unknown category in neg_category_ids": 1}

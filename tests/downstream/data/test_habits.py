@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hetcl.downstream.annotations import DetectionSet
 from hetcl.downstream.data import open_detection
 from hetcl.downstream.masks import bitmap, encode
-from hetcl.downstream.objects import DetectionSet
 from hetcl.errors import InputError
 from tests.downstream import layouts
 
@@ -39,9 +39,9 @@ def same(data: DetectionSet, before: DetectionSet) -> None:
     """All objects are as they were."""
     assert len(data) == len(before)
     for i in range(len(data)):
-        assert data.truth(i).boxes.tolist() == before.truth(i).boxes.tolist()
-        assert data.truth(i).labels.tolist() == before.truth(i).labels.tolist()
-        assert data.truth(i).crowd.tolist() == before.truth(i).crowd.tolist()
+        assert data.annotations(i).boxes.tolist() == before.annotations(i).boxes.tolist()
+        assert data.annotations(i).labels.tolist() == before.annotations(i).labels.tolist()
+        assert data.annotations(i).crowd.tolist() == before.annotations(i).crowd.tolist()
 
 
 # ---- ids and numbers ----
@@ -64,7 +64,7 @@ def test_every_number_as_text(coco: Path) -> None:
     same(data, before)
     assert data.fingerprint == before.fingerprint
     assert [c.id for c in data.classes] == [c.id for c in before.classes]
-    assert data.truth(1).image_id == 101
+    assert data.annotations(1).image_id == 101
     assert not data.skipped.lines()
 
 
@@ -73,13 +73,13 @@ def test_every_number_as_text(coco: Path) -> None:
 )
 def test_iscrowd_in_every_spelling(coco: Path, value: Any, crowd: bool) -> None:
     data = changed(coco, lambda d: [a.update(iscrowd=value) for a in d["annotations"]])
-    assert data.truth(0).crowd.tolist() == [crowd] * len(data.truth(0).labels)
+    assert data.annotations(0).crowd.tolist() == [crowd] * len(data.annotations(0).labels)
     assert not data.skipped.lines()
 
 
 def test_iscrowd_that_is_no_flag_is_said(coco: Path) -> None:
     data = changed(coco, lambda d: d["annotations"][0].update(iscrowd="perhaps"))
-    assert not data.truth(0).crowd.any()
+    assert not data.annotations(0).crowd.any()
     assert data.skipped.kept == {"iscrowd that is neither 0 nor 1, taken for 0": 1}
 
 
@@ -95,7 +95,7 @@ def test_images_with_file_stems_as_ids(coco: Path) -> None:
 
     data = changed(coco, stems)
     same(data, before)
-    assert data.truth(0).image_id == "val-0"
+    assert data.annotations(0).image_id == "val-0"
     assert not data.skipped.lines()
 
 
@@ -111,7 +111,7 @@ def test_annotations_that_name_file_and_class(coco: Path, cut: str) -> None:
 
     data = changed(coco, names)
     same(data, before)
-    count = sum(len(before.truth(i).labels) for i in range(3))
+    count = sum(len(before.annotations(i).labels) for i in range(3))
     assert data.skipped.remarks == [
         f"instances_val.json: {count} annotations give images by file name, not by id",
         f"instances_val.json: {count} annotations give categories by name, not by id",
@@ -179,10 +179,10 @@ def test_paths_of_another_machine(coco: Path, written: str) -> None:
         coco, lambda d: [im.update(file_name=written.format(im["file_name"])) for im in d["images"]]
     )
     same(data, before)
-    assert data.truth(0).name == "images/val-0.jpg"
-    assert data.picture(0).shape == before.picture(0).shape
+    assert data.annotations(0).name == "images/val-0.jpg"
+    assert data.image(0).shape == before.image(0).shape
     exact = written.startswith("./")
-    assert data.skipped.kept == ({} if exact else {"picture whose file is called otherwise": 3})
+    assert data.skipped.kept == ({} if exact else {"image whose file is called otherwise": 3})
 
 
 @pytest.mark.parametrize(
@@ -198,7 +198,7 @@ def test_paths_of_another_machine(coco: Path, written: str) -> None:
 def test_names_that_differ_a_little(coco: Path, disk: str, written: str) -> None:
     (coco / "images" / "val-0.jpg").rename(coco / "images" / disk)
     data = changed(coco, lambda d: d["images"][0].update(file_name=written))
-    assert data.truth(0).name == f"images/{disk}"
+    assert data.annotations(0).name == f"images/{disk}"
     assert len(data) == 3
 
 
@@ -215,8 +215,8 @@ def test_names_with_characters_that_nobody_sees(coco: Path, written: str) -> Non
         coco, lambda d: [im.update(file_name=written.format(im["file_name"])) for im in d["images"]]
     )
     same(data, before)
-    assert data.truth(2).name == "images/val-2.jpg"
-    assert data.skipped.kept == {"picture whose file is called otherwise": 3}
+    assert data.annotations(2).name == "images/val-2.jpg"
+    assert data.skipped.kept == {"image whose file is called otherwise": 3}
 
 
 @pytest.mark.parametrize(
@@ -234,13 +234,13 @@ def test_names_with_characters_that_nobody_sees(coco: Path, written: str) -> Non
 def test_characters_that_nobody_sees_within_a_name(coco: Path, disk: str, written: str) -> None:
     (coco / "images" / "val-0.jpg").rename(coco / "images" / disk)
     data = changed(coco, lambda d: d["images"][0].update(file_name=written))
-    assert (len(data), data.truth(0).name) == (3, f"images/{disk}")
+    assert (len(data), data.annotations(0).name) == (3, f"images/{disk}")
 
 
 def test_names_that_differ_in_such_characters_alone_are_kept_apart(coco: Path) -> None:
     (coco / "images" / "val-1.jpg").rename(coco / "images" / "val-0.jpg ")
     data = changed(coco, lambda d: d["images"][1].update(file_name="val-0.jpg "))
-    assert [data.truth(i).name for i in range(2)] == ["images/val-0.jpg", "images/val-0.jpg "]
+    assert [data.annotations(i).name for i in range(2)] == ["images/val-0.jpg", "images/val-0.jpg "]
     assert not data.skipped.lines()
 
 
@@ -264,14 +264,14 @@ def test_folders_of_the_same_names_are_kept_apart(coco: Path) -> None:
     data = changed(
         coco, lambda d: [im.update(file_name=f"cam{i}\\0.jpg") for i, im in enumerate(d["images"])]
     )
-    assert [data.truth(i).name for i in range(3)] == [f"images/cam{i}/0.jpg" for i in range(3)]
+    assert [data.annotations(i).name for i in range(3)] == [f"images/cam{i}/0.jpg" for i in range(3)]
 
 
 def test_a_name_without_its_folder_is_no_guess(coco: Path) -> None:
     (coco / "images" / "val-1.jpg").unlink()
     (coco / "images" / "val-2.jpg").unlink()
     with pytest.raises(
-        InputError, match=r"none of its pictures is in .*cam0/val-0.jpg; images/val-0.jpg may be cam1"
+        InputError, match=r"none of its images is in .*cam0/val-0.jpg; images/val-0.jpg may be cam1"
     ):
         changed(
             coco, lambda d: [im.update(file_name=f"cam{i}/val-0.jpg") for i, im in enumerate(d["images"])]
@@ -329,8 +329,8 @@ def write(root: Path, change: Callable[[dict[str, Any]], None] = lambda d: None,
 def test_category_and_image_and_annotation_zero(tmp_path: Path) -> None:
     data = write(tmp_path)
     assert len(data) == 6
-    assert data.truth(0).ids == (0,)
-    assert data.truth(0).image_id == 0
+    assert data.annotations(0).ids == (0,)
+    assert data.annotations(0).image_id == 0
     assert data.classes[0].id == 0
     assert not data.skipped.lines()
 
@@ -365,8 +365,8 @@ def test_a_size_that_a_tool_rounded(tmp_path: Path) -> None:
     """Off by a pixel: used where no mask hangs on it."""
     data = write(tmp_path, lambda d: [im.update(width=63, height=49) for im in d["images"]])
     pixels = np.asarray(Image.open(tmp_path / "images" / "0.png"))
-    assert data.picture(0).shape == (49, 63, 3)
-    assert (data.picture(0)[:48] == pixels[:, :63]).all()
+    assert data.image(0).shape == (49, 63, 3)
+    assert (data.image(0)[:48] == pixels[:, :63]).all()
     assert not data.skipped.lines()
     square = [[41, 6, 50, 6, 50, 20]]
     with pytest.raises(InputError, match="6 of 6 images"):
@@ -387,7 +387,7 @@ def test_an_upright_size_is_right(tmp_path: Path) -> None:
         Image.new("RGB", (48, 64)).save(path, exif=exif)
     data = open_detection(f"coco:{tmp_path}", "val")
     assert not data.skipped.lines()
-    assert data.picture(0).shape == (48, 64, 3)
+    assert data.image(0).shape == (48, 64, 3)
 
 
 def test_boxes_in_another_convention_are_refused_with_the_fix(tmp_path: Path) -> None:
@@ -420,7 +420,7 @@ def test_a_polygon_in_other_brackets(coco: Path) -> None:
         document["annotations"][0]["segmentation"] = square
         document["annotations"][1]["segmentation"] = [square[i : i + 2] for i in range(0, 8, 2)]
 
-    truth = changed(coco, change).truth(0)
+    truth = changed(coco, change).annotations(0)
     assert truth.segments is not None
     for segment in truth.segments[:2]:
         assert bitmap(segment, truth.size).sum() == 64  # type: ignore[arg-type]
@@ -433,9 +433,9 @@ def test_run_lengths_that_were_bytes(coco: Path) -> None:
     assert printed.startswith("b'")
     runs = {"size": ["64", 64.0], "counts": printed}
     data = changed(coco, lambda d: d["annotations"][0].update(segmentation=runs))
-    assert (bitmap(data.truth(0).segments[0], (64, 64)) == mask).all()  # type: ignore[index,arg-type]
+    assert (bitmap(data.annotations(0).segments[0], (64, 64)) == mask).all()  # type: ignore[index,arg-type]
     data = changed(coco, lambda d: d["annotations"][0].update(segmentation=[runs]))
-    assert (bitmap(data.truth(0).segments[0], (64, 64)) == mask).all()  # type: ignore[index,arg-type]
+    assert (bitmap(data.annotations(0).segments[0], (64, 64)) == mask).all()  # type: ignore[index,arg-type]
 
 
 @pytest.mark.parametrize(
@@ -449,7 +449,7 @@ def test_run_lengths_that_were_bytes(coco: Path) -> None:
 def test_outlines_that_cannot_be_used(coco: Path, segmentation: Any, reason: str) -> None:
     data = changed(coco, lambda d: d["annotations"][0].update(segmentation=segmentation))
     assert data.skipped.counts[reason] == 1
-    assert data.truth(0).ids[0] == 2
+    assert data.annotations(0).ids[0] == 2
 
 
 def test_run_lengths_of_an_exchanged_size(tmp_path: Path) -> None:
@@ -460,7 +460,7 @@ def test_run_lengths_of_an_exchanged_size(tmp_path: Path) -> None:
 
 def test_a_pixel_s_width_is_kept_and_said(coco: Path) -> None:
     data = changed(coco, lambda d: d["annotations"][0].update(bbox=[5, 5, 1, 9]))
-    assert data.truth(0).boxes[0].tolist() == [5, 5, 6, 14]
+    assert data.annotations(0).boxes[0].tolist() == [5, 5, 6, 14]
     assert data.skipped.lines() == [
         "kept 1: box that is a pixel wide or high, or less (e.g. instances_val.json, annotation 1 of val-0.jpg)"
     ]
@@ -469,11 +469,11 @@ def test_a_pixel_s_width_is_kept_and_said(coco: Path) -> None:
 def test_an_object_that_repeats_another_is_said(coco: Path) -> None:
     data = changed(coco, lambda d: d["annotations"].append({**d["annotations"][0], "id": 999}))
     assert data.skipped.lines() == [
-        "kept 1: object that repeats another of its picture, of the same class and box (e.g. instances_val.json, "
+        "kept 1: object that repeats another of its image, of the same class and box (e.g. instances_val.json, "
         "annotation 999 of val-0.jpg)"
     ]
 
 
 def test_an_area_of_nothing_is_the_box_s(coco: Path) -> None:
     data = changed(coco, lambda d: d["annotations"][0].update(area=0, bbox=[5, 5, 10, 9]))
-    assert data.truth(0).areas[0] == 90
+    assert data.annotations(0).areas[0] == 90

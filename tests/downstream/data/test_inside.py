@@ -13,8 +13,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hetcl.downstream.annotations import DetectionSet, SegmentationSet
 from hetcl.downstream.data import open_detection, open_segmentation
-from hetcl.downstream.objects import DetectionSet, SegmentationSet
 from hetcl.errors import InputError
 from hetcl.settings import resolve_evaluate, resolve_finetune
 from tests.downstream import layouts
@@ -62,7 +62,7 @@ def written(kind: str, root: Path) -> Path:
 def opens(kind: str, root: Path, *, follow_links: bool = False) -> DetectionSet | SegmentationSet:
     data = OPEN[kind](f"{kind.split()[0]}:{root}", "val", follow_links=follow_links)
     for i in range(len(data)):
-        data.picture(i)
+        data.image(i)
     return data
 
 

@@ -8,10 +8,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hetcl.downstream.annotations import DetectionSet, SegmentationSet
 from hetcl.downstream.data import open_detection, open_segmentation
 from hetcl.downstream.data.voc_maps import VOC_CLASSES
 from hetcl.downstream.masks import bitmap
-from hetcl.downstream.objects import DetectionSet, SegmentationSet
 from hetcl.images.scenes import CLASSES, Scene
 from tests.downstream import layouts
 
@@ -19,7 +19,7 @@ SPLITS = ("train", "val")
 
 
 def same_boxes(data: DetectionSet, index: int, drawn: Scene) -> None:
-    truth = data.truth(index)
+    truth = data.annotations(index)
     assert truth.size == drawn.masks.shape[1:]
     assert truth.boxes.dtype == np.float64
     assert truth.labels.dtype == np.int64
@@ -29,7 +29,7 @@ def same_boxes(data: DetectionSet, index: int, drawn: Scene) -> None:
 
 
 def same_masks(data: DetectionSet, index: int, drawn: Scene) -> None:
-    truth = data.truth(index)
+    truth = data.annotations(index)
     assert truth.segments is not None
     for segment, mask in zip(truth.segments, drawn.masks, strict=True):
         assert segment is not None
@@ -56,10 +56,10 @@ def test_coco(tmp_path: Path, split: str, form: str, plain: bool) -> None:
     assert not data.skipped.counts
     ids: list = []
     for i in range(len(data)):
-        drawn, truth = layouts.scene_of(split, i), data.truth(i)
+        drawn, truth = layouts.scene_of(split, i), data.annotations(i)
         same_boxes(data, i, drawn)
         same_masks(data, i, drawn)
-        near(data.picture(i), drawn)
+        near(data.image(i), drawn)
         assert truth.image_id == 100 + i
         assert truth.areas.tolist() == drawn.masks.sum((1, 2)).tolist()
         assert truth.crowd.tolist() == [
@@ -73,7 +73,7 @@ def test_coco_without_masks(tmp_path: Path) -> None:
     layouts.write_coco(tmp_path, masks=None)
     data = open_detection(f"coco:{tmp_path}", "val")
     assert not data.has_masks
-    assert data.truth(0).segments is None
+    assert data.annotations(0).segments is None
     same_boxes(data, 2, layouts.scene_of("val", 2))
 
 
@@ -91,10 +91,10 @@ def test_lvis(tmp_path: Path, version: str, below: str, split: str) -> None:
     assert [c.frequency for c in data.classes] == [*"rcfrcfrcfr"]
     assert len(data) == (6 if split == "train" else 3)
     for i in range(len(data)):
-        drawn, truth = layouts.scene_of(split, i), data.truth(i)
+        drawn, truth = layouts.scene_of(split, i), data.annotations(i)
         same_boxes(data, i, drawn)
         same_masks(data, i, drawn)
-        near(data.picture(i), drawn)
+        near(data.image(i), drawn)
         assert truth.negative == tuple(sorted(set(range(10)) - set(drawn.labels.tolist())))[::2]
         assert truth.not_exhaustive == (int(drawn.labels[0]),)
         assert not truth.crowd.any()
@@ -121,7 +121,7 @@ def test_voc(tmp_path: Path, years: tuple[str, ...], devkit: bool, split: str) -
     order = [i for first in range(count) for i in range(first, 6 if split == "train" else 3, count)]
     assert len(data) == len(order)
     for at, i in enumerate(order):
-        drawn, truth = layouts.scene_of(split, i), data.truth(at)
+        drawn, truth = layouts.scene_of(split, i), data.annotations(at)
         assert truth.boxes.tolist() == drawn.boxes.tolist()
         names = [data.classes[label].name for label in truth.labels]
         assert names == [layouts.VOC_NAMES[label] for label in drawn.labels]
@@ -129,17 +129,17 @@ def test_voc(tmp_path: Path, years: tuple[str, ...], devkit: bool, split: str) -
         assert truth.difficult.tolist() == [n == last for n in range(last + 1)]
         assert truth.areas.tolist() == np.prod(drawn.boxes[:, 2:] - drawn.boxes[:, :2], 1).tolist()
         assert str(truth.image_id) == Path(truth.name).stem
-        near(data.picture(at), drawn)
+        near(data.image(at), drawn)
 
 
 def test_voc_directly_below_the_root(tmp_path: Path) -> None:
     layouts.write_voc(tmp_path, years=("VOC2012",), devkit=False, names=False)
     data = open_detection(f"voc:{tmp_path / 'VOC2012'}", "val")
     assert len(data) == 3
-    assert data.truth(0).name == "JPEGImages/2012_100000.jpg"
+    assert data.annotations(0).name == "JPEGImages/2012_100000.jpg"
     same = open_segmentation(f"voc:{tmp_path / 'VOC2012'}", "train")
     assert len(same) == 6
-    near(same.picture(1), layouts.scene_of("train", 1))
+    near(same.image(1), layouts.scene_of("train", 1))
 
 
 def test_voc_classes_are_those_of_both_splits_in_published_order(tmp_path: Path) -> None:
@@ -165,7 +165,7 @@ def test_voc_of_two_years_without_a_test_list(tmp_path: Path) -> None:
     assert len(open_detection(f"voc:{tmp_path}", "train")) == 6
     (lists / "train.txt").unlink()  # trainval then, without what is in val
     (lists / "trainval.txt").write_text("000000\n100000\n")
-    names = [open_detection(f"voc:{tmp_path}", "train").truth(i).image_id for i in range(4)]
+    names = [open_detection(f"voc:{tmp_path}", "train").annotations(i).image_id for i in range(4)]
     assert names == ["000000", "2012_000001", "2012_000003", "2012_000005"]
 
 
@@ -174,7 +174,7 @@ def test_voc_a_name_in_two_years(tmp_path: Path) -> None:
     layouts.write_voc(tmp_path / "other", years=("VOC2007",), devkit=False)
     (tmp_path / "other" / "VOC2007").rename(tmp_path / "VOC2008")
     data = open_detection(f"voc:{tmp_path}", "train")
-    ids = [data.truth(i).image_id for i in range(len(data))]
+    ids = [data.annotations(i).image_id for i in range(len(data))]
     assert len(set(ids)) == 12
     assert ids[0] == "VOC2007/000000"
 
@@ -192,7 +192,7 @@ def test_voc_pixels(tmp_path: Path, split: str) -> None:
         assert label_map.dtype == np.uint8
         assert (label_map == layouts.voc_map(drawn)).all()
         assert (label_map == 255).any()
-        near(data.picture(i), drawn)
+        near(data.image(i), drawn)
 
 
 def test_voc_pixels_train_aug(tmp_path: Path) -> None:
@@ -236,10 +236,10 @@ def test_cityscapes_instances(tmp_path: Path, split: str) -> None:
         zip((*range(24, 29), 31, 32, 33), names, strict=True)
     )
     assert len(data) == (12 if split == "train" else 3)
-    assert any(data.truth(i).crowd.any() for i in range(len(data)))
+    assert any(data.annotations(i).crowd.any() for i in range(len(data)))
     for i in range(len(data)):
-        drawn, truth = layouts.scene_of(split, i), data.truth(i)
-        assert (data.picture(i) == drawn.pixels).all()
+        drawn, truth = layouts.scene_of(split, i), data.annotations(i)
+        assert (data.image(i) == drawn.pixels).all()
         values, _ = layouts.city_maps(drawn, group=i % 2 == 1)
         wanted = [
             v
@@ -292,19 +292,19 @@ def test_scenes(split: str) -> None:
         drawn = scene(i, seed=int(split == "val"), size=48)
         same_boxes(data, i, drawn)
         same_masks(data, i, drawn)
-        assert (data.picture(i) == drawn.pixels).all()
-        assert (maps.picture(i) == drawn.pixels).all()
+        assert (data.image(i) == drawn.pixels).all()
+        assert (maps.image(i) == drawn.pixels).all()
         expected = np.zeros((48, 48))
         for mask, label in zip(drawn.masks, drawn.labels, strict=True):
             expected[mask] = label + 1
         assert (maps.label_map(i) == expected).all()
     with pytest.raises(IndexError):
-        data.truth(len(data))
+        data.annotations(len(data))
 
 
 def test_few_scenes_have_fifty_for_validation() -> None:
     assert len(open_detection("scenes:10", "val")) == 50
-    assert open_detection("scenes:10", "val").truth(0).size == (96, 96)
+    assert open_detection("scenes:10", "val").annotations(0).size == (96, 96)
 
 
 def sets(root: Path) -> list[DetectionSet | SegmentationSet]:
@@ -330,11 +330,11 @@ def test_sets_go_to_workers_and_have_a_fingerprint(tmp_path: Path) -> None:
         copy = pickle.loads(pickle.dumps(data))
         assert len(copy) == len(data)
         assert copy.description == data.description
-        assert (copy.picture(1) == data.picture(1)).all()
-        if hasattr(data, "truth"):
-            assert copy.truth(1).boxes.tolist() == data.truth(1).boxes.tolist()
-            data.truth(1).boxes[:] = -1  # what is given away is a copy
-            assert (data.truth(1).boxes >= 0).all()
+        assert (copy.image(1) == data.image(1)).all()
+        if hasattr(data, "annotations"):
+            assert copy.annotations(1).boxes.tolist() == data.annotations(1).boxes.tolist()
+            data.annotations(1).boxes[:] = -1  # what is given away is a copy
+            assert (data.annotations(1).boxes >= 0).all()
         else:
             assert (copy.label_map(1) == data.label_map(1)).all()
 
@@ -359,7 +359,7 @@ def test_fingerprint_sees_a_box_a_name_and_a_class(tmp_path: Path) -> None:
 
 
 def test_a_large_set_is_small_in_memory(tmp_path: Path) -> None:
-    """2,000 pictures with an object of a 20-corner polygon each: some 200 bytes a picture."""
+    """2,000 images with an object of a 20-corner polygon each: some 200 bytes an image."""
     corners = [float(v) / 4 for v in range(40)]
     images = [{"id": i, "file_name": f"{i:012d}.jpg", "height": 50, "width": 50} for i in range(2000)]
     annotations = [
@@ -373,4 +373,4 @@ def test_a_large_set_is_small_in_memory(tmp_path: Path) -> None:
         (tmp_path / "images" / str(image["file_name"])).touch()
     data = open_detection(f"coco:{tmp_path}", "train")
     assert len(pickle.dumps(data)) < 2000 * 350
-    assert data.truth(1999).segments[0][0].reshape(-1).tolist() == corners  # type: ignore[index]
+    assert data.annotations(1999).segments[0][0].reshape(-1).tolist() == corners  # type: ignore[index]

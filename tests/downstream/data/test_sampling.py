@@ -8,14 +8,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hetcl.downstream.annotations import DetectionSet
 from hetcl.downstream.data import open_detection, repeat_factors
-from hetcl.downstream.objects import DetectionSet
 from tests.downstream import layouts
 
 
 def naive(data: DetectionSet, threshold: float) -> list[float]:
     factors = []
-    truths = [data.truth(i) for i in range(len(data))]
+    truths = [data.annotations(i) for i in range(len(data))]
     for truth in truths:
         best = 1.0
         for label in truth.labels.tolist():
@@ -36,7 +36,7 @@ def test_repeat_factors(tmp_path: Path, threshold: float, kind: str) -> None:
     assert (factors.max() > 1) == (threshold > 0.1)
 
 
-def test_a_picture_without_objects_is_seen_once(tmp_path: Path) -> None:
+def test_a_image_without_objects_is_seen_once(tmp_path: Path) -> None:
     layouts.write_coco(tmp_path, train=3, masks=None)
     path = tmp_path / "annotations" / "instances_train2017.json"
     document = layouts.coco_document(

@@ -63,8 +63,8 @@ def test_layouts_in_coco_s_format(tmp_path: Path, tool: str) -> None:
     place(tmp_path, {"train": (train, train_images), "val": (val, val_images)})
     assert lengths(tmp_path) == (3, 2)
     data = open_detection(f"coco:{tmp_path}", "val")
-    assert Path(data.truth(1).name).name == "val-1.jpg"
-    assert data.truth(1).boxes.tolist() == layouts.scene_of("val", 1).boxes.tolist()
+    assert Path(data.annotations(1).name).name == "val-1.jpg"
+    assert data.annotations(1).boxes.tolist() == layouts.scene_of("val", 1).boxes.tolist()
 
 
 def test_a_file_in_utf_16_is_recognised(tmp_path: Path) -> None:
@@ -184,7 +184,7 @@ def test_the_documents_split_one_file_for_all(tmp_path: Path) -> None:
     exec(text.split("```python")[1].split("```")[0], named)
     named["split"](str(tmp_path), "result.json")
     assert lengths(tmp_path) == (2, 1)
-    assert open_detection(f"coco:{tmp_path}", "val").truth(0).name == "images/train-0.jpg"
+    assert open_detection(f"coco:{tmp_path}", "val").annotations(0).name == "images/train-0.jpg"
 
 
 def test_a_set_of_another_kind_or_a_folder_further_down_is_named(tmp_path: Path) -> None:

@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from hetcl.downstream.annotations import DetectionSet
 from hetcl.downstream.data import open_detection, open_segmentation
-from hetcl.downstream.data.voc_maps import VOC_CLASSES, voc_colours
-from hetcl.downstream.objects import DetectionSet
+from hetcl.downstream.data.voc_maps import VOC_CLASSES, voc_colors
 from hetcl.errors import InputError
 from tests.downstream import layouts
 from tests.downstream.data.test_voc_lists import lists, refused
@@ -55,8 +55,8 @@ def test_xml_in_every_encoding(voc: Path, encoding: str, declared: str, name: st
 
     data = rewritten(voc, change)
     assert not data.skipped.lines()
-    assert data.classes[data.truth(0).labels[0]].name == name
-    assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
+    assert data.classes[data.annotations(0).labels[0]].name == name
+    assert data.annotations(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
 
 
 @pytest.mark.parametrize("declared", ["", "utf-8", "UTF-8", "gb2312", "no-such-encoding"])
@@ -70,8 +70,8 @@ def test_xml_that_is_not_what_it_declares_is_read_and_said(voc: Path, declared: 
 
     data = rewritten(voc, change)
     assert len(data) == 3
-    assert data.classes[data.truth(0).labels[0]].name == "piéton"
-    assert data.truth(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
+    assert data.classes[data.annotations(0).labels[0]].name == "piéton"
+    assert data.annotations(0).boxes.tolist() == layouts.scene_of("val", 0).boxes.tolist()
     assert data.skipped.lines() == [
         "kept 1: XML that is neither UTF-8 nor in the encoding it declares, read as Windows-1252 (e.g. "
         "Annotations/2012_100000.xml)"
@@ -83,7 +83,7 @@ def test_xml_that_declares_another_encoding_and_is_utf_8(voc: Path) -> None:
     data = rewritten(
         voc, lambda text: head + re.sub(r"<name>[^<]+</name><tr", "<name>piéton</name><tr", text)
     )
-    assert data.classes[data.truth(0).labels[0]].name == "piéton"
+    assert data.classes[data.annotations(0).labels[0]].name == "piéton"
     assert not data.skipped.lines()
 
 
@@ -111,14 +111,14 @@ def test_a_fault_is_named_and_not_its_consequence(voc: Path, pattern: str, new: 
 )
 def test_difficult_in_every_spelling(voc: Path, value: str, hard: bool) -> None:
     data = rewritten(voc, lambda text: text.replace("<difficult>0<", f"<difficult>{value}<"))
-    assert data.truth(0).difficult.tolist() == [hard] * len(data.truth(0).labels)
+    assert data.annotations(0).difficult.tolist() == [hard] * len(data.annotations(0).labels)
     data = rewritten(voc, lambda text: re.sub("<difficult>.*?</difficult>", "", text))
-    assert not data.truth(0).difficult.any()
+    assert not data.annotations(0).difficult.any()
 
 
 def test_difficult_that_is_no_flag_is_said(voc: Path) -> None:
     data = rewritten(voc, lambda text: text.replace("<difficult>0<", "<difficult>Unspecified<", 1))
-    assert not data.truth(0).difficult.any()
+    assert not data.annotations(0).difficult.any()
     assert data.skipped.kept == {"difficult that is neither 0 nor 1, taken for 0": 1}
 
 
@@ -174,7 +174,7 @@ def redrawn(root: Path, change: Callable[[np.ndarray], Image.Image], ending: str
         change(values).save(path.with_suffix(ending))
 
 
-def colours(palette: dict[int, int]) -> Callable[[np.ndarray], Image.Image]:
+def colors(palette: dict[int, int]) -> Callable[[np.ndarray], Image.Image]:
     table = np.zeros((256, 3), np.uint8)
     for code, number in palette.items():
         table[number] = code >> 16, code >> 8 & 255, code & 255
@@ -182,7 +182,7 @@ def colours(palette: dict[int, int]) -> Callable[[np.ndarray], Image.Image]:
 
 
 def test_the_palette_is_the_development_kit_s() -> None:
-    palette = {number: code for code, number in voc_colours().items()}
+    palette = {number: code for code, number in voc_colors().items()}
     assert len(palette) == 256
     known = {
         0: (0, 0, 0),
@@ -196,16 +196,16 @@ def test_the_palette_is_the_development_kit_s() -> None:
 
 
 @pytest.mark.parametrize("mode", ["RGB", "RGBA"])
-def test_maps_in_voc_s_colours(voc: Path, mode: str) -> None:
-    redrawn(voc, lambda values: colours(voc_colours())(values).convert(mode))
+def test_maps_in_voc_s_colors(voc: Path, mode: str) -> None:
+    redrawn(voc, lambda values: colors(voc_colors())(values).convert(mode))
     data = open_segmentation(f"voc:{voc}", "val")
     for i in range(3):
         assert (data.label_map(i) == layouts.voc_map(layouts.scene_of("val", i))).all()
 
 
-def test_maps_in_colours_that_a_file_names(voc: Path) -> None:
+def test_maps_in_colors_that_a_file_names(voc: Path) -> None:
     own = {(250 - n) << 16 | n << 8 | 7: n for n in range(11)} | {224 << 16 | 224 << 8 | 192: 255}
-    redrawn(voc, colours(own))
+    redrawn(voc, colors(own))
     with pytest.raises(InputError, match=r"none of its label maps can be used.*is the colour of no class"):
         open_segmentation(f"voc:{voc}", "val")
     lines = [f"thing {n}:{250 - n},{n},7::" for n in range(11)]
@@ -243,7 +243,7 @@ def test_maps_of_a_single_class(voc: Path, change: Callable[[np.ndarray], np.nda
         open_segmentation(f"voc:{voc}", "train")
 
 
-def test_gray_copies_of_colours_are_said(voc: Path) -> None:
+def test_gray_copies_of_colors_are_said(voc: Path) -> None:
     redrawn(voc, lambda values: Image.fromarray(((values % 3) * 38).astype(np.uint8)))
     data = open_segmentation(f"voc:{voc}", "train")
     assert len(data.classes) == 77

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from hetcl.downstream.annotations import DetectionSet
 from hetcl.downstream.data import open_detection, open_segmentation
-from hetcl.downstream.objects import DetectionSet
 from hetcl.downstream.parts import Parts, joined
 from hetcl.errors import InputError
 from tests.downstream import layouts
@@ -27,7 +27,7 @@ def lists(root: Path, kind: str = "Main") -> Path:
 
 
 def stems(data: DetectionSet) -> list[str]:
-    return [str(data.truth(i).image_id) for i in range(len(data))]
+    return [str(data.annotations(i).image_id) for i in range(len(data))]
 
 
 def refused(root: Path, split: str = "val") -> str:
@@ -69,9 +69,12 @@ def test_lists_with_folders_in_them(voc: Path) -> None:
     (lists(voc) / "val.txt").write_text("cam0/val\ncam1\\val.jpg\n")
     data = open_detection(f"voc:{voc}", "val")
     assert stems(data) == ["cam0/val", "cam1/val"]
-    assert [data.truth(i).name for i in range(2)] == ["JPEGImages/cam0/val.jpg", "JPEGImages/cam1/val.jpg"]
+    assert [data.annotations(i).name for i in range(2)] == [
+        "JPEGImages/cam0/val.jpg",
+        "JPEGImages/cam1/val.jpg",
+    ]
     for i in range(2):
-        assert data.truth(i).boxes.tolist() == layouts.scene_of("val", i).boxes.tolist()
+        assert data.annotations(i).boxes.tolist() == layouts.scene_of("val", i).boxes.tolist()
 
 
 def test_lists_of_pixels_with_folders_in_them(voc: Path) -> None:
@@ -107,8 +110,8 @@ def test_images_in_another_folder_and_of_other_endings(voc: Path) -> None:
     for path in list((voc / "images").iterdir()):
         path.rename(path.with_suffix(".JPEG"))
     data = open_detection(f"voc:{voc}", "val")
-    assert data.truth(0).name == "images/2012_100000.JPEG"
-    assert data.picture(0).shape == (64, 64, 3)
+    assert data.annotations(0).name == "images/2012_100000.JPEG"
+    assert data.image(0).shape == (64, 64, 3)
 
 
 def test_which_list_is_for_validation(voc: Path) -> None:
@@ -250,11 +253,11 @@ def test_images_in_train_and_val_stay_in_train_and_are_told(voc: Path) -> None:
     parts = both()
     assert (len(parts.train), len(parts.val)) == (6, 2)
     assert any(
-        line.startswith("2 pictures of 2 in the validation part are in the training") for line in parts.told
+        line.startswith("2 images of 2 in the validation part are in the training") for line in parts.notes
     )
     (lists(voc) / "val.txt").write_text("\n".join(names))
     assert any(
-        line.startswith("6 pictures of 6 in the validation part are in the training") for line in both().told
+        line.startswith("6 images of 6 in the validation part are in the training") for line in both().notes
     )
 
 

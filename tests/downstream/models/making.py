@@ -1,4 +1,4 @@
-"""Small detectors, and pictures with targets, for the tests beside this file."""
+"""Small detectors, and images with targets, for the tests beside this file."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def batch(count: int = 1, *, size: int = SIDE) -> tuple[list[Tensor], list[dict[
 
 
 def bare(size: tuple[int, int] = (SIDE, SIDE)) -> tuple[Tensor, dict[str, Tensor]]:
-    """A picture without objects."""
+    """An image without objects."""
     generator = torch.Generator().manual_seed(5)
     target = {
         "boxes": torch.zeros(0, 4),

@@ -1,4 +1,4 @@
-"""A C4 detector's evaluation, whole, against the slow and obvious: detectron2's rules, on unpadded pictures."""
+"""A C4 detector's evaluation, whole, against the slow and obvious: detectron2's rules, on unpadded images."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from torchvision.ops import roi_align
 
-from hetcl.downstream.models.pictures import scaled_size
+from hetcl.downstream.models.scaling import scaled_size
 from tests.downstream.models.making import small
-from tests.downstream.models.test_pictures import naive_paste
+from tests.downstream.models.test_scaling import naive_paste
 
 SETTINGS: dict[str, Any] = {"test_size": 58, "max_size": 83, "test_proposals": 12, "detections": 5}
 THRESHOLD = 0.1

@@ -1,4 +1,4 @@
-"""Whole detectors: gradients everywhere, pictures without objects, other backbones, learning one picture."""
+"""Whole detectors: gradients everywhere, images without objects, other backbones, learning one image."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_every_weight_gets_a_gradient(neck: str, masks: bool) -> None:
 
 
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
-def test_pictures_without_objects_train(neck: str) -> None:
+def test_images_without_objects_train(neck: str) -> None:
     torch.manual_seed(0)
     model = small(neck).train()
     image, target = bare((100, 128))
@@ -47,7 +47,7 @@ def test_pictures_without_objects_train(neck: str) -> None:
 
 
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
-def test_a_picture_in_which_nothing_is_found(neck: str) -> None:
+def test_a_image_in_which_nothing_is_found(neck: str) -> None:
     torch.manual_seed(0)
     model = small(neck, score_threshold=0.999).eval()
     with torch.no_grad():
@@ -154,7 +154,7 @@ def test_half_precision_gives_losses_and_boxes_in_full() -> None:
     assert found["boxes"].dtype == found["scores"].dtype == torch.float32
 
 
-def test_a_detector_learns_one_picture_by_heart() -> None:
+def test_a_detector_learns_one_image_by_heart() -> None:
     torch.manual_seed(0)
     model = small(regions=16, min_size=(64,), test_size=64, test_proposals=50).train()
     images, targets = batch(size=64)

@@ -39,7 +39,7 @@ def test_mask_loss_is_that_of_the_true_class() -> None:
 
 
 def test_mask_targets_are_what_of_the_object_lies_in_the_box() -> None:
-    """A disc of 300 x 200 pixels' picture, seen from a picture scaled by 1.5 and 1.5."""
+    """A disc of 300 x 200 pixels' image, seen from an image scaled by 1.5 and 1.5."""
     y, x = np.mgrid[:200, :300] + 0.5
     discs = np.stack([np.hypot(x - 100, y - 90) < 60, np.hypot(x - 220, y - 120) < 40])
     boxes = torch.tensor([[40.0, 30, 160, 150], [60, 50, 100, 140], [150, 70, 290, 190]]) * 1.5
@@ -73,7 +73,7 @@ def test_layer4_runs_once_a_training_step_and_its_counters_advance_once() -> Non
     images, targets = batch(2)
     losses = model(images, targets)
     assert losses["loss_mask"] > 0
-    assert seen == [16]  # 8 regions of each picture
+    assert seen == [16]  # 8 regions of each image
     counters = [b for n, b in layer4.named_buffers() if n.endswith("num_batches_tracked")]
     assert counters
     assert all(c == 1 for c in counters)

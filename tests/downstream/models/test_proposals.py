@@ -30,7 +30,7 @@ def naive_anchors(sizes: list[float], stride: int, rows: int, columns: int) -> l
 @pytest.mark.parametrize(("neck", "scale"), [("fpn", 1.0), ("c4", 1.0), ("fpn", 0.25), ("c4", 0.3)])
 def test_anchors_lie_where_detectron2_lays_them(neck: str, scale: float) -> None:
     rpn = small(neck, anchor_scale=scale).rpn
-    picture = torch.zeros(2, 3, 96, 160)  # P6 is 2 x 3: its stride is 64, not 96 // 2 = 48
+    image = torch.zeros(2, 3, 96, 160)  # P6 is 2 x 3: its stride is 64, not 96 // 2 = 48
     sizes = [s * scale for s in (32, 64, 128, 256, 512)]
     if neck == "fpn":
         grids = [(24, 40), (12, 20), (6, 10), (3, 5), (2, 3)]
@@ -38,7 +38,7 @@ def test_anchors_lie_where_detectron2_lays_them(neck: str, scale: float) -> None
     else:
         plan = [(sizes, 16, 6, 10)]
     maps = [torch.zeros(2, 1, rows, columns) for _, _, rows, columns in plan]
-    got = rpn.anchor_generator(ImageList(picture, [(96, 160), (90, 150)]), maps)
+    got = rpn.anchor_generator(ImageList(image, [(96, 160), (90, 150)]), maps)
     wanted = torch.tensor([box for part in plan for box in naive_anchors(*part)])
     assert len(got) == 2
     for one in got:
@@ -60,7 +60,7 @@ def test_anchors_of_a_half_precision_map_are_not_rounded() -> None:
 
 
 def kept(rpn: torch.nn.Module, boxes: torch.Tensor, levels: list[int]) -> int:
-    """How many of ``boxes``, best first within each level, are proposed in a large picture."""
+    """How many of ``boxes``, best first within each level, are proposed in a large image."""
     scores = torch.cat([torch.linspace(5, -5, n) for n in levels])
     return len(rpn.filter_proposals(boxes[None], scores[None], [(10**4, 10**4)], levels)[0][0])
 
@@ -93,7 +93,7 @@ def test_how_many_proposals_are_kept(neck: str, training: bool, before: int, aft
     assert kept(rpn, alike, levels) == 2 * len(levels)
 
 
-def test_losses_of_the_rpn_are_l1_and_log_loss_over_256_a_picture() -> None:
+def test_losses_of_the_rpn_are_l1_and_log_loss_over_256_a_image() -> None:
     torch.manual_seed(0)
     rpn = proposals(4, Anchors(((32.0,),), (4,)), before=(10, 10), after=(10, 10))
     labels = [torch.tensor([1.0, 0, -1, 0]), torch.tensor([0.0, 0, 1, -1])]  # fewer than 256: all are sampled
@@ -142,12 +142,12 @@ def test_regions_are_cut_aligned_from_the_level_of_their_size() -> None:
     assert isinstance(pool, MultiScaleRoIAlign)
     used = set()
     at = 0
-    for picture, per in enumerate(boxes):
+    for image, per in enumerate(boxes):
         for x0, y0, x1, y1 in per.tolist():
             size = math.sqrt((x1 - x0) * (y1 - y0))
             level = min(max(math.floor(4 + math.log2(size / (224 * scale))), 2), 5) - 2
             used.add(level)
-            roi = torch.tensor([[picture, x0, y0, x1, y1]])
+            roi = torch.tensor([[image, x0, y0, x1, y1]])
             cut = roi_align(maps[str(level)], roi, (7, 7), 1 / strides[level], sampling_ratio=0, aligned=True)
             torch.testing.assert_close(got[at], cut[0])
             at += 1

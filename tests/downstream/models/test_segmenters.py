@@ -140,7 +140,7 @@ def test_the_loss_is_the_mean_over_pixels_that_count() -> None:
     assert loss == pytest.approx(sum(terms) / len(terms), rel=1e-4)
 
 
-def test_pictures_of_which_nothing_counts_give_no_loss_and_no_nan() -> None:
+def test_images_of_which_nothing_counts_give_no_loss_and_no_nan() -> None:
     torch.manual_seed(0)
     model = segmenter("resnet18", classes=3, norm="tuned", seed=0).train()
     loss = model(torch.rand(2, 3, 64, 64), torch.full((2, 64, 64), 255))["loss"]
@@ -158,7 +158,7 @@ def test_frozen_keeps_the_backbone_and_trains_the_head() -> None:
     assert not any(isinstance(m, nn.BatchNorm2d) for m in sync.modules())
 
 
-def test_a_segmenter_learns_one_picture() -> None:
+def test_a_segmenter_learns_one_image() -> None:
     torch.manual_seed(0)
     model = segmenter("resnet18", classes=2, norm="tuned", seed=0).train()
     images = torch.rand(2, 3, 64, 64) * 0.2

@@ -1,6 +1,6 @@
-"""Random pictures with objects and detections, as COCO's files have them, and sets of the product's own classes.
+"""Random images with objects and detections, as COCO's files have them, and sets of the product's own classes.
 
-n  objects or detections of a picture     H W  height and width in pixels
+n  objects or detections of an image     H W  height and width in pixels
 """
 
 from __future__ import annotations
@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as official
 
+from hetcl.downstream.annotations import Annotations, Category, Prediction, Skipped
 from hetcl.downstream.data import open_detection
 from hetcl.downstream.data.packed import PackedDetection, Packer
-from hetcl.downstream.objects import Category, Prediction, Skipped, Truth
 
 CLASSES = (
     Category(3, "dog", "c"),
@@ -24,17 +24,17 @@ CLASSES = (
     Category(12, "yak", "f"),
     Category(90, "owl", "f"),
 )
-"""In the order of their ids, as sets have them; no picture has a yak."""
+"""In the order of their ids, as sets have them; no image has a yak."""
 SEEN = (0, 1, 3)
 
 
 def made(
-    truths: Iterable[Truth], kind: str = "coco", classes: tuple[Category, ...] = CLASSES
+    truths: Iterable[Annotations], kind: str = "coco", classes: tuple[Category, ...] = CLASSES
 ) -> PackedDetection:
-    """A set of these truths; its pictures are nowhere."""
+    """A set of these truths; its images are nowhere."""
     packer = Packer()
     for truth in truths:
-        packer.picture(truth.image_id, truth.name, truth.size, truth.negative, truth.not_exhaustive)
+        packer.image(truth.image_id, truth.name, truth.size, truth.negative, truth.not_exhaustive)
         for i, id in enumerate(truth.ids):
             packer.add(
                 id,
@@ -48,11 +48,11 @@ def made(
     return packer.finish(kind, classes, Path("nowhere"), "made up", Skipped())
 
 
-def truths_of(data: PackedDetection) -> list[Truth]:
-    return [data.truth(i) for i in range(len(data))]
+def truths_of(data: PackedDetection) -> list[Annotations]:
+    return [data.annotations(i) for i in range(len(data))]
 
 
-def truth_of(image_id: int | str = 1, size: tuple[int, int] = (100, 100), **given: Any) -> Truth:
+def truth_of(image_id: int | str = 1, size: tuple[int, int] = (100, 100), **given: Any) -> Annotations:
     """A truth of ``boxes`` ``[n, 4]`` whose other fields have the plainest values."""
     boxes = np.array(given.pop("boxes", []), dtype=np.float64).reshape(-1, 4)
     n = len(boxes)
@@ -64,7 +64,7 @@ def truth_of(image_id: int | str = 1, size: tuple[int, int] = (100, 100), **give
         "ids": tuple(range(n)),
     }
     fields |= {name: np.array(value) if name in fields else value for name, value in given.items()}
-    return Truth(image_id, f"{image_id}.jpg", size, boxes, **fields)
+    return Annotations(image_id, f"{image_id}.jpg", size, boxes, **fields)
 
 
 def said_of(
@@ -75,13 +75,13 @@ def said_of(
     return Prediction(image_id, boxes, np.array(scores, dtype=np.float64), labels, masks)
 
 
-def random_set(seed: int, pictures: int = 10, lvis: bool = False) -> tuple[dict[str, Any], list[Prediction]]:
+def random_set(seed: int, count: int = 10, lvis: bool = False) -> tuple[dict[str, Any], list[Prediction]]:
     """COCO's (or LVIS') annotation file as a dict, and detections of it: near misses, duplicates, inventions, ties.
 
-    The first picture has no object, the second no prediction, the third a class's detections by the hundred.
+    The first image has no object, the second no prediction, the third a class's detections by the hundred.
     """
     rng = np.random.default_rng(seed)
-    ids = rng.permutation(np.arange(10, 10 + pictures)).tolist()
+    ids = rng.permutation(np.arange(10, 10 + count)).tolist()
     images, annotations, predictions = [], [], []
     for place, image_id in enumerate(ids):
         size = (int(rng.integers(160, 260)), int(rng.integers(160, 260)))

@@ -13,10 +13,10 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from hetcl.cli import main
+from hetcl.downstream.annotations import Prediction
 from hetcl.downstream.data import open_detection
 from hetcl.downstream.data.cityscapes import LABELS, THINGS, CityscapesDetection
-from hetcl.downstream.objects import Prediction
-from hetcl.downstream.predict import Seen
+from hetcl.downstream.predict import EvaluationResult
 from hetcl.downstream.scores import score
 from hetcl.errors import InputError
 from tests.downstream.layouts import save, write_cityscapes
@@ -44,7 +44,7 @@ def city(root: Path, maps: list[np.ndarray]) -> CityscapesDetection:
 def random_city(root: Path, seed: int) -> tuple[CityscapesDetection, list[Prediction]]:
     """Strips of stuff, objects, groups and small ones; no trains; found well, badly, twice, or in the void.
 
-    The last picture has nothing that counts.
+    The last image has nothing that counts.
     """
     rng = np.random.default_rng(seed)
     maps, predictions = [], []
@@ -133,7 +133,7 @@ def test_the_commands_give_cityscapesscripts_figures(tmp_path: Path, monkeypatch
     _, predictions = random_city(root, 7)
     theirs = official(root, predictions, tmp_path / "theirs", monkeypatch)
     for room in ("finetune", "evaluate"):
-        monkeypatch.setattr(f"hetcl.downstream.{room}.detect", lambda *_, **__: Seen(predictions))
+        monkeypatch.setattr(f"hetcl.downstream.{room}.detect", lambda *_, **__: EvaluationResult(predictions))
     data = f"cityscapes:{root}"
     more = "--model mask-rcnn --steps 1 --milestones 1 --warmup 0 --evaluations 1".split()
     assert main(command(run, data, *more, init="timm:test_resnet")) == 0
@@ -153,7 +153,7 @@ def test_what_lies_in_the_void_costs_nothing(tmp_path: Path) -> None:
         ids[:, 64:] = ground
         ids[ellipse(car, SIZE) > 0] = 26001
         data = city(tmp_path / str(ground), [ids])
-        said = said_of(data.truth(0).image_id, [other, car], [0.9, 0.5], [2, 2], masks)
+        said = said_of(data.annotations(0).image_id, [other, car], [0.9, 0.5], [2, 2], masks)
         # Not ignored: (recall 1, precision 1/2), (0, 0), (0, 1): half of 1/2, and half of 0. Ignored: (1, 1), (0, 1).
         figure = score(data, [said]).figures["mask_ap50"]
         assert figure == pytest.approx(25 if expected == 50 else 100)
@@ -178,13 +178,13 @@ def test_instance_maps_that_changed_are_refused(tmp_path: Path) -> None:
     save(path, data.instance_map(1)[:-1].astype(np.uint16))
     with pytest.raises(InputError, match="aachen_000001"):
         score(data, predictions)
-    path.write_bytes(b"no picture")
+    path.write_bytes(b"no image")
     with pytest.raises(InputError, match=r"aachen_000001.*put the file back"):
         score(data, predictions)
 
 
 def test_the_command_gives_cityscapesscripts_miou(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """From the maps that ``evaluate`` wrote, of pictures of odd sides with every label id in them."""
+    """From the maps that ``evaluate`` wrote, of images of odd sides with every label id in them."""
     monkeypatch.setattr(np, "in1d", np.isin, raising=False)
     tool = importlib.import_module("cityscapesscripts.evaluation.evalPixelLevelSemanticLabeling")
     root, run, out = write_cityscapes(tmp_path / "set", train=2, val=0), tmp_path / "run", tmp_path / "e"

@@ -14,7 +14,7 @@ from lvis import LVIS, LVISEval, LVISResults
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hetcl.downstream.objects import Outcome
+from hetcl.downstream.annotations import Metrics
 from hetcl.downstream.scores import results, score
 from tests.downstream.scores.made_up import (
     CLASSES,
@@ -63,7 +63,7 @@ def assert_equal(ours: dict[str, float], official: dict[str, float]) -> None:
             assert ours[name] == pytest.approx(100 * value, abs=1e-10), name  # 1e-12 of 0..1
 
 
-def flat(outcome: Outcome) -> dict[str, float]:
+def flat(outcome: Metrics) -> dict[str, float]:
     """Figures, and each class's AP under its category id."""
     each = {
         f"{prefix}_{c.id}": outcome.per_class[c.name][f"{prefix}_ap"]
@@ -95,7 +95,7 @@ def test_twelve_figures_are_all_measured_in_the_comparison() -> None:
 
 
 def test_more_than_a_hundred_detections_of_a_class() -> None:
-    """The right one comes 101st in the first picture and 100th in the second."""
+    """The right one comes 101st in the first image and 100th in the second."""
     data = made(truth_of(i, boxes=[[0, 0, 50, 50]]) for i in (1, 2))
     wrong = [[60.0, 60.0, 90.0, 90.0]]
     said = [
@@ -171,7 +171,7 @@ def test_equals_the_lvis_package(seed: int, tmp_path: Path, monkeypatch: pytest.
     assert all(value > 0 for name, value in official.items() if name[-2:] in ("_r", "_c", "_f"))
 
 
-def test_lvis_counts_the_best_300_of_a_picture_whatever_their_class() -> None:
+def test_lvis_counts_the_best_300_of_a_image_whatever_their_class() -> None:
     """The object is found by the 301st detection, behind 300 of another class."""
     data = made([truth_of(1, boxes=[[0, 0, 50, 50]], labels=[0], negative=(1,))], "lvis")
     for before, expected in ((299, 100.0), (300, 0.0)):

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as official
 
+from hetcl.downstream.annotations import Prediction
 from hetcl.downstream.data.packed import PackedDetection
-from hetcl.downstream.objects import Prediction
 from hetcl.downstream.scores import predictions_of, results, score
 from hetcl.errors import InputError
 from tests.downstream.scores.made_up import (
@@ -30,7 +30,7 @@ BOX = [10.0, 20.0, 40.0, 60.0]
 
 
 def small(masks: bool = True) -> tuple[PackedDetection, Prediction]:
-    """One picture of 100 by 80 pixels, with one owl."""
+    """One image of 100 by 80 pixels, with one owl."""
     size = (100, 80)
     mask = (rle(ellipse(BOX, size)),)
     data = made([truth_of(5, size, boxes=[BOX], labels=[3], segments=mask), truth_of(6)])
@@ -146,15 +146,15 @@ def test_predictions_that_do_not_fit_are_refused(change: dict[str, Any], message
             use(data, [replace(said, **change)])
 
 
-def test_a_picture_twice_is_refused() -> None:
+def test_a_image_twice_is_refused() -> None:
     data, said = small()
     with pytest.raises(InputError, match="image 5 has two predictions"):
         score(data, [said, said])
     with pytest.raises(InputError, match=r"5\.jpg: image id 5 is used twice"):
-        score(made([data.truth(0), data.truth(0)]), [said])
+        score(made([data.annotations(0), data.annotations(0)]), [said])
 
 
-def test_masks_for_some_pictures_are_refused() -> None:
+def test_masks_for_some_images_are_refused() -> None:
     data, said = small()
     with pytest.raises(InputError, match="some predictions have masks"):
         score(data, [said, said_of(6, [[0, 0, 5, 5]], [0.5])])

@@ -11,7 +11,7 @@ from hetcl.errors import InputError
 NAMES = ("sky", "road", "tree", "lake", "moon")
 
 
-def pictures(seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
+def images(seed: int) -> list[tuple[np.ndarray, np.ndarray]]:
     """Moons are nowhere; lakes are in predictions alone; trees in truths alone; 255 in both."""
     rng = np.random.default_rng(seed)
     made = []
@@ -48,7 +48,7 @@ def naive(made: list[tuple[np.ndarray, np.ndarray]]) -> tuple[dict[str, float], 
 @pytest.mark.parametrize("seed", range(5))
 @pytest.mark.parametrize("kind", [np.uint8, np.int64])
 def test_equals_a_loop_over_pixels(seed: int, kind: type) -> None:
-    made = pictures(seed)
+    made = images(seed)
     whole = Confusion(5)
     for said, truth in made:
         whole.add(said.astype(kind), truth)
@@ -64,7 +64,7 @@ def test_equals_a_loop_over_pixels(seed: int, kind: type) -> None:
 
 def test_parts_add_up() -> None:
     whole, first, second = Confusion(5), Confusion(5), Confusion(5)
-    for place, (said, truth) in enumerate(pictures(9)):
+    for place, (said, truth) in enumerate(images(9)):
         whole.add(said, truth)
         (second if place % 2 else first).add(said, truth)
     first.merge(second.counts)

@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from hetcl.downstream.annotations import Annotations, Category, Prediction
 from hetcl.downstream.data import open_detection
 from hetcl.downstream.data.packed import PackedDetection
-from hetcl.downstream.objects import Category, Prediction, Truth
 from hetcl.downstream.scores import score
 from tests.downstream.scores.made_up import made, said_of, truth_of, truths_of
 from tests.reference import voc
@@ -17,11 +17,11 @@ from tests.reference import voc
 CLASSES = (Category(0, "cat"), Category(1, "dog"), Category(2, "owl"))
 
 
-def set_of(truths: list[Truth]) -> PackedDetection:
+def set_of(truths: list[Annotations]) -> PackedDetection:
     return made(truths, "voc", CLASSES)
 
 
-def on_disk(root: Path, truths: list[Truth]) -> PackedDetection:
+def on_disk(root: Path, truths: list[Annotations]) -> PackedDetection:
     """The same truths from XML files in VOC's layout, as ``hetcl`` opens them."""
     for folder in ("Annotations", "ImageSets/Main", "JPEGImages"):
         (root / "VOC2007" / folder).mkdir(parents=True)

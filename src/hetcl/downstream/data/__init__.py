@@ -1,6 +1,6 @@
-"""Data sets of boxes, masks and pixels, each in its own published layout, behind the two protocols of ``objects.py``.
+"""Data sets of boxes, masks and pixels, each in its own published layout, behind two protocols (``annotations.py``).
 
-``files`` lists folders and reads pictures; ``segments`` and ``packed`` keep annotations in a few arrays; ``coco``,
+``files`` lists folders and reads images; ``segments`` and ``packed`` keep annotations in a few arrays; ``coco``,
 ``lvis``, ``voc``, ``voc_maps``, ``cityscapes`` and ``scenes`` each know one layout; ``maps`` is a set with a class for
 each pixel. ``annotation_files``, ``part_files`` and ``voc_lists`` find the files of a part, ``recognise`` names what
 lies there; ``values`` and ``categories`` read ids, flags and classes; ``conventions`` and ``sizes`` judge a set as a
@@ -14,6 +14,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
+from hetcl.downstream.annotations import DetectionSet, SegmentationSet
 from hetcl.downstream.data.cityscapes import cityscapes_detection, cityscapes_segmentation
 from hetcl.downstream.data.coco import coco_detection
 from hetcl.downstream.data.files import Files
@@ -23,7 +24,6 @@ from hetcl.downstream.data.sampling import repeat_factors
 from hetcl.downstream.data.scenes import scenes_detection, scenes_segmentation
 from hetcl.downstream.data.voc import voc_detection
 from hetcl.downstream.data.voc_maps import voc_segmentation
-from hetcl.downstream.objects import DetectionSet, SegmentationSet
 from hetcl.errors import InputError
 from hetcl.paths import expand
 
@@ -44,7 +44,7 @@ _SEGMENTATION: dict[str, Callable[[Files, str], SegmentationSet]] = {
 
 
 def open_detection(spec: str, split: str, *, follow_links: bool = False) -> DetectionSet:
-    """Open a set of pictures with boxes (and masks).
+    """Open a set of images with boxes (and masks).
 
     Args:
         spec: ``coco:ROOT``, ``lvis:ROOT``, ``voc:ROOT``, ``cityscapes:ROOT``, ``scenes:N`` or ``scenes:N@SIZE``.
@@ -60,7 +60,7 @@ def open_detection(spec: str, split: str, *, follow_links: bool = False) -> Dete
 
 
 def open_segmentation(spec: str, split: str, *, follow_links: bool = False) -> SegmentationSet:
-    """Open a set of pictures with a class for each pixel: as ``open_detection``, without ``coco`` and ``lvis``."""
+    """Open a set of images with a class for each pixel: as ``open_detection``, without ``coco`` and ``lvis``."""
     if spec.startswith("scenes:"):
         return scenes_segmentation(spec, _known(split))
     return _open(spec, split, _SEGMENTATION, "a class for each pixel", follow_links)
@@ -99,6 +99,6 @@ def _meant(spec: str, folder: str, layouts: Iterable[str]) -> str:
     """What lies in the folder of a spec without one of these layouts in front, with the spec to write."""
     roots = (Path(expand(text.strip())) for text in (spec, folder) if text.strip())
     root = next((path for path in roots if path.is_dir()), None)
-    said = one_line(root) if root else ""
-    named = re.search(r"name it (\w+):", said)
-    return said if named and named[1] in layouts else ""
+    stated = one_line(root) if root else ""
+    named = re.search(r"name it (\w+):", stated)
+    return stated if named and named[1] in layouts else ""

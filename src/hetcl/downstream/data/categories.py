@@ -6,9 +6,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
+from hetcl.downstream.annotations import Category, Skipped
 from hetcl.downstream.data import values
 from hetcl.downstream.data.values import Ids, Key
-from hetcl.downstream.objects import Category, Skipped
 from hetcl.errors import InputError
 
 

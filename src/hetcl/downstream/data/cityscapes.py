@@ -13,15 +13,15 @@ from pathlib import Path
 
 import numpy as np
 
+from hetcl.downstream.annotations import Category, Rle, Skipped
 from hetcl.downstream.data.files import Files, read_indices, stored_size
 from hetcl.downstream.data.maps import VOID, MapSet
 from hetcl.downstream.data.packed import PackedDetection, Packer
 from hetcl.downstream.data.recognise import one_line
 from hetcl.downstream.masks import from_uncompressed
-from hetcl.downstream.objects import Category, Rle, Skipped
 from hetcl.errors import InputError
 from hetcl.machine import cores
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 
 LABELS = {
     **{7: "road", 8: "sidewalk", 11: "building", 12: "wall", 13: "fence", 17: "pole", 19: "traffic light"},
@@ -37,18 +37,18 @@ TRAIN_IDS = np.full(256, VOID, np.uint8)
 """Label id -> class."""
 TRAIN_IDS[list(LABELS)] = np.arange(len(LABELS))
 
-_PICTURE = "_leftImg8bit.png"
+_IMAGE = "_leftImg8bit.png"
 
 
 class CityscapesDetection(PackedDetection):
     """Cityscapes' instances in memory; its instance maps, which alone know what is void, stay on disk."""
 
     def instance_map(self, index: int) -> np.ndarray:
-        """The instance ids of a picture as stored: uint8 or int32 ``[H, W]``. Raises ``InputError``."""
+        """The instance ids of an image as stored: uint8 or int32 ``[H, W]``. Raises ``InputError``."""
         name = _map_of(self.name(range(len(self))[index]), "instanceIds")
         try:
             return read_indices(self._root, name)
-        except BadPicture as error:  # it was read when the set was opened
+        except BadImage as error:  # it was read when the set was opened
             raise InputError(f"{self._root}: {error}; put the file back as it was") from error
 
 
@@ -69,21 +69,21 @@ def cityscapes_detection(files: Files, split: str) -> CityscapesDetection:
     pairs = _pairs(files, split, "instanceIds", skipped)
     label = {category.id: i for i, category in enumerate(THINGS)}
 
-    def read(pair: tuple[str, str]) -> tuple[tuple[int, int], list[Instance]] | BadPicture:
-        picture, name = pair
+    def read(pair: tuple[str, str]) -> tuple[tuple[int, int], list[Instance]] | BadImage:
+        image, name = pair
         try:
-            values = read_indices(str(root), name, size=stored_size(str(root), picture))
-        except BadPicture as error:
+            values = read_indices(str(root), name, size=stored_size(str(root), image))
+        except BadImage as error:
             return error
         return (values.shape[0], values.shape[1]), instances(values)
 
     with ThreadPoolExecutor(min(16, cores())) as pool:
-        for (picture, _), found in zip(pairs, pool.map(read, pairs), strict=True):
-            if isinstance(found, BadPicture):
+        for (image, _), found in zip(pairs, pool.map(read, pairs), strict=True):
+            if isinstance(found, BadImage):
                 skipped.add("instance map that cannot be read", str(found))
                 continue
             size, things = found
-            packer.picture(Path(picture).name.removesuffix(_PICTURE), picture, size)
+            packer.image(Path(image).name.removesuffix(_IMAGE), image, size)
             for thing in things:
                 group = thing.value < 1000
                 which = label[thing.value if group else thing.value // 1000]
@@ -103,7 +103,7 @@ def cityscapes_segmentation(files: Files, split: str) -> MapSet:
 
 
 def _pairs(files: Files, split: str, what: str, skipped: Skipped) -> list[tuple[str, str]]:
-    """Pictures and their maps, by city and name."""
+    """Images and their maps, by city and name."""
     root = files.root
     for folder in (f"leftImg8bit/{split}", f"gtFine/{split}"):
         if not (root / folder).is_dir():
@@ -114,20 +114,20 @@ def _pairs(files: Files, split: str, what: str, skipped: Skipped) -> list[tuple[
             )
     pairs = []
     for city in sorted({path.name for path in root.glob(f"*/{split}/*") if path.is_dir()}):
-        pictures, maps = (f"{folder}/{split}/{city}" for folder in ("leftImg8bit", "gtFine"))
+        images, maps = (f"{folder}/{split}/{city}" for folder in ("leftImg8bit", "gtFine"))
         ending = f"_gtFine_{what}.png"
-        there = {name.removesuffix(_PICTURE) for name in files.names(pictures) if name.endswith(_PICTURE)}
+        there = {name.removesuffix(_IMAGE) for name in files.names(images) if name.endswith(_IMAGE)}
         known = {name.removesuffix(ending) for name in files.names(maps) if name.endswith(ending)}
         for stem in sorted(there | known):
             if stem not in known:
                 skipped.add(f"no {what} map", f"{maps}/{stem}{ending}")
             elif stem not in there:
-                skipped.add("picture not found", f"{pictures}/{stem}{_PICTURE}")
+                skipped.add("image not found", f"{images}/{stem}{_IMAGE}")
             else:
-                picture = f"{pictures}/{stem}{_PICTURE}"
-                pairs.append((files.check(picture), files.check(_map_of(picture, what))))
+                image = f"{images}/{stem}{_IMAGE}"
+                pairs.append((files.check(image), files.check(_map_of(image, what))))
     if not pairs:
-        wanted = f"leftImg8bit/{split}/CITY/*{_PICTURE} with gtFine/{split}/CITY/*_gtFine_{what}.png"
+        wanted = f"leftImg8bit/{split}/CITY/*{_IMAGE} with gtFine/{split}/CITY/*_gtFine_{what}.png"
         kinds = sorted(
             {path.stem.rpartition("_")[2] for path in root.glob(f"gtFine/{split}/*/*_gtFine_*.png")}
         )
@@ -136,9 +136,9 @@ def _pairs(files: Files, split: str, what: str, skipped: Skipped) -> list[tuple[
     return pairs
 
 
-def _map_of(picture: str, what: str) -> str:
+def _map_of(image: str, what: str) -> str:
     """``leftImg8bit/SPLIT/CITY/STEM_leftImg8bit.png`` -> ``gtFine/SPLIT/CITY/STEM_gtFine_{what}.png``."""
-    stem = picture.removeprefix("leftImg8bit/").removesuffix(_PICTURE)
+    stem = image.removeprefix("leftImg8bit/").removesuffix(_IMAGE)
     return f"gtFine/{stem}_gtFine_{what}.png"
 
 

@@ -1,4 +1,4 @@
-"""COCO's layout, and any set in it: one JSON file a split, pictures in a folder (cocodataset.org/#format-data)."""
+"""COCO's layout, and any set in it: one JSON file a split, images in a folder (cocodataset.org/#format-data)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hetcl.downstream.annotations import Segment, Skipped
 from hetcl.downstream.data import segments, values
 from hetcl.downstream.data.annotation_files import annotation_file
 from hetcl.downstream.data.categories import categories
@@ -19,12 +20,11 @@ from hetcl.downstream.data.recognise import whose_json
 from hetcl.downstream.data.sizes import check_sizes, stored
 from hetcl.downstream.data.values import Ids, Key
 from hetcl.downstream.masks import box_of
-from hetcl.downstream.objects import Segment, Skipped
 from hetcl.errors import InputError
 from hetcl.textfiles import strip
 
 Locate = Callable[[dict[str, Any]], Iterable[str]]
-"""An entry of ``images`` -> where its picture may be, relative to the root, likeliest first."""
+"""An entry of ``images`` -> where its image may be, relative to the root, likeliest first."""
 NAMES = ("file_name", "filename", "path")
 """What tools call the name of an image's file."""
 
@@ -32,7 +32,7 @@ NAMES = ("file_name", "filename", "path")
 def coco_detection(files: Files, split: str) -> PackedDetection:
     """Open the annotations that :func:`annotation_file` finds, ``annotations/instances_{split}2017.json`` above all.
 
-    Pictures are looked for in ``{split}2017/``, ``{split}/``, ``images/``, beside the annotations, and where else tools
+    Images are looked for in ``{split}2017/``, ``{split}/``, ``images/``, beside the annotations, and where else tools
     put them. Raises ``InputError``.
     """
     found = annotation_file(files, split)
@@ -82,12 +82,12 @@ class Instances:
         """Check everything and pack it.
 
         Args:
-            locate: where a picture may be.
+            locate: where an image may be.
             folders: where files are looked for that are called otherwise than the document says, and the places that
-                a message names when no picture is there.
+                a message names when no image is there.
 
         Raises:
-            InputError: ids that stand twice, no pictures, boxes in another convention, files outside of the root, or
+            InputError: ids that stand twice, no images, boxes in another convention, files outside of the root, or
                 nothing that can be used.
         """
         root = files.root
@@ -108,15 +108,15 @@ class Instances:
             absent, partly = (
                 self._labels(image, field) for field in ("neg_category_ids", "not_exhaustive_category_ids")
             )
-            packer.picture(key, names[key], size, absent, partly)
+            packer.image(key, names[key], size, absent, partly)
             for number, label, annotation in objects.get(key, ()):
                 self._add(packer, number, label, annotation, size, image["file_name"])
-        if not packer.names and "picture not found" in self.skipped.counts:
-            example = self.skipped.examples["picture not found"][0]
+        if not packer.names and "image not found" in self.skipped.counts:
+            example = self.skipped.examples["image not found"][0]
             places = " or ".join(f"{folder}/" for folder in folders[:5] if folder)
             deep = f"; if they lie beside that folder, name it {kind}:{root.parent}" * (len(around(root)) > 1)
             raise InputError(
-                f"{self.path}: none of its pictures is in {places} of {root} (e.g. {example}){deep}"
+                f"{self.path}: none of its images is in {places} of {root} (e.g. {example}){deep}"
             )
         check_sizes(root, packer.names, packer.image_sizes(), str(self.path), self.skipped, packer.slack)
         self._judge()
@@ -180,12 +180,12 @@ class Instances:
             if name is None:
                 if led := files.outside(asked, locate(images[key])):
                     raise InputError(f"{self.path}: image {key} ({asked}) {led}")
-                self._skip("picture not found", f"image {key} ({asked}){self._near(files, folders, asked)}")
+                self._skip("image not found", f"image {key} ({asked}){self._near(files, folders, asked)}")
             elif len(wanted[name]) > 1:
                 other = min(wanted[name] - {asked})
-                self._skip("picture not found", f"image {key} ({asked}; {name} may be {other} as well)")
+                self._skip("image not found", f"image {key} ({asked}; {name} may be {other} as well)")
             else:
-                self._keep("picture whose file is called otherwise", f"{asked} is {name}")
+                self._keep("image whose file is called otherwise", f"{asked} is {name}")
                 self._claim(key, name, found, owners, images)
         return found
 

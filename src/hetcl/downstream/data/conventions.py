@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hetcl.downstream.annotations import Segment
 from hetcl.downstream.masks import box_of
-from hetcl.downstream.objects import Segment
 
 Read = Callable[[np.ndarray], np.ndarray]
 """Four numbers of each box, float64 ``[M, 4]``, -> left, top, right, bottom, ``[M, 4]``."""
@@ -219,11 +219,13 @@ class _Judge:
             certain = few or (n >= 10 and share >= 0.1 and elsewhere <= n / 50)
         if certain or (n >= 5 and elsewhere <= n / 10):
             return self._looks(best, "leave their image or have no size as they stand", out, certain=certain)
-        corners, told = self._pixels(self.stated), self._outside(out)
+        corners, notes = self._pixels(self.stated), self._outside(out)
         apart = ((corners[:, :2] >= self.sides) | (corners[:, 2:] <= 0)).any(
             1
         )  # no part of the box is in the image
-        return Verdict(told.text, certain=True) if told and apart.sum() >= 5 and apart.mean() >= 0.1 else None
+        return (
+            Verdict(notes.text, certain=True) if notes and apart.sum() >= 5 and apart.mean() >= 0.1 else None
+        )
 
     def _corner(self) -> Verdict | None:
         """Boxes that all lie in the upper left corner are of smaller images, or in percent."""

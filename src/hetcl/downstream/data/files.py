@@ -1,4 +1,4 @@
-"""Which files there are, without asking for each; and pictures, label maps and JSON as they are stored."""
+"""Which files there are, without asking for each; and images, label maps and JSON as they are stored."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ import numpy as np
 from PIL import Image
 
 from hetcl.errors import InputError
-from hetcl.images.decode import FORMATS, MAX_BYTES, open_picture, too_large
+from hetcl.images.decode import FORMATS, MAX_BYTES, open_image, too_large
 from hetcl.paths import lies_in, spellings
 from hetcl.textfiles import read_text, visible
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 
 ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
 """What an image's name may end in, in small or capital letters; of several files of one stem the first kind counts."""
@@ -201,9 +201,9 @@ def _tails(name: str) -> Iterator[str]:
             yield "/".join(parts[first:])
 
 
-def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int = 0) -> np.ndarray:
-    """The pixels of a picture as they are annotated: as stored, or, where that has another size than the annotations
-    and the upright picture has theirs, turned as its EXIF orientation says.
+def read_image(root: str, name: str, size: tuple[int, int] | None, slack: int = 0) -> np.ndarray:
+    """The pixels of an image as they are annotated: as stored, or, where that has another size than the annotations
+    and the upright image has theirs, turned as its EXIF orientation says.
 
     Args:
         root, name: folder, and path below it.
@@ -214,18 +214,18 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int 
         uint8 ``[H, W, 3]``, RGB, writable.
 
     Raises:
-        BadPicture: it cannot be read, or has another size.
+        BadImage: it cannot be read, or has another size.
     """
     data = _bytes(os.path.join(root, name))
-    picture = open_picture(data, upright=False)
-    found = picture.height, picture.width
+    image = open_image(data, upright=False)
+    found = image.height, image.width
     if size is not None and not near(found, size, slack):
-        picture = open_picture(data)
-        if not near((picture.height, picture.width), size, slack):
-            raise BadPicture(f"{_by(found)} pixels, the annotations are of {_by(size)}")
-    pixels = np.array(picture.image())
+        image = open_image(data)
+        if not near((image.height, image.width), size, slack):
+            raise BadImage(f"{_by(found)} pixels, the annotations are of {_by(size)}")
+    pixels = np.array(image.image())
     if size is not None and not near(pixels.shape, size, slack):
-        raise BadPicture(f"{_by(pixels.shape[:2])} pixels, the annotations are of {_by(size)}")
+        raise BadImage(f"{_by(pixels.shape[:2])} pixels, the annotations are of {_by(size)}")
     if size is None or pixels.shape[:2] == size:
         return pixels
     more = [(0, max(0, wanted - there)) for wanted, there in zip(size, pixels.shape, strict=False)]
@@ -233,68 +233,68 @@ def read_picture(root: str, name: str, size: tuple[int, int] | None, slack: int 
 
 
 def read_indices(
-    root: str, name: str, colours: Mapping[int, int] | None = None, size: tuple[int, int] | None = None
+    root: str, name: str, colors: Mapping[int, int] | None = None, size: tuple[int, int] | None = None
 ) -> np.ndarray:
     """The numbers that a label map stores: palette indices or gray values, never colours.
 
     Args:
         root, name: folder, and path below it.
         colours: ``red << 16 | green << 8 | blue`` -> number, for maps in colours, which are else refused.
-        size: height and width of its picture; a map of another size is not decoded.
+        size: height and width of its image; a map of another size is not decoded.
 
     Returns:
         uint8 or int32 ``[H, W]``.
 
     Raises:
-        BadPicture: it cannot be read, is of another size, in colours that are not known, or its format changes numbers.
+        BadImage: it cannot be read, is of another size, in colours that are not known, or its format changes numbers.
     """
     path = os.path.join(root, name)
     try:
-        with Image.open(path, formats=FORMATS) as picture:
-            if size is not None and (picture.height, picture.width) != size:
-                raise BadPicture(f"{name}: {_by(picture.size[::-1])} pixels, its picture {_by(size)}")
-            if picture.format in LOSSY:
-                raise BadPicture(
-                    f"{name}: a {picture.format}, whose compression changes the numbers of classes; save maps as PNG"
+        with Image.open(path, formats=FORMATS) as image:
+            if size is not None and (image.height, image.width) != size:
+                raise BadImage(f"{name}: {_by(image.size[::-1])} pixels, its image {_by(size)}")
+            if image.format in LOSSY:
+                raise BadImage(
+                    f"{name}: a {image.format}, whose compression changes the numbers of classes; save maps as PNG"
                 )
-            if picture.mode in ("RGB", "RGBA"):
-                return _numbered(np.array(picture.convert("RGB")), name, colours)
-            if picture.mode == "LA":
-                return np.array(picture.getchannel("L"))
-            if picture.mode not in ("P", "L", "1") and not picture.mode.startswith("I"):
-                raise BadPicture(f"{name}: colours (mode {picture.mode}), not palette indices or gray values")
-            values = np.array(picture)
-    except BadPicture:
+            if image.mode in ("RGB", "RGBA"):
+                return _numbered(np.array(image.convert("RGB")), name, colors)
+            if image.mode == "LA":
+                return np.array(image.getchannel("L"))
+            if image.mode not in ("P", "L", "1") and not image.mode.startswith("I"):
+                raise BadImage(f"{name}: colours (mode {image.mode}), not palette indices or gray values")
+            values = np.array(image)
+    except BadImage:
         raise
     except Exception as error:  # a damaged file may fail in any way
-        raise BadPicture(f"{name}: cannot be read ({error})") from error
+        raise BadImage(f"{name}: cannot be read ({error})") from error
     return values.astype(np.uint8 if values.dtype.itemsize == 1 else np.int32)
 
 
-def _numbered(pixels: np.ndarray, name: str, colours: Mapping[int, int] | None) -> np.ndarray:
+def _numbered(pixels: np.ndarray, name: str, colors: Mapping[int, int] | None) -> np.ndarray:
     """uint8 ``[H, W, 3]`` -> the number of each pixel's colour; three equal channels of numbers are one."""
     codes = pixels.astype(np.int32) @ np.array([1 << 16, 1 << 8, 1], np.int32)
     found, places = np.unique(codes, return_inverse=True)
-    unknown = [int(code) for code in found if code not in (colours or {})]
+    unknown = [int(code) for code in found if code not in (colors or {})]
     if not unknown:
-        numbers = np.array([(colours or {})[int(code)] for code in found], np.uint8)
+        numbers = np.array([(colors or {})[int(code)] for code in found], np.uint8)
         return numbers[places.reshape(codes.shape)]
     if (pixels == pixels[..., :1]).all():
         return pixels[..., 0].copy()
     red, green, blue = unknown[0] >> 16, unknown[0] >> 8 & 255, unknown[0] & 255
-    raise BadPicture(
+    raise BadImage(
         f"{name}: colours, not palette indices or gray values, and ({red}, {green}, {blue}) is the colour of no class; "
         "save the number of each pixel's class"
     )
 
 
 def stored_size(root: str, name: str) -> tuple[int, int]:
-    """Height and width of a picture as stored, from its header. Raises ``BadPicture``."""
+    """Height and width of an image as stored, from its header. Raises ``BadImage``."""
     try:
-        with Image.open(os.path.join(root, name), formats=FORMATS) as picture:
-            return picture.height, picture.width
+        with Image.open(os.path.join(root, name), formats=FORMATS) as image:
+            return image.height, image.width
     except Exception as error:
-        raise BadPicture(f"{name}: cannot be read ({error})") from error
+        raise BadImage(f"{name}: cannot be read ({error})") from error
 
 
 def read_json(files: Files, path: Path) -> Any:
@@ -324,10 +324,10 @@ def _bytes(path: str) -> bytes:
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size
             if size > MAX_BYTES:
-                raise BadPicture(too_large(size))
+                raise BadImage(too_large(size))
             return stream.read()
     except OSError as error:
-        raise BadPicture(f"cannot be read ({error.strerror or error})") from error
+        raise BadImage(f"cannot be read ({error.strerror or error})") from error
 
 
 def _by(size: tuple[int, ...]) -> str:

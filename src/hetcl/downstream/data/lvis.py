@@ -1,4 +1,4 @@
-"""LVIS v0.5 and v1: COCO's format over COCO's pictures, with federated annotation (lvisdataset.org)."""
+"""LVIS v0.5 and v1: COCO's format over COCO's images, with federated annotation (lvisdataset.org)."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ VERSIONS = ("v0.5", "v1")
 def lvis_detection(files: Files, split: str) -> PackedDetection:
     """Open ``lvis_v0.5_{split}.json`` or ``lvis_v1_{split}.json``, in ``root`` or ``root/annotations``.
 
-    Pictures are in ``train2017/`` and ``val2017/``. Raises ``InputError``.
+    Images are in ``train2017/`` and ``val2017/``. Raises ``InputError``.
     """
     root = files.root
     places = [

@@ -1,6 +1,6 @@
 """A detection set in a few arrays: what the readers of the layouts fill, and what goes to the worker processes.
 
-N  pictures     M  objects of all pictures
+N  images     M  objects of all images
 """
 
 from __future__ import annotations
@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
+from hetcl.downstream.annotations import Annotations, Category, Segment, Skipped
 from hetcl.downstream.data import segments
-from hetcl.downstream.data.files import read_picture
-from hetcl.downstream.objects import Category, Segment, Skipped, Truth
+from hetcl.downstream.data.files import read_image
 from hetcl.errors import InputError
 from hetcl.training.progress import count
 
@@ -26,23 +26,23 @@ Box = Sequence[float]
 
 _CROWD, _DIFFICULT = 1, 2
 SLACK = 2
-"""Pixels that the size of a picture may be off where no mask hangs on it: some tools round."""
+"""Pixels that the size of an image may be off where no mask hangs on it: some tools round."""
 
 
 def box_fault(box: Box, size: tuple[int, int]) -> str | None:
-    """Why a box cannot be used in a picture of ``size`` (H, W), or None."""
+    """Why a box cannot be used in an image of ``size`` (H, W), or None."""
     left, top, right, bottom = box
     if not all(abs(edge) <= segments.FAR for edge in box):
         return f"box with a coordinate that is not finite or beyond {segments.FAR:,} pixels"
     if right <= left or bottom <= top:
         return "box of zero or negative size"
     if right <= 0 or bottom <= 0 or left >= size[1] or top >= size[0]:
-        return "box outside its picture"
+        return "box outside its image"
     return None
 
 
 MOST_OBJECTS = 10_000
-"""Objects of a picture."""
+"""Objects of an image."""
 
 
 class _Lists:
@@ -60,7 +60,7 @@ class _Lists:
 
 
 class Packer:
-    """Takes pictures and their objects one after the other, then gives the set."""
+    """Takes images and their objects one after the other, then gives the set."""
 
     def __init__(self) -> None:
         self.names: list[str] = []
@@ -73,7 +73,7 @@ class Packer:
         self.negative, self.not_exhaustive = _Lists(), _Lists()
         self._here: set[tuple[float, ...]] = set()
 
-    def picture(
+    def image(
         self,
         image_id: int | str,
         name: str,
@@ -81,7 +81,7 @@ class Packer:
         negative: Iterable[int] = (),
         not_exhaustive: Iterable[int] = (),
     ) -> None:
-        """The next picture; the objects that follow are its own. Arguments as in ``Truth``."""
+        """The next image; the objects that follow are its own. Arguments as in ``Annotations``."""
         self.image_ids.append(image_id)
         self.names.append(name)
         self.sizes.extend(size)
@@ -91,21 +91,21 @@ class Packer:
         self.not_exhaustive.append(not_exhaustive)
 
     def reservation(self, box: Box, label: int) -> str | None:
-        """What should be said of an object of the last picture that is kept, or None."""
+        """What should be said of an object of the last image that is kept, or None."""
         left, top, right, bottom = box
         repeated = (label, *box) in self._here
         self._here.add((label, *box))
         if repeated:
-            return "object that repeats another of its picture, of the same class and box"
+            return "object that repeats another of its image, of the same class and box"
         return "box that is a pixel wide or high, or less" if min(right - left, bottom - top) <= 1 else None
 
     def image_sizes(self) -> list[tuple[int, int]]:
-        """Height and width of each picture."""
+        """Height and width of each image."""
         return list(zip(self.sizes[::2], self.sizes[1::2], strict=True))
 
     @property
     def slack(self) -> int:
-        """Pixels that the sizes of these pictures may be off."""
+        """Pixels that the sizes of these images may be off."""
         return 0 if any(self.forms) else SLACK
 
     def add(
@@ -119,7 +119,7 @@ class Packer:
         area: float | None = None,
         segment: Segment | None = None,
     ) -> None:
-        """An object of the last picture. Without an area, the box's is taken."""
+        """An object of the last image. Without an area, the box's is taken."""
         left, top, right, bottom = box
         self.ids.append(id)
         self.boxes.extend(box)
@@ -146,17 +146,17 @@ class Packer:
         return PackedDetection(self, kind, classes, root, source, skipped)
 
     def check(self, source: str, skipped: Skipped) -> None:
-        """Raises ``InputError`` where there is no picture, every annotation had to be left out, or a picture has too
+        """Raises ``InputError`` where there is no image, every annotation had to be left out, or an image has too
         many objects."""
         if not self.names:
-            raise InputError(f"{source}: no picture that can be used; {_reasons(skipped)}")
+            raise InputError(f"{source}: no image that can be used; {_reasons(skipped)}")
         if not self.labels and skipped.counts:
             raise InputError(f"{source}: no annotation that can be used; {_reasons(skipped)}")
         counts = np.diff([*self.starts, len(self.labels)])
         if counts.max() > MOST_OBJECTS:
             raise InputError(
                 f"{source}: {self.names[int(counts.argmax())]} has {counts.max():,} objects, and at most "
-                f"{MOST_OBJECTS:,} of a picture are taken (memory grows with their square): cut it into tiles"
+                f"{MOST_OBJECTS:,} of an image are taken (memory grows with their square): cut it into tiles"
             )
 
 
@@ -165,7 +165,7 @@ def _reasons(skipped: Skipped) -> str:
 
 
 class PackedDetection:
-    """Pictures with objects (``objects.DetectionSet``) in memory: a few arrays, one buffer for all segments."""
+    """Images with objects (``annotations.DetectionSet``) in memory: a few arrays, one buffer for all segments."""
 
     def __init__(
         self,
@@ -196,17 +196,17 @@ class PackedDetection:
         """The lists that name its images, with their numbers, where the layout has such."""
         objects = f"{count(len(self._labels), 'object')} in {count(len(classes), 'class')}"
         masks = "with masks" if self.has_masks else "without masks"
-        self.description = f"{count(len(self), 'picture')}, {objects}, {masks}, from {source}"
+        self.description = f"{count(len(self), 'image')}, {objects}, {masks}, from {source}"
 
     def __len__(self) -> int:
         return len(self._names)
 
-    def truth(self, index: int) -> Truth:
-        """What is in a picture, without reading it."""
+    def annotations(self, index: int) -> Annotations:
+        """What is in an image, without reading it."""
         index = range(len(self))[index]
         mine = slice(self._starts[index], self._starts[index + 1])
         height, width = self._sizes[index].tolist()
-        return Truth(
+        return Annotations(
             image_id=_item(self._image_ids, index),
             name=self.name(index),
             size=(height, width),
@@ -222,17 +222,17 @@ class PackedDetection:
         )
 
     def labels(self, index: int) -> np.ndarray:
-        """The labels of a picture alone, int64 ``[n]``: quicker than ``truth``."""
+        """The labels of an image alone, int64 ``[n]``: quicker than ``truth``."""
         return self._labels[self._starts[index] : self._starts[index + 1]].astype(np.int64)
 
-    def picture(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadPicture``."""
+    def image(self, index: int) -> np.ndarray:
+        """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadImage``."""
         index = range(len(self))[index]
         height, width = self._sizes[index].tolist()
-        return read_picture(self._root, self.name(index), (height, width), 0 if self.has_masks else SLACK)
+        return read_image(self._root, self.name(index), (height, width), 0 if self.has_masks else SLACK)
 
     def name(self, index: int) -> str:
-        """The picture's file, relative to the root."""
+        """The image's file, relative to the root."""
         return os.fsdecode(self._names[index])
 
     def _segments(self, mine: slice, size: tuple[int, int]) -> tuple[Segment | None, ...]:

@@ -1,32 +1,32 @@
-"""How often a picture is to be seen in an epoch."""
+"""How often an image is to be seen in an epoch."""
 
 from __future__ import annotations
 
 import numpy as np
 
+from hetcl.downstream.annotations import DetectionSet
 from hetcl.downstream.data.packed import PackedDetection
-from hetcl.downstream.objects import DetectionSet
 
 
 def repeat_factors(
-    data: DetectionSet, threshold: float = 0.001, *, pictures: np.ndarray | None = None
+    data: DetectionSet, threshold: float = 0.001, *, images: np.ndarray | None = None
 ) -> np.ndarray:
     """LVIS's repeat factors (Gupta et al., 2019, appendix B.2).
 
-    A class c that is in a share f_c of the pictures has the factor max(1, sqrt(threshold / f_c)); a picture has the
+    A class c that is in a share f_c of the images has the factor max(1, sqrt(threshold / f_c)); an image has the
     largest factor of its classes, and 1 when there are none.
 
     Args:
-        threshold: share of the pictures below which a class is repeated.
-        pictures: those that are trained on, int64 ``[N]``; None: all.
+        threshold: share of the images below which a class is repeated.
+        images: those that are trained on, int64 ``[N]``; None: all.
 
     Returns:
         float64 ``[N]``, each at least 1.
     """
-    chosen = np.arange(len(data)) if pictures is None else pictures
+    chosen = np.arange(len(data)) if images is None else images
 
     def labels(index: int) -> np.ndarray:
-        return data.labels(index) if isinstance(data, PackedDetection) else data.truth(index).labels
+        return data.labels(index) if isinstance(data, PackedDetection) else data.annotations(index).labels
 
     present = [np.unique(labels(int(i))) for i in chosen]
     seen = np.zeros(len(data.classes))

@@ -7,8 +7,8 @@ from functools import lru_cache
 
 import numpy as np
 
+from hetcl.downstream.annotations import Annotations, Category, Skipped
 from hetcl.downstream.masks import encode
-from hetcl.downstream.objects import Category, Skipped, Truth
 from hetcl.draws import digest
 from hetcl.errors import InputError
 from hetcl.images import scenes
@@ -22,7 +22,7 @@ _LEAST, _MOST = 32, 4096
 
 @lru_cache(maxsize=4)
 def _scene(index: int, seed: int, size: int) -> Scene:
-    """A scene; the last few are kept, since a picture and its truth are asked for one after the other."""
+    """A scene; the last few are kept, since an image and its truth are asked for one after the other."""
     return scenes.scene(index, seed=seed, size=size)
 
 
@@ -42,7 +42,7 @@ class _Scenes:
     def __len__(self) -> int:
         return self.count
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """uint8 ``[H, W, 3]``, RGB."""
         return self._draw(index).pixels.copy()
 
@@ -51,17 +51,17 @@ class _Scenes:
 
 
 class SceneDetection(_Scenes):
-    """Scenes with boxes and masks (``objects.DetectionSet``)."""
+    """Scenes with boxes and masks (``annotations.DetectionSet``)."""
 
     classes = tuple(Category(i, name) for i, name in enumerate(scenes.CLASSES, 1))
     has_masks = True
 
-    def truth(self, index: int) -> Truth:
+    def annotations(self, index: int) -> Annotations:
         """What is in a scene. Ids of objects: 100 times the scene's number plus 1, 2, ..."""
         index = range(self.count)[index]
         drawn = self._draw(index)
         n = len(drawn.labels)
-        return Truth(
+        return Annotations(
             image_id=index,
             name=f"scene {index}",
             size=(self.size, self.size),
@@ -76,7 +76,7 @@ class SceneDetection(_Scenes):
 
 
 class SceneMaps(_Scenes):
-    """Scenes with a class for each pixel (``objects.SegmentationSet``): 0 the background, then the objects' classes."""
+    """Scenes with a class for each pixel (``annotations.SegmentationSet``): 0 is the background, then the classes."""
 
     classes = ("background", *scenes.CLASSES)
 

@@ -1,6 +1,6 @@
 """What an object covers: from COCO's JSON, checked, and to and from a few bytes.
 
-m  corners of a polygon     H W  height and width in pixels     Segment: see ``objects.py``
+m  corners of a polygon     H W  height and width in pixels     Segment: see ``annotations.py``
 """
 
 from __future__ import annotations
@@ -10,9 +10,9 @@ from typing import Any
 
 import numpy as np
 
+from hetcl.downstream.annotations import Rle, Segment
 from hetcl.downstream.data import values
 from hetcl.downstream.masks import from_uncompressed
-from hetcl.downstream.objects import Rle, Segment
 
 FAR = 1_000_000
 """Pixels; a coordinate beyond it is a slip, and COCO's code would walk along the polygon's edge for ever."""
@@ -35,11 +35,11 @@ def parse(value: Any, size: tuple[int, int], dropped: Callable[[str], None]) -> 
     Args:
         value: polygons as a list of lists of numbers, or run lengths (an object); None or empty: no segment. One
             polygon without the outer list, and one as a list of points ``[x, y]``, are read too.
-        size: the picture's height and width.
+        size: the image's height and width.
         dropped: called with the reason for each polygon that is left out.
 
     Raises:
-        Unusable: no polygon is left, or the run lengths are not of this picture.
+        Unusable: no polygon is left, or the run lengths are not of this image.
     """
     if isinstance(value, list) and all(ring in ([], {}, None) for ring in value):
         return None
@@ -99,13 +99,13 @@ def _runs(value: dict[str, Any], size: tuple[int, int]) -> Rle:
         raise Unusable(
             "mask whose size is width, height and not height, width"
             if exchanged
-            else "mask of another size than its picture"
+            else "mask of another size than its image"
         )
     whole = size[0] * size[1]
     if isinstance(counts, list):
         runs = [values.whole(n) for n in counts]
         if not all(n is not None and 0 <= n <= whole for n in runs) or sum(runs) != whole:  # type: ignore[arg-type]
-            raise Unusable("run lengths that do not fill their picture")
+            raise Unusable("run lengths that do not fill their image")
         return from_uncompressed(runs, size)  # type: ignore[arg-type]
     try:
         data = _text(counts).encode("ascii") if isinstance(counts, str) else b""
@@ -113,7 +113,7 @@ def _runs(value: dict[str, Any], size: tuple[int, int]) -> Rle:
     except ValueError:
         fits = False
     if not fits:
-        raise Unusable("run lengths that do not fill their picture")
+        raise Unusable("run lengths that do not fill their image")
     return {"size": list(size), "counts": data}
 
 
@@ -173,7 +173,7 @@ def pack(segment: Segment | None) -> tuple[int, bytes]:
 
 
 def unpack(form: int, data: bytes, size: tuple[int, int]) -> Segment | None:
-    """The segment that ``pack`` was given, for a picture of ``size`` (H, W)."""
+    """The segment that ``pack`` was given, for an image of ``size`` (H, W)."""
     if form == NONE:
         return None
     if form == RUNS:

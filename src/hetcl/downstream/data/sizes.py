@@ -7,8 +7,8 @@ from pathlib import Path
 
 from PIL import Image
 
+from hetcl.downstream.annotations import Skipped
 from hetcl.downstream.data.files import near
-from hetcl.downstream.objects import Skipped
 from hetcl.errors import InputError
 from hetcl.images.decode import FORMATS
 
@@ -47,15 +47,17 @@ def check_sizes(
         )
     if not wrong:
         return
-    told = f"{wrong} of {seen} images looked at have another size than their annotations say (e.g. {example})"
+    notes = (
+        f"{wrong} of {seen} images looked at have another size than their annotations say (e.g. {example})"
+    )
     if wrong >= 3 and wrong > seen / 2:
         fix = (
             "width and height are exchanged in the annotations: exchange them back"
             if exchanged > wrong / 2
             else "put back the images that were annotated, or scale the annotations"
         )
-        raise InputError(f"{source}: {told}; {fix}")
-    skipped.remark(f"{told}: such images are not used")
+        raise InputError(f"{source}: {notes}; {fix}")
+    skipped.remark(f"{notes}: such images are not used")
 
 
 def stored(root: Path, name: str) -> list[tuple[int, int]] | None:

@@ -1,4 +1,4 @@
-"""PASCAL VOC's layout for boxes: one XML file a picture; folders and lists as ``voc_lists`` has them.
+"""PASCAL VOC's layout for boxes: one XML file an image; folders and lists as ``voc_lists`` has them.
 
 Pixel indices 1..W, both ends included, become continuous edges 0..W.
 """
@@ -13,6 +13,7 @@ from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 
+from hetcl.downstream.annotations import Category, Skipped
 from hetcl.downstream.data import values
 from hetcl.downstream.data.categories import alike
 from hetcl.downstream.data.conventions import CORNERS, Boxes
@@ -32,10 +33,9 @@ from hetcl.downstream.data.voc_lists import (
     without,
     years,
 )
-from hetcl.downstream.objects import Category, Skipped
 from hetcl.errors import InputError
 from hetcl.textfiles import decode, strip
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 
 EDGES = ("xmin", "ymin", "xmax", "ymax")
 
@@ -74,8 +74,8 @@ def voc_detection(files: Files, split: str) -> PackedDetection:
         wanted = "train.txt or trainval.txt" if split == "train" else "test.txt or val.txt"
         first = years(root, "Annotations")[0]
         raise InputError(f"{root}: has no ImageSets/Main/{wanted}{lists_there(root, first, 'Main')}")
-    for told in parts[split].told:
-        skipped.remark(told)
+    for notes in parts[split].notes:
+        skipped.remark(notes)
     # Both splits are read, so that both have the same classes.
     other = "val" if split == "train" else "train"
     sheets = _read(root, files, parts[split].entries, skipped)
@@ -91,11 +91,11 @@ def voc_detection(files: Files, split: str) -> PackedDetection:
     for (year, stem), sheet in sheets.items():
         where = path_of(year, "Annotations", f"{stem}.xml")
         try:
-            name, size = _picture(root, files, (year, stem), sheet.size)
+            name, size = _image(root, files, (year, stem), sheet.size)
         except Unusable as reason:
             skipped.add(str(reason), where)
             continue
-        packer.picture(f"{Path(year).name}/{stem}" if stem in twice else stem, name, size)
+        packer.image(f"{Path(year).name}/{stem}" if stem in twice else stem, name, size)
         for thing in sheet.things:
             _add(packer, thing, size, label, boxes, skipped, f"{where}, object {thing.n}")
     source = f"{root} ({split}: {', '.join(parts[split].lists)})"
@@ -144,9 +144,9 @@ def _add(
 
 
 def splits(files: Files, skipped: Skipped) -> dict[str, Part]:
-    """Which pictures are for training and which for validation.
+    """Which images are for training and which for validation.
 
-    VOC 2007 as it is published (a list of test pictures with annotations, and ``trainval``): ``trainval`` of every
+    VOC 2007 as it is published (a list of test images with annotations, and ``trainval``): ``trainval`` of every
     year, and that list. Else ``train`` and ``val`` of every year; where no year has a ``val``, an annotated ``test``
     stands in for it. A list that is not there counts as empty.
     """
@@ -275,14 +275,14 @@ def _text(data: bytes, path: Path) -> tuple[str, bool]:
     return decode(data, str(path), warn=False), not marked
 
 
-def _picture(root: Path, files: Files, entry: Entry, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:
-    """Name of an entry's picture, and its size, from its header where the XML says none. Raises ``Unusable``."""
+def _image(root: Path, files: Files, entry: Entry, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+    """Name of an entry's image, and its size, from its header where the XML says none. Raises ``Unusable``."""
     name = image_of(files, entry)
     if name is None:
-        raise Unusable("picture not found")
+        raise Unusable("image not found")
     if size == (0, 0):
         try:
             size = stored_size(str(root), name)
-        except BadPicture as error:
-            raise Unusable("no size in the XML, and the picture cannot be read") from error
+        except BadImage as error:
+            raise Unusable("no size in the XML, and the image cannot be read") from error
     return name, size

@@ -35,7 +35,7 @@ class Part:
     entries: list[Entry]
     lists: tuple[str, ...]
     """Paths of the lists relative to the root, each with its number of images: ``ImageSets/Main/val.txt (200)``."""
-    told: tuple[str, ...] = ()
+    notes: tuple[str, ...] = ()
     """What a person should know of the lists."""
 
 
@@ -117,10 +117,10 @@ def read_list(files: Files, year: str, kind: str, name: str) -> Part | None:
                 )
             found[stem] = number, line
     relative = f"{folder}/{file}"
-    told = (f"{relative} has lines that name several images ({several:,}): all of them are read",) * (
+    notes = (f"{relative} has lines that name several images ({several:,}): all of them are read",) * (
         several > 0
     )
-    return Part([(year, stem) for stem in found], (f"{relative} ({len(found):,})",), told)
+    return Part([(year, stem) for stem in found], (f"{relative} ({len(found):,})",), notes)
 
 
 class _Line:
@@ -217,7 +217,7 @@ def together(parts: Iterable[Part]) -> Part:
     return Part(
         [entry for part in some for entry in part.entries],
         tuple(name for part in some for name in part.lists),
-        tuple(text for part in some for text in part.told),
+        tuple(text for part in some for text in part.notes),
     )
 
 
@@ -235,7 +235,7 @@ def without(part: Part, held: Iterable[Entry]) -> Part:
     if n == total:
         return part
     name, others = part.lists[0].rpartition(" (")[0], "the others" if n else "all"
-    return Part(kept, (f"{name} ({n:,} of {total:,}: {others} are in val.txt too)",), part.told)
+    return Part(kept, (f"{name} ({n:,} of {total:,}: {others} are in val.txt too)",), part.notes)
 
 
 def lists_there(root: Path, year: str, kind: str) -> str:

@@ -1,7 +1,7 @@
 """PASCAL VOC's layout for pixels: palette PNGs whose indices are classes, 255 for borders.
 
 ``SegmentationClass/`` and the lists of ``ImageSets/Segmentation/``; for training, ``train_aug`` with
-``SegmentationClassAug/`` where they are there (the 10,582 pictures of Hariharan et al.'s SBD and VOC 2012).
+``SegmentationClassAug/`` where they are there (the 10,582 images of Hariharan et al.'s SBD and VOC 2012).
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
+from hetcl.downstream.annotations import Skipped
 from hetcl.downstream.data.files import Files, read_indices, stored_size
 from hetcl.downstream.data.maps import VOID, MapSet
 from hetcl.downstream.data.voc_lists import (
@@ -24,10 +25,9 @@ from hetcl.downstream.data.voc_lists import (
     without,
     years,
 )
-from hetcl.downstream.objects import Skipped
 from hetcl.errors import InputError
 from hetcl.textfiles import decode, lines
-from hetcl.types import BadPicture
+from hetcl.types import BadImage
 
 VOC_CLASSES = tuple(
     "background aeroplane bicycle bird boat bottle bus car cat chair cow diningtable dog horse motorbike person "
@@ -60,25 +60,25 @@ def voc_segmentation(files: Files, split: str) -> MapSet:
         raise InputError(
             f"{root / year}: has no {wanted} in ImageSets/Segmentation{lists_there(root, year, 'Segmentation')}"
         )
-    for told in chosen.told:
-        skipped.remark(told)
+    for notes in chosen.notes:
+        skipped.remark(notes)
     pairs = _pairs(files, chosen.entries, split, skipped)
     other = "val" if split == "train" else "train"
     others = _pairs(files, parts[other].entries if parts[other] else [], other, Skipped())  # type: ignore[union-attr]
     source = f"{root / year} ({split}: {', '.join(chosen.lists)})"
     of_voc = _of_voc(files, path_of(year, "Annotations", "").rstrip("/"))
     named = _label_map(files, year)
-    colours = voc_colours()
+    colors = voc_colors()
     if named:
-        colours = {_BORDER: VOID} | {code: number for number, code in enumerate(named.values())}
+        colors = {_BORDER: VOID} | {code: number for number, code in enumerate(named.values())}
     every = sorted(pairs + others)
-    classes = _classes(files, every, of_voc, tuple(named), colours, skipped)
-    data = MapSet("voc", classes, root, pairs, source, skipped, colours=colours)
+    classes = _classes(files, every, of_voc, tuple(named), colors, skipped)
+    data = MapSet("voc", classes, root, pairs, source, skipped, colors=colors)
     data.lists = chosen.lists
     return data
 
 
-def voc_colours() -> dict[int, int]:
+def voc_colors() -> dict[int, int]:
     """VOC's palette: ``red << 16 | green << 8 | blue`` -> index. The bits of an index are dealt to the three channels,
     the lowest three to their highest bits (``VOClabelcolormap`` of the development kit)."""
     found = {}
@@ -134,15 +134,15 @@ def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> 
     folders = ("SegmentationClassAug", "SegmentationClass") if split == "train" else ("SegmentationClass",)
     found = []
     for year, stem in entries:
-        picture = image_of(files, (year, stem))
+        image = image_of(files, (year, stem))
         places = [path_of(year, folder, "").rstrip("/") for folder in folders]
         label_map = files.first(f"{place}/{stem}.png" for place in places) or files.image(places, stem)
-        if picture is None:
-            skipped.add("picture not found", path_of(year, "JPEGImages", f"{stem}.jpg"))
+        if image is None:
+            skipped.add("image not found", path_of(year, "JPEGImages", f"{stem}.jpg"))
         elif label_map is None:
             skipped.add("no label map", path_of(year, "SegmentationClass", f"{stem}.png"))
         else:
-            found.append((picture, label_map))
+            found.append((image, label_map))
     return found
 
 
@@ -165,7 +165,7 @@ def _classes(
     maps: list[tuple[str, str]],
     of_voc: set[str],
     named: tuple[str, ...],
-    colours: Mapping[int, int],
+    colors: Mapping[int, int],
     skipped: Skipped,
 ) -> tuple[str, ...]:
     """Names of the classes. The maps are those of both splits, so that both have the same classes."""
@@ -174,7 +174,7 @@ def _classes(
     text = files.text(path)
     names = named if text is None else _named(path, text, skipped)
     some = maps[:: -(-len(maps) // _LOOKED_AT)] if maps else []
-    top, where, values = _highest(root, some, colours)
+    top, where, values = _highest(root, some, colors)
     if names:
         if not top < len(names) <= VOID:
             raise InputError(
@@ -185,7 +185,7 @@ def _classes(
     if of_voc and top < len(VOC_CLASSES):
         _doubt(of_voc, sorted(values - {0}), skipped)
         return VOC_CLASSES
-    top, where, values = _highest(root, maps, colours)
+    top, where, values = _highest(root, maps, colors)
     if maps and top == 0:
         raise InputError(
             f"{root}: its label maps hold the value 0 alone, and maybe 255, which does not count: write "
@@ -235,24 +235,22 @@ def _doubt(things: set[str], values: list[int], skipped: Skipped) -> None:
     )
 
 
-def _highest(
-    root: Path, maps: list[tuple[str, str]], colours: Mapping[int, int]
-) -> tuple[int, str, set[int]]:
-    """The highest value below 255, a map that holds it, and all values, of maps and their pictures; what cannot
+def _highest(root: Path, maps: list[tuple[str, str]], colors: Mapping[int, int]) -> tuple[int, str, set[int]]:
+    """The highest value below 255, a map that holds it, and all values, of maps and their images; what cannot
     be read, or is of two sizes, is left to training.
 
     Raises:
         InputError: none of them can be read.
     """
     best, where, found, reason = -1, "", set[int](), ""
-    for picture, name in maps:
+    for image, name in maps:
         try:
-            size = stored_size(str(root), picture)
-        except BadPicture:
+            size = stored_size(str(root), image)
+        except BadImage:
             size = None
         try:
-            values = np.unique(read_indices(str(root), name, colours, size))
-        except BadPicture as error:
+            values = np.unique(read_indices(str(root), name, colors, size))
+        except BadImage as error:
             reason = reason or str(error)
             continue
         values = values[(values != VOID) & (values < 256) & (values >= 0)]

@@ -5,9 +5,9 @@
 Names of weights: the pyramid's own under ``backbone.body``, layer4 included; the FPN's under ``backbone.fpn``;
 ``rpn``; ``roi_heads``. What still differs from detectron2, with no known effect on the figures: class 0 is the
 background; proposals narrower than 0.001 pixels are dropped, and detections narrower than 0.01;
-masks of training are bitmaps, not polygons; pictures are scaled in floating point, not in whole numbers.
+masks of training are bitmaps, not polygons; images are scaled in floating point, not in whole numbers.
 
-    B  pictures     C  channels     H W  height and width
+    B  images     C  channels     H W  height and width
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastL
 
 from hetcl.downstream.models.heads import c4_heads, fpn_heads, tower
 from hetcl.downstream.models.norms import Freezable, check_norm, synchronised
-from hetcl.downstream.models.pictures import IMAGENET, Scaling
 from hetcl.downstream.models.proposals import SIZES, Anchors, proposals
+from hetcl.downstream.models.scaling import IMAGENET, Scaling
 from hetcl.errors import InputError
 from hetcl.model.pyramid import Pyramid, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
 from hetcl.weights.facts import InputFacts
@@ -37,10 +37,10 @@ class Detector(Freezable, GeneralizedRCNN):
     """torchvision's GeneralizedRCNN.
 
     In training: a list of float ``[3, H, W]`` in [0, 1] (RGB) and a list of targets -> losses by name. A target
-    has ``boxes`` float ``[n, 4]`` in the picture's pixels (positive width and height; n may be 0), ``labels``
+    has ``boxes`` float ``[n, 4]`` in the image's pixels (positive width and height; n may be 0), ``labels``
     int64 ``[n]`` in 1..K, and with masks ``masks`` bool or uint8 ``[n, H, W]``.
 
-    In evaluation: the pictures -> per picture ``boxes`` ``[n, 4]`` in the picture's pixels, ``scores`` ``[n]``,
+    In evaluation: the images -> per image ``boxes`` ``[n, 4]`` in the image's pixels, ``scores`` ``[n]``,
     ``labels`` ``[n]`` in 1..K, and with masks ``masks`` bool ``[n, 1, H, W]``; best first.
     """
 
@@ -112,17 +112,17 @@ def detector(
         classes: K, without the background.
         norm: batch norm of backbone, FPN and the one after layer4: ``tuned`` (trained), ``sync`` (trained and
             shared across ranks), ``frozen`` (the backbone's keeps still, and the others are not there).
-        min_size: short sides in pixels, one drawn for each training picture.
+        min_size: short sides in pixels, one drawn for each training image.
         max_size: most pixels of the long side.
         test_size: short side in evaluation.
         score_threshold: least score of a detection.
-        detections: most detections of a picture.
+        detections: most detections of an image.
         anchor_scale: multiplies the anchors' sizes, 32..512, and the box size by which the FPN's level is
-            chosen, for pictures much smaller than 800 pixels.
-        regions: how many are drawn from each picture for the heads' losses. With C4, layer4 runs over all of
+            chosen, for images much smaller than 800 pixels.
+        regions: how many are drawn from each image for the heads' losses. With C4, layer4 runs over all of
             them, and over all ``test_proposals`` in evaluation: on a CPU take fewer.
-        test_proposals: how many of a picture the heads look at in evaluation.
-        facts: how the backbone wants its pictures.
+        test_proposals: how many of an image the heads look at in evaluation.
+        facts: how the backbone wants its images.
         seed: what the weights are a function of; None draws from torch's global generator.
 
     Raises:
@@ -136,7 +136,7 @@ def detector(
         )
     body = arch if isinstance(arch, Pyramid) else build_pyramid(arch, seed=seed)
     if isinstance(body, WrappedPyramid) and body.size is not None:
-        raise InputError(f"{body.arch} takes pictures of one size only; choose a backbone that takes any")
+        raise InputError(f"{body.arch} takes images of one size only; choose a backbone that takes any")
     common: dict[str, Any] = {
         "masks": masks,
         "classes": classes,

@@ -3,7 +3,7 @@
 Class 0 is the background, as everywhere in torchvision (detectron2 puts it last): labels of targets and of
 detections are 1..K. The background's own box and mask outputs are never used.
 
-    B  pictures     R  regions of a batch     F  foreground ones     K  classes     C  channels     M  side of a mask
+    B  images     R  regions of a batch     F  foreground ones     K  classes     C  channels     M  side of a mask
 """
 
 from __future__ import annotations
@@ -55,9 +55,9 @@ class Heads(RoIHeads):
     Args:
         box: pool, head and predictor for boxes.
         mask: the same for masks, or None.
-        regions: how many are drawn from each picture for training, a quarter of them foreground if there are so many.
+        regions: how many are drawn from each image for training, a quarter of them foreground if there are so many.
         score_threshold: least score of a detection.
-        detections: most detections of a picture.
+        detections: most detections of an image.
     """
 
     def __init__(
@@ -96,7 +96,7 @@ class Heads(RoIHeads):
         image_shapes: Sizes,
         targets: Targets | None = None,
     ) -> tuple[list[dict[str, Tensor]], dict[str, Tensor]]:
-        """Maps by name and per picture ``[n, 4]`` boxes -> detections (evaluation), losses by name (training)."""
+        """Maps by name and per image ``[n, 4]`` boxes -> detections (evaluation), losses by name (training)."""
         if self.training:
             return [], self._losses(features, proposals, image_shapes, targets)
         return self._detections(features, proposals, image_shapes), {}
@@ -237,10 +237,10 @@ def mask_targets(masks: Tensor, boxes: Tensor, matched: Tensor, size: tuple[int,
     """What of an object's mask lies in a box, drawn as ``side x side``: detectron2's way with bitmaps.
 
     Args:
-        masks: bool or uint8 ``[n, H, W]``, at the picture's own size.
-        boxes: float ``[F, 4]``, in pixels of the scaled picture.
+        masks: bool or uint8 ``[n, H, W]``, at the image's own size.
+        boxes: float ``[F, 4]``, in pixels of the scaled image.
         matched: int64 ``[F]``, the object of each box.
-        size: height and width of the scaled picture.
+        size: height and width of the scaled image.
 
     Returns:
         float ``[F, side, side]`` of 0 and 1.

@@ -1,6 +1,6 @@
 """Anchors, the region proposal network, and the pooling of regions: torchvision's, with detectron2's numbers.
 
-A  anchors of a picture     n  boxes     L  levels, finest first     C  channels
+A  anchors of an image     n  boxes     L  levels, finest first     C  channels
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
 SIZES = (32, 64, 128, 256, 512)
-"""Square roots of the anchors' areas, in pixels of the scaled picture."""
+"""Square roots of the anchors' areas, in pixels of the scaled image."""
 RATIOS = (0.5, 1.0, 2.0)
 """Height over width."""
 
@@ -30,7 +30,7 @@ def full(x: Tensor) -> Tensor:
 class Anchors(AnchorGenerator):
     """Anchors as detectron2 lays them: not rounded, size by size, from the corner of each cell.
 
-    torchvision takes strides for ``picture // grid``, which is wrong for the coarsest level of the FPN
+    torchvision takes strides for ``image // grid``, which is wrong for the coarsest level of the FPN
     whenever its grid was rounded up; here they are given.
 
     Args:
@@ -59,7 +59,7 @@ class Anchors(AnchorGenerator):
         return torch.tensor(boxes, dtype=dtype, device=device)
 
     def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """One float ``[A, 4]`` a picture, level by level, row by row, cell by cell."""
+        """One float ``[A, 4]`` an image, level by level, row by row, cell by cell."""
         like = full(feature_maps[0].detach()[:0])
         self.set_cell_anchors(like.dtype, like.device)
         grids = [list(level.shape[-2:]) for level in feature_maps]
@@ -77,7 +77,7 @@ class ProposalHead(RPNHead):
 
 
 class Proposals(RegionProposalNetwork):
-    """torchvision's, with detectron2's losses: L1, and both divided by the anchors asked for (256 a picture)."""
+    """torchvision's, with detectron2's losses: L1, and both divided by the anchors asked for (256 an image)."""
 
     def compute_loss(
         self,
@@ -86,7 +86,7 @@ class Proposals(RegionProposalNetwork):
         labels: list[Tensor],
         regression_targets: list[Tensor],
     ) -> tuple[Tensor, Tensor]:
-        """``[pictures * A, 1]`` and ``[pictures * A, 4]`` against labels 1, 0 and -1 (left out) and deltas."""
+        """``[images * A, 1]`` and ``[images * A, 4]`` against labels 1, 0 and -1 (left out) and deltas."""
         positive, negative = (torch.cat(chosen) > 0 for chosen in self.fg_bg_sampler(labels))
         asked = self.fg_bg_sampler.batch_size_per_image * len(labels)
         wanted, sampled = torch.cat(regression_targets)[positive], positive | negative
@@ -106,7 +106,7 @@ def proposals(
         channels: of each map.
         anchors: laid over the maps.
         before: boxes kept per level before NMS, in training and in evaluation.
-        after: boxes kept per picture after NMS, likewise.
+        after: boxes kept per image after NMS, likewise.
     """
     return Proposals(
         anchors,
@@ -140,9 +140,9 @@ class RegionPool(MultiScaleRoIAlign):
     def forward(
         self, x: dict[str, Tensor], boxes: list[Tensor], image_shapes: list[tuple[int, int]]
     ) -> Tensor:
-        """Maps ``[B, C, ., .]`` and per picture ``[n, 4]`` in pixels -> ``[all n, C, side, side]``."""
-        picture = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
-        rois = torch.cat([picture, torch.cat(boxes)], dim=1)
+        """Maps ``[B, C, ., .]`` and per image ``[n, 4]`` in pixels -> ``[all n, C, side, side]``."""
+        image = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
+        rois = torch.cat([image, torch.cat(boxes)], dim=1)
         levels = self.levels(boxes)
         out = rois.new_zeros((len(rois), x[self.featmap_names[0]].shape[1], *self.output_size))
         for i, (name, stride) in enumerate(zip(self.featmap_names, self.strides, strict=True)):

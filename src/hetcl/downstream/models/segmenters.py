@@ -2,7 +2,7 @@
 
 Cell i of a map of stride s stands for the pixels s i to s (i + 1) at every size, as in detectron2 (``upsampled``).
 
-B  pictures     K  classes     C  channels     H W  height and width
+B  images     K  classes     C  channels     H W  height and width
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torchvision.ops import Conv2dNormActivation
 
 from hetcl.downstream.models.norms import Freezable, check_norm, synchronised
-from hetcl.downstream.models.pictures import IMAGENET, normalised
 from hetcl.downstream.models.proposals import full
+from hetcl.downstream.models.scaling import IMAGENET, normalized
 from hetcl.errors import InputError
 from hetcl.model.pyramid import Pyramid, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
 from hetcl.weights.facts import InputFacts
@@ -25,7 +25,7 @@ from hetcl.weights.facts import InputFacts
 IGNORED = 255
 """Label of pixels that do not count."""
 STRIDE = 16
-"""Pixels of a picture a cell of the map that is classified."""
+"""Pixels of an image a cell of the map that is classified."""
 
 
 class Segmenter(Freezable):
@@ -39,7 +39,7 @@ class Segmenter(Freezable):
         pyramid: becomes part of the segmenter as ``backbone``.
         classes: K.
         dilation: of the two convolutions.
-        facts: how the backbone wants its pictures.
+        facts: how the backbone wants its images.
     """
 
     def __init__(
@@ -68,9 +68,9 @@ class Segmenter(Freezable):
     def features(self, images: Tensor) -> Tensor:
         """``[B, 3, H, W]`` -> ``[B, C, h, w]``, h and w at least H / 16 and W / 16.
 
-        Pictures are padded to whole cells of C5 where C5 is enlarged: some backbones would round its size down.
+        Images are padded to whole cells of C5 where C5 is enlarged: some backbones would round its size down.
         """
-        x = normalised(images, self.facts)
+        x = normalized(images, self.facts)
         if self.dilated:
             return self.backbone(x)[-1]
         right, bottom = (-side % (2 * STRIDE) for side in (x.shape[-1], x.shape[-2]))
@@ -101,7 +101,7 @@ class Segmenter(Freezable):
 def upsampled(x: Tensor, factor: int, size: Sequence[int]) -> Tensor:
     """``[B, C, h, w]`` -> ``[B, C, H, W]``, bilinear: enlarged ``factor`` times, and what is over cut off.
 
-    So the place of a cell does not hang on the picture's size. Stretched over H and W instead, a map of h = H / factor,
+    So the place of a cell does not hang on the image's size. Stretched over H and W instead, a map of h = H / factor,
     rounded up, would misplace its last cells by up to half a cell, at no two sizes alike. (A ResNet's padding puts the
     middle of what cell i sees at pixel ``factor * i``, not at the middle of its pixels: the same 7.5 pixels at every
     size and place, which training absorbs.)
@@ -141,7 +141,7 @@ def segmenter(
         norm: ``tuned`` (trained), ``sync`` (trained and shared across ranks), ``frozen`` (the backbone's keeps
             still, the head's is trained).
         dilation: of the two 3x3 convolutions of the head.
-        facts: how the backbone wants its pictures.
+        facts: how the backbone wants its images.
         seed: what the weights are a function of; None draws from torch's global generator.
 
     Raises:
@@ -154,7 +154,7 @@ def segmenter(
         raise InputError(f"dilation {dilation}: must be at least 1")
     body = arch if isinstance(arch, Pyramid) else build_pyramid(arch, seed=seed)
     if isinstance(body, WrappedPyramid) and body.size is not None:
-        raise InputError(f"{body.arch} takes pictures of one size only; choose a backbone that takes any")
+        raise InputError(f"{body.arch} takes images of one size only; choose a backbone that takes any")
     with seeded(seed, "segmenter"):
         model: Any = Segmenter(body, classes, dilation=dilation, facts=facts)
     if norm == "frozen":

@@ -13,10 +13,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from hetcl.downstream.objects import DetectionSet, InstanceMaps, Outcome, Prediction
+from hetcl.downstream.annotations import DetectionSet, InstanceMaps, Metrics, Prediction
 from hetcl.downstream.scores.cityscapes import score_cityscapes
 from hetcl.downstream.scores.coco import score_coco
-from hetcl.downstream.scores.pictures import masked, paired
+from hetcl.downstream.scores.images import masked, paired
 from hetcl.downstream.scores.results import predictions_of, results
 from hetcl.downstream.scores.semantic import Confusion
 from hetcl.downstream.scores.voc import score_voc
@@ -25,12 +25,12 @@ from hetcl.errors import InputError
 __all__ = ["Confusion", "predictions_of", "results", "score"]
 
 
-def score(data: DetectionSet, predictions: Sequence[Prediction]) -> Outcome:
-    """Figures by the rules of ``data.kind``; predictions in any order, a picture without one counts as empty.
+def score(data: DetectionSet, predictions: Sequence[Prediction]) -> Metrics:
+    """Figures by the rules of ``data.kind``; predictions in any order, an image without one counts as empty.
 
     ======================  ==================================================================================
     ``coco``, ``scenes``    ``box_ap``, ``_ap50``, ``_ap75``, ``_ap_s``, ``_ap_m``, ``_ap_l``; ``mask_...`` likewise
-    ``lvis``                the same and ``box_ap_r``, ``_ap_c``, ``_ap_f`` (rare, common, frequent); 300 a picture
+    ``lvis``                the same and ``box_ap_r``, ``_ap_c``, ``_ap_f`` (rare, common, frequent); 300 an image
     ``voc``                 ``box_ap``, ``box_ap50``, ``box_ap75``, at 11 points
     ``cityscapes``          ``mask_ap``, ``mask_ap50``; boxes alone are scored by COCO's rules
     ======================  ==================================================================================
@@ -38,7 +38,7 @@ def score(data: DetectionSet, predictions: Sequence[Prediction]) -> Outcome:
     Masks are scored where the data set has them and the detector gives them.
 
     Raises:
-        InputError: two predictions of one picture, one of a picture that the set lacks, or one that does not fit it.
+        InputError: two predictions of one image, one of an image that the set lacks, or one that does not fit it.
     """
     pairs, masks = paired(data, predictions), masked(data, predictions)
     if data.kind in ("coco", "scenes", "lvis"):

@@ -1,7 +1,7 @@
 """AP of instances by the rules of cityscapesScripts (``evalInstanceLevelSemanticLabeling.py``), without distances.
 
-    H W  height and width in pixels     p  detections of one class in a picture     g  objects of one class in a picture
-    u  instance ids of a picture        T  IoU thresholds
+    H W  height and width in pixels     p  detections of one class in an image     g  objects of one class in an image
+    u  instance ids of an image        T  IoU thresholds
 
 An instance id is the class's id times 1,000 plus a running number; below 1,000 it is a class's id: stuff, or a group
 that nobody told apart.
@@ -15,8 +15,8 @@ from dataclasses import dataclass
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
-from hetcl.downstream.objects import Category, Outcome, Rle
-from hetcl.downstream.scores.pictures import Pair
+from hetcl.downstream.annotations import Category, Metrics, Rle
+from hetcl.downstream.scores.images import Pair
 from hetcl.errors import InputError
 
 THRESHOLDS = np.arange(0.5, 1.0, 0.05)  # as cityscapesScripts writes it: 0.6 is 0.6000000000000001
@@ -31,7 +31,7 @@ cityscapesScripts too."""
 
 @dataclass(frozen=True)
 class Scene:
-    """One class in one picture."""
+    """One class in one image."""
 
     scores: np.ndarray
     """float64 ``[p]``."""
@@ -49,13 +49,13 @@ class Scene:
 
 def score_cityscapes(
     pairs: list[Pair], classes: tuple[Category, ...], instance_map: Callable[[int], np.ndarray]
-) -> Outcome:
+) -> Metrics:
     """``mask_ap`` and ``mask_ap50``, means over the classes that have an object.
 
     Args:
         pairs: In the data set's order; the predictions have masks.
         classes: ``id`` is Cityscapes' label id (24 person ... 33 bicycle).
-        instance_map: Index of a picture -> int ``[H, W]`` of instance ids, as in ``*_gtFine_instanceIds.png``. It alone
+        instance_map: Index of an image -> int ``[H, W]`` of instance ids, as in ``*_gtFine_instanceIds.png``. It alone
             knows what is void.
     """
     scenes: list[list[Scene]] = [[] for _ in classes]
@@ -74,15 +74,15 @@ def score_cityscapes(
         category.name: {"mask_ap": float(row.mean()), "mask_ap50": float(row[0])}
         for category, row in zip(classes, table, strict=True)
     }
-    return Outcome({"mask_ap": float(means.mean()), "mask_ap50": float(means[0])}, per_class)
+    return Metrics({"mask_ap": float(means.mean()), "mask_ap50": float(means[0])}, per_class)
 
 
 def _scenes(ids: np.ndarray, pair: Pair, classes: tuple[Category, ...]) -> list[Scene]:
-    """What each class has in a picture; ``ids`` ``[H, W]``."""
-    _, said = pair
+    """What each class has in an image; ``ids`` ``[H, W]``."""
+    _, predicted = pair
     flat = ids.ravel(order="F")  # column by column, as run lengths are
     sizes = np.bincount(flat)
-    counted = [np.bincount(flat[_covered(mask)], minlength=len(sizes)) for mask in said.masks or ()]
+    counted = [np.bincount(flat[_covered(mask)], minlength=len(sizes)) for mask in predicted.masks or ()]
     known = np.flatnonzero(sizes)  # [u]
     shared = np.array(counted, dtype=np.int64).reshape(len(counted), len(sizes))[:, known]  # [detections, u]
     sizes = sizes[known]
@@ -90,12 +90,12 @@ def _scenes(ids: np.ndarray, pair: Pair, classes: tuple[Category, ...]) -> list[
     void = shared[:, np.isin(known, VOID)].sum(axis=1)
     scenes = []
     for label, category in enumerate(classes):
-        mine = filled & (said.labels == label)
+        mine = filled & (predicted.labels == label)
         ours = np.where(known < 1000, known, known // 1000) == category.id
         table = shared[mine]
         scenes.append(
             Scene(
-                said.scores[mine],
+                predicted.scores[mine],
                 table.sum(axis=1),
                 void[mine],
                 sizes[ours],

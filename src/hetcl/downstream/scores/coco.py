@@ -1,7 +1,7 @@
 """AP by the rules of COCO and of LVIS, counted by faster-coco-eval (equal to pycocotools and to the ``lvis`` package).
 
     T  IoU thresholds, 0.50:0.05:0.95     R  recalls, 0:0.01:1     K  classes     A  areas: all, small, medium, large
-    n  objects or detections of a picture
+    n  objects or detections of an image
 
 Both packages take a detection's size from its ``bbox`` where the results have one, in the AP of masks too, and so do
 we: a tool that reads our results file finds our figures. (detectron2 takes the boxes out before it scores masks, which
@@ -15,24 +15,24 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
+from hetcl.downstream.annotations import Annotations, Category, Metrics, Prediction, Rle
 from hetcl.downstream.masks import rle_of
-from hetcl.downstream.objects import Category, Outcome, Prediction, Rle, Truth
-from hetcl.downstream.scores.pictures import Pair
+from hetcl.downstream.scores.images import Pair
 from hetcl.downstream.scores.results import text_rle, xywh
 
 LVIS_MOST = 300
-"""Detections of a picture that count, all classes together (``LVISResults``)."""
+"""Detections of an image that count, all classes together (``LVISResults``)."""
 
 AREAS = ("", "_s", "_m", "_l")
 
 
-def score_coco(pairs: list[Pair], classes: tuple[Category, ...], masks: bool, lvis: bool = False) -> Outcome:
+def score_coco(pairs: list[Pair], classes: tuple[Category, ...], masks: bool, lvis: bool = False) -> Metrics:
     """``box_ap``, ``box_ap50``, ``box_ap75``, ``box_ap_s``, ``_m``, ``_l``, and ``mask_...`` if ``masks``.
 
-    LVIS adds ``_r``, ``_c`` and ``_f``. COCO counts up to 100 detections of a class in a picture, LVIS up to 300 in a
-    picture. Per class: ``box_ap`` and ``box_ap50``, and of masks likewise.
+    LVIS adds ``_r``, ``_c`` and ``_f``. COCO counts up to 100 detections of a class in an image, LVIS up to 300 in a
+    image. Per class: ``box_ap`` and ``box_ap50``, and of masks likewise.
     """
-    # The order of ids decides between equal scores: both packages sort their pictures by id.
+    # The order of ids decides between equal scores: both packages sort their images by id.
     pairs = sorted(pairs, key=lambda pair: (isinstance(pair[0].image_id, str), pair[0].image_id))
     figures: dict[str, float] = {}
     per_class: dict[str, dict[str, float]] = {category.name: {} for category in classes}
@@ -49,7 +49,7 @@ def score_coco(pairs: list[Pair], classes: tuple[Category, ...], masks: bool, lv
         for label, category in enumerate(classes):
             per_class[category.name][f"{prefix}_ap"] = _percent(ap[:, :, label, 0])
             per_class[category.name][f"{prefix}_ap50"] = _percent(ap[0, :, label, 0])
-    return Outcome(figures, per_class)
+    return Metrics(figures, per_class)
 
 
 def _percent(precision: np.ndarray) -> float:
@@ -63,10 +63,10 @@ def _precision(pairs: list[Pair], classes: tuple[Category, ...], masks: bool, lv
     images: list[dict[str, Any]] = []
     objects: list[dict[str, Any]] = []
     detections: list[dict[str, Any]] = []
-    for number, (truth, said) in enumerate(pairs, start=1):
+    for number, (truth, predicted) in enumerate(pairs, start=1):
         images.append(_image(number, truth))
         objects += _objects(number, truth, masks, lvis)
-        detections += _detections(number, _lvis_only(truth, said) if lvis else said, masks)
+        detections += _detections(number, _lvis_only(truth, predicted) if lvis else predicted, masks)
     for entries in (objects, detections):
         for number, entry in enumerate(entries, start=1):
             entry["id"] = number
@@ -90,7 +90,7 @@ def _silent(*_: Any) -> None:
     """In place of ``print``."""
 
 
-def _image(number: int, truth: Truth) -> dict[str, Any]:
+def _image(number: int, truth: Annotations) -> dict[str, Any]:
     height, width = truth.size
     return {
         "id": number,
@@ -101,9 +101,9 @@ def _image(number: int, truth: Truth) -> dict[str, Any]:
     }
 
 
-def _objects(number: int, truth: Truth, masks: bool, lvis: bool) -> list[dict[str, Any]]:
-    """The truths of a picture as COCO's annotations. LVIS knows no crowds."""
-    annotations = []
+def _objects(number: int, truth: Annotations, masks: bool, lvis: bool) -> list[dict[str, Any]]:
+    """The truths of an image as COCO's annotations. LVIS knows no crowds."""
+    entries = []
     for row, box in enumerate(xywh(truth.boxes).tolist()):
         annotation = {
             "image_id": number,
@@ -114,11 +114,11 @@ def _objects(number: int, truth: Truth, masks: bool, lvis: bool) -> list[dict[st
         }
         if masks:
             annotation |= _segmentation(truth, row)
-        annotations.append(annotation)
-    return annotations
+        entries.append(annotation)
+    return entries
 
 
-def _segmentation(truth: Truth, row: int) -> dict[str, Any]:
+def _segmentation(truth: Annotations, row: int) -> dict[str, Any]:
     """An object's mask. One without is neither missed nor found: its box becomes a region that is ignored."""
     segment = truth.segments[row] if truth.segments else None
     if segment is not None:
@@ -128,34 +128,36 @@ def _segmentation(truth: Truth, row: int) -> dict[str, Any]:
     return {"segmentation": _rle((corners,), truth), "iscrowd": 1}
 
 
-def _rle(segment: Any, truth: Truth) -> Rle:
+def _rle(segment: Any, truth: Annotations) -> Rle:
     return text_rle(rle_of(segment, truth.size))
 
 
-def _detections(number: int, said: Prediction, masks: bool) -> list[dict[str, Any]]:
-    """The detections of a picture as COCO's annotations."""
+def _detections(number: int, predicted: Prediction, masks: bool) -> list[dict[str, Any]]:
+    """The detections of an image as COCO's annotations."""
     annotations = []
-    for row, box in enumerate(xywh(said.boxes).tolist()):
+    for row, box in enumerate(xywh(predicted.boxes).tolist()):
         annotation = {
             "image_id": number,
-            "category_id": int(said.labels[row]) + 1,
+            "category_id": int(predicted.labels[row]) + 1,
             "bbox": box,
-            "score": float(said.scores[row]),
+            "score": float(predicted.scores[row]),
             "area": box[2] * box[3],
             "iscrowd": 0,
         }
-        if masks and said.masks is not None:
-            annotation["segmentation"] = text_rle(said.masks[row])
+        if masks and predicted.masks is not None:
+            annotation["segmentation"] = text_rle(predicted.masks[row])
         annotations.append(annotation)
     return annotations
 
 
-def _lvis_only(truth: Truth, said: Prediction) -> Prediction:
-    """The best 300; of those, the classes that are known to be in the picture or known to be absent.
+def _lvis_only(truth: Annotations, predicted: Prediction) -> Prediction:
+    """The best 300; of those, the classes that are known to be in the image or known to be absent.
 
     The evaluator leaves the other classes out as well; doing it here saves gigabytes on LVIS' 1,230 classes.
     """
-    best = np.argsort(-said.scores, kind="stable")[:LVIS_MOST]
-    best = best[np.isin(said.labels[best], [*truth.labels.tolist(), *truth.negative])]
-    masks = None if said.masks is None else tuple(said.masks[row] for row in best)
-    return Prediction(said.image_id, said.boxes[best], said.scores[best], said.labels[best], masks)
+    best = np.argsort(-predicted.scores, kind="stable")[:LVIS_MOST]
+    best = best[np.isin(predicted.labels[best], [*truth.labels.tolist(), *truth.negative])]
+    masks = None if predicted.masks is None else tuple(predicted.masks[row] for row in best)
+    return Prediction(
+        predicted.image_id, predicted.boxes[best], predicted.scores[best], predicted.labels[best], masks
+    )

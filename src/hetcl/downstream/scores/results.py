@@ -1,6 +1,6 @@
 """Predictions in COCO's results format, and back (https://cocodataset.org/#format-results).
 
-n  detections of a picture     H W  height and width in pixels
+n  detections of an image     H W  height and width in pixels
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 
+from hetcl.downstream.annotations import DetectionSet, Prediction, Rle
 from hetcl.downstream.masks import decode
-from hetcl.downstream.objects import DetectionSet, Prediction, Rle
-from hetcl.downstream.scores.pictures import by_id, empty, paired
+from hetcl.downstream.scores.images import by_id, empty, paired
 from hetcl.errors import InputError
 
 
@@ -28,18 +28,20 @@ def results(data: DetectionSet, predictions: Sequence[Prediction]) -> list[dict[
     """
     ids = [category.id for category in data.classes]
     entries: list[dict[str, Any]] = []
-    for _, said in paired(data, predictions):
-        rows = zip(said.labels.tolist(), xywh(said.boxes).tolist(), said.scores.tolist(), strict=True)
+    for _, predicted in paired(data, predictions):
+        rows = zip(
+            predicted.labels.tolist(), xywh(predicted.boxes).tolist(), predicted.scores.tolist(), strict=True
+        )
         for row, (label, box, score) in enumerate(rows):
-            entry = {"image_id": said.image_id, "category_id": ids[label], "bbox": box, "score": score}
-            if said.masks is not None:
-                entry["segmentation"] = text_rle(said.masks[row])
+            entry = {"image_id": predicted.image_id, "category_id": ids[label], "bbox": box, "score": score}
+            if predicted.masks is not None:
+                entry["segmentation"] = text_rle(predicted.masks[row])
             entries.append(entry)
     return entries
 
 
 def predictions_of(data: DetectionSet, entries: Any) -> list[Prediction]:
-    """What ``results`` wrote, for each picture of the set, best first; pictures without an entry are empty.
+    """What ``results`` wrote, for each image of the set, best first; images without an entry are empty.
 
     Args:
         entries: Parsed JSON of a results file.

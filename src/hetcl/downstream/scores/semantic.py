@@ -9,21 +9,21 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetcl.downstream.objects import Outcome
+from hetcl.downstream.annotations import Metrics
 from hetcl.errors import InputError
 
 IGNORED = 255
 
 
 class Confusion:
-    """How many pixels of each class were called what. Counts add up: over pictures, workers and ranks."""
+    """How many pixels of each class were called what. Counts add up: over images, workers and ranks."""
 
     def __init__(self, classes: int) -> None:
         self.counts = np.zeros((classes, classes), dtype=np.int64)
         """int64 ``[K, K]``: true class by predicted class."""
 
     def add(self, prediction: np.ndarray, truth: np.ndarray) -> None:
-        """One picture.
+        """One image.
 
         Args:
             prediction: Integers ``[H, W]``, 0..K-1; of no matter where the truth is 255.
@@ -51,7 +51,7 @@ class Confusion:
             raise InputError(f"counts of {counts.shape} classes cannot be added to {self.counts.shape}")
         self.counts += counts
 
-    def outcome(self, names: Sequence[str]) -> Outcome:
+    def outcome(self, names: Sequence[str]) -> Metrics:
         """``miou``, ``pixel_accuracy``, ``mean_accuracy``; per class ``iou`` and ``accuracy``.
 
         IoU is NaN for a class that is neither in truth nor in prediction, accuracy for one that is not in the truth;
@@ -61,8 +61,8 @@ class Confusion:
             names: Of the K classes.
         """
         right = self.counts.diagonal()
-        true, said = self.counts.sum(axis=1), self.counts.sum(axis=0)
-        iou = _percent(right, true + said - right)
+        true, predicted = self.counts.sum(axis=1), self.counts.sum(axis=0)
+        iou = _percent(right, true + predicted - right)
         accuracy = _percent(right, true)
         figures = {
             "miou": _mean(iou),
@@ -73,7 +73,7 @@ class Confusion:
             name: {"iou": float(iou[label]), "accuracy": float(accuracy[label])}
             for label, name in zip(range(len(right)), names, strict=True)
         }
-        return Outcome(figures, per_class)
+        return Metrics(figures, per_class)
 
 
 def _percent(part: np.ndarray, whole: np.ndarray) -> np.ndarray:

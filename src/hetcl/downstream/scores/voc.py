@@ -1,6 +1,6 @@
 """AP by the rules of the VOC 2007 development kit, at detectron2's ten IoU thresholds.
 
-    g  objects of one class in a picture     d  detections of one class, all pictures     T  IoU thresholds
+    g  objects of one class in an image     d  detections of one class, all images     T  IoU thresholds
 
 The kit counts boxes in whole pixels, both ends included: a width is ``xmax - xmin + 1``. Our left edge is its xmin - 1
 and our right edge its xmax, so its ``+ 1`` is already in ``right - left``.
@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
-from hetcl.downstream.objects import Category, Outcome
-from hetcl.downstream.scores.pictures import Pair
+from hetcl.downstream.annotations import Category, Metrics
+from hetcl.downstream.scores.images import Pair
 
 THRESHOLDS = np.arange(50, 100, 5) / 100
 
@@ -19,26 +19,26 @@ RECALLS = 0.1 * np.arange(11)
 """As detectron2 has them: in floating point, recalls of exactly 3, 6 and 7 in 10 do not reach theirs by a hair."""
 
 
-def score_voc(pairs: list[Pair], classes: tuple[Category, ...]) -> Outcome:
+def score_voc(pairs: list[Pair], classes: tuple[Category, ...]) -> Metrics:
     """``box_ap``, ``box_ap50`` and ``box_ap75``: means over the classes that have an object that is not difficult."""
     per_class = {c.name: _of_class(pairs, label) for label, c in enumerate(classes)}
     figures = {}
     for name in ("box_ap", "box_ap50", "box_ap75"):
         values = [row[name] for row in per_class.values() if not np.isnan(row[name])]
         figures[name] = float(np.mean(values)) if values else float("nan")
-    return Outcome(figures, per_class)
+    return Metrics(figures, per_class)
 
 
 def _of_class(pairs: list[Pair], label: int) -> dict[str, float]:
     """The three figures of one class; NaN if there is no object to find."""
     scores, outcomes, objects = [], [], 0
-    for truth, said in pairs:
-        mine, ours = said.labels == label, truth.labels == label
+    for truth, predicted in pairs:
+        mine, ours = predicted.labels == label, truth.labels == label
         ignored = (truth.difficult | truth.crowd)[ours]
         objects += int((~ignored).sum())
-        order = np.argsort(-said.scores[mine], kind="stable")
-        scores.append(said.scores[mine][order])
-        outcomes.append(_outcomes(said.boxes[mine][order], truth.boxes[ours], ignored))
+        order = np.argsort(-predicted.scores[mine], kind="stable")
+        scores.append(predicted.scores[mine][order])
+        outcomes.append(_outcomes(predicted.boxes[mine][order], truth.boxes[ours], ignored))
     if not objects:
         return dict.fromkeys(("box_ap", "box_ap50", "box_ap75"), float("nan"))
     order = np.argsort(-np.concatenate(scores), kind="stable")
@@ -50,7 +50,7 @@ def _outcomes(boxes: np.ndarray, truths: np.ndarray, ignored: np.ndarray) -> np.
     """int8 ``[T, d]``: 1 found an object, -1 found none or one found before, 0 does not count (a difficult one).
 
     Args:
-        boxes: ``[d, 4]``, best first, of one picture.
+        boxes: ``[d, 4]``, best first, of one image.
         truths: ``[g, 4]``.
         ignored: bool ``[g]``.
     """

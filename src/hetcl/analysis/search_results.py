@@ -27,8 +27,8 @@ def outcome_type(parts: int) -> np.dtype:
     """A row of the file, packed: 20 bytes and 8 for each part."""
     return np.dtype(
         [
-            ("rank", np.int32),  # 1 + keys of other pictures at least as similar as the own one
-            ("found", np.int64),  # the picture of the most similar other key
+            ("rank", np.int32),  # 1 + keys of other images at least as similar as the own one
+            ("found", np.int64),  # the image of the most similar other key
             ("right", np.float32),  # similarity with the own key
             ("wrong", np.float32),  # similarity with the most similar other key
             ("parts", np.float32, (parts, 2)),  # both again, of each part
@@ -36,14 +36,14 @@ def outcome_type(parts: int) -> np.dtype:
     )
 
 
-class Outcomes:
+class SearchResults:
     """The outcomes of one vector, searched for once.
 
     Args:
         path: the file, ``.npy``.
         features: what is searched.
         vector: how.
-        gallery: keys of other pictures that each query meets.
+        gallery: keys of other images that each query meets.
     """
 
     def __init__(self, path: Path, features: Features, vector: Vector, *, gallery: int) -> None:
@@ -107,7 +107,7 @@ class Outcomes:
                     rows=(start, stop),
                 ):
                     rows = np.zeros(len(found.rank), self.type)
-                    rows["rank"], rows["found"] = found.rank, found.picture
+                    rows["rank"], rows["found"] = found.rank, found.image
                     rows["right"], rows["wrong"] = found.right, found.wrong
                     for i, part in enumerate(parts.right):
                         rows["parts"][:, i, 0], rows["parts"][:, i, 1] = parts.right[part], parts.wrong[part]

@@ -1,4 +1,4 @@
-"""Sizes of pictures, and boxes and masks back in the picture's own pixels."""
+"""Sizes of images, and boxes and masks back in the image's own pixels."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hetcl.downstream.models.pictures import Scaling, normalised, paste, scaled_size
+from hetcl.downstream.models.scaling import Scaling, normalized, paste, scaled_size
 from hetcl.weights.facts import InputFacts
 from tests.downstream.models.making import small
 
@@ -26,7 +26,7 @@ def test_sizes_are_detectron2s(size, short, longest, wanted) -> None:
     assert scaled_size(size, short, longest) == wanted
 
 
-def test_pictures_shrink_as_pillow_shrinks_them() -> None:
+def test_images_shrink_as_pillow_shrinks_them() -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (100, 150, 3), dtype=np.uint8)
     wanted = np.asarray(Image.fromarray(pixels).resize((60, 40), Image.Resampling.BILINEAR), np.float32)
     scaling = Scaling((90,), 200, 40, divisible=32).eval()
@@ -48,8 +48,8 @@ def test_training_draws_from_the_short_sides_and_pads() -> None:
     assert not batch.tensors[..., 72:].any()
 
 
-def test_colours_are_normalised_with_imagenets_mean_and_deviation() -> None:
-    got = normalised(torch.tensor([123.675 + 58.395, 116.28, 103.53 - 2 * 57.375]).view(3, 1, 1) / 255)
+def test_colors_are_normalized_with_imagenets_mean_and_deviation() -> None:
+    got = normalized(torch.tensor([123.675 + 58.395, 116.28, 103.53 - 2 * 57.375]).view(3, 1, 1) / 255)
     torch.testing.assert_close(got.flatten(), torch.tensor([1.0, 0, -2]), atol=1e-5, rtol=0)
 
 
@@ -91,7 +91,7 @@ def test_a_whole_mask_fills_its_box() -> None:
     assert torch.equal(got, wanted)
 
 
-def test_detections_are_in_the_pictures_own_pixels() -> None:
+def test_detections_are_in_the_images_own_pixels() -> None:
     torch.manual_seed(0)
     model = small(score_threshold=0.0, detections=7).eval()
     with torch.no_grad():
@@ -106,11 +106,11 @@ def test_detections_are_in_the_pictures_own_pixels() -> None:
         assert torch.equal(one["scores"], one["scores"].sort(descending=True).values)
 
 
-def test_pictures_are_given_as_the_backbone_was_trained() -> None:
+def test_images_are_given_as_the_backbone_was_trained() -> None:
     facts = InputFacts((0.1, 0.2, 0.3), (0.5, 0.25, 0.2), None, "BGR", "the file")
     pixels = torch.tensor([0.9, 0.5, 0.6]).view(3, 1, 1)  # red, green, blue
     wanted = torch.tensor([(0.6 - 0.1) / 0.5, (0.5 - 0.2) / 0.25, (0.9 - 0.3) / 0.2])
-    torch.testing.assert_close(normalised(pixels, facts).flatten(), wanted)
+    torch.testing.assert_close(normalized(pixels, facts).flatten(), wanted)
     torch.testing.assert_close(
         Scaling((8,), 8, 8, divisible=1, facts=facts).normalize(pixels).flatten(), wanted
     )

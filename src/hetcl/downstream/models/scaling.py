@@ -1,6 +1,6 @@
-"""Pictures to the size a detector works at, and its boxes and masks back to the picture's own size.
+"""Images to the size a detector works at, and its boxes and masks back to the image's own size.
 
-n  objects     M  side of a predicted mask     H W  of the picture as given     h w  after scaling
+n  objects     M  side of a predicted mask     H W  of the image as given     h w  after scaling
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from hetcl.weights.facts import InputFacts
 IMAGENET = InputFacts(IMAGENET_MEAN, IMAGENET_STD, None, "RGB", "assumed")
 
 
-def normalised(images: Tensor, facts: InputFacts = IMAGENET) -> Tensor:
+def normalized(images: Tensor, facts: InputFacts = IMAGENET) -> Tensor:
     """float ``[..., 3, H, W]`` in [0, 1], RGB -> mean 0 and standard deviation 1, in the backbone's channel order."""
     mean, std = (
         torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1)
@@ -28,17 +28,17 @@ def normalised(images: Tensor, facts: InputFacts = IMAGENET) -> Tensor:
 
 
 class Scaling(GeneralizedRCNNTransform):
-    """torchvision's transform with detectron2's sizes: side lengths rounded, pictures shrunk with a filter.
+    """torchvision's transform with detectron2's sizes: side lengths rounded, images shrunk with a filter.
 
-    Masks of targets keep the picture's own size (``heads.mask_targets`` looks into them there), and predicted
+    Masks of targets keep the image's own size (``heads.mask_targets`` looks into them there), and predicted
     masks are pasted continuously, as detectron2 does, not at whole pixels.
 
     Args:
-        min_size: short sides in pixels, one of which is drawn for each training picture.
+        min_size: short sides in pixels, one of which is drawn for each training image.
         max_size: most pixels of the long side.
         test_size: short side in evaluation.
         divisible: height and width of a batch are padded to a multiple of it.
-        facts: how the backbone wants its pictures.
+        facts: how the backbone wants its images.
     """
 
     def __init__(
@@ -55,8 +55,8 @@ class Scaling(GeneralizedRCNNTransform):
 
     def normalize(self, image: Tensor) -> Tensor:
         if not image.is_floating_point():
-            raise TypeError(f"a detector takes float pictures in [0, 1], not {image.dtype}")
-        return normalised(image, self.facts)
+            raise TypeError(f"a detector takes float images in [0, 1], not {image.dtype}")
+        return normalized(image, self.facts)
 
     def resize(
         self, image: Tensor, target: dict[str, Tensor] | None = None
@@ -91,7 +91,7 @@ class Scaling(GeneralizedRCNNTransform):
         image_shapes: list[tuple[int, int]],
         original_image_sizes: list[tuple[int, int]],
     ) -> list[dict[str, Tensor]]:
-        """Boxes to the picture's pixels; masks to bool ``[n, 1, H, W]``."""
+        """Boxes to the image's pixels; masks to bool ``[n, 1, H, W]``."""
         if self.training:
             return result
         for pred, size, original in zip(result, image_shapes, original_image_sizes, strict=True):
@@ -109,12 +109,12 @@ def scaled_size(size: tuple[int, int], short: int, longest: int) -> tuple[int, i
 
 
 def paste(masks: Tensor, boxes: Tensor, size: tuple[int, int], threshold: float = 0.5) -> Tensor:
-    """Masks in their boxes -> masks of the picture.
+    """Masks in their boxes -> masks of the image.
 
     Args:
         masks: float ``[n, M, M]``, probabilities.
-        boxes: float ``[n, 4]``, in the picture's pixels.
-        size: height and width of the picture.
+        boxes: float ``[n, 4]``, in the image's pixels.
+        size: height and width of the image.
         threshold: a pixel whose middle has at least this probability is the object's.
 
     Returns:

@@ -1,4 +1,4 @@
-"""The ledger of pictures that could not be used."""
+"""The ledger of images that could not be used."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ BAD_COLUMNS = ("index", "name", "reason")
 
 
 class BadList:
-    """The file that lists each picture that could not be used once.
+    """The file that lists each image that could not be used once.
 
     Args:
         path: the CSV file; what it lists already (of a resumed run) is known, and what is damaged in it mended.
@@ -22,7 +22,7 @@ class BadList:
 
     def __init__(self, path: Path) -> None:
         self.table = Table(path, BAD_COLUMNS, text=("name", "reason"))
-        self.told = self.table.cut(None) if path.is_file() and first_process() else None
+        self.notes = self.table.cut(None) if path.is_file() and first_process() else None
         """What a person should know: that the file was damaged."""
         listed = (row.get("index") for row in self.table.read())
         self.known = {int(i) for i in listed if isinstance(i, float) and i.is_integer()}
@@ -36,40 +36,40 @@ class BadList:
         return new
 
 
-class BadPictures:
-    """Counts pictures that were replaced, lists each once in a file, and stops a run that has too many.
+class BadImages:
+    """Counts images that were replaced, lists each once in a file, and stops a run that has too many.
 
     Args:
         path: the CSV file; what it lists already (a resumed run) is not listed again.
-        share: of the pictures opened (a bad one's replacement too), above which :meth:`see` raises.
-        pictures: in the data.
+        share: of the images opened (a bad one's replacement too), above which :meth:`see` raises.
+        images: in the data.
     """
 
-    def __init__(self, path: Path, share: float, pictures: int) -> None:
-        self.path, self.share, self.pictures = path, share, pictures
+    def __init__(self, path: Path, share: float, images: int) -> None:
+        self.path, self.share, self.images = path, share, images
         self.seen = self.replaced = 0
         self.warn: Any = print
         self.list = BadList(path)
 
     @property
     def known(self) -> int:
-        """Different pictures found unusable."""
+        """Different images found unusable."""
         return len(self.list.known)
 
     def see(self, usable: int, bad: Sequence[BadRecord]) -> None:
-        """Count a batch of ``usable`` pictures. Raises ``WorkFailed`` when too many of those opened were bad."""
+        """Count a batch of ``usable`` images. Raises ``WorkFailed`` when too many of those opened were bad."""
         self.seen += usable + len(bad)
         self.replaced += len(bad)
         first = not self.list.known
         if (new := self.list.add(bad)) and first:
             self.warn(
-                f"{new[0].name} cannot be used ({new[0].reason}); another picture takes its place. "
-                f"{self.path} lists all such pictures"
+                f"{new[0].name} cannot be used ({new[0].reason}); another image takes its place. "
+                f"{self.path} lists all such images"
             )
-        enough = min(self.pictures, 1000)
+        enough = min(self.images, 1000)
         if self.seen >= enough and self.replaced > self.share * self.seen:
             raise WorkFailed(
-                f"{self.replaced} of the first {self.seen} pictures opened cannot be used, "
+                f"{self.replaced} of the first {self.seen} images opened cannot be used, "
                 f"more than max_bad = {self.share:.0%}; {self.path} lists them: "
                 "mend the data, or raise max_bad and go on with --resume"
             )

@@ -1,6 +1,6 @@
-"""Brings predictions and truths together, picture by picture.
+"""Brings predictions and truths together, image by image.
 
-n  objects or detections of a picture     K  classes     H W  height and width in pixels
+n  objects or detections of an image     K  classes     H W  height and width in pixels
 """
 
 from __future__ import annotations
@@ -9,37 +9,37 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetcl.downstream.objects import DetectionSet, Prediction, Truth
+from hetcl.downstream.annotations import Annotations, DetectionSet, Prediction
 from hetcl.errors import InputError
 
-Pair = tuple[Truth, Prediction]
+Pair = tuple[Annotations, Prediction]
 
 
 def paired(data: DetectionSet, predictions: Sequence[Prediction]) -> list[Pair]:
-    """Every picture of the set, in its order, with what was said of it (nothing: an empty prediction).
+    """Every image of the set, in its order, with what was said of it (nothing: an empty prediction).
 
     Raises:
-        InputError: a picture twice, an unknown picture, or a prediction that does not fit its picture.
+        InputError: an image twice, an unknown image, or a prediction that does not fit its image.
     """
     truths = by_id(data)
-    said: dict[int | str, Prediction] = {}
+    predicted: dict[int | str, Prediction] = {}
     for prediction in predictions:
         name = prediction.image_id
         if name not in truths:
             raise InputError(
                 f"prediction of image {name!r}: the data set has no such image; is it another data set?"
             )
-        if name in said:
+        if name in predicted:
             raise InputError(f"image {name!r} has two predictions; give each image once")
-        said[name] = _checked(prediction, truths[name], len(data.classes))
-    return [(truth, said.get(name, empty(name))) for name, truth in truths.items()]
+        predicted[name] = _checked(prediction, truths[name], len(data.classes))
+    return [(truth, predicted.get(name, empty(name))) for name, truth in truths.items()]
 
 
-def by_id(data: DetectionSet) -> dict[int | str, Truth]:
-    """Image id -> truth, in the set's order. Raises ``InputError`` for an id that two pictures share."""
-    truths: dict[int | str, Truth] = {}
+def by_id(data: DetectionSet) -> dict[int | str, Annotations]:
+    """Image id -> truth, in the set's order. Raises ``InputError`` for an id that two images share."""
+    truths: dict[int | str, Annotations] = {}
     for index in range(len(data)):
-        truth = data.truth(index)
+        truth = data.annotations(index)
         if truth.image_id in truths:
             raise InputError(f"{truth.name}: image id {truth.image_id!r} is used twice; ids must be unique")
         truths[truth.image_id] = truth
@@ -66,7 +66,7 @@ def empty(image_id: int | str, masks: bool = True) -> Prediction:
     )
 
 
-def _checked(prediction: Prediction, truth: Truth, classes: int) -> Prediction:
+def _checked(prediction: Prediction, truth: Annotations, classes: int) -> Prediction:
     """The prediction as float64 and int64 arrays, or ``InputError``."""
     where = f"prediction of image {prediction.image_id!r}"
     boxes, scores = (np.asarray(values, dtype=np.float64) for values in (prediction.boxes, prediction.scores))

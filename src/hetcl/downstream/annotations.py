@@ -1,10 +1,10 @@
 """What passes between the files of this room. Read this file first.
 
-Boxes are ``left, top, right, bottom`` in pixels of the upright picture, with continuous edges: a box from 0 to W covers
+Boxes are ``left, top, right, bottom`` in pixels of the upright image, with continuous edges: a box from 0 to W covers
 the whole width (VOC's inclusive pixel indices 1..W become 0..W when read). Labels are indices into the data
 set's ``classes``, 0..K-1; which number a model gives to the background is the model's own affair.
 
-    n  objects of a picture     K  classes     H W  height and width in pixels
+    n  objects of an image     K  classes     H W  height and width in pixels
 """
 
 from __future__ import annotations
@@ -34,17 +34,17 @@ class Category:
 
 
 @dataclass(frozen=True)
-class Truth:
-    """What is in one picture, after bad annotations were left out."""
+class Annotations:
+    """What is in one image, after bad annotations were left out."""
 
     image_id: int | str
     """As the data set's own files say."""
     name: str
-    """The picture's file, for messages."""
+    """The image's file, for messages."""
     size: tuple[int, int]
     """Height and width in pixels."""
     boxes: np.ndarray
-    """float64 ``[n, 4]``, as in the file: not clipped to the picture."""
+    """float64 ``[n, 4]``, as in the file: not clipped to the image."""
     labels: np.ndarray
     """int64 ``[n]``."""
     crowd: np.ndarray
@@ -58,14 +58,14 @@ class Truth:
     segments: tuple[Segment | None, ...] | None = None
     """Of each object; None where the data set has boxes alone."""
     negative: tuple[int, ...] = ()
-    """LVIS: labels known to be absent from this picture."""
+    """LVIS: labels known to be absent from this image."""
     not_exhaustive: tuple[int, ...] = ()
-    """LVIS: labels of which some objects may not be annotated in this picture."""
+    """LVIS: labels of which some objects may not be annotated in this image."""
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What a detector says of one picture, in the original picture's pixels, best first."""
+    """What a detector says of one image, in the original image's pixels, best first."""
 
     image_id: int | str
     boxes: np.ndarray
@@ -75,11 +75,11 @@ class Prediction:
     labels: np.ndarray
     """int64 ``[n]``: indices into ``classes``."""
     masks: tuple[Rle, ...] | None = None
-    """Of the original picture's size; None from a detector of boxes alone."""
+    """Of the original image's size; None from a detector of boxes alone."""
 
 
 @dataclass(frozen=True)
-class Outcome:
+class Metrics:
     """Figures of an evaluation, in percent (0..100); NaN where nothing could be measured."""
 
     figures: dict[str, float]
@@ -90,7 +90,7 @@ class Outcome:
 
 @dataclass
 class Skipped:
-    """What a person should know of a set: annotations and pictures that were left out or kept with a reservation,
+    """What a person should know of a set: annotations and images that were left out or kept with a reservation,
     counted, with the first few named; and remarks on the set as a whole."""
 
     counts: dict[str, int] = field(default_factory=dict)
@@ -132,29 +132,29 @@ class Skipped:
 
 
 class DetectionSet(Protocol):
-    """Pictures with objects. Opened once, cheap to send to worker processes."""
+    """Images with objects. Opened once, cheap to send to worker processes."""
 
     kind: str
     """``coco``, ``lvis``, ``voc``, ``cityscapes`` or ``scenes``: which rules of evaluation are the set's own."""
     classes: tuple[Category, ...]
     has_masks: bool
     fingerprint: str
-    """Short hash of pictures and annotations; a resumed run compares it."""
+    """Short hash of images and annotations; a resumed run compares it."""
     description: str
     """A line for the console."""
     skipped: Skipped
 
     def __len__(self) -> int: ...
 
-    def truth(self, index: int) -> Truth:
-        """What is in a picture, without reading it."""
+    def annotations(self, index: int) -> Annotations:
+        """What is in an image, without reading it."""
         ...
 
-    def picture(self, index: int) -> np.ndarray:
+    def image(self, index: int) -> np.ndarray:
         """uint8 ``[H, W, 3]``, RGB, as annotated: as stored, or turned by EXIF where only that has the right size.
 
         Raises:
-            hetcl.types.BadPicture: it cannot be read, or has another size than the annotations say.
+            hetcl.types.BadImage: it cannot be read, or has another size than the annotations say.
         """
         ...
 
@@ -168,7 +168,7 @@ class InstanceMaps(Protocol):
 
 
 class SegmentationSet(Protocol):
-    """Pictures with a class for each pixel."""
+    """Images with a class for each pixel."""
 
     kind: str
     """``voc``, ``cityscapes`` or ``scenes``."""
@@ -180,13 +180,13 @@ class SegmentationSet(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, index: int) -> str:
-        """The picture's file, for messages."""
+        """The image's file, for messages."""
         ...
 
-    def picture(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadPicture``."""
+    def image(self, index: int) -> np.ndarray:
+        """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadImage``."""
         ...
 
     def label_map(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W]``: class of each pixel, 255 where it does not count. Raises ``BadPicture``."""
+        """uint8 ``[H, W]``: class of each pixel, 255 where it does not count. Raises ``BadImage``."""
         ...

@@ -46,12 +46,12 @@ def sentences(report: Mapping[str, Any]) -> Iterator[str]:
     shown = ", ".join(f"{name} {percent(e['value'])}" for name, e in found)
     guessing, commonest = percent(data["chance"]), percent(data["commonest"])
     yield (
-        f"{who}: of {data['test_pictures']:,} unseen pictures in {data['classes']:,} classes the right one is found by "
+        f"{who}: of {data['test_images']:,} unseen images in {data['classes']:,} classes the right one is found by "
         f"{shown}; by guessing {guessing}, by always naming the commonest class {commonest}."
     )
     guess = max(data["chance"], data["commonest"])
     if all(e["low"] <= guess for _, e in found):
-        yield "No better than guessing: these features know nothing of the labels that so few pictures can tell."
+        yield "No better than guessing: these features know nothing of the labels that so few images can tell."
     elif not report["model"]["model"].endswith(":random"):
         yield "Random weights find more than guessing, too, so this does not say what was learned; hetcl contrast does."
     if report["difference"] is not None:
@@ -65,21 +65,21 @@ def _compared(difference: Mapping[str, Any]) -> str:
     if e["low"] > 0:
         return f"The features know more of the classes than their nearest neighbours show ({shown})."
     if e["high"] < 0:
-        return f"Neighbours do better than a linear classifier, which may lack pictures or epochs ({shown})."
+        return f"Neighbours do better than a linear classifier, which may lack images or epochs ({shown})."
     return f"No difference can be told between the linear classifier and the neighbours ({shown})."
 
 
 def _left(data: Mapping[str, Any]) -> Iterator[str]:
     """What was left out, and what is thin."""
     if data["unlabelled"]:
-        yield f"{count(data['unlabelled'], 'picture')} without a label left out."
+        yield f"{count(data['unlabelled'], 'image')} without a label left out."
     if data["left_out"]:
-        yield f"{count(data['left_out'], 'picture')} could not be used; bad_pictures.csv lists them."
+        yield f"{count(data['left_out'], 'image')} could not be used; bad_images.csv lists them."
     if data["missing"]["train"]:
-        yield f"Classes that are tested but have no training picture, so never right: {data['missing']['train']:,}."
+        yield f"Classes that are tested but have no training image, so never right: {data['missing']['train']:,}."
     if data["missing"]["test"]:
-        yield f"Classes without a test picture: {data['missing']['test']:,}."
+        yield f"Classes without a test image: {data['missing']['test']:,}."
     if data["alone"]:
-        yield f"Classes with a single training picture: {data['alone']:,}."
-    if data["test_pictures"] < 1000:
-        yield f"{data['test_pictures']:,} test pictures make wide intervals; 10,000 give about one point either way."
+        yield f"Classes with a single training image: {data['alone']:,}."
+    if data["test_images"] < 1000:
+        yield f"{data['test_images']:,} test images make wide intervals; 10,000 give about one point either way."

@@ -1,7 +1,7 @@
-"""One pass over the pictures: every model that still needs features gets both views of every picture.
+"""One pass over the images: every model that still needs features gets both views of every image.
 
 Ranks take turns at the steps; what is written is marked, so a stopped pass goes on where it was, with any number of
-ranks. B pictures in a step, V = 2 views, D dimensions.
+ranks. B images in a step, V = 2 views, D dimensions.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from hetcl.analysis.extract import Extractor
 from hetcl.analysis.store import Folder
 from hetcl.errors import Stopped, WorkFailed
 from hetcl.signals import StopSignal
-from hetcl.training.bad_pictures import BadList
+from hetcl.training.bad_images import BadList
 from hetcl.training.devices import not_finite_because
 from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, duration
@@ -55,18 +55,18 @@ def fill(
     channels_last: bool,
     left_out: Path,
     max_bad: float,
-    pictures: int,
+    images: int,
 ) -> None:
     """Write the features of every job, as far as they are not there; this rank's share of the steps.
 
     Args:
         pairs: the views of every (policy, size) that a job names.
-        left_out: CSV file that lists unusable pictures.
-        max_bad: share of unusable pictures above which the work stops.
-        pictures: how many there are in all.
+        left_out: CSV file that lists unusable images.
+        max_bad: share of unusable images above which the work stops.
+        images: how many there are in all.
 
     Raises:
-        WorkFailed: features that are not finite, too many unusable pictures, or a disk that refuses.
+        WorkFailed: features that are not finite, too many unusable images, or a disk that refuses.
         Stopped: a signal came; what was computed is kept.
     """
     work = _Pass(jobs, pairs.source, fabric, channels_last)
@@ -76,10 +76,10 @@ def fill(
     waiting = {id(job): set(job.folder.todo().tolist()) for job in jobs}
     todo = np.array(sorted(set().union(*waiting.values())), np.int64)
     mine = todo[fabric.global_rank :: fabric.world_size]
-    bad = _LeftOut(left_out, max_bad, pictures, reporter)
-    total, seen = pictures, pictures - len(todo) * pairs.batch
+    bad = _LeftOut(left_out, max_bad, images, reporter)
+    total, seen = images, images - len(todo) * pairs.batch
     began, since, done = time.monotonic(), time.monotonic(), 0
-    reporter.start("looking at pictures", max(0, seen), total)
+    reporter.start("looking at images", max(0, seen), total)
     try:
         for step, batches in pairs.run(mine.tolist()):
             bad.see(next(iter(batches.values())))
@@ -92,7 +92,7 @@ def fill(
             spent = time.monotonic() - began
             pace = done * pairs.batch * fabric.world_size / spent
             reporter.row(
-                f"pictures  {count:,} of {total:,}  {pace:.0f} a second, {duration((total - count) / pace)} left"
+                f"images  {count:,} of {total:,}  {pace:.0f} a second, {duration((total - count) / pace)} left"
             )
             if signal.number or time.monotonic() - since > FLUSH:
                 for job in jobs:
@@ -100,7 +100,7 @@ def fill(
                 since = time.monotonic()
             if signal.number:
                 raise Stopped(
-                    signal.number, f"stopped after {count:,} of {total:,} pictures; go on with --resume"
+                    signal.number, f"stopped after {count:,} of {total:,} images; go on with --resume"
                 )
     finally:
         for job in jobs:
@@ -127,7 +127,7 @@ class _Pass:
         }
 
     def room(self, batch: int) -> int:
-        """Bytes of the encoder that takes most, with the pictures of both views."""
+        """Bytes of the encoder that takes most, with the images of both views."""
 
         def bytes_for_one(key: tuple[int, ViewPolicy, int]) -> int:
             size, device = key[2], self.fabric.device
@@ -161,7 +161,7 @@ class _Pass:
     def _features(self, key: tuple[int, ViewPolicy, int], batch: ViewBatch, view: int) -> dict[str, Tensor]:
         """Features of one view of a batch, fp32 on the device."""
         images = batch.images[view].to(self.fabric.device, non_blocking=True)
-        images = self.photometric[key[1]](images, batch.colour[view]).contiguous(memory_format=self.format)
+        images = self.photometric[key[1]](images, batch.color[view]).contiguous(memory_format=self.format)
         with self.fabric.autocast():
             return self.extractors[key](images)
 
@@ -173,22 +173,22 @@ class _Pass:
             which = int(batch.index[int(np.flatnonzero(wrong)[0])])
             raise WorkFailed(
                 f"{job.encoder.model} gives {job.features} features that are not finite (NaN or infinite) for "
-                f"{int(wrong.sum())} of {len(wrong)} pictures, e.g. {name_of(self.source, which)}: "
+                f"{int(wrong.sum())} of {len(wrong)} images, e.g. {name_of(self.source, which)}: "
                 f"{not_finite_because(self.fabric)}; or leave that model out"
             )
         return values
 
 
 class _LeftOut:
-    """Unusable pictures, listed in a file; too many stop the work."""
+    """Unusable images, listed in a file; too many stop the work."""
 
-    def __init__(self, path: Path, max_bad: float, pictures: int, reporter: Reporter) -> None:
-        self.path, self.max_bad, self.pictures, self.reporter = path, max_bad, pictures, reporter
+    def __init__(self, path: Path, max_bad: float, images: int, reporter: Reporter) -> None:
+        self.path, self.max_bad, self.images, self.reporter = path, max_bad, images, reporter
         self.known: set[int] = set()
         self.seen = 0
         self.list = BadList(path)
-        if self.list.told:
-            reporter.warn(self.list.told)
+        if self.list.notes:
+            reporter.warn(self.list.notes)
 
     def see(self, batch: ViewBatch) -> None:
         """Count a batch. Raises ``WorkFailed``."""
@@ -198,12 +198,12 @@ class _LeftOut:
             return
         if not self.known:
             self.reporter.warn(
-                f"{new[0].name} cannot be used ({new[0].reason}) and is left out; {self.path} lists all such pictures"
+                f"{new[0].name} cannot be used ({new[0].reason}) and is left out; {self.path} lists all such images"
             )
         self.known |= {r.index for r in new}
         self.list.add(new)
-        if self.seen >= min(self.pictures, 1000) and len(self.known) > self.max_bad * self.seen:
+        if self.seen >= min(self.images, 1000) and len(self.known) > self.max_bad * self.seen:
             raise WorkFailed(
-                f"{len(self.known)} of the first {self.seen} pictures cannot be used, more than max_bad = "
+                f"{len(self.known)} of the first {self.seen} images cannot be used, more than max_bad = "
                 f"{self.max_bad:.0%}; {self.path} lists them: mend the data, or raise max_bad and go on with --resume"
             )
