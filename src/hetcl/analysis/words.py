@@ -81,18 +81,19 @@ def _shared(names: Sequence[str]) -> int:
 
 
 def table(report: Report) -> Table:
-    """A row for each kind of views, model and vector; other splits than equal ones stand in the JSON and a figure.
+    """A row for each model and vector, by kind of views; other splits than equal ones stand in the JSON and a figure.
 
     Size and features of the models have a column where they differ.
     """
     out = Table(box=None, pad_edge=False, header_style="bold")
     facts = {m["name"]: {"features": str(m["features"]), "pixels": str(m["size"])} for m in report["models"]}
     own = [key for key in ("features", "pixels") if len({fact[key] for fact in facts.values()}) > 1]
-    for title in ("views", "model", *own, "vector", "dims"):
-        out.add_column(title, no_wrap=title not in ("views", "model"))
+    for title in ("model", *own, "vector", "dims"):
+        out.add_column(title, no_wrap=title != "model")
     for title in ("top-1", "interval", "top-5", "MRR"):
         out.add_column(title, justify="right", no_wrap=True)
     short = _short(report)
+    views: str | None = None
     last: tuple[str, str] | None = None
     for row in report["results"]:
         if "@" in row["vector"]:
@@ -100,10 +101,14 @@ def table(report: Report) -> Table:
         here = (row["views"], row["model"])
         if last is not None and here != last:
             out.add_section()
+        if row["views"] != views:
+            views = row["views"]
+            out.add_row(Text(printable(f"{views} views"), style="italic"))
+        fact = facts[row["model"]]
+        name = short.get(row["model"], row["model"])
         names = [
-            row["views"],
-            short.get(row["model"], row["model"]),
-            *(facts[row["model"]][key] for key in own),
+            name.removesuffix(f" {fact['features']}") if "features" in own else name,
+            *map(fact.get, own),
         ]
         names = names if here != last else [""] * len(names)
         last = here
