@@ -14,7 +14,7 @@ import torch
 
 from hetcl.cli import build_parser
 from hetcl.pretrain.plan import Plan
-from hetcl.pretrain.run import Run
+from hetcl.pretrain.run import PretrainRun
 from hetcl.runs.folder import RunFolder
 from hetcl.settings import Settings, flatten, recipe_names, recipe_text, resolve, stages_of, to_dict
 from hetcl.types import ViewPolicy
@@ -246,8 +246,8 @@ def test_recipes_that_share_a_step_differ_in_epochs_alone() -> None:
 def test_one_optimiser_step(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage with its own backbone, method, views, loss and optimiser: finite figures, and weights that move."""
     settings = shrunk(recipe)
-    monkeypatch.setattr(Run, "_rehearse", lambda self: {})  # the step is the proof here
-    run = Run(RunFolder(tmp_path), Plan("scenes:16", recipe, None, settings, None), resume=False)
+    monkeypatch.setattr(PretrainRun, "_rehearse", lambda self: {})  # the step is the proof here
+    run = PretrainRun(RunFolder(tmp_path), Plan("scenes:16", recipe, None, settings, None), resume=False)
     for name, stage in stages_of(run.settings).items():
         task: Any = run._task(name, stage, None)
         (group,) = task.optimizer.param_groups

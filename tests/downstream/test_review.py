@@ -14,7 +14,7 @@ import torch
 
 from hetcl.cli import main
 from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
-from hetcl.downstream.evaluate import Part
+from hetcl.downstream.evaluate import FirstImages
 from hetcl.downstream.loader import DetectionExamples, usable
 from hetcl.downstream.models.scaling import Scaling
 from hetcl.downstream.renamed import under
@@ -192,7 +192,7 @@ def test_pixels_of_other_things_are_not_called_aeroplanes(tmp_path: Path) -> Non
 
 
 def test_a_part_of_a_set_travels_to_workers() -> None:
-    part = pickle.loads(pickle.dumps(Part(Boxes(5), 2)))
+    part = pickle.loads(pickle.dumps(FirstImages(Boxes(5), 2)))
     assert (len(part), part.kind) == (2, "coco")
 
 

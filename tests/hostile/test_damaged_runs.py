@@ -10,7 +10,7 @@ import pytest
 import yaml
 
 from hetcl.pretrain.plan import MAY_CHANGE
-from hetcl.pretrain.run import Run
+from hetcl.pretrain.run import PretrainRun
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.lock import FolderLock
 from hetcl.weights.exporters import _lock
@@ -155,7 +155,7 @@ def test_words_that_fail_stop_no_run(says: Says, monkeypatch: pytest.MonkeyPatch
     def broken(*_: Any) -> str:
         raise KeyError("knn")
 
-    monkeypatch.setattr(Run, "conclusion", broken)
+    monkeypatch.setattr(PretrainRun, "conclusion", broken)
     says.pretrain(status=0)
     assert "some of this could not be shown (KeyError: 'knn'); the files have it" in says.out
     assert Path("new/summary.json").is_file()

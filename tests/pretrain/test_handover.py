@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from hetcl.pretrain.run import Plan, Run
+from hetcl.pretrain.run import Plan, PretrainRun
 from hetcl.pretrain.stages import Contrast
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
@@ -20,7 +20,7 @@ def task_after(before: Weights, undisturbed: Path, tmp_path: Path) -> Contrast:
     """Stage 2 of the undisturbed run's settings as it is before its first step."""
     saved = RunFolder(undisturbed).read_settings()
     plan = Plan(saved["data"], "demo", None, from_dict(saved["settings"], "saved"), None)
-    run = Run(RunFolder(tmp_path), plan, resume=False)
+    run = PretrainRun(RunFolder(tmp_path), plan, resume=False)
     task = run._task("stage2", plan.settings.stage2, before)
     assert isinstance(task, Contrast)
     return task

@@ -19,7 +19,7 @@ from torch import nn
 
 from hetcl.errors import InputError
 from hetcl.model.pyramid import build_pyramid
-from hetcl.pretrain.run import Plan, Run
+from hetcl.pretrain.run import Plan, PretrainRun
 from hetcl.pretrain.stages import Contrast
 from hetcl.runs.folder import RunFolder
 from hetcl.settings import resolve
@@ -103,7 +103,7 @@ def test_an_official_checkpoint_starts_stage_2(layout: str, tmp_path: Path) -> N
     name = save(content)
     (tmp_path / "run").mkdir()
     settings = resolve("demo", [*SMALL[2:], "--backbone", "resnet18"])
-    run = Run(
+    run = PretrainRun(
         RunFolder(tmp_path / "run"), Plan("scenes:27", "demo", f"moco:{name}", settings, None), resume=False
     )
     todo = run._todo()

@@ -93,7 +93,7 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 @dataclass(frozen=True)
-class Part:
+class FirstImages:
     """The first images of a data set, for a quick look: a detection set of its own."""
 
     data: Any
@@ -128,7 +128,7 @@ class Evaluation:
         self.data, self.notes = under(self.data, saved["classes"], data, f"the run {run.path}")
         what = f"the {'validation' if settings.split == 'val' else 'training'} part of {data}"
         if settings.images and settings.images < len(self.data):
-            self.data = Part(self.data, settings.images)
+            self.data = FirstImages(self.data, settings.images)
             what = f"the first {count(settings.images, 'image')} of {what}"
         most = settings.detections or self.words["detections"]
         self.notes += judge(self.data, what, model=self.words["model"], detections=most)
@@ -205,7 +205,7 @@ class Evaluation:
     def _introduce(self) -> None:
         say = self.reporter.say
         say(f"run       {self.run.path}: {self.words['model']}, {self.saved['arch']}, {self.trained}")
-        of = f" (the first {count(len(self.data), 'image')})" if isinstance(self.data, Part) else ""
+        of = f" (the first {count(len(self.data), 'image')})" if isinstance(self.data, FirstImages) else ""
         say(f"test      {self.data.description}{of}")
         for line in [*self.data.skipped.lines(), *self.notes]:
             self.reporter.warn(line)

@@ -104,13 +104,13 @@ def finetune(
             plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
         else:
             plan = new_plan(init, data, recipe, allow_partial, overrides)
-        return Run(folder, plan, resume=resume).go()
+        return FinetuneRun(folder, plan, resume=resume).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
 
 
-class Run:
+class FinetuneRun:
     """One fine-tuning run: opens, tries, trains, evaluates, says.
 
     Args:

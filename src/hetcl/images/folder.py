@@ -36,7 +36,7 @@ _SHOWN = 4
 
 
 @dataclass(frozen=True)
-class Run:
+class Span:
     """Images that lie side by side in a listing and have one label."""
 
     start: int
@@ -64,7 +64,7 @@ class FolderSource:
         root: str,
         table: Table,
         *,
-        runs: Sequence[Run] | None = None,
+        runs: Sequence[Span] | None = None,
         classes: tuple[str, ...] | None = None,
         why: str = "",
         shown: str = "",
@@ -73,7 +73,7 @@ class FolderSource:
         self.table = table
         self.classes = classes
         self.why_no_labels = why
-        self._runs = _merged(runs if runs is not None else [Run(0, table.length("path"))])
+        self._runs = _merged(runs if runs is not None else [Span(0, table.length("path"))])
         self._ends = list(accumulate(run.stop - run.start for run in self._runs))
         self.unlabelled = sum(run.stop - run.start for run in self._runs if run.label < 0) if classes else 0
         self.fingerprint = _fingerprint(table, self._runs)
@@ -124,18 +124,18 @@ class FolderSource:
         return None
 
 
-def _merged(runs: Sequence[Run]) -> list[Run]:
+def _merged(runs: Sequence[Span]) -> list[Span]:
     """Neighbours of one label as one run, without empty ones."""
-    out: list[Run] = []
+    out: list[Span] = []
     for run in runs:
         if out and out[-1].stop == run.start and out[-1].label == run.label:
-            out[-1] = Run(out[-1].start, run.stop, run.label)
+            out[-1] = Span(out[-1].start, run.stop, run.label)
         elif run.stop > run.start:
             out.append(run)
     return out
 
 
-def _fingerprint(table: Table, runs: Sequence[Run]) -> str:
+def _fingerprint(table: Table, runs: Sequence[Span]) -> str:
     """Of the paths in their order; runs consist of whole folders."""
     at = 0
     for run in runs:
@@ -300,23 +300,23 @@ class Folder:
             return f"all its images lie in one folder, {self._shown(places[0])}"
         return f"its images lie right in {_some([b.shown for b in places])}, not in the folders of classes"
 
-    def _runs(self, branch: Branch, labelled: bool, strange: dict[str, int]) -> Iterator[Run]:
+    def _runs(self, branch: Branch, labelled: bool, strange: dict[str, int]) -> Iterator[Span]:
         """The images of a branch with their labels, without label maps; images of unknown classes are counted."""
         if labelled and self.layout.inside:
             name = os.fsdecode(branch.path.split(b"/")[-2])
-            yield Run(branch.start, branch.stop, self._label(name))
+            yield Span(branch.start, branch.stop, self._label(name))
             return
         below, beside = inner(branch, self.classes if labelled else ())
         own = self._label(besides(branch.name)) if labelled and below.loose == branch.images else -1
         if own >= 0:  # cat_train/
-            yield Run(branch.start, branch.stop, own)
+            yield Span(branch.start, branch.stop, own)
             return
         maps = {b.path: b for b in beside if not self.whole}
         self._maps |= maps
         if not labelled and not maps:
             yield from self._images(below)
             return
-        yield Run(below.start, below.start + below.loose)
+        yield Span(below.start, below.start + below.loose)
         for child in below.children():
             if child.path in maps:
                 continue
@@ -325,15 +325,15 @@ class Folder:
                 strange[child.name] = child.images
             yield from self._images(child, label)
 
-    def _images(self, branch: Branch, label: int = -1, depth: int = 2) -> Iterator[Run]:
+    def _images(self, branch: Branch, label: int = -1, depth: int = 2) -> Iterator[Span]:
         """The images of a folder; without the label maps in its few sub-folders (``VOC2007/``, ``VOC2012/``)."""
         few = list(islice(branch.children(), _SHOWN + 1)) if depth and not self.whole else []
         if not 0 < len(few) <= _SHOWN:
-            yield Run(branch.start, branch.stop, label)
+            yield Span(branch.start, branch.stop, label)
             return
         maps = {b.path: b for b in look(branch).maps}
         self._maps |= maps
-        yield Run(branch.start, branch.start + branch.loose, label)
+        yield Span(branch.start, branch.start + branch.loose, label)
         for child in few:
             if child.path not in maps:
                 yield from self._images(child, label, depth - 1)

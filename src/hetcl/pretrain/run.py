@@ -85,13 +85,13 @@ def pretrain(
             else new_plan(data, recipe, init, allow_partial, overrides)
         )
         with chosen_kernels(deterministic=plan.settings.deterministic):
-            return Run(folder, plan, resume=resume).go()
+            return PretrainRun(folder, plan, resume=resume).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
 
 
-class Run:
+class PretrainRun:
     """One pre-training run: opens, trains, hands over, finishes.
 
     Args:

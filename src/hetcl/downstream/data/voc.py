@@ -23,7 +23,7 @@ from hetcl.downstream.data.segments import Unusable
 from hetcl.downstream.data.sizes import check_sizes
 from hetcl.downstream.data.voc_lists import (
     Entry,
-    Part,
+    VocList,
     every,
     image_of,
     lists_there,
@@ -143,7 +143,7 @@ def _add(
     packer.add(len(packer.ids) + 1, box, label[thing.name], difficult=bool(thing.difficult))
 
 
-def splits(files: Files, skipped: Skipped) -> dict[str, Part]:
+def splits(files: Files, skipped: Skipped) -> dict[str, VocList]:
     """Which images are for training and which for validation.
 
     VOC 2007 as it is published (a list of test images with annotations, and ``trainval``): ``trainval`` of every
@@ -152,13 +152,13 @@ def splits(files: Files, skipped: Skipped) -> dict[str, Part]:
     """
     folders = years(files.root, "Annotations")
 
-    def annotated(year: str) -> Part | None:
+    def annotated(year: str) -> VocList | None:
         test = read_list(files, year, "Main", "test")
         if test is None or not test.entries:
             return None
         return test if files.first([path_of(year, "Annotations", f"{test.entries[0][1]}.xml")]) else None
 
-    def listed(*names: str) -> Part:
+    def listed(*names: str) -> VocList:
         return every(files, folders, "Main", names)
 
     for year in folders:

@@ -29,7 +29,7 @@ Entry = tuple[str, str]
 
 
 @dataclass(frozen=True)
-class Part:
+class VocList:
     """The images of a part of a set, and the lists that name them."""
 
     entries: list[Entry]
@@ -70,7 +70,7 @@ def image_of(files: Files, entry: Entry) -> str | None:
     return files.image((path_of(year, folder, "").rstrip("/") for folder in IMAGES), stem)
 
 
-def read_list(files: Files, year: str, kind: str, name: str) -> Part | None:
+def read_list(files: Files, year: str, kind: str, name: str) -> VocList | None:
     """The images of ``ImageSets/{kind}/{name}.txt``, in small or capital letters; None where there is no such list.
 
     A line is the name of an image with or without its ending, of an image in a folder (``cam0/0001``), or a path
@@ -120,7 +120,7 @@ def read_list(files: Files, year: str, kind: str, name: str) -> Part | None:
     notes = (f"{relative} has lines that name several images ({several:,}): all of them are read",) * (
         several > 0
     )
-    return Part([(year, stem) for stem in found], (f"{relative} ({len(found):,})",), notes)
+    return VocList([(year, stem) for stem in found], (f"{relative} ({len(found):,})",), notes)
 
 
 class _Line:
@@ -211,23 +211,23 @@ def _relative(path: str) -> Iterator[str]:
         yield "/".join(parts[first:])
 
 
-def together(parts: Iterable[Part]) -> Part:
+def together(parts: Iterable[VocList]) -> VocList:
     """Several lists as one part."""
     some = list(parts)
-    return Part(
+    return VocList(
         [entry for part in some for entry in part.entries],
         tuple(name for part in some for name in part.lists),
         tuple(text for part in some for text in part.notes),
     )
 
 
-def every(files: Files, folders: Iterable[str], kind: str, names: Sequence[str]) -> Part:
+def every(files: Files, folders: Iterable[str], kind: str, names: Sequence[str]) -> VocList:
     """Of each year the first of these lists that it has."""
     found = ((read_list(files, year, kind, name) for name in names) for year in folders)
     return together(part for lists in found if (part := next((p for p in lists if p is not None), None)))
 
 
-def without(part: Part, held: Iterable[Entry]) -> Part:
+def without(part: VocList, held: Iterable[Entry]) -> VocList:
     """One list, trainval, without the images that are for validation, which its words say."""
     gone = set(held)
     kept = [entry for entry in part.entries if entry not in gone]
@@ -235,7 +235,7 @@ def without(part: Part, held: Iterable[Entry]) -> Part:
     if n == total:
         return part
     name, others = part.lists[0].rpartition(" (")[0], "the others" if n else "all"
-    return Part(kept, (f"{name} ({n:,} of {total:,}: {others} are in val.txt too)",), part.notes)
+    return VocList(kept, (f"{name} ({n:,} of {total:,}: {others} are in val.txt too)",), part.notes)
 
 
 def lists_there(root: Path, year: str, kind: str) -> str:

@@ -17,7 +17,7 @@ from hetcl.downstream.data.files import Files, read_indices, stored_size
 from hetcl.downstream.data.maps import VOID, MapSet
 from hetcl.downstream.data.voc_lists import (
     Entry,
-    Part,
+    VocList,
     image_of,
     lists_there,
     path_of,
@@ -103,10 +103,10 @@ def _label_map(files: Files, year: str) -> dict[str, int]:
     return found
 
 
-def _part(files: Files, year: str, split: str, skipped: Skipped) -> Part | None:
+def _part(files: Files, year: str, split: str, skipped: Skipped) -> VocList | None:
     """The list of a part; None where there is none."""
 
-    def listed(name: str) -> Part | None:
+    def listed(name: str) -> VocList | None:
         return read_list(files, year, "Segmentation", name)
 
     val = listed("val")
