@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 from rich.console import Console
 
+from hetcl.analysis.report_text import sentences, table
 from hetcl.analysis.verdict import remarks, verdicts
-from hetcl.analysis.words import sentences, table
 from tests.analysis.made_up import HCL, MOCO, e, report
 
 

@@ -18,7 +18,7 @@ from hetcl.downstream.evaluate import FirstImages
 from hetcl.downstream.loader import DetectionExamples, usable
 from hetcl.downstream.models.scaling import Scaling
 from hetcl.downstream.renamed import under
-from hetcl.downstream.words import in_words
+from hetcl.downstream.report_text import in_words
 from hetcl.draws import generator
 from hetcl.runs import checkpoint
 from tests.downstream.layouts import write_coco, write_voc

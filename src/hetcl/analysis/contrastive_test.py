@@ -16,7 +16,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hetcl.analysis import extraction, figures, verdict, words, yardstick
+from hetcl.analysis import extraction, figures, report_text, verdict, yardstick
 from hetcl.analysis.examples import sheet_of
 from hetcl.analysis.extract import Extractor
 from hetcl.analysis.report import SCHEMA, Tested, compare, overview, parts_of, results_of
@@ -409,7 +409,7 @@ class Test:
         }
         report["verdict"] = verdict.verdicts(report)
         lines = [row["line"] for row in report["verdict"]]
-        report["said"] = [*lines, *verdict.remarks(report), *words.sentences(report)]
+        report["said"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
         report["machine"] = machine() | {
             "device": device_name(self.fabric.device),
             "ranks": self.fabric.world_size,
@@ -472,7 +472,7 @@ class Test:
         self.reporter.say("")
         for line in report["said"][:verdicts]:
             self.reporter.say(line, style="bold")
-        self.reporter.show(words.table(report))
+        self.reporter.show(report_text.table(report))
         for line in report["skipped"]:
             self.reporter.warn(line)
         for line in report["said"][verdicts:]:

@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hetcl.analysis.words import percent
+from hetcl.analysis.report_text import percent
 from hetcl.training.progress import count
 
 

@@ -11,7 +11,16 @@ import math
 from collections.abc import Iterator, Mapping
 from typing import Any, Literal
 
-from hetcl.analysis.words import COLLAPSED, Report, Row, percent, same_views, short_of, shortened, signed
+from hetcl.analysis.report_text import (
+    COLLAPSED,
+    Report,
+    Row,
+    percent,
+    same_views,
+    short_of,
+    shortened,
+    signed,
+)
 
 Status = Literal["learned", "not learned", "collapsed", "too few", "unclear", "partly", "random"]
 LEAST = 0.02

@@ -28,8 +28,8 @@ from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, detect, segment
 from hetcl.downstream.renamed import under
+from hetcl.downstream.report_text import plain, sentences, table, write_outcome
 from hetcl.downstream.scores import score
-from hetcl.downstream.words import plain, sentences, table, write_outcome
 from hetcl.errors import InputError, WorkFailed
 from hetcl.paths import create, expand
 from hetcl.runs import checkpoint

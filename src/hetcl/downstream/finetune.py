@@ -27,10 +27,10 @@ from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import KIND, new_plan, resumed_plan, scaled
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, detect, segment
 from hetcl.downstream.renamed import names_of
+from hetcl.downstream.report_text import figure_names, plain, sentences, table, write_outcome
 from hetcl.downstream.scores import score
 from hetcl.downstream.task import LOSSES, Finetune
 from hetcl.downstream.trial import Trial, try_one
-from hetcl.downstream.words import figure_names, plain, sentences, table, write_outcome
 from hetcl.errors import InputError, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic

@@ -13,7 +13,7 @@ from hetcl.downstream.annotations import Metrics
 from hetcl.downstream.loader import Batch, TargetLoader
 from hetcl.downstream.models import param_groups, precise_bn
 from hetcl.downstream.predict import EvaluationResult
-from hetcl.downstream.words import in_words
+from hetcl.downstream.report_text import in_words
 from hetcl.errors import InputError
 from hetcl.model.momentum import average_buffers
 from hetcl.types import BadRecord

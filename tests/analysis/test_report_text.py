@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hetcl.analysis.words import percent, sentences, short_names, shortened, table
+from hetcl.analysis.report_text import percent, sentences, short_names, shortened, table
 from tests.analysis.made_up import HCL, MOCO, e, report
 
 TWO = {"hcl": HCL, "moco": MOCO}
