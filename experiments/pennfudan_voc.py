@@ -26,7 +26,7 @@ def main(data: str, out: str) -> None:
     for split in ("train", "val"):
         images, stems = open_detection(f"coco:{data}", split), []
         for index in range(len(images)):
-            truth = images.truth(index)
+            truth = images.annotations(index)
             name = Path(truth.name)
             shutil.copy(Path(data) / "images" / name.name, root / "JPEGImages" / f"{name.stem}.jpg")
             labels = np.zeros(truth.size, np.uint8)

@@ -51,7 +51,7 @@ def test_targets_are_the_share_of_each_cell_that_objects_cover() -> None:
     data = open_detection("scenes:3@64", "train")
     pixels = masks.targets(data, 1)
     cover = masks.cells(torch.nn.functional.adaptive_avg_pool2d(pixels[None], (16, 16))).numpy()
-    truth, whole = data.truth(1), data._draw(1)
+    truth, whole = data.annotations(1), data._draw(1)
     for row, column in ((0, 0), (5, 9), (8, 8), (15, 3)):
         window = whole.masks[:, 4 * row : 4 * row + 4, 4 * column : 4 * column + 4]
         here = cover[row * 16 + column]

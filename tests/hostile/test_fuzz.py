@@ -131,7 +131,7 @@ def looked_at(data: Any) -> None:
             if hasattr(data, "label_map"):
                 data.label_map(i)
             else:
-                truth = data.truth(i)
+                truth = data.annotations(i)
                 for segment in truth.segments or ():
                     if segment is not None:
                         masks.bitmap(segment, truth.size)
@@ -242,7 +242,7 @@ def test_what_fuzzing_found(tmp_path: Path) -> None:
     tree["images"][0]["neg_category_ids"], tree["annotations"][0]["bbox"] = 0.5, [1e308] * 4
     document.write_text(json.dumps(tree))
     data = open_detection(f"lvis:{tmp_path / 'set'}", "val")
-    assert data.truth(0).negative == ()
+    assert data.annotations(0).negative == ()
     assert any("neg_category_ids that is no list" in line for line in data.skipped.lines())
 
 

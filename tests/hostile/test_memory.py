@@ -47,7 +47,7 @@ def coco(root: Path, segmentation: Any, *, sides: tuple[Any, Any] = (480, 640)) 
 
 LOOK = "from hetcl.downstream.data import open_detection; from hetcl.downstream import masks"
 READ = """data = open_detection('coco:{}', 'val')
-truth = data.truth(0)
+truth = data.annotations(0)
 for segment in truth.segments or ():
     masks.bitmap(segment, truth.size)
 data.image(0)"""

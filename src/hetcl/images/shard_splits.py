@@ -67,7 +67,7 @@ class Shards:
     def _source(self, files: Sequence[str], like: Table | None = None) -> Source:
         """The source over ``files``; ``like``: the training images, whose classes it has."""
         table, copies, window = prepare(files, self.cache, cache_bytes=self.room[0], window=self.room[1])
-        self._said += [(level, line) for level, line in table.meta["said"]]
+        self._said += [(level, line) for level, line in table.meta["stated"]]
         names = self._names(files[0])
         if names is None and like is not None and (like.meta["classes"] or 0) >= (table.meta["classes"] or 0):
             names = tuple(str(i) for i in range(like.meta["classes"] or 0)) or None
