@@ -30,6 +30,7 @@ import torch
 from lightly.transforms import MoCoV2Transform
 from PIL import Image
 
+from hetcl.errors import InputError
 from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.views.loader import ViewLoader
@@ -54,8 +55,11 @@ def main() -> None:
     args = parser.parse_args()
     torch.set_num_threads(1)
 
-    with contextlib.redirect_stdout(io.StringIO()):
-        source = open_source(args.data, split="all")
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            source = open_source(args.data, split="all")
+    except InputError as error:
+        parser.error(str(error))
     count = min(args.limit, len(source))
     photos = [source.sample(i).data for i in range(count)]
     policy, batch = POLICIES["moco-v2"], min(32, count)

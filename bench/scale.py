@@ -28,9 +28,12 @@ from typing import Any
 import numpy as np
 
 from hetcl.images.shards import RECORD, ShardSource
-from hetcl.images.tables import Table, create_sparse
+from hetcl.images.tables import Table
 from hetcl.views.loader import ViewLoader
 from hetcl.views.policies import POLICIES
+
+sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
+from tests.images.make import create_sparse
 
 FEW = 1_000_000
 """Images of the small index."""

@@ -12,6 +12,7 @@ try that is lost, and tries, survived and lost by kind and verb; exit status 1 w
 from __future__ import annotations
 
 import argparse
+import contextlib
 import hashlib
 import json
 import multiprocessing
@@ -389,13 +390,18 @@ def gauntlet(
     root.mkdir(parents=True, exist_ok=True)
     ground = Ground(root, random.Random(seed), limit)
     table: dict[tuple[str, str], Counter[str]] = {}
-    for kind in kinds:
-        for verb, what, why in KINDS[kind](ground, verbs, tries):
-            row = table.setdefault((kind, verb), Counter())
-            row["tries"] += 1
-            row["lost"] += why is not None
-            if why is not None:
-                print(f"LOST  {kind}: {verb}, {what}: {why}", flush=True)
+    with contextlib.suppress(KeyboardInterrupt):  # what was tried until then counts
+        for kind in kinds:
+            for verb, what, why in KINDS[kind](ground, verbs, tries):
+                row = table.setdefault((kind, verb), Counter())
+                row["tries"] += 1
+                row["lost"] += why is not None
+                if why is not None:
+                    print(f"LOST  {kind}: {verb}, {what}: {why}", flush=True)
+            print(
+                f"{kind}: {sum(row['tries'] for (of, _), row in table.items() if of == kind)} tries",
+                flush=True,
+            )
     return table
 
 
@@ -410,6 +416,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--limit", type=float, default=60, help="seconds after which a try counts as hung")
     parser.add_argument("--out", type=Path, help="default: a temporary folder, removed at the end")
     args = parser.parse_args(argv)
+    for given, known in ((args.kinds, KINDS), (args.verbs, VERBS)):
+        if unknown := set(given.split(",")) - set(known):
+            parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
     root, began = args.out or Path(tempfile.mkdtemp()), time.monotonic()
     table = gauntlet(
         root,

@@ -239,12 +239,14 @@ def _listening() -> Iterator[None]:
                     print(line, file=sys.stderr, flush=True)
 
     rooms, console = logging.getLogger("hetcl"), Console()
+    level = rooms.level
     rooms.setLevel(logging.INFO)
     rooms.addHandler(console)
     try:
         yield
     finally:
         rooms.removeHandler(console)
+        rooms.setLevel(level)
 
 
 def _complain(text: str, *, alone: bool = False) -> None:

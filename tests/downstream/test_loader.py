@@ -188,7 +188,7 @@ def test_a_broken_image_is_replaced_and_nothing_else_moves() -> None:
 
 
 def test_data_without_a_usable_image_is_refused() -> None:
-    with pytest.raises(InputError, match=r"images in a row cannot be used, from \d\.jpg \(is broken\)"):
+    with pytest.raises(InputError, match=r"times, no image could be used, from \d\.jpg \(is broken\)"):
         next(loader(Boxes(4, bad=(0, 1, 2, 3))).steps(0, 1))
 
 

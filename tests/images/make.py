@@ -5,9 +5,12 @@ from __future__ import annotations
 import io
 import tarfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image
+
+from hetcl.images import tables
 
 
 def pixels(width: int = 40, height: int = 30, seed: int = 0) -> np.ndarray:
@@ -53,3 +56,24 @@ def folder(root: Path, names: list[str]) -> Path:
         (root / name).parent.mkdir(parents=True, exist_ok=True)
         (root / name).write_bytes(encoded(pixels(8, 8, seed=i)))
     return root
+
+
+def create_sparse(
+    path: Path, columns: dict[str, tuple[str, int]], meta: dict[str, Any] | None = None
+) -> dict[str, np.ndarray]:
+    """A table of (dtype, length) by name, all zeros and (where the file system can) without using disk; its columns as
+    writable memory maps."""
+    places, start = {}, 0
+    for name, (kind, length) in columns.items():
+        size = np.dtype(kind).itemsize * length
+        places[name] = tables._place(np.dtype(kind), start, size)
+        start += size + -size % tables._ALIGN
+    with open(path, "wb") as file:
+        file.truncate(start)
+        file.seek(start)
+        file.write(tables._footer(meta or {}, places, None))
+    return {
+        name: np.memmap(path, dtype=np.dtype(kind), mode="r+", offset=places[name]["start"], shape=(length,))
+        for name, (kind, length) in columns.items()
+        if length
+    }

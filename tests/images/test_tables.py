@@ -8,7 +8,6 @@ import tracemalloc
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -22,7 +21,7 @@ from hetcl.images.shards import RECORD, ShardSource
 from hetcl.images.sources import open_source
 from hetcl.images.tables import Table, TableError, TableWriter, cache_folder, strings
 from tests.damage import DAMAGES, Damage, spoil
-from tests.images.make import folder
+from tests.images.make import create_sparse, folder
 
 HUGE = 100_000_000
 
@@ -97,27 +96,6 @@ def little_memory() -> Iterator[None]:
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
     assert peak < 2_000_000
-
-
-def create_sparse(
-    path: Path, columns: dict[str, tuple[str, int]], meta: dict[str, Any] | None = None
-) -> dict[str, np.ndarray]:
-    """A table of (dtype, length) by name, all zeros and (where the file system can) without using disk; its columns as
-    writable memory maps."""
-    places, start = {}, 0
-    for name, (kind, length) in columns.items():
-        size = np.dtype(kind).itemsize * length
-        places[name] = tables._place(np.dtype(kind), start, size)
-        start += size + -size % tables._ALIGN
-    with open(path, "wb") as file:
-        file.truncate(start)
-        file.seek(start)
-        file.write(tables._footer(meta or {}, places, None))
-    return {
-        name: np.memmap(path, dtype=np.dtype(kind), mode="r+", offset=places[name]["start"], shape=(length,))
-        for name, (kind, length) in columns.items()
-        if length
-    }
 
 
 def test_hundred_million_images_in_shards(tmp_path: Path) -> None:

@@ -10,9 +10,10 @@ import numpy as np
 import pytest
 
 from hetcl.images.shards import RECORD, ShardSource
-from hetcl.images.tables import Table, create_sparse
+from hetcl.images.tables import Table
 from hetcl.views.loader import ViewLoader
 from hetcl.views.policies import POLICIES
+from tests.images.make import create_sparse
 
 HUGE, SHARD, BATCH, RANKS = 100_000_000, 10_000, 256, 4
 

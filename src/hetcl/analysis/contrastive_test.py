@@ -27,7 +27,7 @@ from hetcl.analysis.vectors import vectors_of
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
-from hetcl.model.statistics import is_unmeasured
+from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.paths import expand
 from hetcl.printable import printable
 from hetcl.runs.folder import first_process, machine, write_atomic

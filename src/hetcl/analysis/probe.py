@@ -27,7 +27,7 @@ from hetcl.analysis.linear import COLUMNS, LinearTask, logistic_regression
 from hetcl.analysis.probe_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.errors import InputError, Stopped, WorkFailed
-from hetcl.model.statistics import is_unmeasured
+from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
 from hetcl.runs.lock import is_lock

@@ -1,4 +1,4 @@
-"""Outcomes to the rows of ``contrast.json``: accuracies with intervals, bins of overlap, parts, paired differences.
+"""Search results to the rows of ``contrast.json``: accuracies with intervals, bins of overlap, parts, differences.
 
 Everything is counted in chunks, so memory does not grow with the number of queries. docs/contrast.md describes the
 result. n queries, P parts.

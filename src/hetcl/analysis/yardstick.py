@@ -21,8 +21,8 @@ from lightning_fabric import Fabric
 from hetcl.analysis.extract import Extractor, features_of
 from hetcl.errors import InputError
 from hetcl.model.embedding import Embedding
+from hetcl.model.norm_statistics import batch_norms, is_unmeasured, measuring
 from hetcl.model.pyramid import Pyramid
-from hetcl.model.statistics import batch_norms, is_unmeasured, measuring
 from hetcl.runs.folder import RunFolder
 from hetcl.types import Source
 from hetcl.views.pairs import Pairs

@@ -283,7 +283,7 @@ class _Steps:
             return made
         first = next(iter(failed.values()))
         raise InputError(
-            f"{self.examples.description}: {TRIES} images in a row cannot be used, from {first.name} "
+            f"{self.examples.description}: drawn {TRIES} times, no image could be used, from {first.name} "
             f"({first.reason}) on; check the data"
         )
 

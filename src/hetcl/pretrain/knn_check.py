@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hetcl.model.group_norm import group_batch_norm
-from hetcl.model.statistics import is_unmeasured, measuring
+from hetcl.model.norm_statistics import is_unmeasured, measuring
 from hetcl.pretrain import monitors
 from hetcl.types import Source
 from hetcl.views.loader import ordered

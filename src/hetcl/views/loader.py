@@ -321,7 +321,7 @@ class _Steps:
             return cuts
         first = next(iter(failed.values()))
         raise InputError(
-            f"{self.source.description}: {TRIES} images in a row cannot be used, from {first.name} "
+            f"{self.source.description}: drawn {TRIES} times, no image could be used, from {first.name} "
             f"({first.reason}) on; check the data"
         )
 

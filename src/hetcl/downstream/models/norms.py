@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from hetcl.errors import InputError
+from hetcl.model.norm_statistics import batch_norms
 
 NORMS = ("tuned", "frozen", "sync")
 
@@ -103,9 +104,7 @@ def precise_bn(model: nn.Module, batches: Iterable[tuple[Any, ...]], steps: int)
     """
     modes = [(m, m.training) for m in model.modules()]
     model.train()
-    norms = [
-        m for m in model.modules() if isinstance(m, _BatchNorm) and m.training and m.running_mean is not None
-    ]
+    norms = [norm for norm in batch_norms(model) if norm.training]
     kept = [(n.momentum, [b.clone() for b in n.buffers()]) for n in norms]
     done = 0
     try:

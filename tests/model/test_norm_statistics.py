@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from hetcl.images.scenes import ScenesSource
+from hetcl.model.norm_statistics import is_unmeasured, measuring
 from hetcl.model.pyramid import build_pyramid
-from hetcl.model.statistics import is_unmeasured, measuring
 from hetcl.pretrain import knn_check
 from hetcl.pretrain.knn_check import KnnCheck
 
