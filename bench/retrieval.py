@@ -37,7 +37,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from hetcl.analysis.retrieval import first_in_first_out, retrieve
+from hetcl.analysis.contrast.retrieval import first_in_first_out, retrieve
 
 GOAL = 0.9
 """Times faster than faiss that we want."""

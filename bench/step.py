@@ -23,10 +23,10 @@ import torch.nn.functional as F
 import torchvision
 from lightning_fabric import Fabric
 
-from hetcl.contrast.queue import KeyQueue
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
-from hetcl.pretrain.stages import Contrast
+from hetcl.model.queue import KeyQueue
+from hetcl.pretraining.stages import Contrast
 from hetcl.types import ViewBatch, ViewPolicy
 from hetcl.views.photometric import NOTHING, Photometric
 

@@ -49,9 +49,9 @@ DETECTOR = (
 ).split()
 SERVER = multiprocessing.get_context("forkserver")
 ROOMS = (
-    "hetcl.pretrain.run",
-    "hetcl.analysis.contrastive_test",
-    "hetcl.analysis.probe",
+    "hetcl.pretraining.run",
+    "hetcl.analysis.contrast.run",
+    "hetcl.analysis.probe.run",
     "hetcl.downstream.evaluate",
 )
 

@@ -196,7 +196,7 @@ def test_recipes_are_listed_and_shown(capsys: Say) -> None:
 
 
 def test_pretrain_hands_over_what_was_typed(monkeypatch: pytest.MonkeyPatch) -> None:
-    from hetcl.pretrain import run as room
+    from hetcl.pretraining import run as room
 
     got: dict[str, Any] = {}
     monkeypatch.setattr(room, "pretrain", lambda **kw: got.update(kw))

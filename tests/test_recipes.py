@@ -13,8 +13,8 @@ import pytest
 import torch
 
 from hetcl.cli import build_parser
-from hetcl.pretrain.plan import Plan
-from hetcl.pretrain.run import PretrainRun
+from hetcl.pretraining.plan import Plan
+from hetcl.pretraining.run import PretrainRun
 from hetcl.runs.folder import RunFolder
 from hetcl.settings import Settings, flatten, recipe_names, recipe_text, resolve, stages_of, to_dict
 from hetcl.types import ViewPolicy

@@ -22,7 +22,7 @@ from torch.overrides import TorchFunctionMode
 from gpu_sections.runs import Evaluated, Resumed
 from gpu_sections.section import Section
 from gpu_sections.stages import batch_of, deterministic, fabric_on, stage_of
-from hetcl.analysis.retrieval import first_in_first_out
+from hetcl.analysis.contrast.retrieval import first_in_first_out
 from hetcl.downstream.models import detector, segmenter
 from hetcl.images.scenes import ScenesSource
 from hetcl.model.build import build_embedding

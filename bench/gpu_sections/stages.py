@@ -16,8 +16,8 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from hetcl.pretrain.build import build_model, build_task
-from hetcl.pretrain.stages import Contrast, Supervised
+from hetcl.pretraining.build import build_model, build_task
+from hetcl.pretraining.stages import Contrast, Supervised
 from hetcl.settings import Settings, StageSettings, resolve, stages_of
 from hetcl.training.devices import make_fabric
 from hetcl.types import ViewBatch

@@ -8,15 +8,14 @@ from __future__ import annotations
 
 import os
 import sys
-from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
 _HOME = {
-    "pretrain": "hetcl.pretrain.run",
-    "contrast": "hetcl.analysis.contrastive_test",
-    "probe": "hetcl.analysis.probe",
+    "pretrain": "hetcl.pretraining.run",
+    "contrast": "hetcl.analysis.contrast.run",
+    "probe": "hetcl.analysis.probe.run",
     "export": "hetcl.weights.exporters",
     "finetune": "hetcl.downstream.finetune",
     "evaluate": "hetcl.downstream.evaluate",
@@ -26,8 +25,8 @@ _HOME = {
     "SemanticBranch": "hetcl.model.branches",
     "SpatialBranch": "hetcl.model.branches",
     "MomentumPair": "hetcl.model.momentum",
-    "KeyQueue": "hetcl.contrast.queue",
-    "info_nce": "hetcl.contrast.infonce",
+    "KeyQueue": "hetcl.model.queue",
+    "info_nce": "hetcl.model.infonce",
     "build_pyramid": "hetcl.model.pyramid",
 }
 __all__ = ["__version__", *_HOME]
@@ -38,19 +37,19 @@ if "torch" not in sys.modules:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 if TYPE_CHECKING:
-    from hetcl.analysis.contrastive_test import contrast as contrast
-    from hetcl.analysis.probe import probe as probe
-    from hetcl.contrast.infonce import info_nce as info_nce
-    from hetcl.contrast.queue import KeyQueue as KeyQueue
+    from hetcl.analysis.contrast.run import contrast as contrast
+    from hetcl.analysis.probe.run import probe as probe
     from hetcl.downstream.evaluate import evaluate as evaluate
     from hetcl.downstream.evaluate import load_finetuned as load_finetuned
     from hetcl.downstream.finetune import finetune as finetune
     from hetcl.model.branches import SemanticBranch as SemanticBranch
     from hetcl.model.branches import SpatialBranch as SpatialBranch
     from hetcl.model.embedding import Embedding as Embedding
+    from hetcl.model.infonce import info_nce as info_nce
     from hetcl.model.momentum import MomentumPair as MomentumPair
     from hetcl.model.pyramid import build_pyramid as build_pyramid
-    from hetcl.pretrain.run import pretrain as pretrain
+    from hetcl.model.queue import KeyQueue as KeyQueue
+    from hetcl.pretraining.run import pretrain as pretrain
     from hetcl.weights.exporters import export as export
     from hetcl.weights.sources import load_backbone as load_backbone
 
@@ -67,14 +66,3 @@ def __getattr__(name: str) -> Any:
 
 def __dir__() -> list[str]:
     return sorted(__all__)
-
-
-class _Package(ModuleType):
-    """Keeps functions that share their room's name (``hetcl.pretrain``, ``hetcl.contrast``) whatever is imported."""
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if not (name in _HOME and isinstance(value, ModuleType)):
-            super().__setattr__(name, value)
-
-
-sys.modules[__name__].__class__ = _Package

@@ -21,13 +21,13 @@ from hetcl.printable import printable
 
 
 def demo(args: argparse.Namespace, _: list[str]) -> None:
-    from hetcl.pretrain.demo import demo
+    from hetcl.pretraining.demo import demo
 
     demo(args.out)
 
 
 def pretrain(args: argparse.Namespace, overrides: list[str]) -> None:
-    from hetcl.pretrain.run import pretrain
+    from hetcl.pretraining.run import pretrain
 
     pretrain(
         data=args.data,
@@ -60,13 +60,13 @@ def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
     if (args.data or "").startswith(arguments.DATASETS) or args.recipe in recipe_names("finetune"):
         from hetcl.downstream.doctor import doctor
     else:
-        from hetcl.pretrain.doctor import doctor
+        from hetcl.pretraining.doctor import doctor
 
     doctor(data=args.data, recipe=args.recipe, overrides=overrides)
 
 
 def contrast(args: argparse.Namespace, overrides: list[str]) -> None:
-    from hetcl.analysis.contrastive_test import contrast
+    from hetcl.analysis.contrast.run import contrast
 
     contrast(
         args.models,
@@ -79,7 +79,7 @@ def contrast(args: argparse.Namespace, overrides: list[str]) -> None:
 
 
 def probe(args: argparse.Namespace, overrides: list[str]) -> None:
-    from hetcl.analysis.probe import probe
+    from hetcl.analysis.probe.run import probe
 
     probe(
         args.model,

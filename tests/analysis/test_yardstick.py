@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from hetcl.analysis import extraction, yardstick
-from hetcl.analysis.contrastive_test import contrast
+from hetcl.analysis.contrast.run import contrast
 from hetcl.cli import main
 from hetcl.errors import InputError
 from hetcl.images.sources import open_source

@@ -15,7 +15,7 @@ from hetcl.cli import main
 from hetcl.runs.lock import FolderLock
 from tests.damage import DAMAGES, spoil
 from tests.downstream.layouts import write_coco, write_voc
-from tests.downstream.made_up import command
+from tests.downstream.small_sets import command
 
 
 @pytest.fixture(scope="module")

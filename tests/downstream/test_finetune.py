@@ -23,8 +23,8 @@ from hetcl.runs.folder import RunFolder
 from hetcl.settings import resolve_finetune
 from hetcl.weights.sources import load_backbone
 from tests.downstream.layouts import write_cityscapes, write_coco, write_lvis, write_voc
-from tests.downstream.made_up import command
-from tests.pretrain import processes
+from tests.downstream.small_sets import command
+from tests.pretraining import processes
 
 LAYOUTS: dict[str, Callable[[Path], object]] = {
     "coco": lambda root: write_coco(root, train=6, val=3),

@@ -23,7 +23,7 @@ from hetcl.downstream.loader import (
 )
 from hetcl.draws import generator
 from hetcl.errors import InputError
-from tests.downstream.made_up import Boxes
+from tests.downstream.small_sets import Boxes
 
 
 def examples(data: Boxes, *, flip_p: float = 0.5, with_masks: bool = True) -> DetectionExamples:

@@ -19,7 +19,7 @@ from hetcl.downstream.renamed import names_of, under
 from hetcl.errors import InputError
 from hetcl.images.scenes import CLASSES
 from tests.downstream.layouts import save_indices, write_coco, write_voc
-from tests.downstream.made_up import Boxes, command
+from tests.downstream.small_sets import Boxes, command
 
 LIGHT = "timm:test_resnet"
 ONCE = "--model faster-rcnn --steps 1 --milestones 1 --warmup 0 --evaluations 1".split()

@@ -22,7 +22,7 @@ from hetcl.downstream.report_text import in_words
 from hetcl.draws import generator
 from hetcl.runs import checkpoint
 from tests.downstream.layouts import write_coco, write_voc
-from tests.downstream.made_up import Boxes, command
+from tests.downstream.small_sets import Boxes, command
 
 LIGHT = "timm:test_resnet"
 ONCE = "--model faster-rcnn --steps 1 --milestones 1 --warmup 0 --evaluations 1".split()

@@ -16,7 +16,7 @@ from PIL import Image
 from hetcl.downstream import sheets
 from hetcl.downstream.annotations import Prediction, Skipped
 from hetcl.downstream.predict import EvaluationContext
-from tests.downstream.made_up import Boxes
+from tests.downstream.small_sets import Boxes
 
 VOID = sheets.VOID
 

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import yaml
 
-from hetcl.pretrain.plan import MAY_CHANGE
-from hetcl.pretrain.run import PretrainRun
+from hetcl.pretraining.plan import MAY_CHANGE
+from hetcl.pretraining.run import PretrainRun
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.lock import FolderLock
 from hetcl.weights.exporters import _lock

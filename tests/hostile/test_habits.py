@@ -260,7 +260,7 @@ def test_the_home_folder_in_every_argument(
 
 def test_the_home_folder_in_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from hetcl.images.sources import open_source
-    from hetcl.pretrain.run import pretrain
+    from hetcl.pretraining.run import pretrain
 
     folder(tmp_path / "photos", [f"{i}.jpg" for i in range(9)])
     monkeypatch.setenv("HOME", str(tmp_path))

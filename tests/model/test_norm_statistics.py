@@ -14,8 +14,8 @@ from torch import nn
 from hetcl.images.scenes import ScenesSource
 from hetcl.model.norm_statistics import is_unmeasured, measuring
 from hetcl.model.pyramid import build_pyramid
-from hetcl.pretrain import knn_check
-from hetcl.pretrain.knn_check import KnnCheck
+from hetcl.pretraining import knn_check
+from hetcl.pretraining.knn_check import KnnCheck
 
 
 def test_statistics_are_means_over_batches() -> None:

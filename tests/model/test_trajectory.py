@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from hetcl.contrast.infonce import info_nce
-from hetcl.contrast.queue import KeyQueue
 from hetcl.model.branches import SemanticBranch, SpatialBranch
 from hetcl.model.embedding import Embedding
+from hetcl.model.infonce import info_nce
 from hetcl.model.momentum import MomentumPair, shuffle_of
 from hetcl.model.pyramid import build_pyramid
+from hetcl.model.queue import KeyQueue
 from tests.reference import moco
 
 B, K, SIDE, PIXELS = 8, 20, 4, 64

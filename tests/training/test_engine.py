@@ -20,7 +20,7 @@ from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.signals import ALWAYS, OTHERS, StopSignal, asked
 from hetcl.training.engine import Loop, Meters
-from tests.pretrain import processes
+from tests.pretraining import processes
 from tests.training.task import Line, loop_of
 
 

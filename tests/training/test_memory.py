@@ -14,11 +14,11 @@ from torch import nn
 from hetcl.cli import main
 from hetcl.errors import InputError
 from hetcl.machine import Room
-from hetcl.pretrain import rehearse as rehearsal
-from hetcl.pretrain.rehearse import Rehearsed, memory_of, rehearse
+from hetcl.pretraining import rehearse as rehearsal
+from hetcl.pretraining.rehearse import Rehearsed, memory_of, rehearse
 from hetcl.training import memory
 from hetcl.training.memory import OWN, Need, bytes_of, outlook
-from tests.pretrain.small import command
+from tests.pretraining.small import command
 
 CPU = torch.device("cpu")
 

@@ -29,7 +29,7 @@ from hetcl.types import BadRecord
 from hetcl.views import handover, workers
 from hetcl.views.handover import Inbox, send
 from hetcl.views.workers import Pool
-from tests.pretrain import processes
+from tests.pretraining import processes
 
 LARGE = 300_000
 """Bytes of a batch that goes through memory of its own."""

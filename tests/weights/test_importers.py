@@ -19,15 +19,15 @@ from torch import nn
 
 from hetcl.errors import InputError
 from hetcl.model.pyramid import build_pyramid
-from hetcl.pretrain.run import Plan, PretrainRun
-from hetcl.pretrain.stages import Contrast
+from hetcl.pretraining.run import Plan, PretrainRun
+from hetcl.pretraining.stages import Contrast
 from hetcl.runs.folder import RunFolder
 from hetcl.settings import resolve
 from hetcl.weights.architectures import arch_of
 from hetcl.weights.encoder import load_encoder
 from hetcl.weights.names import library_names, names_of, pyramid_names
 from hetcl.weights.sources import load_backbone, read_weights
-from tests.pretrain.small import SMALL
+from tests.pretraining.small import SMALL
 from tests.weights import files
 from tests.weights.files import bare, head, in_pyramid, indexed, moco, resnet, same, save, under
 

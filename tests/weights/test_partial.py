@@ -13,7 +13,7 @@ from hetcl.cli import main
 from hetcl.model.pyramid import build_pyramid
 from hetcl.runs.folder import RunFolder
 from hetcl.weights.sources import read_weights
-from tests.pretrain.small import command
+from tests.pretraining.small import command
 from tests.weights.files import save, shaken, under
 
 ARCH = "timm:test_resnet"

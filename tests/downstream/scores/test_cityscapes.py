@@ -20,8 +20,8 @@ from hetcl.downstream.predict import EvaluationResult
 from hetcl.downstream.scores import score
 from hetcl.errors import InputError
 from tests.downstream.layouts import save, write_cityscapes
-from tests.downstream.made_up import command
-from tests.downstream.scores.made_up import ellipse, rle, said_of
+from tests.downstream.scores.random_detections import ellipse, rle, said_of
+from tests.downstream.small_sets import command
 
 NAMES = {category.id: category.name for category in THINGS}
 SIZE = (128, 256)

@@ -16,7 +16,7 @@ from pycocotools.cocoeval import COCOeval
 
 from hetcl.downstream.annotations import Metrics
 from hetcl.downstream.scores import results, score
-from tests.downstream.scores.made_up import (
+from tests.downstream.scores.random_detections import (
     CLASSES,
     ellipse,
     made,

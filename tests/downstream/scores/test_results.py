@@ -14,7 +14,7 @@ from hetcl.downstream.annotations import Prediction
 from hetcl.downstream.data.packed import PackedDetection
 from hetcl.downstream.scores import predictions_of, results, score
 from hetcl.errors import InputError
-from tests.downstream.scores.made_up import (
+from tests.downstream.scores.random_detections import (
     CLASSES,
     ellipse,
     made,

@@ -11,7 +11,7 @@ from hetcl.downstream.annotations import Annotations, Category, Prediction
 from hetcl.downstream.data import open_detection
 from hetcl.downstream.data.packed import PackedDetection
 from hetcl.downstream.scores import score
-from tests.downstream.scores.made_up import made, said_of, truth_of, truths_of
+from tests.downstream.scores.random_detections import made, said_of, truth_of, truths_of
 from tests.reference import voc
 
 CLASSES = (Category(0, "cat"), Category(1, "dog"), Category(2, "owl"))

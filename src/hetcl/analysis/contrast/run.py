@@ -1,0 +1,500 @@
+"""``hetcl contrast``: how well features tell images apart (paper sections 3.2 and 3.4, Figures 2 and 4).
+
+The order: read models and data; one pass over the images fills the folders of features that are not there yet; every
+query is searched for; what became of them is counted, compared, drawn and said.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from itertools import combinations
+from pathlib import Path
+from typing import Any
+
+from hetcl.analysis import extraction, yardstick
+from hetcl.analysis.contrast import figures, report_text, verdict
+from hetcl.analysis.contrast.examples import sheet_of
+from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
+from hetcl.analysis.contrast.retrieval import gallery_length
+from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
+from hetcl.analysis.contrast.vectors import vectors_of
+from hetcl.analysis.extract import Extractor
+from hetcl.analysis.store import Folder, plain
+from hetcl.analysis.yardstick import Entry
+from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.images.sources import open_source
+from hetcl.model.norm_statistics import is_unmeasured
+from hetcl.paths import expand
+from hetcl.printable import printable
+from hetcl.runs.folder import first_process, machine, write_atomic
+from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.settings import resolve_contrast
+from hetcl.signals import StopSignal
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.progress import Reporter, count, duration
+from hetcl.types import ViewPolicy
+from hetcl.views.pairs import Pairs
+from hetcl.views.policies import policy_of
+from hetcl.weights.encoder import Encoder, load_encoder
+
+OURS = ("contrast.json", "figures", "features", "log.txt", "bad_images.csv")
+"""What ``--out`` may hold when it is resumed."""
+
+
+def contrast(
+    models: str | Sequence[str],
+    *,
+    data: str,
+    out: str | Path,
+    resume: bool = False,
+    allow_partial: str | Sequence[str] = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> dict[str, Any]:
+    """Test how well the features of models tell images apart; results in ``out/contrast.json`` and ``out/figures``.
+
+    Args:
+        models: a MODEL or several; several are compared pair by pair on the same views. Each is held against its own
+            architecture with random weights, unless the setting ``yardstick`` is ``none``.
+        data: a folder of images, tar shards or ``scenes:N``. Labels are not used.
+        out: the folder to write.
+        resume: use the features that are in ``out`` already.
+        allow_partial: globs of keys, of any of the models, that may be missing, unknown or of another shape (missing
+            weights stay random); anything else that does not fit is refused.
+        overrides: settings by name, as a mapping or as command-line words.
+
+    Returns:
+        the content of ``contrast.json`` (docs/contrast.md describes it).
+
+    Raises:
+        InputError: unusable arguments, models or data; nothing has been written then.
+        WorkFailed: the work began and could not go on.
+        Stopped: a signal came; what was computed is kept.
+    """
+    out = Path(expand(out))
+    if first_process():
+        _check_out(out, resume)
+    models = [models] if isinstance(models, str | os.PathLike) else list(models)
+    models, data = [os.fspath(model) for model in models], os.fspath(data)
+    with FolderLock(out) as lock:
+        return Test(
+            models, data, out, resolve_contrast(overrides), allow_partial, lock=lock, resume=resume
+        ).go()
+
+
+def _check_out(out: Path, resume: bool) -> None:
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    held = {p.name for p in out.iterdir() if not is_lock(p.name)} if out.is_dir() else set()
+    ours = {name for name in held if name.partition(".damaged")[0].removesuffix(".part") in OURS}
+    if held - ours or (held and not held & {"contrast.json", "features"}):
+        raise InputError(
+            f"--out {out} holds something that is no contrastive test; name a new or empty folder"
+        )
+    if held and not resume:
+        raise InputError(
+            f"--out {out} holds a contrastive test; add --resume to use its features again, or name a new folder"
+        )
+
+
+@dataclass(frozen=True)
+class Subject:
+    """One model, one kind of features, one kind of views: what a folder of features is for."""
+
+    entry: Entry
+    views: str
+    policy: ViewPolicy
+    folder: Folder
+
+
+class Test:
+    """One test: reads, extracts, searches, counts, draws, says."""
+
+    __test__ = False  # (not a test of pytest's)
+
+    def __init__(
+        self,
+        models: Sequence[str],
+        data: str,
+        out: Path,
+        settings: Any,
+        allow_partial: str | Sequence[str] = (),
+        *,
+        lock: FolderLock,
+        resume: bool,
+    ) -> None:
+        self.began = time.monotonic()
+        self.settings = s = settings
+        self.data, self.out, self.lock, self.resume = data, out, lock, resume
+        self.policies = dict(policy_of(text) for text in s.views)
+        if len(self.policies) < len(s.views):
+            raise InputError(f"setting views names something twice: {', '.join(s.views)}")
+        self.source = open_source(data, split=s.data_split, window=s.window)
+        self.images = min(s.images or len(self.source), len(self.source))
+        if self.images < 2:
+            raise InputError(
+                f"{self.source.description}: one image cannot be told from others; give at least two, "
+                "and many more for figures that mean something"
+            )
+        self.encoders = _distinct(models, allow_partial)
+        self.entries, self.held, self.skipped = yardstick.entries_of(
+            self.encoders, s.features, size=s.size, yardstick=s.yardstick == "auto"
+        )
+        self.fabric = make_fabric(
+            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
+        )
+        self.main = self.fabric.global_rank == 0
+        self.reporter = Reporter(out / "log.txt", quiet=not self.main)
+        self.subjects = list(self._subjects())
+
+    def _subjects(self) -> Iterator[Subject]:
+        """Every entry under every kind of views, with its folder."""
+        s = self.settings
+        window = s.window or self.source.prefers_window
+        for views, policy in self.policies.items():
+            for entry in self.entries:
+                key = {
+                    "schema": 1,
+                    "weights": entry.digest,
+                    "arch": entry.encoder.pyramid.arch,
+                    "features": entry.features,
+                    "policy": asdict(policy),
+                    "size": entry.size,
+                    "data": self.source.fingerprint,
+                    "images": self.images,
+                    "seed": s.seed,
+                    "window": window,
+                    "precision": precision_on(s.precision, self.fabric.device.type),
+                }
+                folder = Folder(
+                    self.out / "features",
+                    f"{entry.name}-{views}",
+                    key,
+                    dims=Extractor(entry.encoder, [entry.features]).dims(entry.features),
+                    images=self.images,
+                    batch=s.batch,
+                )
+                yield Subject(entry, views, policy, folder)
+
+    def go(self) -> dict[str, Any]:
+        """Everything, in order."""
+        if self.main:
+            try:
+                self.out.mkdir(parents=True, exist_ok=True)
+                self.lock.hold()
+                _check_out(self.out, self.resume)
+                (self.out / "features").mkdir(exist_ok=True)
+            except OSError as e:
+                raise InputError(
+                    f"cannot make the folder {self.out}: {e.strerror}; name another with --out"
+                ) from None
+        self.fabric.barrier()
+        self._introduce()
+        try:
+            with StopSignal() as signal:
+                self._extract(signal)
+                tested = self._search(signal)
+        finally:
+            self.reporter.stop()
+        report: dict[str, Any] = {}
+        if self.main:
+            report = self._report(tested)
+            self._draw(report, tested)
+            with self.reporter.reporting():
+                self._say(report)
+        self.fabric.barrier()
+        return report
+
+    def _introduce(self) -> None:
+        s, say = self.settings, self.reporter.say
+        of = f" ({self.images:,} of them drawn at random)" if self.images < len(self.source) else ""
+        say(f"data      {self.source.description}{of}")
+        for encoder in self.encoders:
+            own = [e for e in self.entries if e.of == encoder.name and e.role == "model"]
+            kinds = [e.features for e in own]
+            shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
+            if shown and s.dims and len(encoder.dims) == 1:
+                shown += ", no spatial part: PCA takes all dimensions from this one"
+            stated = (
+                ""
+                if s.size or encoder.size
+                else " (its weights do not say at which size it was trained; see --size)"
+            )
+            say(
+                f"model     {encoder.name}: {encoder.pyramid.arch} at {own[0].size} pixels, {', '.join(kinds)}"
+                + (f" ({shown})" if shown else "")
+                + stated
+            )
+            if not encoder.facts.ours:
+                say(f"          its images with {encoder.facts}")
+        for e in self.entries:
+            if e.role in ("random", "before"):
+                say(f"yardstick {e.name}: {e.encoder.model} at {e.size} pixels")
+        ranks = self.fabric.world_size
+        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
+        say(f"folder    {self.out}")
+
+    # ---- images to features ------------------------------------------------------------------------------------
+
+    def _extract(self, signal: StopSignal) -> None:
+        """One pass over the images for all folders that are not whole."""
+        s = self.settings
+        todo = [subject for subject in self.subjects if not subject.folder.finished]
+        if len(todo) < len(self.subjects):
+            self.reporter.say(
+                f"features  {len(self.subjects) - len(todo)} of {len(self.subjects)} are here already"
+            )
+        if not todo:
+            return
+        self._room(sum(subject.folder.bytes for subject in todo))
+        if self.main:
+            for subject in todo:
+                subject.folder.prepare()
+        self.fabric.barrier()
+        self._measure(todo, signal)
+        pairs = self._pairs(todo)
+        try:
+            extraction.fill(
+                [extraction.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder) for t in todo],
+                pairs, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
+                left_out=self.out / "bad_images.csv", max_bad=s.max_bad, images=self.images,
+            )  # fmt: skip
+        finally:
+            pairs.close()
+        self.fabric.barrier()
+        if self.main:
+            for subject in todo:
+                subject.folder.finish()
+        self.fabric.barrier()
+
+    def _measure(self, todo: Sequence[Subject], signal: StopSignal) -> None:
+        """Batch-norm statistics of the random encoders that are to look at images; on every rank the same."""
+        s = self.settings
+
+        def stop() -> None:
+            if signal.number:
+                raise Stopped(signal.number, "stopped before the first image; go on with --resume")
+
+        for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
+            if not is_unmeasured(entry.encoder.pyramid):
+                continue
+            yardstick.measure(
+                entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed, window=s.window,
+                images=self.images, workers=workers_of(s.workers), stop=stop,
+            )  # fmt: skip
+
+    def _room(self, needed: int) -> None:
+        """Refuse to begin what does not fit on the disk."""
+        free = shutil.disk_usage(self.out).free
+        if self.main and needed > free:
+            raise WorkFailed(
+                f"the features of {count(self.images, 'image')} need {needed / 1e9:.1f} GB and {self.out} has "
+                f"{free / 1e9:.1f} GB free; make room, name another --out, or set images to test on fewer"
+            )
+
+    def _pairs(self, subjects: Sequence[Subject]) -> Pairs:
+        s = self.settings
+        return Pairs(
+            self.source,
+            list(dict.fromkeys(t.policy for t in subjects)),
+            size=sorted({t.entry.size for t in subjects}),
+            batch=s.batch,
+            seed=s.seed,
+            workers=workers_of(s.workers),
+            window=s.window,
+            images=self.images,
+            pin=self.fabric.device.type == "cuda",
+        )
+
+    # ---- features to outcomes ------------------------------------------------------------------------------------
+
+    def _search(self, signal: StopSignal) -> list[Tested]:
+        """Search for every query with every vector, where that has not been done."""
+        s = self.settings
+        tested = []
+        for subject in self.subjects:
+            features = subject.folder.read()
+            if len(features) < 2:
+                raise WorkFailed(
+                    f"{count(len(features), 'image')} of {self.images} can be used; "
+                    f"{self.out / 'bad_images.csv'} says why; give other images"
+                )
+            gallery = gallery_length(len(features), s.gallery, FIFO_BATCH)
+            entry = subject.entry
+            named = entry.role == "model"  # of the others the full vector answers what is asked
+            found = vectors_of(features, gallery=gallery, dims=s.dims if named else (), splits=s.splits)
+            self.skipped += [f"{entry.name}: {why}" for why in found.refused]
+            held = {
+                v.name: SearchResults(
+                    subject.folder.path / f"g{gallery}-{v.name}.npy", features, v, gallery=gallery
+                )
+                for v in (found.vectors if named else found.vectors[:1])
+            }
+            tested.append(
+                Tested(entry.name, subject.views, entry.features, features, held, found.geometry, gallery)
+            )
+        self.skipped = list(dict.fromkeys(self.skipped))
+        todo = [one for t in tested for one in t.outcomes.values() if not one.finished]
+        done, total = 0, sum(len(one.features) for one in todo)
+        if not todo:
+            return tested
+        began = time.monotonic()
+        self.reporter.start("searching", 0, total)
+        self.fabric.barrier()
+
+        def advance(rows: int) -> None:
+            nonlocal done
+            done += rows * self.fabric.world_size
+            self.reporter.advance(min(done, total))
+            left = (time.monotonic() - began) / done * max(0, total - done)
+            self.reporter.row(f"searching {done / total:.0%}  {duration(left)} left")
+            if signal.number:
+                raise Stopped(
+                    signal.number, "stopped while searching; the features are kept: go on with --resume"
+                )
+
+        for one in todo:
+            if self.main:
+                one.prepare()
+            self.fabric.barrier()
+            one.search(
+                rank=self.fabric.global_rank,
+                ranks=self.fabric.world_size,
+                device=self.fabric.device,
+                advance=advance,
+            )
+            self.fabric.barrier()
+            if self.main:
+                one.finish()
+            self.fabric.barrier()
+        self.reporter.stop()
+        return tested
+
+    # ---- outcomes to people --------------------------------------------------------------------------------------
+
+    def _report(self, tested: Sequence[Tested]) -> dict[str, Any]:
+        """The content of contrast.json."""
+        s = self.settings
+        rows = len(tested[0].features)
+        report: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": "hetcl-contrast",
+            "verdict": [],
+            "data": {
+                "data": self.data,
+                "description": self.source.description,
+                "fingerprint": self.source.fingerprint,
+                "images": self.images,
+                "left_out": self.images - rows,
+            },
+            "test": {
+                "queries": rows,
+                "gallery": tested[0].gallery,
+                "chance": 1 / (1 + tested[0].gallery),
+                "batch": FIFO_BATCH,
+                "seed": s.seed,
+                "confidence": s.confidence,
+                "bins": [k / s.bins for k in range(s.bins + 1)],
+            },
+            "views": overview(tested, self.policies, confidence=s.confidence),
+            "models": self._models(),
+            "yardsticks": [asdict(held) for held in self.held],
+            "results": [row for t in tested for row in results_of(t, bins=s.bins, confidence=s.confidence)],
+            "parts": [row for t in tested for row in parts_of(t)],
+            "differences": compare(tested, pairs=self._pairs_of_models(), confidence=s.confidence),
+            "skipped": self.skipped,
+        }
+        report["verdict"] = verdict.verdicts(report)
+        lines = [row["line"] for row in report["verdict"]]
+        report["said"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
+        report["machine"] = machine() | {
+            "device": device_name(self.fabric.device),
+            "ranks": self.fabric.world_size,
+        }
+        report["seconds"] = round(time.monotonic() - self.began, 1)
+        write_atomic(
+            self.out / "contrast.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
+        )
+        return report
+
+    def _pairs_of_models(self) -> set[frozenset[str]]:
+        """Whose figures are compared: models that were named, and each with what it is held against."""
+        named = [e.name for e in self.entries if e.role == "model"]
+        pairs = {frozenset(pair) for pair in combinations(named, 2)}
+        return pairs | {frozenset(pair) for h in self.held for pair in h.pairs}
+
+    def _models(self) -> list[dict[str, Any]]:
+        dims = {t.entry.name: t.folder.dims for t in self.subjects}
+        return [
+            {
+                "name": e.name,
+                "model": e.encoder.model,
+                "arch": e.encoder.pyramid.arch,
+                "features": e.features,
+                "size": e.size,
+                "dims": dims[e.name],
+                "weights": e.digest,
+                "role": e.role,
+                "of": e.of,
+            }
+            for e in self.entries
+        ]
+
+    def _draw(self, report: Mapping[str, Any], tested: Sequence[Tested]) -> None:
+        """Figures and example sheets, for every kind of views."""
+        place = self.out / "figures"
+        place.mkdir(exist_ok=True)
+        for views in report["views"]:
+            figures.save(figures.overlap(report, views), place / f"overlap-{plain(views)}")
+            if any(r["views"] == views and r["vector"].startswith("pca-") for r in report["results"]):
+                figures.save(figures.dimensions(report, views), place / f"dimensions-{plain(views)}")
+            if any(r["views"] == views and "@" in r["vector"] for r in report["results"]):
+                figures.save(figures.splits(report, views), place / f"splits-{plain(views)}")
+        if not self.settings.examples:
+            return
+        for subject, t in zip(self.subjects, tested, strict=True):
+            if subject.entry.role != "model":
+                continue
+            pairs = self._pairs([subject])
+            image = sheet_of(
+                t, self.source, pairs, policy=subject.policy, size=subject.entry.size,
+                bins=self.settings.bins, count=self.settings.examples,
+            )  # fmt: skip
+            pairs.close()
+            write_atomic(place / f"examples-{subject.folder.path.name.rsplit('-', 1)[0]}.png", image)
+
+    def _say(self, report: Mapping[str, Any]) -> None:
+        """The verdict, the table and the other sentences."""
+        verdicts = len(report["verdict"])
+        self.reporter.say("")
+        for line in report["said"][:verdicts]:
+            self.reporter.say(line, style="bold")
+        self.reporter.show(report_text.table(report))
+        for line in report["skipped"]:
+            self.reporter.warn(line)
+        for line in report["said"][verdicts:]:
+            self.reporter.say(line)
+        self.reporter.say(
+            f"done in {duration(report['seconds'])}: {self.out / 'contrast.json'}, {self.out / 'figures'}"
+        )
+
+
+def _distinct(models: Sequence[str], allow_partial: str | Sequence[str]) -> list[Encoder]:
+    """The encoders, with names that tell them apart. Raises ``InputError``."""
+    if not models:
+        raise InputError("no MODEL to test")
+    twice = next((m for i, m in enumerate(models) if m in models[:i]), None)
+    if twice is not None:
+        raise InputError(f"{twice} is named twice")
+    encoders = [load_encoder(model, allow_partial=allow_partial) for model in models]
+    for i, e in enumerate(encoders):
+        same = next((o for o in encoders[:i] if o.digest == e.digest), None)
+        if same is not None:
+            raise InputError(f"{same.model} and {e.model} hold the same weights; leave one out")
+    encoders = [replace(e, name=printable(e.name)) for e in encoders]
+    names = [e.name for e in encoders]
+    return [replace(e, name=e.model) if names.count(e.name) > 1 else e for e in encoders]

@@ -1,1 +1,0 @@
-"""Parts to a number: the queue of keys, and the InfoNCE logits and loss."""

@@ -1,0 +1,120 @@
+"""``hetcl demo``: the whole story on the built-in scenes, in a few minutes on two cores."""
+
+from __future__ import annotations
+
+import io
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw
+
+from hetcl.errors import InputError, Stopped
+from hetcl.images.decode import open_image
+from hetcl.images.sources import open_source
+from hetcl.paths import expand
+from hetcl.pretraining.run import pretrain
+from hetcl.printable import say
+from hetcl.runs.folder import RunFolder, write_atomic
+from hetcl.settings import resolve
+from hetcl.types import Source, ViewPolicy
+from hetcl.views.loader import ViewLoader
+from hetcl.views.photometric import Photometric
+
+DATA, RECIPE = "scenes:4000", "demo"
+
+
+def demo(out: str | Path) -> None:
+    """Draw scenes, show the views, train both stages, say what was learned.
+
+    Raises:
+        InputError: ``out`` holds something that is not a finished or stopped demo.
+    """
+    out = Path(expand(out))
+    if out.exists() and not out.is_dir():
+        raise InputError(f"--out {out} is a file; name a folder")
+    if out.is_dir() and any(p.name not in ("run", "views.png", "views.png.part") for p in out.iterdir()):
+        raise InputError(f"--out {out} holds something that is no demo; name a new or empty folder")
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise InputError(f"cannot make the folder {out}: {e.strerror}; name another with --out") from None
+    settings = resolve(RECIPE)
+    images = out / "views.png"
+    source = open_source(DATA)
+    say(f"1. Images: {source.description}. Nothing is stored or downloaded.")
+    page = io.BytesIO()
+    sheet(source, settings.stage2.views, size=settings.size).save(page, "PNG")
+    write_atomic(images, page.getvalue())
+    say(f"   {images}: eight of them with two crops drawn in, and the two views as the encoder gets them.")
+    say("2. Training: first MoCo-v2, then HCL, which adds a spatial vector to the semantic one.")
+    run = RunFolder(out / "run")
+    rows = run.read_metrics()
+    if run.backbone.is_file():
+        say(f"   {run.path} holds a finished demo already; remove it to train again.")
+    else:
+        try:
+            run = pretrain(data=DATA, out=run.path, recipe=RECIPE, resume=True)
+        except Stopped as e:
+            raise Stopped(
+                e.signum, f"stopped after saving; `hetcl demo --out {out}` goes on from there"
+            ) from None
+        rows = run.read_metrics()
+    say("3. What was learned, without a label:")
+    for line in lessons(rows):
+        say(f"   {line}")
+    say(f"   The backbone: {run.backbone}. Every figure over time: {run.metrics}.")
+    say("   Next, with images of your own: hetcl pretrain --data my-photos --out run --recipe small")
+
+
+def lessons(rows: list[dict[str, float | str]]) -> list[str]:
+    """The story of a run in plain sentences, from its metrics."""
+    knn = [float(r["knn"]) for r in rows if "knn" in r]
+    stated = []
+    if knn:
+        stated.append(
+            f"kNN finds the class of {knn[-1]:.1%} of unseen images from the backbone's features; "
+            f"with random weights it was {knn[0]:.1%}, by chance 10%. Classes take longer than a demo."
+        )
+    trained = [r for r in rows if "accuracy_batch" in r]
+    if not trained:
+        return [*stated, "The table of figures is damaged: it no longer says how training went."]
+    first, last = trained[0], trained[-1]
+    stated.append(
+        f"A view finds the other view of its image among those of its batch in "
+        f"{float(last['accuracy_batch']):.1%} of cases; at the start in {float(first['accuracy_batch']):.1%}."
+    )
+    if "spatial_accuracy_batch" in last:
+        stated.append(
+            f"The semantic vector alone does so in {float(last['semantic_accuracy_batch']):.1%}, "
+            f"the spatial one alone in {float(last['spatial_accuracy_batch']):.1%}: each knows something of its own."
+        )
+    return stated
+
+
+def sheet(source: Source, policy: ViewPolicy, *, size: int, count: int = 8, seed: int = 0) -> Image.Image:
+    """An image for people: originals with both crop boxes, and under each its two views after colour changes."""
+    batch = next(
+        iter(ViewLoader(source, policy=policy, size=size, batch=count, seed=seed, stage="sheet").epoch(0))
+    )
+    plain = Photometric(policy, mean=(0, 0, 0), std=(1, 1, 1))
+    cell, gap = max(96, size), 6
+    page = Image.new("RGB", (count * (cell + gap) + gap, 3 * (cell + gap) + gap), "white")
+    colors = ("#e4572e", "#2e86e4")
+    for i, index in enumerate(batch.index.tolist()):
+        pixels = open_image(source.sample(index)).pixels()
+        scale = cell / max(pixels.shape[:2])
+        original = Image.fromarray(pixels).resize(
+            (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
+        )
+        draw = ImageDraw.Draw(original)
+        left = gap + i * (cell + gap)
+        for view in range(2):
+            box = [round(float(b) * scale) - (k > 1) for k, b in enumerate(batch.boxes[view, i])]
+            draw.rectangle(box, outline=colors[view], width=2)
+            image = plain(batch.images[view, i : i + 1], batch.color[view, i : i + 1])[0].clamp(0, 1)
+            array = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
+            shown = Image.fromarray(array).resize((cell, cell), Image.Resampling.NEAREST)
+            ImageDraw.Draw(shown).rectangle((0, 0, cell - 1, cell - 1), outline=colors[view], width=2)
+            page.paste(shown, (left, gap + (view + 1) * (cell + gap)))
+        page.paste(original, (left, gap))
+    return page

@@ -1,0 +1,108 @@
+"""kNN accuracy of the backbone during training, where the data has labels: a first sign that something is learned.
+
+N images, C channels of C5.
+"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import numpy as np
+import torch
+from lightning_fabric import Fabric
+from torch import Tensor, nn
+
+from hetcl.model.group_norm import group_batch_norm
+from hetcl.model.norm_statistics import is_unmeasured, measuring
+from hetcl.pretraining import monitors
+from hetcl.types import Source
+from hetcl.views.loader import ordered
+from hetcl.views.photometric import Photometric
+from hetcl.views.policies import POLICIES
+
+MEASURED = 512
+"""Images by which random weights' batch-norm statistics are measured."""
+
+
+class KnnCheck:
+    """Looks for the neighbours of some images among others of the training data.
+
+    Args:
+        source: the training data.
+        held_out: images to ask about; None: some of the training data's own are kept apart.
+        bank: most images to search among.
+        queries: most images to ask about.
+        k: neighbours that vote.
+        size: of the images in pixels.
+        batch: most images at a time.
+        window: within how many images the data is mixed, 0: anywhere.
+        dtype: of the images.
+    """
+
+    def __init__(
+        self,
+        source: Source,
+        held_out: Source | None,
+        *,
+        fabric: Fabric,
+        bank: int,
+        queries: int,
+        k: int,
+        size: int,
+        batch: int,
+        seed: int,
+        window: int,
+        workers: int,
+        dtype: torch.dtype,
+        channels_last: bool,
+    ) -> None:
+        self.source, self.held_out, self.fabric = source, held_out, fabric
+        self.bank, self.queries, self.k, self.seed, self.window = bank, queries, k, seed, window
+        self.look: dict[str, Any] = {"size": size, "batch": min(256, batch), "workers": workers}
+        self.photometric = Photometric(POLICIES["none"], dtype=dtype)
+        self.format = torch.channels_last if channels_last else torch.contiguous_format
+
+    def accuracy(self, pyramid: nn.Module) -> dict[str, float]:
+        """``{"knn": accuracy}`` of the pooled C5; nothing without labels. On the first rank alone."""
+        source, seed = self.source, self.seed
+        if source.classes is None or self.fabric.global_rank != 0:
+            return {}
+        queries_from = self.held_out if self.held_out is not None and self.held_out.classes else source
+        own = queries_from is source
+        n = len(source)
+        held = min(self.queries, n // 5 if own else len(queries_from))
+        take = min(self.bank, n - held if own else n)
+        if held < 1 or take < 1:
+            return {}
+        near = max(self.window, queries_from.prefers_window) > 0
+        order = monitors.some_images(source, take + (held if own else 0), seed, "knn", near=near)
+        asked = order[take:]
+        if not own:
+            asked = monitors.some_images(queries_from, held, seed, "knn queries", near=near)
+        if (
+            is_unmeasured(pyramid) and take > 1
+        ):  # with such statistics random weights would look worse than they are
+            whole = min(take, MEASURED) // self.look["batch"] * self.look["batch"]
+            pyramid = group_batch_norm(copy.deepcopy(pyramid), 1)
+            with measuring(pyramid):
+                self._features(pyramid, source, order[: whole or take])
+        bank = self._features(pyramid, source, order[:take])
+        asking = self._features(pyramid, queries_from, asked)
+        return {"knn": monitors.knn_accuracy(*bank, *asking, k=self.k)}
+
+    @torch.no_grad()
+    def _features(self, pyramid: nn.Module, source: Source, indices: np.ndarray) -> tuple[Tensor, Tensor]:
+        """Pooled C5 ``[N, C]`` and labels ``[N]`` of labelled images."""
+        features, labels = [], []
+        indices = np.sort(indices) if self.window else indices  # one shard after the other
+        for batch in ordered(source, indices, **self.look):
+            images = self.photometric(batch.images[0].to(self.fabric.device), batch.color[0])
+            images = images.contiguous(memory_format=self.format)
+            with self.fabric.autocast():
+                pooled = pyramid(images)[-1].mean(dim=(2, 3))
+            assert batch.label is not None
+            keep = batch.label >= 0
+            features.append(pooled.float()[keep.to(pooled.device)])
+            labels.append(batch.label[keep].to(pooled.device))
+        return torch.cat(features), torch.cat(labels)

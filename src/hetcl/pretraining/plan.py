@@ -1,0 +1,192 @@
+"""What a run is asked to do, settled before anything is written: new, resumed, and fitted to the data."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from lightning_fabric import Fabric
+
+from hetcl.analysis.probe.labelled import with_labels
+from hetcl.errors import InputError
+from hetcl.images.sources import open_validation
+from hetcl.runs.folder import RunFolder, absolute
+from hetcl.settings import (
+    Settings,
+    build_saved,
+    check,
+    flatten,
+    keys_of,
+    resolve,
+    to_dict,
+)
+from hetcl.types import Source
+from hetcl.weights.matched import patterns
+
+MAY_CHANGE = {
+    "workers",
+    "device",
+    "devices",
+    "threads",
+    "compile",
+    "deterministic",
+    "checkpoint_every",
+    "checkpoint_minutes",
+    "max_bad",
+}
+"""Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat
+only for equal device, threads and compile)."""
+FIELDS = {
+    **{"data": str, "recipe": str, "init": str | None, "allow_partial": list, "fingerprint": str},
+    **{"window": int, "hetcl": str, "settings": dict},
+}
+"""What the settings.yaml of a run holds."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a run was asked to do."""
+
+    data: str
+    recipe: str
+    init: str | None
+    settings: Settings
+    fingerprint: str | None
+    """Of the data that the run began with; None for a new run."""
+    allow_partial: tuple[str, ...] = ()
+    """Globs of the keys of ``init`` that need not fit."""
+    window: int = 0
+    """Within how many images the data is mixed, 0: anywhere; of a new run, as the settings say."""
+
+
+def new_plan(
+    data: str | None,
+    recipe: str | None,
+    init: str | None,
+    allow_partial: str | Sequence[str],
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> Plan:
+    """The plan of a new run. Raises ``InputError`` with every fault of the settings."""
+    if data is None:
+        raise InputError("--data is missing: name a folder of images, tar shards or scenes:N")
+    if init is not None and not init.strip():
+        raise InputError("--init is empty: name weights, or leave it out")
+    if allow_partial and init is None:
+        raise InputError("--allow-partial is about the weights of --init, and there are none; leave it out")
+    settings = resolve(recipe, overrides)
+    return Plan(data, recipe or "hcl-r50", init, settings, None, patterns(allow_partial), settings.window)
+
+
+def resumed_plan(
+    folder: RunFolder,
+    data: str | None,
+    recipe: str | None,
+    init: str | None,
+    allow_partial: str | Sequence[str],
+    overrides: Mapping[str, Any] | Sequence[str],
+) -> Plan:
+    """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
+    saved = folder.read_settings(newer=False)
+    then = build_saved(
+        Settings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
+        beside=lambda: folder.check_settings(saved, FIELDS),
+    )  # fmt: skip
+    plan = Plan(
+        data=saved["data"],
+        recipe=saved["recipe"],
+        init=saved["init"],
+        settings=then,
+        fingerprint=saved["fingerprint"],
+        allow_partial=tuple(map(str, saved["allow_partial"])),
+        window=saved["window"],
+    )
+    if init is not None and plan.init not in (init, absolute(init)):
+        raise InputError(
+            f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
+        )
+    if allow_partial and patterns(allow_partial) != plan.allow_partial:
+        raise InputError(
+            f"--allow-partial: the run in {folder.path} began with {', '.join(plan.allow_partial) or 'none'}; "
+            "leave it out"
+        )
+    now = resolve(recipe, overrides, then=then)
+    old, new = flat(then), flat(now)
+    differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
+    if differ:
+        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
+        words += f", and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise InputError(
+            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they "
+            "were (or leave --recipe out), or start a new folder"
+        )
+    return replace(plan, data=data or plan.data, settings=now)
+
+
+def flat(settings: Settings) -> dict[str, Any]:
+    """Settings by dotted name."""
+    return flatten(to_dict(settings))
+
+
+def held_out_of(data: str, settings: Settings, window: int) -> Source | None:
+    """The validation images that the kNN check asks about; None where there are none, or they are trained on."""
+    if settings.data_split != "train":
+        return None
+    held = open_validation(data, folder_classes=settings.folder_classes, window=window)
+    return None if held is None else with_labels(held)
+
+
+def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:
+    """The window that every rank uses, also when the disk is too small for all shards on some machines only.
+
+    The order of a run depends on it, so a new run keeps what is found here, and a resumed one what it began with.
+
+    Raises:
+        InputError: a run that mixed all images is resumed where only some of the shards fit on the disk.
+    """
+    wanted = torch.tensor(plan.window or source.prefers_window, device=fabric.device)
+    if fabric.world_size > 1:
+        wanted = fabric.all_reduce(wanted, reduce_op="max")  # type: ignore[assignment]
+    if wanted and not plan.window and plan.fingerprint is not None:
+        raise InputError(
+            f"the run began with all shards of {plan.data} on disk and mixes all their images; the disk is too "
+            "small for that here: set HETCL_CACHE to a larger one, or start a new folder"
+        )
+    return int(wanted)
+
+
+def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[str]]:
+    """Settings that go with the number of images, and what a person should be told about it."""
+    s, n, notes = settings, len(source), []
+    if n < s.batch:
+        whole = s.groups
+        batch = n // whole * whole
+        if batch < 2 * whole:
+            groups = ranks
+            batch = n // groups * groups
+            if batch < 2 * groups:
+                raise InputError(f"{source.description}: too few to contrast; give at least {2 * ranks}")
+            notes.append(f"batch-norm groups {s.groups} -> {groups}, since there are only {n} images")
+            s = replace(s, groups=groups, accumulate=1)
+        notes.append(f"batch {s.batch} -> {batch}, since there are only {n} images")
+        s = replace(s, batch=batch)
+    if s.groups // ranks % s.accumulate:
+        raise InputError(
+            f"{s.groups} batch-norm groups over {ranks} devices leave each {s.groups // ranks}, which do not split "
+            f"into accumulate = {s.accumulate} pieces; raise groups or lower accumulate"
+        )
+    for name in ("stage1", "stage2"):
+        stage = getattr(s, name)
+        if not stage.epochs or stage.method == "supervised" or stage.queue <= n:
+            continue
+        if s.fit_queue:
+            notes.append(
+                f"{name}.queue {stage.queue} -> {n}, the number of images: more would only repeat them"
+            )
+            s = replace(s, **{name: replace(stage, queue=n)})
+        else:
+            notes.append(
+                f"{name}.queue of {stage.queue} is longer than the data ({n} images): it holds each several times"
+            )
+    return s, notes

@@ -1,0 +1,462 @@
+"""``hetcl pretrain``: settings and data to a run folder with a backbone in it.
+
+The order: open the data, settle the settings, make or resume the folder, then train one stage after the other.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from hetcl.analysis.probe.labelled import why_none, with_labels
+from hetcl.errors import InputError, WorkFailed
+from hetcl.images.folder import FolderSource
+from hetcl.images.sources import absolute_data, open_source
+from hetcl.pretraining import monitors
+from hetcl.pretraining.build import DTYPES, build_model, build_task
+from hetcl.pretraining.doctor import measure_step
+from hetcl.pretraining.knn_check import KnnCheck
+from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
+from hetcl.pretraining.rehearse import Rehearsed, memory_of, rehearse
+from hetcl.runs import checkpoint
+from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
+from hetcl.settings import (
+    StageSettings,
+    stages_of,
+    to_dict,
+)
+from hetcl.training.bad_images import BadImages
+from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
+from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
+from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.schedule import schedule
+from hetcl.views.loader import ViewLoader
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+from hetcl.weights.facts import input_facts
+from hetcl.weights.sealed import seal
+from hetcl.weights.sources import Weights, install, read_weights
+
+
+def pretrain(
+    *,
+    data: str | None = None,
+    out: str | Path,
+    recipe: str | None = None,
+    resume: bool = False,
+    init: str | None = None,
+    allow_partial: str | Sequence[str] = (),
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+) -> RunFolder:
+    """Pre-train a backbone on images without labels, and leave it in ``out/backbone.safetensors``.
+
+    Args:
+        data: a folder of images, tar shards or ``scenes:N``; with ``resume`` the run knows it.
+        out: the run folder.
+        recipe: name or file of a recipe; default ``hcl-r50``.
+        resume: go on with the run in ``out`` if there is one.
+        init: weights to start from (a MODEL); with an HCL stage after another they take the first stage's place.
+        allow_partial: globs of keys of ``init`` that may be missing, unknown or of another shape (missing weights stay
+            random); anything else that does not fit is refused.
+        overrides: settings by dotted name, as a mapping or as command-line words.
+
+    Returns:
+        the run folder.
+
+    Raises:
+        InputError: unusable arguments or data; nothing has been written then.
+        WorkFailed: the work began and could not go on.
+        Stopped: a signal came; the run saved itself.
+    """
+    folder = RunFolder(out)
+    data, init = (None if given is None else os.fspath(given) for given in (data, init))
+    if first_process():
+        folder.check(resume=resume)
+    with folder.lock:
+        resumed = resume and folder.settings.is_file()
+        plan = (
+            resumed_plan(folder, data, recipe, init, allow_partial, overrides)
+            if resumed
+            else new_plan(data, recipe, init, allow_partial, overrides)
+        )
+        with chosen_kernels(deterministic=plan.settings.deterministic):
+            return PretrainRun(folder, plan, resume=resume).go()
+
+
+# ---- the run -----------------------------------------------------------------------------------------------------
+
+
+class PretrainRun:
+    """One pre-training run: opens, trains, hands over, finishes.
+
+    Args:
+        folder: where to write.
+        plan: what to do.
+        resume: go on if the folder holds a checkpoint.
+    """
+
+    def __init__(self, folder: RunFolder, plan: Plan, *, resume: bool) -> None:
+        self.folder, self.plan, self.resume = folder, plan, resume
+        self.began = time.monotonic()
+        self.settings = s = plan.settings
+        self.source = open_source(
+            plan.data, split=s.data_split, folder_classes=s.folder_classes, window=plan.window
+        )
+        self.held_out = held_out_of(plan.data, s, plan.window)
+        if s.folder_classes and isinstance(self.source, FolderSource) and self.source.classes is None:
+            raise InputError(
+                f"folder_classes is true, but {self.source.why_no_labels}: move each image into the folder of its "
+                "class, or leave folder_classes out"
+            )
+        self.labelled = with_labels(self.source)
+        if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
+            raise InputError(
+                f"{plan.data} does not hold the images that the run in {folder.path} began with "
+                "(other files, another order or changed files); give the same data, or start a new folder"
+            )
+        # A run with a checkpoint holds what it began with: the file may be gone by now.
+        begun = resume and any(folder.checkpoints.glob("*.ckpt"))
+        self.init: Weights | None = None
+        if plan.init is not None and not begun:
+            self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
+        self.rehearsed = self._rehearse() if plan.fingerprint is None else {}
+        self.fabric = make_fabric(
+            device=s.device,
+            devices=s.devices,
+            precision=s.precision,
+            threads=s.threads,
+            batch=s.batch,
+            groups=s.groups,
+        )
+        self.window = common_window(plan, self.source, self.fabric)
+        supervised = any(stage.method == "supervised" for stage in self._todo().values())
+        fitted = self.labelled if supervised else self.source
+        self.settings, self.notes = fit(s, fitted, self.fabric.world_size)
+        self.main = self.fabric.global_rank == 0
+        self.workers = workers_of(self.settings.workers)
+        self.bad = BadImages(folder.bad_images, self.settings.max_bad, len(self.source))
+        self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
+        self.bad.warn = self.reporter.warn
+        self.notes += [self.bad.list.notes] if self.bad.list.notes else []
+        self.memory = self._memory()
+
+    def go(self) -> RunFolder:
+        """Everything, in order."""
+        todo = self._todo()
+        if len(todo) < len(stages_of(self.settings)):
+            self.notes.append(f"--init {self.plan.init} takes the place of stage 1")
+        facts = input_facts(self.init.facts, str(self.init.arch), self.init.origin) if self.init else None
+        if facts is not None and facts.source != "assumed" and not facts.ours:
+            self.notes.append(
+                f"--init {self.plan.init} was trained with {facts}; here it gets ImageNet's mean and std, RGB, and its "
+                "first layers must adapt"
+            )
+        last = self._open_folder()
+        try:
+            self._stages(todo, last)
+        except InputError as e:  # the work had begun
+            raise WorkFailed(str(e)) from e
+        return self.folder
+
+    def _stages(self, todo: Mapping[str, StageSettings], last: dict[str, Any] | None) -> None:
+        """Train what is left to train; ``last`` is the state that a resumed run goes on from."""
+        self._introduce(todo)
+        before: Weights | None = self.init
+        for name, stage in todo.items():
+            resumed = last if last is not None and last["stage"] == name else None
+            if last is not None and resumed is None:
+                continue  # done; the checkpoint holds all that a later stage took from it
+            task = self._task(name, stage, None if resumed else before)
+            self._train(task, stage, resumed)
+            before, last = read_weights(str(self.folder.checkpoints / f"{name}.ckpt")), None
+        self._finish(todo)
+
+    def _todo(self) -> dict[str, StageSettings]:
+        """The stages to train, by name, in order."""
+        todo = stages_of(self.settings)
+        return {"stage2": todo["stage2"]} if self.plan.init is not None and len(todo) == 2 else todo
+
+    def _rehearse(self) -> dict[str, Rehearsed]:
+        """Find what cannot run before anything is written. Raises ``InputError``."""
+        s, init = self.settings, self.init
+        rehearsed = {}
+        for name, stage in self._todo().items():
+            if stage.method == "supervised" and self.source.classes is None:
+                raise InputError(
+                    f"{self.plan.data} has no labels, which supervised training needs{why_none(self.source)}; shards "
+                    "hold them as KEY.cls, a folder as sub-folders with --folder_classes true"
+                )
+
+            def build(stage: StageSettings = stage, weights: Weights | None = init) -> nn.Module:
+                model = self._model(stage)
+                if weights is not None:
+                    install(model, weights.query, weights.origin, arch=weights.arch)
+                return model
+
+            rehearsed[name] = rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
+            init = None  # the first stage takes it
+        return rehearsed
+
+    def _memory(self) -> str:
+        """What the largest stage will take, in words; warns where there is less. Raises ``InputError``."""
+        s, fabric = self.settings, self.fabric
+        stages = [
+            (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.rehearsed.items()
+        ]
+        stated, warned = memory_of(
+            stages, batch=s.batch // fabric.world_size,
+            pieces=s.accumulate, size=s.size, precision=precision_on(s.precision, fabric.device.type),
+            device=fabric.device, processes=s.devices, workers=self.workers,
+        )  # fmt: skip
+        self.notes += [warned] if warned else []
+        return stated
+
+    def _open_folder(self) -> dict[str, Any] | None:
+        """Make the folder or find the last checkpoint in it; settle the tables."""
+        if self.main:
+            self.folder.begin(resume=self.resume, known=self.plan.fingerprint is not None)
+        self.fabric.barrier()
+        stages = list(self._todo())
+        ended = [f"{name}.ckpt" for name in reversed(stages)]
+        found = checkpoint.resume(self.folder, stages, ended) if self.resume else None
+        last = found.state if found else None
+        if found and found.state.get("arch") != self.settings.backbone:
+            raise InputError(
+                f"{found.path} is of the backbone {found.state.get('arch')}, this run's is {self.settings.backbone}; "
+                "put back the run's own checkpoint or start a new folder"
+            )
+        self.metrics = Table(self.folder.metrics, monitors.COLUMNS)
+        if self.main:
+            # First, since a folder that holds anything else without settings is not taken for a run.
+            self.folder.write_settings(
+                {
+                    "data": absolute_data(self.plan.data),
+                    "recipe": self.plan.recipe,
+                    "init": None if self.plan.init is None else absolute(self.plan.init),
+                    "allow_partial": list(self.plan.allow_partial),
+                    "fingerprint": self.source.fingerprint,
+                    "window": self.window,
+                    "hetcl": machine()["hetcl"],
+                    "settings": to_dict(self.plan.settings),
+                }
+            )
+            self.notes += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
+        return last
+
+    def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
+        say, s = self.reporter.say, self.settings
+        say(f"data      {self.source.description}")
+        methods = ", then ".join(f"{one.method} for {count(one.epochs, 'epoch')}" for one in todo.values())
+        say(
+            f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups"
+        )
+        ranks = self.fabric.world_size
+        say(
+            f"device    {device_name(self.fabric.device)}"
+            + (f" x {ranks}" if ranks > 1 else "")
+            + f", {precision_on(s.precision, self.fabric.device.type)}"
+        )
+        if self.memory:
+            say(f"memory    {self.memory}")
+        say(f"folder    {self.folder.path}")
+        self.reporter.note(f"window    {self.window} (images mixed at a time; 0: all)")
+        for line in self.notes:
+            self.reporter.warn(line)
+        if not self.resume:  # every rank takes part
+            self._foretell(todo)
+        if s.knn.every and self.source.classes is None:
+            say("no labels in the data, so no kNN check; accuracy within the batch is the figure to watch")
+
+    def _foretell(self, todo: Mapping[str, StageSettings]) -> None:
+        """Say so when this would take more than a day here. Costs a few seconds, and nothing for short runs."""
+        n, s = len(self.source), self.settings
+        if n * sum(stage.epochs for stage in todo.values()) < 100_000:
+            return
+        classes = None if self.source.classes is None else len(self.source.classes)
+        seconds = sum(
+            measure_step(s, stage, fabric=self.fabric, classes=classes).seconds(n * stage.epochs)
+            for stage in todo.values()
+        )
+        if self.fabric.device.type == "cuda":
+            torch.cuda.empty_cache()
+        if seconds > 86400:
+            self.reporter.warn(
+                f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes on; "
+                "`--recipe small` is made for one small machine"
+                if seconds < float("inf")
+                else f"a batch of {s.batch} does not fit into this GPU's memory; try --accumulate 2 (the same numbers "
+                "in two pieces) or a smaller batch"
+            )
+
+    # ---- one stage -----------------------------------------------------------------------------------------------
+
+    def _model(self, stage: StageSettings) -> nn.Module:
+        return build_model(
+            self.settings, stage, None if self.source.classes is None else len(self.source.classes)
+        )
+
+    def _task(self, name: str, stage: StageSettings, before: Weights | None) -> Task:
+        """The stage with its initial weights: random, or query and key encoder from ``before``."""
+        s, fabric = self.settings, self.fabric
+        model = self._model(stage)
+        if before is not None:
+            for line in install(model, before.query, before.origin):
+                self.reporter.say(f"{name}: {line}")
+        loader = ViewLoader(
+            self.labelled if stage.method == "supervised" else self.source,
+            policy=stage.views,
+            size=s.size,
+            batch=s.batch,
+            seed=s.seed,
+            stage=name,
+            views=1 if stage.method == "supervised" else 2,
+            rank=fabric.global_rank,
+            ranks=fabric.world_size,
+            workers=self.workers,
+            window=self.window,
+            pin=fabric.device.type == "cuda",
+        )
+
+        def start_key(key: nn.Module) -> None:
+            if before is not None and before.key is not None:
+                install(key, before.key, before.origin)
+
+        if s.compile:
+            self.reporter.say(f"{name}: compiling in the first steps, about a minute")
+        return build_task(
+            s,
+            name,
+            stage,
+            model,
+            fabric=fabric,
+            loader=loader,
+            start_key=start_key,
+            evaluate=self._knn_check().accuracy,
+            on_bad=lambda batch: self.bad.see(len(batch.index), batch.bad),
+        )
+
+    def _knn_check(self) -> KnnCheck:
+        s = self.settings
+        return KnnCheck(
+            self.labelled, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
+            size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
+            dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last,
+        )  # fmt: skip
+
+    def _train(self, task: Task, stage: StageSettings, resumed: dict[str, Any] | None) -> None:
+        s = self.settings
+        loop = Loop(
+            task,
+            fabric=self.fabric,
+            folder=self.folder,
+            metrics=self.metrics,
+            learning_rate=schedule(
+                stage.schedule,
+                lr=stage.lr,
+                epochs=stage.epochs,
+                steps_per_epoch=task.steps_per_epoch,
+                milestones=stage.milestones,
+                warmup=stage.warmup,
+            ),
+            reporter=self.reporter,
+            log_every=s.log_every,
+            checkpoint_every=s.checkpoint_every,
+            checkpoint_minutes=s.checkpoint_minutes,
+            extra={
+                "arch": s.backbone,
+                "method": stage.method,
+                "size": s.size,
+                "semantic_dim": s.semantic.dim,
+                "spatial": {"side": s.spatial.side, "width": s.spatial.width, "fused": s.spatial.fused},
+            },
+        )
+        if resumed is not None:
+            self.reporter.say(
+                f"going on with {task.name} at epoch {resumed['epoch']}, step {resumed['step']}"
+            )
+        loop.fit(resumed)
+        if self.main:
+            checkpoint.save(self.folder.checkpoints / f"{task.name}.ckpt", loop.state())
+        self.fabric.barrier()
+        task.close()
+
+    # ---- the end ---------------------------------------------------------------------------------------------------
+
+    def _finish(self, todo: Mapping[str, StageSettings]) -> None:
+        if not self.main:
+            return
+        s = self.settings
+        final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
+        backbone = {
+            name.removeprefix("pyramid."): value.float().contiguous()
+            if value.is_floating_point()
+            else value.contiguous()
+            for name, value in final.query.items()
+            if name.startswith("pyramid.")
+        }
+        facts = {
+            "arch": s.backbone,
+            "method": [stage.method for stage in todo.values()],
+            "size": s.size,
+            "mean": list(IMAGENET_MEAN),
+            "std": list(IMAGENET_STD),
+            "channels": "RGB",
+        }
+        write_atomic(self.folder.backbone, seal(backbone, facts))
+        rows = self.metrics.rows()
+        last = {
+            str(r["stage"]): r for r in rows if "loss" in r and r["stage"] in todo
+        }  # the last row of each
+        knn = [r["knn"] for r in rows if "knn" in r]
+        seconds = time.monotonic() - self.began
+        summary = {
+            "backbone": facts,
+            "data": {
+                "description": self.source.description,
+                "images": len(self.source),
+                "bad": self.bad.known,
+            },
+            "stages": last,
+            "knn": {"before": knn[0], "after": knn[-1]} if knn else None,
+            "machine": machine()
+            | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
+            "seconds_of_this_process": round(seconds, 1),
+        }
+        self.folder.write_summary(summary)
+        with self.reporter.reporting():
+            self._conclude(seconds, self.conclusion(last, knn))
+
+    def _conclude(self, seconds: float, learned: str) -> None:
+        """The last lines."""
+        self.reporter.say("")
+        self.reporter.say(f"done in {duration(seconds)}" + (f"; {learned}" if learned else ""), style="bold")
+        if self.bad.known:
+            self.reporter.say(
+                f"{count(self.bad.known, 'image')} could not be used: {self.folder.bad_images} lists them"
+            )
+        self.reporter.say(f"the backbone is {self.folder.backbone}")
+        library = "timm" if self.settings.backbone.startswith("timm:") else "torchvision"
+        self.reporter.say(
+            f"use it:   hetcl export {self.folder.path} --format {library} --out backbone.pth   "
+            "(`hetcl export --help` lists others)"
+        )
+
+    @staticmethod
+    def conclusion(last: Mapping[str, Mapping[str, Any]], knn: Sequence[Any]) -> str:
+        """What was learned, in words."""
+        row = list(last.values())[-1] if last else {}
+        words = []
+        if "accuracy_batch" in row:
+            words.append(
+                f"an image finds its other view in its batch in {row['accuracy_batch']:.1%} of cases"
+            )
+        elif "accuracy" in row:
+            words.append(f"training accuracy {row['accuracy']:.1%}")
+        if len(knn) > 1:
+            words.append(f"kNN accuracy went from {knn[0]:.1%} (before training) to {knn[-1]:.1%}")
+        return ", ".join(words)
