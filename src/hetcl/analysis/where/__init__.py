@@ -1,0 +1,1 @@
+"""Where things are, asked of frozen maps: correspondence, localization, and classes of cells."""

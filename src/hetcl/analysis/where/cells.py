@@ -1,0 +1,88 @@
+"""Classes of cells: which class fills a cell, and mean IoU with its interval.
+
+n  images     K  classes     S  side of the grid     L = S * S
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from hetcl.analysis.statistics import Estimate
+
+VOID = 255
+"""Of a label map: does not count."""
+DRAWS = 1000
+"""Of the bootstrap."""
+
+
+def cell_labels(label_map: np.ndarray, side: int) -> np.ndarray:
+    """The class that fills most of each cell, of equals the smaller: uint8 ``[side, side]``, 255 where void fills most.
+
+    The map is laid under a grid that is stretched over it; a pixel belongs to the cell that holds its centre, and where
+    cells are smaller than pixels, to the nearest.
+
+    Args:
+        label_map: uint8 ``[H, W]``, 255 void.
+        side: S.
+    """
+    height, width = label_map.shape
+    rows, columns = _parts(height, side), _parts(width, side)
+    out = np.empty((side, side), np.uint8)
+    for i, (top, bottom) in enumerate(rows):
+        for j, (left, right) in enumerate(columns):
+            counts = np.bincount(label_map[top:bottom, left:right].ravel(), minlength=256)
+            out[i, j] = counts.argmax()
+    return out
+
+
+def _parts(length: int, side: int) -> list[tuple[int, int]]:
+    """First and last pixel of each cell along an axis, at least one each."""
+    edges = np.ceil(np.arange(side + 1) * length / side - 0.5).astype(int)
+    near = np.floor((np.arange(side) + 0.5) * length / side).astype(int).clip(0, length - 1)
+    return [(a, b) if b > a else (m, m + 1) for a, b, m in zip(edges[:-1], edges[1:], near, strict=True)]
+
+
+def counts_of(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndarray:
+    """Cells of each class that are right, that are true, and that are predicted: int64 ``[3, K]``, void left out."""
+    known = truth != VOID
+    p, t = predicted[known].astype(np.int64), truth[known].astype(np.int64)
+    right, true, called = (np.bincount(x, minlength=classes) for x in (t[p == t], t, p))
+    return np.stack([right, true, called])
+
+
+def iou_of(counts: np.ndarray) -> np.ndarray:
+    """IoU of each class ``[..., K]`` from counts ``[..., 3, K]``; NaN for a class that is neither true nor predicted."""
+    right, true, called = (counts[..., i, :].astype(np.float64) for i in range(3))
+    whole = true + called - right
+    return np.divide(right, whole, out=np.full(right.shape, np.nan), where=whole > 0)
+
+
+def mean_iou(counts: np.ndarray, *, seed: int = 0, confidence: float = 0.95) -> Estimate:
+    """Mean IoU over the classes, with a bootstrap interval over images (percentiles of ``DRAWS`` draws).
+
+    Args:
+        counts: ``[n, 3, K]``, as :func:`counts_of` gives them for each image.
+    """
+    drawn = _drawn(counts, seed)
+    return _estimate(float(np.nanmean(iou_of(counts.sum(axis=0)))), drawn, confidence)
+
+
+def paired_mean_iou(
+    first: np.ndarray, second: np.ndarray, *, seed: int = 0, confidence: float = 0.95
+) -> Estimate:
+    """The first's mean IoU minus the second's on the same images, with the bootstrap interval of the difference."""
+    value = np.nanmean(iou_of(first.sum(axis=0))) - np.nanmean(iou_of(second.sum(axis=0)))
+    return _estimate(float(value), _drawn(first, seed) - _drawn(second, seed), confidence)
+
+
+def _drawn(counts: np.ndarray, seed: int) -> np.ndarray:
+    """Mean IoU of each draw of n images out of n: ``[DRAWS]``; the same draws for equal n and seed."""
+    n = len(counts)
+    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64)
+    sums = (weights @ counts.reshape(n, -1)).reshape(DRAWS, *counts.shape[1:])
+    return np.nanmean(iou_of(sums), axis=-1)
+
+
+def _estimate(value: float, drawn: np.ndarray, confidence: float) -> Estimate:
+    low, high = np.nanquantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
+    return Estimate(value, min(value, float(low)), max(value, float(high)))
