@@ -51,7 +51,7 @@ def counts_of(predicted: np.ndarray, truth: np.ndarray, classes: int) -> np.ndar
 
 
 def iou_of(counts: np.ndarray) -> np.ndarray:
-    """IoU of each class ``[..., K]`` from counts ``[..., 3, K]``; NaN for a class that is neither true nor predicted."""
+    """IoU of each class ``[..., K]`` from counts ``[..., 3, K]``; NaN for one that is neither true nor predicted."""
     right, true, called = (counts[..., i, :].astype(np.float64) for i in range(3))
     whole = true + called - right
     return np.divide(right, whole, out=np.full(right.shape, np.nan), where=whole > 0)

@@ -2,9 +2,9 @@
 
     B  images     C  channels     S  side of the grid of cells     L = S * S
 
-Two crops have known boxes, so for the centre of each cell of the first the true place in the second is known. The cell's
-feature is held against all cells of the second; the nearest one is right when its centre lies within so many cells of
-the true place, in either direction (PCK, the percentage of correct keypoints): 0.5 is the very cell.
+Two crops have known boxes, so for the centre of each cell of the first the true place in the second is known. The
+cell's feature is held against all cells of the second; the nearest one is right when its centre lies within so many
+cells of the true place, in either direction (PCK, the percentage of correct keypoints): 0.5 is the very cell.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
     n  images
 
-Boxes are left, top, right, bottom in shares of the image's width and height, float64 ``[n, 4]``. The overlap of two boxes
-does not change when an axis is scaled, so images of any shape count alike.
+Boxes are left, top, right, bottom in shares of the image's width and height, float64 ``[n, 4]``. The overlap of two
+boxes does not change when an axis is scaled, so images of any shape count alike.
 """
 
 from __future__ import annotations

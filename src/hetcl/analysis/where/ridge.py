@@ -2,9 +2,9 @@
 
     n  rows to fit     m  rows to predict     D  dimensions     T  targets     F  folds
 
-Minimises ``|Y - X W - b|^2 + penalty |W|^2``; the intercept ``b`` is not penalised. The smaller of two systems is solved,
-D x D or n x n (the same function), in float64. Penalties are given as shares of the mean eigenvalue of the centred
-features' Gram matrix, so that they mean the same at any scale and number of rows.
+Minimises ``|Y - X W - b|^2 + penalty |W|^2``; the intercept ``b`` is not penalised. The smaller of two systems is
+solved, D x D or n x n (the same function), in float64. Penalties are given as shares of the mean eigenvalue of the
+centred features' Gram matrix, so that they mean the same at any scale and number of rows.
 """
 
 from __future__ import annotations
