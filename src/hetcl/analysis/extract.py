@@ -6,18 +6,21 @@ Shapes: B images, H W pixels, S side of a grid, D dimensions (``hetcl/types.py``
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import TypeVar
 
 import torch
+from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
 from hetcl.model.branches import resize_to
 from hetcl.model.embedding import normalize
-from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from hetcl.weights.encoder import Encoder
 from hetcl.weights.facts import InputFacts
 
+T = TypeVar("T")
 LEVELS = ("c2", "c3", "c4", "c5")
 """Levels of the pyramid, finest first."""
 
@@ -113,3 +116,14 @@ class Extractor(nn.Module):
         level, side = (3, 1) if feature == "pooled" else _level(feature)
         x = resize_to(maps[level], side).flatten(1).float()
         return normalize(x) if self.unit else x
+
+
+@torch.no_grad()
+def look(
+    module: Callable[[Tensor], T], images: Tensor, color: Tensor, photometric: Photometric, *,
+    fabric: Fabric, layout: torch.memory_format = torch.contiguous_format,
+) -> T:  # fmt: skip
+    """What a module makes of images as they leave a loader: uint8 ``[B, 3, H, W]``, draws ``[B, P]`` on the host."""
+    x = photometric(images.to(fabric.device, non_blocking=True), color).contiguous(memory_format=layout)
+    with fabric.autocast():
+        return module(x)

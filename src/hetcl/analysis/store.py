@@ -1,11 +1,11 @@
 """Features on disk: written once, a step at a time in any order, then read memory-mapped as often as one likes.
 
-A folder for each (weights, features, views, size, data, seed): ``query.npy`` and ``key.npy`` float32 ``[n, D]`` with
-the parts side by side, ``index.npy`` int64 ``[n]``, ``boxes.npy`` float32 ``[n, 2, 4]``; ``steps.npy`` says which steps
-have been written, with the CRC-32 of each; ``facts.json`` what it is and, at the end, that it is whole, with the CRC-32
-of each file. A process killed at any moment loses the steps since the last :meth:`Folder.flush`, no more. Whoever goes
-on with a folder compares it with its checksums once (3 GB a second of one core), and computes again what is damaged.
-n images in the keyed random order, D dimensions, B a step's.
+A folder for each thing that features are a function of (weights, features, views, size, data, seed). Each column is a
+file ``NAME.npy`` with a row for each image; the column ``index`` (int64) says which image of the source it is.
+``steps.npy`` says which steps have been written, with the CRC-32 of each; ``facts.json`` what it is and, at the end,
+that it is whole, with the CRC-32 of each file. A process killed at any moment loses the steps since the last
+:meth:`Store.flush`, no more. Whoever goes on with a folder compares it with its checksums once (3 GB a second of one
+core), and computes again what is damaged. n images, B images of a step.
 """
 
 from __future__ import annotations
@@ -17,10 +17,9 @@ import logging
 import os
 import shutil
 import zlib
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 
@@ -33,31 +32,10 @@ log = logging.getLogger(__name__)
 
 CHUNK = 8192
 """Rows copied at a time when rows of unusable images are taken out."""
-ROWS = ("query", "key", "index", "boxes")
-"""The files that have a row for each image."""
 UNREADABLE = (OSError, ValueError, TypeError, EOFError, SyntaxError, OverflowError)
 """What a damaged ``.npy`` file may raise."""
 WRITTEN = 1 << 32
 """Marks a step that was written; the bits below are the CRC-32 of its rows."""
-
-
-@dataclass(frozen=True)
-class Features:
-    """Finished features of ``n`` images, memory-mapped: reading them costs no memory of the process."""
-
-    query: np.ndarray
-    """float32 ``[n, D]``: of view 1."""
-    key: np.ndarray
-    """float32 ``[n, D]``: of view 2."""
-    index: np.ndarray
-    """int64 ``[n]``: which image of the source."""
-    boxes: np.ndarray
-    """float32 ``[n, 2, 4]``: crop rectangles of both views in pixels of the original."""
-    dims: dict[str, int]
-    """Dimensions of each part, in order."""
-
-    def __len__(self) -> int:
-        return len(self.index)
 
 
 def plain(name: str) -> str:
@@ -65,48 +43,36 @@ def plain(name: str) -> str:
     return "".join(c if c.isalnum() or c in "-_." else "-" for c in name).strip("-.")[:80]
 
 
-class Folder:
-    """Where the features of one model under one kind of views are kept.
+class Store:
+    """Columns of features, kept in a folder.
 
     Args:
         root: the folder of all of them.
         name: for people; the folder's name begins with it.
         key: everything that the features are a function of; its hash ends the folder's name.
-        dims: dimensions of each part.
+        columns: type of a row of each, as ``numpy.dtype`` takes it: ``("float32", (2, 4))``. ``index`` is added.
         images: n, before unusable ones are taken out.
-        batch: B, images in a step.
+        batch: B.
     """
 
     def __init__(
-        self,
-        root: Path,
-        name: str,
-        key: Mapping[str, Any],
-        *,
-        dims: Mapping[str, int],
-        images: int,
-        batch: int,
-    ) -> None:
+        self, root: Path, name: str, key: Mapping[str, Any], columns: Mapping[str, Any], *, images: int, batch: int
+    ) -> None:  # fmt: skip
         text = json.dumps(dict(key), sort_keys=True)
         digest = hashlib.blake2b(text.encode(), digest_size=6).hexdigest()
         self.path = root / f"{plain(name)}-{digest}"
-        self.key, self.dims, self.images, self.batch = json.loads(text), dict(dims), images, batch
-        width = sum(self.dims.values())
-        self._shapes: dict[str, tuple[tuple[int, ...], Any]] = {
-            "query": ((images, width), np.float32),
-            "key": ((images, width), np.float32),
-            "index": ((images,), np.int64),
-            "boxes": ((images, 2, 4), np.float32),
-            "steps": ((-(-images // batch),), np.uint64),
-        }
+        self.key, self.images, self.batch = json.loads(text), images, batch
+        self.columns = {name: np.dtype(kind) for name, kind in {**columns, "index": np.int64}.items()}
+        self._files = self.columns | {"steps": np.dtype(np.uint64)}
+        self._rows = dict.fromkeys(self.columns, images) | {"steps": -(-images // batch)}
         self._sound: bool | None = None
-        self._files: dict[str, tuple[int, int, int]] = {}
+        self._open: dict[str, tuple[int, int]] = {}
         self._unmarked: dict[int, int] = {}
 
     @property
-    def bytes(self) -> int:
-        """What the finished folder takes on disk."""
-        return sum(int(np.prod(shape)) * np.dtype(kind).itemsize for shape, kind in self._shapes.values())
+    def size(self) -> int:
+        """Bytes that the finished folder takes on disk."""
+        return sum(self._rows[name] * kind.itemsize for name, kind in self._files.items())
 
     @property
     def finished(self) -> bool:
@@ -123,9 +89,8 @@ class Folder:
     def _in_place(self, sums: Any) -> bool:
         """Whether the files have the CRC-32 that ``sums`` says; whoever was stopped between their renames is helped."""
         with contextlib.suppress(OSError, TypeError, KeyError):
-            for name in ROWS:
-                file = self.path / f"{name}.npy"
-                part = file.with_name(f"{name}.npy.part")
+            for name in self.columns:
+                file, part = self._file(name), self._file(name, "npy.part")
                 with contextlib.suppress(FileNotFoundError):  # mostly; or another process was first
                     if crc_of(part) == sums[name]:
                         os.replace(part, file)
@@ -141,8 +106,14 @@ class Folder:
         return {}
 
     def _write_facts(self, **more: Any) -> None:
-        facts = {"key": self.key, "dims": self.dims, "batch": self.batch, "images": self.images, **more}
+        facts = {"key": self.key, "batch": self.batch, "images": self.images, **more}
         write_atomic(self.path / "facts.json", seal(facts))
+
+    def _file(self, name: str, ending: str = "npy") -> Path:
+        return self.path / f"{name}.{ending}"
+
+    def _array(self, name: str) -> np.ndarray:
+        return np.load(self._file(name), mmap_mode="r")
 
     # ---- writing -----------------------------------------------------------------------------------------------
 
@@ -156,69 +127,73 @@ class Folder:
                 )
             self._write_facts(finished=False)
             return
+        if self.path.exists() and self._sound is None:
+            log.warning(
+                "what is in %s is of another batch, of another hetcl or damaged, and is computed again",
+                self.path,
+            )
         try:
             shutil.rmtree(self.path, ignore_errors=True)
             self.path.mkdir(parents=True)
-            for name, (shape, kind) in self._shapes.items():
-                with create(self.path / f"{name}.npy") as f:
-                    header = {
-                        "descr": np.lib.format.dtype_to_descr(np.dtype(kind)),
-                        "fortran_order": False,
-                        "shape": shape,
-                    }
-                    np.lib.format.write_array_header_1_0(f, header)
-                    f.truncate(f.tell() + int(np.prod(shape)) * np.dtype(kind).itemsize)
+            for name, kind in self._files.items():
+                with self._new(name, self._rows[name]) as f:
+                    f.truncate(f.tell() + self._rows[name] * kind.itemsize)
         except OSError as e:
             raise disk_problem(self.path, e) from None
         self._write_facts(finished=False)
+
+    @contextlib.contextmanager
+    def _new(self, name: str, rows: int, ending: str = "npy") -> Iterator[IO[bytes]]:
+        """A new file with the header of so many rows of a column. Raises ``OSError``."""
+        kind = self._files[name]
+        descr = np.lib.format.dtype_to_descr(kind.base)
+        with create(self._file(name, ending)) as f:
+            shape = (rows, *kind.shape)
+            np.lib.format.write_array_header_1_0(f, {"descr": descr, "fortran_order": False, "shape": shape})
+            yield f
 
     def _whole(self) -> bool:
         """Whether all files are there with the shapes of an unfinished pass."""
         try:
             return all(
-                (array := np.load(self.path / f"{name}.npy", mmap_mode="r")).shape == shape
-                and array.dtype == kind
-                and (self.path / f"{name}.npy").stat().st_size == array.offset + array.nbytes
-                for name, (shape, kind) in self._shapes.items()
+                (array := self._array(name)).shape == (self._rows[name], *kind.shape)
+                and array.dtype == kind.base
+                and self._file(name).stat().st_size == array.offset + array.nbytes  # type: ignore[attr-defined]
+                for name, kind in self._files.items()
             )
         except UNREADABLE:
             return False
 
     def _damaged(self) -> int:
         """Unmark the steps whose rows are no longer as they were written, and say how many. Raises ``WorkFailed``."""
-        marks = np.load(self.path / "steps.npy")
-        files = {name: np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ROWS}
+        marks = np.load(self._file("steps"))
+        arrays = {name: self._array(name) for name in self.columns}
         wrong = 0
-        for step in np.flatnonzero(marks):
-            place = slice(int(step) * self.batch, (int(step) + 1) * self.batch)
-            usable = int(np.count_nonzero(files["index"][place] >= 0))
-            rows = {name: files[name][place] for name in ROWS}
-            if int(marks[step]) != WRITTEN | _crc(
-                {**{n: rows[n][:usable] for n in ROWS}, "index": rows["index"]}
-            ):
-                self._put("steps", int(step), np.zeros(1, np.uint64))
+        for step in np.flatnonzero(marks).tolist():
+            rows = {n: a[step * self.batch : (step + 1) * self.batch] for n, a in arrays.items()}
+            usable = int(np.count_nonzero(rows["index"] >= 0))
+            rows = {n: r if n == "index" else r[:usable] for n, r in rows.items()}
+            if int(marks[step]) != WRITTEN | _crc(rows):
+                self._put("steps", step, np.zeros(1, np.uint64))
                 wrong += 1
         self.close()
         return wrong
 
     def todo(self) -> np.ndarray:
         """Steps that have not been written: int64."""
-        return np.flatnonzero(np.load(self.path / "steps.npy") == 0)
+        return np.flatnonzero(np.load(self._file("steps")) == 0)
 
-    def write(
-        self, step: int, query: np.ndarray, key: np.ndarray, index: np.ndarray, boxes: np.ndarray
-    ) -> None:
-        """The rows of a step: ``query, key [b, D]``, ``index [b]`` of the usable images, ``boxes [b, 2, 4]``; b <= B.
+    def write(self, step: int, **rows: np.ndarray) -> None:
+        """The rows of a step: ``[b, ...]`` of each column, of the b <= B images that can be used.
 
         Raises:
             WorkFailed: the disk refuses.
         """
         start = step * self.batch
-        full = min(self.batch, self.images - start)
-        padded = np.full(full, -1, np.int64)
-        padded[: len(index)] = index
-        rows = {"query": query, "key": key, "index": padded, "boxes": boxes}
-        arrays = {name: np.ascontiguousarray(rows[name], self._shapes[name][1]) for name in ROWS}
+        padded = np.full(min(self.batch, self.images - start), -1, np.int64)
+        padded[: len(rows["index"])] = rows["index"]
+        whole = {**rows, "index": padded}
+        arrays = {n: np.ascontiguousarray(whole[n], kind.base) for n, kind in self.columns.items()}
         for name, array in arrays.items():
             self._put(name, start, array)
         self._unmarked[step] = WRITTEN | _crc(arrays)
@@ -226,28 +201,21 @@ class Folder:
     def _put(self, name: str, row: int, values: np.ndarray) -> None:
         """Write rows by plain file writes: on a full disk these fail, where a memory map would kill the process."""
         try:
-            if name not in self._files:
-                descriptor = os.open(self.path / f"{name}.npy", os.O_RDWR)
-                offset = np.load(self.path / f"{name}.npy", mmap_mode="r").offset
-                shape, kind = self._shapes[name]
-                self._files[name] = (
-                    descriptor,
-                    offset,
-                    int(np.prod(shape[1:], dtype=np.int64)) * np.dtype(kind).itemsize,
-                )
-            descriptor, offset, size = self._files[name]
-            data = memoryview(np.ascontiguousarray(values, self._shapes[name][1]).tobytes())
-            place = offset + row * size
+            if name not in self._open:
+                offset = self._array(name).offset  # type: ignore[attr-defined]
+                self._open[name] = os.open(self._file(name), os.O_RDWR), offset
+            descriptor, offset = self._open[name]
+            data, place = memoryview(values.tobytes()), offset + row * self._files[name].itemsize
             while len(data):
                 done = os.pwrite(descriptor, data, place)
                 data, place = data[done:], place + done
         except OSError as e:
-            raise disk_problem(self.path / f"{name}.npy", e) from None
+            raise disk_problem(self._file(name), e) from None
 
     def flush(self) -> None:
         """Have what was written on disk, and only then mark its steps as done. Raises ``WorkFailed``."""
         try:
-            for descriptor, _, _ in self._files.values():
+            for descriptor, _ in self._open.values():
                 os.fsync(descriptor)
         except OSError as e:
             raise disk_problem(self.path, e) from None
@@ -258,9 +226,9 @@ class Folder:
     def close(self) -> None:
         """Flush, and let go of the files."""
         self.flush()
-        for descriptor, _, _ in self._files.values():
+        for descriptor, _ in self._open.values():
             os.close(descriptor)
-        self._files = {}
+        self._open = {}
 
     def finish(self) -> None:
         """Take out the rows of unusable images, and say that the features are whole. One process calls it."""
@@ -269,13 +237,12 @@ class Folder:
         self.close()
         if self._damaged() or len(self.todo()):
             raise WorkFailed(f"{self.path} is not whole; go on with --resume")
-        kept = int(np.count_nonzero(np.load(self.path / "index.npy", mmap_mode="r") >= 0))
-        ending = "npy"
-        if kept < self.images:
-            self._compact(kept)
-            ending = "npy.part"
+        kept = int(np.count_nonzero(self._array("index") >= 0))
+        ending = "npy" if kept == self.images else "npy.part"
         try:
-            sums = {name: crc_of(self.path / f"{name}.{ending}") for name in ROWS}
+            if kept < self.images:
+                self._compact(kept)
+            sums = {name: crc_of(self._file(name, ending)) for name in self.columns}
         except OSError as e:
             raise disk_problem(self.path, e) from None
         self._write_facts(finished=True, kept=kept, files=sums)
@@ -284,42 +251,40 @@ class Folder:
         self._sound = True
 
     def _compact(self, kept: int) -> None:
-        """Copies of the files without the rows of unusable images, beside them."""
-        index = np.load(self.path / "index.npy", mmap_mode="r")
-        try:
-            for name in ROWS:
-                old = np.load(self.path / f"{name}.npy", mmap_mode="r")
-                with create(self.path / f"{name}.npy.part") as f:
-                    descr = np.lib.format.dtype_to_descr(old.dtype)
-                    header = {"descr": descr, "fortran_order": False, "shape": (kept, *old.shape[1:])}
-                    np.lib.format.write_array_header_1_0(f, header)
-                    for start in range(0, self.images, CHUNK):
-                        chosen = np.asarray(index[start : start + CHUNK]) >= 0
-                        f.write(np.ascontiguousarray(old[start : start + CHUNK][chosen]).tobytes())
-        except OSError as e:
-            raise disk_problem(self.path, e) from None
+        """Copies of the files without the rows of unusable images, beside them. Raises ``OSError``."""
+        index = self._array("index")
+        for name in self.columns:
+            old = self._array(name)
+            with self._new(name, kept, "npy.part") as f:
+                for start in range(0, self.images, CHUNK):
+                    chosen = np.asarray(index[start : start + CHUNK]) >= 0
+                    f.write(np.ascontiguousarray(old[start : start + CHUNK][chosen]).tobytes())
 
     # ---- reading -----------------------------------------------------------------------------------------------
 
-    def read(self) -> Features:
-        """The finished features. Raises ``WorkFailed`` when files were damaged."""
+    def read(self) -> dict[str, np.ndarray]:
+        """The finished columns, memory-mapped: reading them costs no memory of the process.
+
+        Raises:
+            WorkFailed: they are damaged.
+        """
         kept = self._facts().get("kept")
         try:
             if not self.finished:
                 raise ValueError("they are not whole, or damaged")
-            arrays = {name: np.load(self.path / f"{name}.npy", mmap_mode="r") for name in ROWS}
+            arrays = {name: self._array(name) for name in self.columns}
             if any(len(a) != kept for a in arrays.values()):
                 raise ValueError("rows are missing")
         except UNREADABLE as e:
             raise WorkFailed(
                 f"cannot read the features in {self.path}: {e}; remove that folder and go on with --resume"
             ) from None
-        return Features(**arrays, dims=self.dims)
+        return arrays
 
 
 def _crc(rows: Mapping[str, np.ndarray]) -> int:
     """CRC-32 of a step's rows."""
     crc = 0
-    for name in ROWS:
+    for name in rows:
         crc = zlib.crc32(np.ascontiguousarray(rows[name]).tobytes(), crc)
     return crc

@@ -23,10 +23,9 @@ from hetcl.downstream.annotations import Annotations, DetectionSet, Segmentation
 from hetcl.draws import Key, generator, permute
 from hetcl.errors import InputError
 from hetcl.types import BadImage, BadRecord
+from hetcl.views.loader import or_another
 from hetcl.views.workers import Pool
 
-TRIES = 50
-"""How many images in a row may fail to replace one before the data set is given up."""
 MOST_BYTES = 4 << 30
 """Of the masks of an image."""
 PADDING = (124, 116, 104)
@@ -252,42 +251,6 @@ def _tensor(pixels: np.ndarray) -> Tensor:
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 
-class _Steps:
-    """The local batch of a step: what the workers compute."""
-
-    def __init__(
-        self, examples: Examples, stream: Stream, batch: int, share: slice, key: tuple[Key, ...]
-    ) -> None:
-        self.examples, self.stream, self.batch, self.share, self.key = examples, stream, batch, share, key
-
-    def __call__(self, _: int, step: int) -> Batch:
-        positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.share]
-        bad: list[BadRecord] = []
-        made = [
-            self._one(int(p), int(i), bad) for p, i in zip(positions, self.stream(positions), strict=True)
-        ]
-        return Batch(tuple(image for image, _ in made), tuple(target for _, target in made), tuple(bad))
-
-    def _one(self, position: int, index: int, bad: list[BadRecord]) -> tuple[Tensor, Target]:
-        """The image at a position, or the one that takes its place."""
-        candidate, failed = index, dict[int, BadRecord]()
-        for attempt in range(TRIES):
-            try:
-                made = self.examples(candidate, generator(*self.key, position))
-            except BadImage as error:
-                failed[candidate] = BadRecord(candidate, self.examples.name(candidate), str(error))
-                rng = generator(*self.key, position, "replacement", attempt)
-                candidate = int(rng.integers(len(self.examples)))
-                continue
-            bad.extend(failed.values())
-            return made
-        first = next(iter(failed.values()))
-        raise InputError(
-            f"{self.examples.description}: drawn {TRIES} times, no image could be used, from {first.name} "
-            f"({first.reason}) on; check the data"
-        )
-
-
 class TargetLoader:
     """Training batches from any step on.
 
@@ -319,9 +282,9 @@ class TargetLoader:
             raise InputError(
                 f"a batch of {batch} does not split over {ranks} processes; choose a multiple of {ranks}"
             )
-        local = batch // ranks
-        share = slice(rank * local, (rank + 1) * local)
-        self._pool = Pool(_Steps(examples, stream, batch, share, (seed, "finetune")), workers, pin)
+        self.examples, self.stream, self.batch, self.key = examples, stream, batch, (seed, "finetune")
+        self._share = slice(rank * (batch // ranks), (rank + 1) * (batch // ranks))
+        self._pool = Pool(self._step, workers, pin)
         self._next = -1
 
     def steps(self, start: int, stop: int) -> Iterator[Batch]:
@@ -342,6 +305,25 @@ class TargetLoader:
     def close(self) -> None:
         """Stop the workers."""
         self._pool.close()
+
+    def _step(self, _: int, step: int) -> Batch:
+        """The local batch: what the workers compute."""
+        positions = np.arange(step * self.batch, (step + 1) * self.batch)[self._share]
+        made = [self._one(int(p), int(i)) for p, i in zip(positions, self.stream(positions), strict=True)]
+        pairs, bad = zip(*made, strict=True)
+        images, targets = zip(*pairs, strict=True)
+        return Batch(images, targets, tuple(record for records in bad for record in records))
+
+    def _one(self, position: int, index: int) -> tuple[tuple[Tensor, Target], list[BadRecord]]:
+        """The image at a position, or the one that takes its place; and those that could not be used."""
+        key = (*self.key, position)
+        return or_another(
+            index,
+            lambda i: self.examples(i, generator(*key)),
+            data=self.examples,
+            name=self.examples.name,
+            key=key,
+        )
 
 
 def _from(step: int) -> Iterator[int]:

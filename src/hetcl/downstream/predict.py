@@ -21,6 +21,7 @@ from hetcl.downstream import masks
 from hetcl.downstream.annotations import DetectionSet, Prediction, SegmentationSet
 from hetcl.downstream.scores import Confusion
 from hetcl.errors import WorkFailed
+from hetcl.training.bad_images import too_many
 from hetcl.types import BadImage, BadRecord
 from hetcl.views.workers import Pool
 
@@ -202,9 +203,6 @@ def _all_bad(bad: list[BadRecord], images: int, max_bad: float, description: str
     """Unusable images of all ranks. Raises ``WorkFailed`` when they are too many."""
     every = sorted((r for records in _gathered(bad) for r in records), key=lambda r: r.index)
     if len(every) > max_bad * images:
-        first = every[0]
-        raise WorkFailed(
-            f"{description}: {len(every)} of {images} images cannot be used, more than max_bad = {max_bad:.0%}; "
-            f"the first is {first.name} ({first.reason}): mend the data, or raise max_bad"
-        )
+        first = f"the first is {every[0].name} ({every[0].reason})"
+        raise WorkFailed(f"{description}: {too_many(len(every), f'{images} images', max_bad, first)}")
     return every

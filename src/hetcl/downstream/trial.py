@@ -10,11 +10,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hetcl.downstream.loader import TRIES, Examples
+from hetcl.downstream.loader import Examples
 from hetcl.draws import generator
 from hetcl.errors import InputError, out_of_memory
 from hetcl.training.memory import bytes_of
 from hetcl.types import BadImage
+from hetcl.views.loader import TRIES
 
 FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError)
 

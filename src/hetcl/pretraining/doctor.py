@@ -19,10 +19,10 @@ import numpy as np
 import torch
 from lightning_fabric import Fabric
 
-from hetcl.analysis.probe.labelled import why_none
 from hetcl.errors import InputError
 from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
+from hetcl.images.subset import why_none
 from hetcl.machine import cores
 from hetcl.pretraining.build import build_model, build_task
 from hetcl.pretraining.monitors import some_images

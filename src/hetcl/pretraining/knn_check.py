@@ -5,6 +5,7 @@ N images, C channels of C5.
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -13,11 +14,13 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from hetcl.analysis.extract import look
+from hetcl.errors import InputError
 from hetcl.model.group_norm import group_batch_norm
 from hetcl.model.norm_statistics import is_unmeasured, measuring
 from hetcl.pretraining import monitors
 from hetcl.types import Source
-from hetcl.views.loader import ordered
+from hetcl.views.central import Central
 from hetcl.views.photometric import Photometric
 from hetcl.views.policies import POLICIES
 
@@ -59,9 +62,9 @@ class KnnCheck:
     ) -> None:
         self.source, self.held_out, self.fabric = source, held_out, fabric
         self.bank, self.queries, self.k, self.seed, self.window = bank, queries, k, seed, window
-        self.look: dict[str, Any] = {"size": size, "batch": min(256, batch), "workers": workers}
+        self.views: dict[str, Any] = {"size": size, "batch": min(256, batch), "workers": workers}
         self.photometric = Photometric(POLICIES["none"], dtype=dtype)
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def accuracy(self, pyramid: nn.Module) -> dict[str, float]:
         """``{"knn": accuracy}`` of the pooled C5; nothing without labels. On the first rank alone."""
@@ -83,7 +86,7 @@ class KnnCheck:
         if (
             is_unmeasured(pyramid) and take > 1
         ):  # with such statistics random weights would look worse than they are
-            whole = min(take, MEASURED) // self.look["batch"] * self.look["batch"]
+            whole = min(take, MEASURED) // self.views["batch"] * self.views["batch"]
             pyramid = group_batch_norm(copy.deepcopy(pyramid), 1)
             with measuring(pyramid):
                 self._features(pyramid, source, order[: whole or take])
@@ -91,18 +94,25 @@ class KnnCheck:
         asking = self._features(pyramid, queries_from, asked)
         return {"knn": monitors.knn_accuracy(*bank, *asking, k=self.k)}
 
-    @torch.no_grad()
     def _features(self, pyramid: nn.Module, source: Source, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Pooled C5 ``[N, C]`` and labels ``[N]`` of labelled images."""
-        features, labels = [], []
+        features, labels, reason = [], [], ""
         indices = np.sort(indices) if self.window else indices  # one shard after the other
-        for batch in ordered(source, indices, **self.look):
-            images = self.photometric(batch.images[0].to(self.fabric.device), batch.color[0])
-            images = images.contiguous(memory_format=self.format)
-            with self.fabric.autocast():
-                pooled = pyramid(images)[-1].mean(dim=(2, 3))
-            assert batch.label is not None
-            keep = batch.label >= 0
-            features.append(pooled.float()[keep.to(pooled.device)])
-            labels.append(batch.label[keep].to(pooled.device))
+        with contextlib.closing(Central(source, indices, **self.views)) as central:
+            for _, views in central.run(range(central.steps)):
+                (batch,) = views.values()
+                reason = reason or (batch.bad[0].reason if batch.bad else "")
+                if len(batch.index):
+                    assert batch.label is not None
+                    pooled = look(
+                        lambda x: pyramid(x)[-1].mean(dim=(2, 3)), batch.images[0], batch.color[0],
+                        self.photometric, fabric=self.fabric, layout=self.layout,
+                    )  # fmt: skip
+                    keep = batch.label >= 0
+                    features.append(pooled.float()[keep.to(pooled.device)])
+                    labels.append(batch.label[keep].to(pooled.device))
+        if not features:
+            raise InputError(
+                f"{source.description}: none of {len(indices)} images can be used, e.g. {reason}"
+            )
         return torch.cat(features), torch.cat(labels)

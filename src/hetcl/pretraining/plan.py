@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from lightning_fabric import Fabric
 
-from hetcl.analysis.probe.labelled import with_labels
 from hetcl.errors import InputError
 from hetcl.images.sources import open_validation
+from hetcl.images.subset import with_labels
 from hetcl.runs.folder import RunFolder, absolute
 from hetcl.settings import (
     Settings,

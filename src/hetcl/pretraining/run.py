@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetcl.analysis.probe.labelled import why_none, with_labels
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
+from hetcl.images.subset import why_none, with_labels
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step

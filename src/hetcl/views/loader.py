@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -22,6 +23,7 @@ from hetcl.views import crops, photometric
 from hetcl.views.order import Order
 from hetcl.views.workers import Pool
 
+T = TypeVar("T")
 TRIES = 50
 """How many images in a row may fail to replace one before the data set is given up."""
 
@@ -81,6 +83,33 @@ def name_of(source: Source, index: int) -> str:
 def bad_record(source: Source, index: int, error: BadImage) -> BadRecord:
     """The record of an image that could not be used."""
     return BadRecord(index, name_of(source, index), str(error))
+
+
+def or_another(
+    index: int, make: Callable[[int], T], *, data: Any, name: Callable[[int], str], key: tuple[Key, ...]
+) -> tuple[T, list[BadRecord]]:
+    """What ``make`` gives for an image, or for the one that takes its place; and the images that could not be used.
+
+    Args:
+        make: raises ``BadImage`` for an image that cannot be used.
+        data: what the images are of, with its length and ``description``; ``name``: of its images, for messages.
+        key: what the draws of other images are a function of.
+
+    Raises:
+        InputError: so many in a row could not be used that the data is given up.
+    """
+    failed = dict[int, BadRecord]()
+    for attempt in range(TRIES):
+        try:
+            return make(index), list(failed.values())
+        except BadImage as error:
+            failed[index] = BadRecord(index, name(index), str(error))
+            index = int(generator(*key, "replacement", attempt).integers(len(data)))
+    first = next(iter(failed.values()))
+    raise InputError(
+        f"{data.description}: drawn {TRIES} times, no image could be used, from {first.name} ({first.reason}) on; "
+        "check the data"
+    )
 
 
 def blank(views: int, count: int, size: int) -> torch.Tensor:
@@ -163,22 +192,14 @@ class ViewLoader:
             raise InputError(
                 f"a batch of {batch} does not split over {ranks} processes; choose a multiple of {ranks}"
             )
-        self.steps_per_epoch = -(-len(source) // batch)
-        self.local_batch = batch // ranks
-        key = (seed, stage)
+        self.source, self.policy, self.size, self.batch, self.views = source, policy, size, batch, views
+        self.max_pixels, self.key = max_pixels, (seed, stage)
+        self.steps_per_epoch, self.local_batch = -(-len(source) // batch), batch // ranks
+        self._share = slice(rank * self.local_batch, (rank + 1) * self.local_batch)
         window = window or getattr(source, "prefers_window", 0)
-        self._steps = _Steps(
-            source,
-            Order(len(source), *key, window=window, blocks=source.blocks() if window else None),
-            policy=policy,
-            size=size,
-            batch=batch,
-            views=views,
-            share=slice(rank * self.local_batch, (rank + 1) * self.local_batch),
-            key=key,
-            max_pixels=max_pixels,
-        )
-        self._pool = Pool(self._steps, workers, pin)
+        blocks = source.blocks() if window else None
+        self._order = Order(len(source), *self.key, window=window, blocks=blocks)
+        self._pool = Pool(self._step, workers, pin)
         self._next: tuple[int, int] | None = None
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[ViewBatch]:
@@ -201,81 +222,16 @@ class ViewLoader:
 
     def images(self, epoch: int, step: int) -> np.ndarray:
         """Which images a step asks for, before bad ones are replaced: int64 ``[B / R]``. Nothing is read."""
-        return self._steps.indices(epoch, step)
+        positions = np.arange(step * self.batch, (step + 1) * self.batch)[self._share] % len(self.source)
+        return self._order.indices(epoch, positions)
 
     def close(self) -> None:
         """Stop the workers. Not needed at the end of the program."""
         self._pool.close()
 
-
-def ordered(
-    source: Source,
-    indices: Sequence[int] | np.ndarray | range,
-    *,
-    size: int,
-    batch: int,
-    workers: int = 0,
-    max_pixels: int | None = None,
-    pin: bool = False,
-) -> Iterator[ViewBatch]:
-    """One central view of each image, in order, for features; the last batch is short.
-
-    Bad images are left out, so a batch may hold fewer rows (``index`` says which), never none; they are listed in
-    ``bad`` of the batch they were left out of, or of the next one that has rows, or of the last.
-
-    Args: as for :class:`ViewLoader`; ``indices`` may be a range, it is never copied whole.
-    """
-    steps = _Features(source, indices, size=size, batch=batch, max_pixels=max_pixels)
-    pool = Pool(steps, workers, pin)
-    held: ViewBatch | None = None
-    lost: tuple[BadRecord, ...] = ()
-    try:
-        pool.restart((0, step) for step in range(-(-len(indices) // batch)))
-        for found in pool:
-            if not len(found.index):
-                lost += found.bad
-                continue
-            if held is not None:
-                yield held
-            held, lost = replace(found, bad=lost + found.bad), ()
-        if held is not None:
-            yield replace(held, bad=held.bad + lost)
-        elif lost:
-            raise InputError(
-                f"{source.description}: none of {len(lost)} images can be used, e.g. {lost[0].reason}"
-            )
-    finally:
-        pool.close()
-
-
-def _from(epoch: int, start: int, steps: int) -> Iterator[tuple[int, int]]:
-    """(epoch, step) from there on, without end."""
-    while True:
-        yield from ((epoch, step) for step in range(start, steps))
-        epoch, start = epoch + 1, 0
-
-
-class _Steps:
-    """The local batch of (epoch, step): what the workers compute."""
-
-    def __init__(
-        self,
-        source: Source,
-        order: Order,
-        *,
-        policy: ViewPolicy,
-        size: int,
-        batch: int,
-        views: int,
-        share: slice,
-        key: tuple[Key, ...],
-        max_pixels: int | None,
-    ) -> None:
-        self.source, self.order, self.policy, self.size = source, order, policy, size
-        self.batch, self.views, self.share, self.key, self.max_pixels = batch, views, share, key, max_pixels
-
-    def __call__(self, epoch: int, step: int) -> ViewBatch:
-        indices = self.indices(epoch, step)
+    def _step(self, epoch: int, step: int) -> ViewBatch:
+        """The local batch: what the workers compute."""
+        indices = self.images(epoch, step)
         count = len(indices)
         images = blank(self.views, count, self.size)
         color = np.empty((self.views, count, len(photometric.COLUMNS)), np.float32)
@@ -284,11 +240,6 @@ class _Steps:
         for row, index in enumerate(indices.tolist()):
             views.append(self._sample(epoch, index, images[:, row].numpy(), color[:, row], bad))
         return collate(views, images, color, tuple(bad), self.source.classes is not None)
-
-    def indices(self, epoch: int, step: int) -> np.ndarray:
-        """The images of this rank's share of a step, before bad ones are replaced: int64 ``[B / R]``."""
-        positions = np.arange(step * self.batch, (step + 1) * self.batch)[self.share] % len(self.source)
-        return self.order.indices(epoch, positions)
 
     def _sample(
         self, epoch: int, index: int, images: np.ndarray, color: np.ndarray, bad: list[BadRecord]
@@ -309,54 +260,18 @@ class _Steps:
             area, ratio = self.policy.area, self.policy.ratio
             return [crops.box_from(draws, width, height, area, ratio) for draws in places]
 
-        candidate, failed = index, dict[int, BadRecord]()
-        for attempt in range(TRIES):
-            try:
-                cuts = render(self.source, candidate, choose, self.size, images, max_pixels=self.max_pixels)
-            except BadImage as error:
-                failed[candidate] = bad_record(self.source, candidate, error)
-                candidate = int(generator(*key, "replacement", attempt).integers(len(self.source)))
-                continue
-            bad.extend(failed.values())
-            return cuts
-        first = next(iter(failed.values()))
-        raise InputError(
-            f"{self.source.description}: drawn {TRIES} times, no image could be used, from {first.name} "
-            f"({first.reason}) on; check the data"
+        def make(candidate: int) -> Cuts:
+            return render(self.source, candidate, choose, self.size, images, max_pixels=self.max_pixels)
+
+        cuts, failed = or_another(
+            index, make, data=self.source, name=lambda i: name_of(self.source, i), key=key
         )
+        bad.extend(failed)
+        return cuts
 
 
-class _Features:
-    """A batch of central views of ``indices``: what the workers compute."""
-
-    def __init__(
-        self,
-        source: Source,
-        indices: Sequence[int] | np.ndarray | range,
-        *,
-        size: int,
-        batch: int,
-        max_pixels: int | None,
-    ) -> None:
-        self.source, self.indices, self.size = source, indices, size
-        self.batch, self.max_pixels = batch, max_pixels
-
-    def __call__(self, _: int, step: int) -> ViewBatch:
-        here = self.indices[step * self.batch : (step + 1) * self.batch]
-        images = blank(1, len(here), self.size)
-        views: list[Cuts] = []
-        bad: list[BadRecord] = []
-        for index in map(int, here):
-            try:
-                views.append(self._sample(index, images[:, len(views)].numpy()))
-            except BadImage as error:
-                bad.append(bad_record(self.source, index, error))
-        images = images[:, : len(views)]
-        color = np.broadcast_to(photometric.NOTHING, (1, len(views), len(photometric.NOTHING))).copy()
-        return collate(views, images, color, tuple(bad), self.source.classes is not None)
-
-    def _sample(self, index: int, out: np.ndarray) -> Cuts:
-        def choose(width: int, height: int) -> list[crops.Box]:
-            return [crops.centre_box(width, height, self.size)]
-
-        return render(self.source, index, choose, self.size, out, max_pixels=self.max_pixels)
+def _from(epoch: int, start: int, steps: int) -> Iterator[tuple[int, int]]:
+    """(epoch, step) from there on, without end."""
+    while True:
+        yield from ((epoch, step) for step in range(start, steps))
+        epoch, start = epoch + 1, 0

@@ -109,6 +109,10 @@ class Pool(Iterator[Any]):
         self._round = self._asked = self._given = 0
         self._there: dict[int, Any] = {}
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Nothing: it may belong to what computes, which is sent to the workers."""
+        return {}
+
     def restart(self, items: Iterator[tuple[int, int]]) -> None:
         """Begin anew with ``items``."""
         self.running, self._items = True, items

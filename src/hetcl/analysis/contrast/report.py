@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from hetcl.analysis.contrast.search_results import SearchResults
+from hetcl.analysis.contrast.vectors import Features
 from hetcl.analysis.statistics import Bins, Estimate, PairedTally, Tally, proportion
-from hetcl.analysis.store import Features
 from hetcl.types import ViewPolicy
 from hetcl.views.crops import box_iou
 

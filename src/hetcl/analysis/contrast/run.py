@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -16,15 +15,16 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hetcl.analysis import extraction, yardstick
+from hetcl.analysis import yardstick
 from hetcl.analysis.contrast import figures, plotting, report_text, verdict
 from hetcl.analysis.contrast.examples import sheet_of
 from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
 from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
-from hetcl.analysis.contrast.vectors import vectors_of
+from hetcl.analysis.contrast.vectors import Features, vectors_of
 from hetcl.analysis.extract import Extractor
-from hetcl.analysis.store import Folder, plain
+from hetcl.analysis.extraction import Job, extract
+from hetcl.analysis.store import Store, plain
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.sources import open_source
@@ -108,7 +108,8 @@ class Subject:
     entry: Entry
     views: str
     policy: ViewPolicy
-    folder: Folder
+    folder: Store
+    dims: dict[str, int]
 
 
 class Test:
@@ -170,15 +171,12 @@ class Test:
                     "window": window,
                     "precision": precision_on(s.precision, self.fabric.device.type),
                 }
-                folder = Folder(
-                    self.out / "features",
-                    f"{entry.name}-{views}",
-                    key,
-                    dims=Extractor(entry.encoder, [entry.features]).dims(entry.features),
-                    images=self.images,
-                    batch=s.batch,
-                )
-                yield Subject(entry, views, policy, folder)
+                dims = Extractor(entry.encoder, [entry.features]).dims(entry.features)
+                view = ("float32", (sum(dims.values()),))
+                columns = {"query": view, "key": view, "boxes": ("float32", (2, 4))}
+                root, name = self.out / "features", f"{entry.name}-{views}"
+                folder = Store(root, name, key, columns, images=self.images, batch=s.batch)
+                yield Subject(entry, views, policy, folder, dims)
 
     def go(self) -> dict[str, Any]:
         """Everything, in order."""
@@ -250,26 +248,16 @@ class Test:
             )
         if not todo:
             return
-        self._room(sum(subject.folder.bytes for subject in todo))
-        if self.main:
-            for subject in todo:
-                subject.folder.prepare()
-        self.fabric.barrier()
         self._measure(todo, signal)
-        pairs = self._pairs(todo)
-        try:
-            extraction.fill(
-                [extraction.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder) for t in todo],
-                pairs, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
-                left_out=self.out / "bad_images.csv", max_bad=s.max_bad, images=self.images,
-            )  # fmt: skip
-        finally:
-            pairs.close()
-        self.fabric.barrier()
-        if self.main:
-            for subject in todo:
-                subject.folder.finish()
-        self.fabric.barrier()
+        columns = ("query", "key")
+        jobs = [
+            Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns) for t in todo
+        ]
+        extract(
+            [(jobs, self._pairs(todo))], fabric=self.fabric, reporter=self.reporter, signal=signal,
+            channels_last=s.channels_last, left_out=self.out / "bad_images.csv", max_bad=s.max_bad,
+            fewer="name another --out, or set images to test on fewer",
+        )  # fmt: skip
 
     def _measure(self, todo: Sequence[Subject], signal: StopSignal) -> None:
         """Batch-norm statistics of the random encoders that are to look at images; on every rank the same."""
@@ -286,15 +274,6 @@ class Test:
                 entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed, window=s.window,
                 images=self.images, workers=workers_of(s.workers), stop=stop,
             )  # fmt: skip
-
-    def _room(self, needed: int) -> None:
-        """Refuse to begin what does not fit on the disk."""
-        free = shutil.disk_usage(self.out).free
-        if self.main and needed > free:
-            raise WorkFailed(
-                f"the features of {count(self.images, 'image')} need {needed / 1e9:.1f} GB and {self.out} has "
-                f"{free / 1e9:.1f} GB free; make room, name another --out, or set images to test on fewer"
-            )
 
     def _pairs(self, subjects: Sequence[Subject]) -> Pairs:
         s = self.settings
@@ -317,7 +296,7 @@ class Test:
         s = self.settings
         tested = []
         for subject in self.subjects:
-            features = subject.folder.read()
+            features = Features(**subject.folder.read(), dims=subject.dims)
             if len(features) < 2:
                 raise WorkFailed(
                     f"{count(len(features), 'image')} of {self.images} can be used; "
@@ -329,16 +308,14 @@ class Test:
             found = vectors_of(features, gallery=gallery, dims=s.dims if named else (), splits=s.splits)
             self.skipped += [f"{entry.name}: {why}" for why in found.refused]
             held = {
-                v.name: SearchResults(
-                    subject.folder.path / f"g{gallery}-{v.name}.npy", features, v, gallery=gallery
-                )
+                v.name: SearchResults(subject.folder.path, features, v, gallery=gallery)
                 for v in (found.vectors if named else found.vectors[:1])
             }
             tested.append(
                 Tested(entry.name, subject.views, entry.features, features, held, found.geometry, gallery)
             )
         self.skipped = list(dict.fromkeys(self.skipped))
-        todo = [one for t in tested for one in t.outcomes.values() if not one.finished]
+        todo = [one for t in tested for one in t.outcomes.values() if not one.store.finished]
         done, total = 0, sum(len(one.features) for one in todo)
         if not todo:
             return tested
@@ -359,7 +336,7 @@ class Test:
 
         for one in todo:
             if self.main:
-                one.prepare()
+                one.store.prepare()
             self.fabric.barrier()
             one.search(
                 rank=self.fabric.global_rank,
@@ -369,7 +346,7 @@ class Test:
             )
             self.fabric.barrier()
             if self.main:
-                one.finish()
+                one.store.finish()
             self.fabric.barrier()
         self.reporter.stop()
         return tested
@@ -428,7 +405,7 @@ class Test:
         return pairs | {frozenset(pair) for h in self.held for pair in h.pairs}
 
     def _models(self) -> list[dict[str, Any]]:
-        dims = {t.entry.name: t.folder.dims for t in self.subjects}
+        dims = {t.entry.name: t.dims for t in self.subjects}
         return [
             {
                 "name": e.name,

@@ -14,13 +14,31 @@ import torch
 from hetcl.analysis.contrast import pca
 from hetcl.analysis.contrast.pca import CannotProject, Projection
 from hetcl.analysis.geometry import effective_rank, uniformity
-from hetcl.analysis.store import Features
 
 CHUNK = 4096
 """Rows read at a time."""
 
 SAMPLE = 4096
 """Queries over whose pairs uniformity is taken; rows are in random order, so these are drawn at random."""
+
+
+@dataclass(frozen=True)
+class Features:
+    """Finished features of ``n`` images, memory-mapped out of ``analysis/store.py``."""
+
+    query: np.ndarray
+    """float32 ``[n, D]``: of view 1, the parts side by side."""
+    key: np.ndarray
+    """float32 ``[n, D]``: of view 2."""
+    index: np.ndarray
+    """int64 ``[n]``: which image of the source."""
+    boxes: np.ndarray
+    """float32 ``[n, 2, 4]``: crop rectangles of both views in pixels of the original."""
+    dims: dict[str, int]
+    """Dimensions of each part, in order."""
+
+    def __len__(self) -> int:
+        return len(self.index)
 
 
 @dataclass(frozen=True)

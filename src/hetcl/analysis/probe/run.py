@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
@@ -20,28 +19,31 @@ import torch
 from torch import Tensor
 
 from hetcl.analysis import yardstick
-from hetcl.analysis.extract import Extractor, features_of
+from hetcl.analysis.extract import Extractor, features_of, look
+from hetcl.analysis.extraction import Job, extract
+from hetcl.analysis.probe.bank import Bank
 from hetcl.analysis.probe.knn import knn_hits
-from hetcl.analysis.probe.labelled import Bank, Part, fill, list_bad, open_parts
 from hetcl.analysis.probe.linear import COLUMNS, LinearTask, logistic_regression
+from hetcl.analysis.probe.parts import open_parts
 from hetcl.analysis.probe.report_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
+from hetcl.analysis.store import Store
 from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
 from hetcl.runs.lock import is_lock
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
-from hetcl.training.devices import device_name, make_fabric, not_finite_because, precision_on, workers_of
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
-from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
+from hetcl.views.central import Central
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import NOTHING, Photometric
+from hetcl.views.photometric import Photometric
 from hetcl.views.policies import POLICIES
-from hetcl.views.workers import room
 from hetcl.weights.encoder import digest_of, load_encoder
 
 SCHEMA = 1
@@ -142,7 +144,6 @@ class Probe:
             .eval()
         )
         self.dims = self.extractor.dims(self.feature)
-        self.central = Photometric(POLICIES["none"])
         self.notes: list[str] = []
 
     def go(self) -> dict[str, Any]:
@@ -215,12 +216,12 @@ class Probe:
 
     # ---- features ------------------------------------------------------------------------------------------------
 
-    @torch.no_grad()
-    def look(self, images: Tensor, color: Tensor, photometric: Photometric | None = None) -> Tensor:
+    def look(self, images: Tensor, color: Tensor, photometric: Photometric) -> Tensor:
         """uint8 ``[B, 3, H, W]`` -> features ``[B, D]``, fp32; levels as the backbone gives them."""
-        x = (photometric or self.central)(images.to(self.fabric.device), color)
-        with self.fabric.autocast():
-            return self.extractor(x.contiguous(memory_format=self.format))[self.feature].float()
+        found = look(
+            self.extractor, images, color, photometric, fabric=self.fabric, layout=self.format
+        )  # fmt: skip
+        return found[self.feature].float()
 
     def _features(self, signal: StopSignal) -> tuple[Bank, Bank]:
         """Features of central views of all images, from disk where they are there already."""
@@ -241,44 +242,33 @@ class Probe:
             "size": self.size,
             "precision": precision_on(s.precision, fabric.device.type),
         }
-        banks = [self._bank(part, key) for part in (self.parts.train, self.parts.test)]
-        missing = sum(len(bank.rows_of(b)) for bank in banks for b in bank.todo())
-        have = sum(len(bank.part) for bank in banks) - missing
-        if have:
+        banks = (self._bank("train", train, key), self._bank("test", self.parts.test, key))
+        missing = [bank for bank in banks if not bank.store.finished]
+        if have := sum(len(bank.part) for bank in banks if bank not in missing):
             self.reporter.say(f"features  of {count(have, 'image')} are here already")
-        needed, free = 4 * missing * banks[0].dim, shutil.disk_usage(self.folder.path).free
-        if needed > free:
-            raise WorkFailed(
-                f"the features of {count(missing, 'image')} need {needed / 1e9:.1f} GB and {self.folder.path} has "
-                f"{free / 1e9:.1f} GB free; make room and go on with --resume, or set images to train on fewer"
-            )
         if missing:
-            self._foretell_memory()
-        fill(
-            banks,
-            lambda batch: self.look(batch.images[0], batch.color[0]),
-            size=self.size, batch=s.batch, workers=workers_of(s.workers), reporter=self.reporter, signal=signal,
-            max_bad=s.max_bad, why=not_finite_because(fabric), rank=fabric.global_rank, ranks=fabric.world_size,
-            pin=fabric.device.type == "cuda",
-        )  # fmt: skip
-        fabric.barrier()
-        if self.main:
-            list_bad(self.folder.bad_images, banks)
+            extract(
+                [self._pass(bank) for bank in missing], fabric=fabric, reporter=self.reporter, signal=signal,
+                channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
+                fewer="or set images to train on fewer",
+            )  # fmt: skip
         self._check_enough(*banks)
-        return banks[0], banks[1]
+        return banks
 
-    def _foretell_memory(self) -> None:
-        """Warn where a batch may not fit. Raises ``InputError``."""
-        s, pixels = self.settings, 3 * self.size**2
-        images = torch.zeros(1, 3, self.size, self.size, dtype=torch.uint8)
-        one = bytes_of(lambda: self.look(images, torch.from_numpy(NOTHING)[None]))
-        need = Need(s.batch * (one + pixels), room(workers_of(s.workers), s.batch * pixels))
-        _, warned = outlook(need, self.fabric.device, "lower batch or workers")
-        if warned:
-            self.reporter.warn(warned)
+    def _bank(self, name: str, part: Subset, key: Mapping[str, Any]) -> Bank:
+        columns, key = {"features": ("float32", (sum(self.dims.values()),))}, {**key, "images": part.hash}
+        root, batch = self.folder.path / "features", self.settings.batch
+        return Bank(part, Store(root, name, key, columns, images=len(part), batch=batch))
 
-    def _bank(self, part: Part, key: Mapping[str, Any]) -> Bank:
-        return Bank(self.folder.path / "features", part, key, dim=sum(self.dims.values()))
+    def _pass(self, bank: Bank) -> tuple[list[Job], Central]:
+        """What is to be computed for a bank."""
+        views = Central(
+            bank.part.source, bank.part.index, size=self.size, batch=self.settings.batch,
+            workers=workers_of(self.settings.workers), pin=self.fabric.device.type == "cuda",
+        )  # fmt: skip
+        columns = ("features",)
+        job = Job(self.encoder, self.feature, POLICIES["none"], self.size, bank.store, columns, unit=False)
+        return [job], views
 
     def _check_enough(self, train: Bank, test: Bank) -> None:
         """What is left when unusable images are gone. Raises ``WorkFailed``."""
@@ -346,7 +336,7 @@ class Probe:
             dim=train.dim, classes=self.classes, loader=loader, test=test.blocks(), epochs=s.epochs, batch=batch,
             seed=s.seed, lr=lr, device=fabric.device,
         )  # fmt: skip
-        asked = json.loads(train.key) | {
+        asked = train.store.key | {
             "labels": part.fingerprint, "batch": batch, "epochs": s.epochs, "lr": lr, "seed": s.seed,
             "window": s.window or part.prefers_window,
         }  # fmt: skip
@@ -451,7 +441,7 @@ class Probe:
                 "commonest": float((truth == often.argmax()).mean()),
                 "missing": {"train": p.untrained, "test": p.untested},
                 "alone": int((often == 1).sum()),
-                "left_out": len(train.bad()) + len(test.bad()),
+                "left_out": len(train.part) + len(test.part) - len(train.rows()) - n,
                 "unlabelled": p.unlabelled,
             },
             "knn": {str(k): {"top1": _share(v)} for k, v in sorted(hits.items())},
