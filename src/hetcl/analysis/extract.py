@@ -38,7 +38,7 @@ def features_of(encoder: Encoder, wanted: str) -> str:
             f"{encoder.model} has no embedding (it holds a backbone without contrastive branches); "
             "set features to pooled, c2..c5 or c4x7, or give a run folder or checkpoint"
         )
-    if wanted not in ("embedding", "pooled"):
+    if wanted not in ("embedding", "pooled", *encoder.dims):
         _level(wanted)
     return wanted
 
@@ -99,6 +99,8 @@ class Extractor(nn.Module):
         """Dimensions of the parts of a feature, in the order they lie side by side."""
         if feature == "embedding":
             return self.encoder.dims
+        if feature in self.encoder.dims:
+            return {feature: self.encoder.dims[feature]}
         level, side = (3, 1) if feature == "pooled" else _level(feature)
         return {feature: self.pyramid.spec.channels[level] * side * side}
 
@@ -113,6 +115,9 @@ class Extractor(nn.Module):
         if feature == "embedding":
             assert self.branches is not None
             return torch.cat([normalize(branch(maps)) for branch in self.branches.values()], dim=1)
+        if self.branches is not None and feature in self.branches:
+            x = self.branches[feature](maps).float()
+            return normalize(x) if self.unit else x
         level, side = (3, 1) if feature == "pooled" else _level(feature)
         x = resize_to(maps[level], side).flatten(1).float()
         return normalize(x) if self.unit else x

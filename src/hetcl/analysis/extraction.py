@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -48,6 +48,8 @@ class Job:
     """Of the store, one for each view. A column ``boxes`` gets the crops ``[V, 4]``."""
     unit: bool = True
     """Each part of the features of unit length (:class:`Extractor`)."""
+    rows: Callable[[Sequence[Tensor], ViewBatch], Mapping[str, np.ndarray]] | None = None
+    """What of the features ``[B, D]`` of each view is stored, by column; None: the features themselves."""
 
 
 Batches = Mapping[tuple[ViewPolicy, int], ViewBatch]
@@ -173,7 +175,7 @@ class _Pass:
 
     def room(self) -> int:
         """Bytes of the encoder that takes most, with the images of all views."""
-        views = max(len(job.columns) for job in self.jobs)
+        views = max(2 if job.rows else len(job.columns) for job in self.jobs)
 
         def bytes_for_one(key: tuple[int, ViewPolicy, int]) -> int:
             size, device = key[2], self.fabric.device
@@ -195,7 +197,10 @@ class _Pass:
             rows = {name: np.zeros((0, *kind.shape), kind.base) for name, kind in job.store.columns.items()}
             if len(batch.index):
                 views = zip(job.columns, found[key], strict=True)
-                rows |= {name: self._finite(view[job.features], job, batch) for name, view in views}
+                if job.rows:
+                    rows |= job.rows([view[job.features] for view in found[key]], batch)
+                else:
+                    rows |= {name: self._finite(view[job.features], job, batch) for name, view in views}
                 rows["index"] = batch.index.numpy()
                 if "boxes" in rows:
                     rows["boxes"] = batch.boxes.transpose(0, 1).contiguous().numpy()

@@ -97,6 +97,20 @@ class ProbeSettings(ComputeSettings):
     aside, and a share held out to test on."""
     test_split: Literal["auto", "val", "test"] = "auto"
     """What to test on then; auto: val, or test where val has no labels."""
+    ask: tuple[str, ...] = ("auto",)
+    """what (kNN and linear accuracy on labels), where, or by name: correspondence (cells of two crops), localization
+    (the main object's box), dense-knn and dense-linear (the class of each cell); auto: all that DATA can answer."""
+    boxes: str = ""
+    """Where: a CSV file (key,left,top,right,bottom; pixels, the last one included) with the main object's box of each
+    image, by its name without ending."""
+    test_images: int = 0
+    """Where: test on that many images drawn at random; 0: all."""
+    grid: int = 0
+    """Where: cells of a side of the grid; 0: one for every 8 pixels."""
+    cells: int = 20000
+    """Where: most cells to fit and to search among, drawn at random; 0: all."""
+    views: str = "hcl"
+    """Where: how the two crops of correspondence are drawn, as in contrast; without flips."""
     seed: int = 0
     """Where every random number comes from."""
 

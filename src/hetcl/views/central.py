@@ -24,6 +24,7 @@ class Central:
         indices: which of them; it may be a range, it is never copied whole.
         size: S.
         batch: B; the last step is short.
+        whole: the whole image, stretched to a square, instead of its middle.
         workers, max_pixels, pin: as for :class:`hetcl.views.loader.ViewLoader`.
     """
 
@@ -37,9 +38,11 @@ class Central:
         workers: int = 0,
         max_pixels: int | None = None,
         pin: bool = False,
+        whole: bool = False,
     ) -> None:
         self.source, self.indices, self.size, self.batch = source, indices, size, batch
-        self.max_pixels, self.images, self.steps = max_pixels, len(indices), -(-len(indices) // batch)
+        self.whole, self.max_pixels = whole, max_pixels
+        self.images, self.steps = len(indices), -(-len(indices) // batch)
         self._pool = Pool(self._step, workers, pin)
         self.room = room(workers, batch * 3 * size * size)
         """Bytes of host memory that workers and batches take, about."""
@@ -76,4 +79,4 @@ class Central:
         return collate(views, images, color, tuple(bad), self.source.classes is not None)
 
     def _box(self, width: int, height: int) -> list[crops.Box]:
-        return [crops.centre_box(width, height, self.size)]
+        return [(0, 0, width, height) if self.whole else crops.centre_box(width, height, self.size)]

@@ -15,7 +15,7 @@ from hetcl.analysis.where.cells import VOID, cell_labels, counts_of, iou_of, mea
 @given(height=st.integers(1, 23), width=st.integers(1, 23), side=st.integers(1, 9), seed=st.integers(0, 999))
 def test_cells_hold_the_commonest_class(height: int, width: int, side: int, seed: int) -> None:
     rng = np.random.default_rng(seed)
-    label_map = rng.choice(np.array([0, 1, 2, VOID], np.uint8), (height, width))
+    label_map = rng.choice(np.array([0, 1, 2, VOID], np.int16), (height, width))
     found = cell_labels(label_map, side)
     for i in range(side):
         for j in range(side):
@@ -26,13 +26,13 @@ def test_cells_hold_the_commonest_class(height: int, width: int, side: int, seed
                 if i <= (y + 0.5) * side / height < i + 1 and j <= (x + 0.5) * side / width < j + 1
             ]
             if inside:
-                assert found[i, j] == np.bincount(inside).argmax()
+                assert found[i, j] == min((-inside.count(k), k) for k in (VOID, 0, 1, 2))[1]
             elif side <= min(height, width):
                 raise AssertionError("a cell without a pixel")
 
 
 def test_a_grid_finer_than_the_image_takes_the_nearest_pixel() -> None:
-    assert cell_labels(np.array([[1, 2]], np.uint8), 4).tolist() == [[1, 1, 2, 2]] * 4
+    assert cell_labels(np.array([[1, 2]], np.int16), 4).tolist() == [[1, 1, 2, 2]] * 4
 
 
 @given(seed=st.integers(0, 999), n=st.integers(1, 5))

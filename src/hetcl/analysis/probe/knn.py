@@ -23,7 +23,7 @@ ROWS = 1024
 
 
 @torch.no_grad()
-def knn_hits(
+def knn_labels(
     bank: Iterable[Block],
     queries: Sequence[Block],
     *,
@@ -31,17 +31,17 @@ def knn_hits(
     temperature: float = 0.07,
     device: torch.device | str = "cpu",
 ) -> dict[int, Tensor]:
-    """For each k: whether the label of each query wins the vote of its k nearest images of the bank.
+    """For each k: the label that wins the vote of the k nearest images of the bank, for each query.
 
     Cosine similarity; a neighbour votes with exp(cosine / temperature) (Wu et al. 2018). Of images exactly as
     similar the earlier in the bank is nearer; of labels with equal votes the smaller wins; a k above N is N. The bank
     is read once; besides it and the queries, memory holds M x k neighbours and some 64 MB.
 
     Args:
-        bank, queries: as many blocks as one likes; the labels are numbers from 0, a query's may be -1 (never right).
+        bank, queries: as many blocks as one likes; the labels are numbers from 0; those of queries are not looked at.
 
     Returns:
-        ``{k: bool [M]}`` on the host, M in the order of the blocks.
+        ``{k: int64 [M]}`` on the host, M in the order of the blocks.
 
     Raises:
         WorkFailed: a feature is not finite.
@@ -62,11 +62,19 @@ def knn_hits(
                 nearest[i] = new if not nearest[i][0].numel() else _merge(nearest[i], new, max(ks))
     if not total:
         raise ValueError("no images to vote")
-    found: dict[int, list[Tensor]] = {k: [torch.zeros(0, dtype=torch.bool)] for k in ks}
-    for (_, truth), (cosine, voter) in zip(pieces, nearest, strict=True):
+    found: dict[int, list[Tensor]] = {k: [torch.zeros(0, dtype=torch.int64)] for k in ks}
+    for cosine, voter in nearest:
         for k, winner in _winners(cosine, voter, ks, largest + 1, temperature).items():
-            found[k].append(winner.cpu() == torch.as_tensor(truth))
-    return {k: torch.cat(hits) for k, hits in found.items()}
+            found[k].append(winner.cpu())
+    return {k: torch.cat(winners) for k, winners in found.items()}
+
+
+def knn_hits(bank: Iterable[Block], queries: Sequence[Block], **options: Any) -> dict[int, Tensor]:
+    """For each k: whether the label of each query wins (:func:`knn_labels`): bool ``[M]``; a label of -1 never does."""
+    truth = torch.cat(
+        [torch.zeros(0, dtype=torch.int64), *(torch.as_tensor(labels) for _, labels in queries)]
+    )
+    return {k: winners == truth for k, winners in knn_labels(bank, queries, **options).items()}
 
 
 def knn_accuracy(

@@ -9,29 +9,28 @@ import numpy as np
 
 from hetcl.analysis.statistics import Estimate
 
-VOID = 255
+VOID = -1
 """Of a label map: does not count."""
 DRAWS = 1000
 """Of the bootstrap."""
 
 
 def cell_labels(label_map: np.ndarray, side: int) -> np.ndarray:
-    """The class that fills most of each cell, of equals the smaller: uint8 ``[side, side]``, 255 where void fills most.
+    """The class that fills most of each cell, of equals the smaller (void first): int16 ``[side, side]``.
 
     The map is laid under a grid that is stretched over it; a pixel belongs to the cell that holds its centre, and where
     cells are smaller than pixels, to the nearest.
 
     Args:
-        label_map: uint8 ``[H, W]``, 255 void.
+        label_map: integers ``[H, W]``, -1 void.
         side: S.
     """
     height, width = label_map.shape
     rows, columns = _parts(height, side), _parts(width, side)
-    out = np.empty((side, side), np.uint8)
+    out = np.empty((side, side), np.int16)
     for i, (top, bottom) in enumerate(rows):
         for j, (left, right) in enumerate(columns):
-            counts = np.bincount(label_map[top:bottom, left:right].ravel(), minlength=256)
-            out[i, j] = counts.argmax()
+            out[i, j] = np.bincount(label_map[top:bottom, left:right].ravel() + 1).argmax() - 1
     return out
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 import numpy as np
 import torch
@@ -20,6 +21,17 @@ SHARES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties that are tried."""
 BYTES = 64 << 20
 """Of features that are held at a time in float64."""
+
+
+class Rows(Protocol):
+    """Features ``[n, D]``: an array, a memory map, or rows that are made when they are asked for."""
+
+    @property
+    def shape(self) -> Any: ...
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, rows: slice, /) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -35,9 +47,9 @@ class Fitted:
 
 
 def ridge(
-    features: np.ndarray,
+    features: Rows,
     targets: np.ndarray,
-    test: np.ndarray,
+    test: Rows,
     *,
     fold: np.ndarray,
     shares: Sequence[float] = SHARES,
@@ -70,7 +82,7 @@ def ridge(
     return Fitted(system.predict(test, share).numpy(), share, tried)
 
 
-def pieces(rows: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
+def pieces(rows: Rows) -> Iterator[tuple[slice, Tensor]]:
     """``[n, D]`` in float64, some rows at a time. Raises ``ValueError`` where they are not finite."""
     step = max(1, BYTES // (8 * max(1, rows.shape[1])))
     for start in range(0, len(rows), step):
@@ -83,7 +95,7 @@ def pieces(rows: np.ndarray) -> Iterator[tuple[slice, Tensor]]:
 class _Primal:
     """By the ``D x D`` Gram matrix, kept for each fold, so that any fold can be taken out."""
 
-    def __init__(self, features: np.ndarray, targets: Tensor, fold: np.ndarray) -> None:
+    def __init__(self, features: Rows, targets: Tensor, fold: np.ndarray) -> None:
         self.sums = {name: _Sums(features.shape[1], targets.shape[1]) for name in np.unique(fold).tolist()}
         for place, x in pieces(features):
             for name in np.unique(fold[place]).tolist():
@@ -110,7 +122,7 @@ class _Primal:
             out.append(float(h.squares - cross + (w * (h.gram @ w)).sum() + h.n * (b * b).sum()))
         return np.array(out)
 
-    def predict(self, test: np.ndarray, share: float) -> Tensor:
+    def predict(self, test: Rows, share: float) -> Tensor:
         whole = _Sums(*next(iter(self.sums.values())).moments.shape)
         for sums in self.sums.values():
             whole.merge(sums)
@@ -145,11 +157,11 @@ class _Sums:
 class _Dual:
     """By the ``n x n`` matrix of inner products."""
 
-    def __init__(self, features: np.ndarray, targets: Tensor, fold: np.ndarray) -> None:
+    def __init__(self, features: Rows, targets: Tensor, fold: np.ndarray) -> None:
         self.features, self.y, self.fold = features, targets, torch.from_numpy(np.asarray(fold))
         self.kernel = self._products(features)
 
-    def _products(self, rows: np.ndarray) -> Tensor:
+    def _products(self, rows: Rows) -> Tensor:
         """Inner products with the rows of the fit: float64 ``[len(rows), n]``."""
         out = torch.zeros(len(rows), len(self.features), dtype=torch.float64)
         for place, x in pieces(rows):
@@ -173,7 +185,7 @@ class _Dual:
         found = self._fit((~rows).nonzero()[:, 0], self.kernel[rows], shares)
         return np.array([float((self.y[rows] - p).square().sum()) for p in found])
 
-    def predict(self, test: np.ndarray, share: float) -> Tensor:
+    def predict(self, test: Rows, share: float) -> Tensor:
         return next(self._fit(torch.arange(len(self.y)), self._products(test), [share]))
 
 

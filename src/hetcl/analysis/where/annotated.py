@@ -1,0 +1,258 @@
+"""Images with what is asked of them: the box of the main object, and the class of each cell.
+
+n images of a part.
+"""
+
+from __future__ import annotations
+
+import csv
+import logging
+from dataclasses import dataclass
+from pathlib import PurePosixPath
+from typing import Any
+
+import numpy as np
+
+from hetcl.analysis.where.cells import VOID, cell_labels
+from hetcl.analysis.where.localization import main_box
+from hetcl.downstream import masks
+from hetcl.downstream.data import open_detection, open_segmentation
+from hetcl.draws import permute
+from hetcl.errors import InputError
+from hetcl.images.sources import open_held_out, open_source
+from hetcl.paths import expand
+from hetcl.textfiles import read_text
+from hetcl.types import Sample, Source
+
+log = logging.getLogger(__name__)
+
+LAYOUTS = ("coco", "lvis", "voc", "cityscapes", "scenes")
+"""Data sets that say where things are."""
+COLUMNS = ("key", "left", "top", "right", "bottom")
+"""Of a file of boxes: pixels, the last one included."""
+
+
+class Located:
+    """Some images of a data set, as a source (``types.Source``), with what is known of each.
+
+    Args:
+        data: a source, a detection set or a segmentation set.
+        index: int64 ``[n]``, ascending: which images.
+        boxes: of plain images: boxes by name, ``[4]`` in pixels.
+    """
+
+    classes: tuple[str, ...] | None = None
+    unlabelled = 0
+
+    def __init__(self, data: Any, index: np.ndarray, boxes: dict[str, np.ndarray] | None = None) -> None:
+        self.data, self.index, self._boxes = data, index, boxes
+        self.prefers_window: int = getattr(data, "prefers_window", 0)
+        self.fingerprint: str = data.fingerprint
+        whole = len(index) == len(data)
+        self.description = data.description if whole else f"{len(index):,} of {data.description}"
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def sample(self, index: int) -> Sample:
+        """The image at ``index``. Raises ``BadImage``."""
+        place = int(self.index[index])
+        if hasattr(self.data, "sample"):
+            sample = self.data.sample(place)
+            return Sample(sample.data, None, sample.name)
+        return Sample(self.data.image(place), None, self.name(index))
+
+    def name(self, index: int) -> str:
+        """What to call an image in a message."""
+        place = int(self.index[index])
+        if hasattr(self.data, "name"):
+            return str(self.data.name(place))
+        return str(self.data.annotations(place).name)
+
+    def label(self, index: int) -> int | None:
+        """None: no labels of whole images."""
+        return None
+
+    def blocks(self) -> np.ndarray | None:
+        """Where the blocks of the data begin here."""
+        starts = self.data.blocks() if hasattr(self.data, "blocks") else None
+        return None if starts is None else np.unique(np.searchsorted(self.index, starts))
+
+    def box(self, index: int) -> np.ndarray | None:
+        """The main object's box in shares of the image, ``[4]``; None where there is none. Raises ``BadImage``."""
+        if self._boxes is not None:
+            sample = self.data.sample(int(self.index[index]))
+            box = self._boxes.get(PurePosixPath(sample.name).stem)
+            return None if box is None else main_box(box[None], np.ones(1), size_of(sample))
+        found = self.data.annotations(int(self.index[index]))
+        kept = ~found.crowd
+        return main_box(found.boxes[kept], found.areas[kept], found.size)
+
+    def cells(self, index: int, side: int) -> np.ndarray:
+        """The class of each cell: int16 ``[side, side]``, -1 void. Raises ``BadImage``."""
+        place = int(self.index[index])
+        if hasattr(self.data, "label_map"):
+            label_map = self.data.label_map(place).astype(np.int16)
+            label_map[label_map == 255] = VOID
+        else:
+            label_map = painted(self.data.annotations(place))
+        return cell_labels(label_map, side)
+
+
+def painted(found: Any) -> np.ndarray:
+    """Instances as a class for each pixel: int16 ``[H, W]``, 0 the background, then the classes, -1 crowds.
+
+    The largest objects lie at the bottom, so that small ones in front of them are seen.
+    """
+    out = np.zeros(found.size, np.int16)
+    for i in np.lexsort((-found.areas, ~found.crowd)).tolist():
+        segment = found.segments[i]
+        if segment is not None:
+            out[masks.bitmap(segment, found.size) > 0] = VOID if found.crowd[i] else found.labels[i] + 1
+    return out
+
+
+def size_of(sample: Sample) -> tuple[int, int]:
+    """Height and width of an upright image. Raises ``BadImage``."""
+    from hetcl.images.decode import open_image
+
+    image = open_image(sample)
+    return image.height, image.width
+
+
+Both = tuple[Located, Located]
+"""The images to fit and the images to test on."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """The images of each question; questions of one data set share them."""
+
+    images: Both
+    """For questions that need nothing but images."""
+    boxes: Both | None
+    """With the main object's box."""
+    cells: Both | None
+    """With a class for each cell."""
+    classes: tuple[str, ...]
+    """Of the cells."""
+    held_out: bool
+    """Whether the test images were held out of the others, for want of a validation part."""
+
+
+def open_asked(
+    data: str, *, boxes: str, images: int, test_images: int, holdout: float, seed: int, data_split: str,
+    test_split: str, window: int,
+) -> Asked:  # fmt: skip
+    """The images of ``data`` for questions of where.
+
+    Args:
+        data: ``coco:ROOT`` and the like, ``scenes:N``, or plain images.
+        boxes: a CSV file of main boxes by key, for plain images; empty: none.
+        images, test_images: fit and test on so many, drawn at random; 0: all.
+        holdout: share of plain images to test on where there is no validation part.
+
+    Raises:
+        InputError: no such data, or a file of boxes that cannot be used.
+    """
+
+    def some(sets: tuple[Any, Any], rows: tuple[np.ndarray, np.ndarray], known: Any = None) -> Both:
+        parts: list[Located] = []
+        for part, index, most in zip(sets, rows, (images, test_images), strict=True):
+            if most and most < len(index):
+                index = index[np.sort(permute(np.arange(most), len(index), seed, "where", len(parts)))]
+            parts.append(Located(part, index, known))
+        return parts[0], parts[1]
+
+    layout, colon, _ = data.partition(":")
+    if not colon or layout not in LAYOUTS:
+        sets, rows, held_out = _plain(data, holdout, seed, data_split, test_split, window)
+        both = some(sets, rows, read_boxes(boxes) if boxes else None)
+        return Asked(both, both if boxes else None, None, (), held_out)
+    if boxes:
+        raise InputError(f"--boxes {boxes}: {data} has boxes of its own; leave it out")
+    objects, pixels = _annotated(data, layout)
+    made = {id(s): some(s, (np.arange(len(s[0])), np.arange(len(s[1])))) for s in (objects, pixels) if s}
+    with_boxes = made[id(objects)] if objects else None
+    with_cells = made[id(pixels)] if pixels else None
+    names: tuple[str, ...] = ()
+    if pixels:
+        train, test = (tuple(getattr(c, "name", c) for c in part.classes) for part in pixels)
+        if train != test:
+            raise InputError(f"{data}: the training and the validation part name different classes")
+        names = train if hasattr(pixels[0], "label_map") else ("background", *train)
+    images_of = with_boxes or with_cells
+    assert images_of is not None
+    return Asked(images_of, with_boxes, with_cells, names, held_out=False)
+
+
+def _annotated(data: str, layout: str) -> tuple[tuple[Any, Any] | None, tuple[Any, Any] | None]:
+    """Both parts of the set with boxes, and of the one with a class for each pixel (the same where it has masks)."""
+    objects: Any = None
+    pixels: Any = None
+    fault: InputError | None = None
+    try:
+        objects = open_detection(data, "train"), open_detection(data, "val")
+    except InputError as error:
+        fault = error
+    if layout in ("voc", "cityscapes"):
+        try:
+            pixels = open_segmentation(data, "train"), open_segmentation(data, "val")
+        except InputError as error:
+            log.info("%s: no classes of pixels (%s)", data, error)
+    elif objects and all(part.has_masks for part in objects):
+        pixels = objects
+    if objects is None and pixels is None:
+        assert fault is not None
+        raise fault
+    return objects, pixels
+
+
+def _plain(
+    data: str, holdout: float, seed: int, data_split: str, test_split: str, window: int
+) -> tuple[tuple[Source, Source], tuple[np.ndarray, np.ndarray], bool]:
+    """Plain images: with their own validation or test part, or a share held out."""
+    source = open_source(data, split=data_split, window=window)
+    splits = ("val", "test") if test_split == "auto" else (test_split,)
+    beside = open_held_out(data, splits=splits, window=window) if data_split == "train" else {}
+    other = next(iter(beside.values()), None)
+    if other is not None:
+        return (source, other), (np.arange(len(source)), np.arange(len(other))), False
+    if test_split != "auto":
+        raise InputError(
+            f"test_split {test_split}: {data} has no folder or shards of that name; leave it out"
+        )
+    n, held = len(source), round(holdout * len(source))
+    if not 0 < held < n:
+        raise InputError(
+            f"{data} has {n} images, and a share of {holdout:g} leaves {n - held} to fit and {held} to test"
+        )
+    aside = np.zeros(n, np.bool_)
+    aside[permute(np.arange(held), n, seed, "where", "holdout")] = True
+    return (source, source), (np.flatnonzero(~aside), np.flatnonzero(aside)), True
+
+
+def read_boxes(path: str) -> dict[str, np.ndarray]:
+    """``{key: left, top, right, bottom}`` of a CSV file; in pixels, with the right and lower edge behind the last one.
+
+    Raises:
+        InputError: it is not there, lacks a column, or has a row that is no box.
+    """
+    text = read_text(expand(path))
+    rows = csv.DictReader(text.splitlines())
+    if lacking := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
+        raise InputError(
+            f"--boxes {path} lacks the column {lacking[0]}; its first line must be {','.join(COLUMNS)}"
+        )
+    out = {}
+    for number, row in enumerate(rows, 2):
+        try:
+            left, top, right, bottom = (float(row[name]) for name in COLUMNS[1:])
+        except (TypeError, ValueError):
+            raise InputError(f"--boxes {path}, line {number}: a box is four numbers") from None
+        if not (0 <= left <= right < 1e6 and 0 <= top <= bottom < 1e6):
+            raise InputError(f"--boxes {path}, line {number}: left must not exceed right, nor top bottom")
+        out[row["key"]] = np.array([left, top, right + 1, bottom + 1])
+    if not out:
+        raise InputError(f"--boxes {path} holds no box")
+    return out

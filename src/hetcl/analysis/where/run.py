@@ -1,0 +1,488 @@
+"""``hetcl probe --ask where``: what frozen maps know of places, of several models on the same images.
+
+The order: read models and data; one pass over the images fills the stores that are not there yet; every question is
+answered for every image; what was found is compared, drawn and said.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from hetcl.analysis import extraction, yardstick
+from hetcl.analysis.contrast.plotting import save
+from hetcl.analysis.extract import Extractor
+from hetcl.analysis.statistics import Bins, Estimate, mean_of
+from hetcl.analysis.store import Store
+from hetcl.analysis.where import questions, report_text
+from hetcl.analysis.where.annotated import Asked, Both, Located, open_asked
+from hetcl.analysis.where.cells import iou_of, mean_iou, paired_mean_iou
+from hetcl.analysis.where.correspondence import WITHIN
+from hetcl.analysis.where.figure import draw
+from hetcl.analysis.where.localization import GOOD, overlap
+from hetcl.analysis.yardstick import Entry
+from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.model.norm_statistics import is_unmeasured
+from hetcl.runs.folder import machine, write_atomic
+from hetcl.signals import StopSignal
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.progress import Reporter, count, duration
+from hetcl.types import BadImage
+from hetcl.views.central import Central
+from hetcl.views.pairs import Pairs
+from hetcl.views.policies import POLICIES, policy_of
+from hetcl.weights.encoder import Encoder
+
+SCHEMA = 1
+"""Version of where.json; it rises when a name changes its meaning or goes away."""
+QUESTIONS = ("correspondence", "localization", "dense-knn", "dense-linear")
+BOX_LEVELS, BOX_GRID = ("c3", "c4", "c5"), 6
+"""The box of the main object is found from each of these levels, on so coarse a grid."""
+MATCH_LEVELS = ("c2", "c3", "c4", "c5")
+CELL_LEVELS = ("c2", "c3", "c4", "c5")
+"""Side by side in every cell."""
+BIN = WITHIN.index(1.0)
+"""The distance that is shown by overlap."""
+LEAST = 20
+"""Images that a regression needs at the least."""
+
+
+@dataclass(frozen=True)
+class Answer:
+    """One measure of one question, of every image that was tested."""
+
+    question: str
+    measure: str
+    level: str
+    values: np.ndarray
+    """float64 ``[n]`` in 0..1, whose mean is the figure; or int64 ``[n, 3, K]``: counts of mean IoU."""
+    index: np.ndarray
+    """int64 ``[n]``: which images."""
+    more: Mapping[str, Any]
+    """What else the JSON file says of it."""
+
+    @property
+    def key(self) -> tuple[str, str, str]:
+        return self.question, self.measure, self.level
+
+    def estimate(self) -> Estimate:
+        """The figure with its interval over images."""
+        return mean_iou(self.values) if self.values.ndim == 3 else _mean(self.values)
+
+    def minus(self, other: Answer) -> Estimate:
+        """The difference on the same images."""
+        if self.values.ndim == 3:
+            return paired_mean_iou(self.values, other.values)
+        return _mean(self.values - other.values, least=-1.0)
+
+
+def _mean(values: np.ndarray, least: float = 0.0) -> Estimate:
+    return mean_of(float(values.sum()), float((values**2).sum()), len(values), least=least)
+
+
+class Where:
+    """One test of one or several models: reads, extracts, answers, compares, draws, says.
+
+    Args:
+        encoders: with names that tell them apart.
+        data: the DATA argument.
+        out: an existing folder, locked by the caller.
+        settings: of ``hetcl probe``.
+        asked: names of :data:`QUESTIONS`.
+    """
+
+    def __init__(
+        self, encoders: Sequence[Encoder], data: str, out: Path, settings: Any, asked: Sequence[str]
+    ) -> None:
+        self.began = time.monotonic()
+        self.data, self.out, self.settings, self.encoders = data, out, settings, list(encoders)
+        s = settings
+        self.asked: Asked = open_asked(
+            data, boxes=s.boxes, images=s.images, test_images=s.test_images, holdout=s.holdout, seed=s.seed,
+            data_split=s.data_split, test_split=s.test_split, window=s.window,
+        )  # fmt: skip
+        self.questions = _possible(asked, self.asked, data)
+        self.size = s.size or _side(self.asked.images[0], self.encoders)
+        self.grid = s.grid or max(1, self.size // 8)
+        self.entries, self.held, self.notes = yardstick.entries_of(
+            self.encoders, ["pooled"], size=self.size, yardstick=True
+        )
+        self.entries = [replace(e, name=e.name.removesuffix(" pooled")) for e in self.entries]
+        self.policy = policy_of(s.views)[1]
+        if self.policy.flip_p and "correspondence" in self.questions:
+            raise InputError(
+                f"views {s.views} flips images, which correspondence does not undo; add :flip_p=0"
+            )
+        self.fabric = make_fabric(
+            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
+        )
+        self.main = self.fabric.global_rank == 0
+        self.reporter = Reporter(out / "log.txt", quiet=not self.main)
+        self.chance: dict[str, dict[str, float]] = {}
+
+    def go(self, signal: StopSignal) -> dict[str, Any]:
+        """Everything, in order; the content of where.json on the first rank, nothing on the others."""
+        self._introduce()
+        self._extract(signal)
+        report: dict[str, Any] = {}
+        if self.main:
+            answers = {e.name: {a.key: a for a in self._answers(e, signal)} for e in self.entries}
+            report = self._report(answers)
+            save(draw(report), self.out / "where")
+            with self.reporter.reporting():
+                self._say(report)
+        self.fabric.barrier()
+        return report
+
+    def _introduce(self) -> None:
+        say, a = self.reporter.say, self.asked
+        for title, both in (("images", a.images), ("boxes", a.boxes), ("cells", a.cells)):
+            if both is not None and (title == "images" or both is not a.images):
+                say(f"{title:<10}{both[0].description}; tested on {both[1].description}")
+        say(f"asked     {', '.join(self.questions)}, at {self.size} pixels")
+        for e in self.entries:
+            say(f"{'model' if e.role == 'model' else 'yardstick':<10}{e.name}: {e.encoder.pyramid.arch}")
+        say(f"device    {device_name(self.fabric.device)}")
+        say(f"folder    {self.out}")
+
+    # ---- images to stores ----------------------------------------------------------------------------------------
+
+    def _store(self, entry: Entry, what: str, part: Located, columns: Mapping[str, Any]) -> Store:
+        s = self.settings
+        key = {
+            "schema": SCHEMA,
+            "weights": entry.digest,
+            "arch": entry.encoder.pyramid.arch,
+            "features": what,
+            "size": self.size,
+            "data": part.fingerprint,
+            "images": yardstick_hash(part.index),
+            "precision": precision_on(s.precision, self.fabric.device.type),
+        }
+        if what.startswith("match"):
+            key |= {"policy": asdict(self.policy), "seed": s.seed}
+        return Store(
+            self.out / "features", f"{entry.name}-{what}", key, columns, images=len(part), batch=s.batch
+        )
+
+    def _map_store(self, entry: Entry, feature: str, part: Located) -> Store:
+        dim = sum(Extractor(entry.encoder, [feature]).dims(feature).values())
+        return self._store(entry, feature, part, {"features": ("float32", (dim,))})
+
+    def _match_store(self, entry: Entry, feature: str, part: Located) -> Store:
+        columns: dict[str, Any] = {name: ("float64", (n,)) for name, n in questions.MATCHED.items()}
+        columns |= {"cells": ("int64", ()), "iou": ("float64", ())}
+        return self._store(entry, f"match-{feature}", part, columns)
+
+    def _maps(self) -> Iterator[tuple[Both, list[str]]]:
+        """The features of whole images that the questions need, by the images they are needed of."""
+        needed: dict[int, tuple[Both, list[str]]] = {}
+        if "localization" in self.questions and self.asked.boxes:
+            needed.setdefault(id(self.asked.boxes), (self.asked.boxes, []))[1].extend(_box_features())
+        if {"dense-knn", "dense-linear"} & set(self.questions) and self.asked.cells:
+            grid = self.grid
+            needed.setdefault(id(self.asked.cells), (self.asked.cells, []))[1].extend(
+                f"{level}x{grid}" for level in CELL_LEVELS
+            )
+        yield from needed.values()
+
+    def _match_features(self, encoder: Encoder) -> dict[str, int]:
+        """Feature -> side of its grid, for correspondence: each level, no finer than the grid, and each map."""
+        strides = encoder.pyramid.spec.strides
+        sides = [max(1, min(self.grid, self.size // stride)) for stride in strides]
+        levels = {
+            f"{level}x{side}": side for level, side in zip(MATCH_LEVELS, sides, strict=True) if side > 1
+        }
+        branches: Any = {} if encoder.embedding is None else encoder.embedding.branches
+        maps = {name: int(b.side) for name, b in branches.items() if hasattr(b, "side")}
+        return levels | maps
+
+    def _extract(self, signal: StopSignal) -> None:
+        """One pass over the images of each part for all stores that are not whole."""
+        s = self.settings
+        workers, pin = workers_of(s.workers), self.fabric.device.type == "cuda"
+        passes: list[tuple[list[extraction.Job], extraction.Views]] = []
+        for both, features in self._maps():
+            for part in both:
+                stores = [(e, f, self._map_store(e, f, part)) for e in self.entries for f in features]
+                jobs = [
+                    extraction.Job(
+                        e.encoder, f, POLICIES["none"], self.size, store, ("features",), unit=False
+                    )
+                    for e, f, store in stores
+                    if not store.finished
+                ]
+                if jobs:
+                    views = Central(
+                        part,
+                        range(len(part)),
+                        size=self.size,
+                        batch=s.batch,
+                        workers=workers,
+                        pin=pin,
+                        whole=True,
+                    )
+                    passes.append((jobs, views))
+        if "correspondence" in self.questions:
+            part, jobs = self.asked.images[1], []
+            for e in self.entries:
+                for feature, side in self._match_features(e.encoder).items():
+                    store = self._match_store(e, feature, part)
+                    if not store.finished:
+                        rows = partial(questions.matches, side=side)
+                        jobs.append(
+                            extraction.Job(e.encoder, feature, self.policy, self.size, store, (), False, rows)
+                        )
+            if jobs:
+                pairs = Pairs(
+                    part, [self.policy], size=self.size, batch=s.batch, seed=s.seed, workers=workers, pin=pin
+                )
+                passes.append((jobs, pairs))
+        if not passes:
+            self.reporter.say("features  are here already")
+            return
+        self._measure({id(job.encoder) for jobs, _ in passes for job in jobs}, signal)
+        extraction.extract(
+            passes, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
+            left_out=self.out / "bad_images.csv", max_bad=s.max_bad, fewer="or set images and test_images to fewer",
+        )  # fmt: skip
+
+    def _measure(self, wanted: set[int], signal: StopSignal) -> None:
+        """Batch-norm statistics of random encoders, on images to fit."""
+        s, part = self.settings, self.asked.images[0]
+        for encoder in {id(e.encoder): e.encoder for e in self.entries}.values():
+            if id(encoder) in wanted and is_unmeasured(encoder.pyramid):
+                yardstick.measure(
+                    encoder, part, size=self.size, fabric=self.fabric, seed=s.seed, window=s.window, images=len(part),
+                    workers=workers_of(s.workers), stop=partial(_stop_at, signal, "stopped before the first image"),
+                )  # fmt: skip
+
+    # ---- stores to answers ---------------------------------------------------------------------------------------
+
+    def _answers(self, entry: Entry, signal: StopSignal) -> Iterator[Answer]:
+        """Every answer of one model."""
+        _stop_at(signal, "stopped before the last question")
+        self.reporter.note(f"asking {entry.name}")
+        if "correspondence" in self.questions:
+            yield from self._correspondence(entry)
+        if "localization" in self.questions and self.asked.boxes:
+            yield from self._localization(entry, self.asked.boxes, signal)
+        if self.asked.cells:
+            yield from self._cells(entry, self.asked.cells, signal)
+
+    def _correspondence(self, entry: Entry) -> Iterator[Answer]:
+        bins = Bins(5)
+        for feature in self._match_features(entry.encoder):
+            rows = self._match_store(entry, feature, self.asked.images[1]).read()
+            seen = rows["cells"] > 0
+            if not seen.any():
+                raise WorkFailed("no two crops of an image overlap; set views to a policy with larger crops")
+            order = np.argsort(rows["index"][seen], kind="stable")
+            index = rows["index"][seen][order]
+            place = bins.assign(rows["iou"][seen])
+            for i, within in enumerate(WITHIN):
+                found = rows["found"][seen, i]
+                more: dict[str, Any] = {
+                    "chance": float(rows["chance"][seen, i].mean()),
+                    "position": float(rows["position"][seen, i].mean()),
+                }
+                if i == BIN:
+                    more["bins"] = [
+                        {"low": low, "high": high, "count": int(here.sum()), **asdict(_mean(found[here]))}
+                        for b in range(len(bins))
+                        if (here := place == b).any()
+                        for low, high in [bins.bounds(b)]
+                    ]
+                level = feature.partition("x")[0]
+                yield Answer("correspondence", f"pck{within:g}", level, found[order], index, more)
+
+    def _localization(self, entry: Entry, both: Both, signal: StopSignal) -> Iterator[Answer]:
+        for feature in _box_features():
+            _stop_at(signal, "stopped while looking for boxes")
+            (x, boxes, _), (z, truth, index) = (self._with_boxes(entry, feature, part) for part in both)
+            if len(x) < LEAST or not len(z):
+                raise WorkFailed(
+                    f"{count(len(x), 'image')} with a box to fit and {len(z)} to test on: too few; give more images"
+                )
+            iou, share = questions.localize(x, boxes, z, truth, seed=self.settings.seed)
+            floor = overlap(np.repeat(boxes.mean(axis=0)[None], len(truth), axis=0), truth)
+            self.chance["localization"] = {
+                "mean_box": float(floor.mean()),
+                "found75": float((floor >= GOOD).mean()),
+            }
+            more, level = {"penalty": share}, feature.partition("x")[0]
+            yield Answer("localization", "iou", level, iou, index, more)
+            yield Answer("localization", "found75", level, (iou >= GOOD).astype(np.float64), index, more)
+
+    def _with_boxes(
+        self, entry: Entry, feature: str, part: Located
+    ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Features, boxes and indices of the images of a part that have a box."""
+        rows = self._map_store(entry, feature, part).read()
+        boxes = [_known(part.box, int(i)) for i in rows["index"]]
+        kept = np.array([i for i, box in enumerate(boxes) if box is not None], np.int64)
+        found = [box for box in boxes if box is not None]
+        return rows["features"][kept], np.array(found).reshape(-1, 4), rows["index"][kept]
+
+    def _cells(self, entry: Entry, both: Both, signal: StopSignal) -> Iterator[Answer]:
+        s, k = self.settings, len(self.asked.classes)
+        names = [f"{level}x{self.grid}" for level in CELL_LEVELS]
+        held = [[self._map_store(entry, name, part).read() for name in names] for part in both]
+        labels = []
+        for part, rows in zip(both, held, strict=True):
+            known = [_known(lambda i, part=part: part.cells(i, self.grid), int(i)) for i in rows[0]["index"]]
+            empty = np.full((self.grid, self.grid), -1, np.int16)
+            labels.append(np.stack([(empty if c is None else c).ravel() for c in known]))
+        index = held[1][0]["index"]
+        there = np.unique(labels[0][labels[0] >= 0])
+        if len(there) < 2:
+            raise WorkFailed(
+                f"{self.data}: cells of the images to fit are of {len(there)} class; give more images"
+            )
+        features = [[r["features"] for r in rows] for rows in held]
+        for name in ("dense-knn", "dense-linear"):
+            if name not in self.questions:
+                continue
+            unit = name == "dense-knn"
+            train = questions.Cells(features[0], labels[0], unit=unit, most=s.cells, seed=s.seed)
+            test = questions.Cells(features[1], labels[1], unit=unit, spread=train.spread)
+            more: dict[str, Any] = {}
+            stop = partial(_stop_at, signal, f"stopped during {name}")
+            if unit:
+                nearest = s.knn[0] if s.knn else 20
+                predicted = questions.dense_knn(
+                    train, test, k=nearest, device=self.fabric.device, interrupt=stop
+                )
+            else:
+                stop()
+                predicted, more["penalty"] = questions.dense_linear(train, test, classes=k, seed=s.seed)
+            counts = test.counts(predicted, len(index), k)
+            iou = iou_of(counts.sum(axis=0))
+            more["classes"] = {
+                c: round(float(v), 6) for c, v in zip(self.asked.classes, iou, strict=True) if not np.isnan(v)
+            }
+            self.chance["cells"] = questions.by_chance(train.labels, test.labels, k)
+            yield Answer(name, "miou", "c2-c5", counts, index, more)
+
+    # ---- answers to a report -------------------------------------------------------------------------------------
+
+    def _report(self, answers: Mapping[str, Mapping[tuple[str, str, str], Answer]]) -> dict[str, Any]:
+        """The content of where.json."""
+        plain = [
+            tuple(name.removesuffix(" pooled") for name in pair) for held in self.held for pair in held.pairs
+        ]
+        pairs = [(a, b) for a, b in plain]
+        named = [e.name for e in self.entries if e.role == "model"]
+        pairs += [(a, b) for i, a in enumerate(named) for b in named[i + 1 :] if (a, b) not in pairs]
+        report: dict[str, Any] = {
+            "schema": SCHEMA,
+            "kind": "hetcl-where",
+            "models": [
+                {"name": e.name, "model": e.encoder.model, "arch": e.encoder.pyramid.arch, "role": e.role,
+                 "weights": e.digest} for e in self.entries
+            ],
+            "data": {
+                "data": self.data,
+                "size": self.size,
+                "grid": self.grid,
+                "views": self.settings.views,
+                "held_out": self.asked.held_out,
+                **self._parts(),
+            },
+            "chance": self.chance,
+            "results": [
+                {"model": name, "question": a.question, "measure": a.measure, "level": a.level, "images": len(a.index),
+                 **asdict(a.estimate()), **a.more}
+                for name, found in answers.items() for a in found.values()
+            ],
+            "differences": [
+                {"first": a, "second": b, "question": q, "measure": m, "level": level,
+                 **asdict(one.minus(answers[b][q, m, level]))}
+                for a, b in pairs for (q, m, level), one in answers[a].items() if (q, m, level) in answers[b]
+            ],
+        }  # fmt: skip
+        report["said"] = [*self.notes, *report_text.sentences(report)]
+        report["machine"] = machine() | {
+            "device": device_name(self.fabric.device), "ranks": self.fabric.world_size
+        }  # fmt: skip
+        report["seconds"] = round(time.monotonic() - self.began, 1)
+        write_atomic(self.out / "where.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        return report
+
+    def _parts(self) -> dict[str, dict[str, str]]:
+        a = self.asked
+        both = {"images": a.images, "boxes": a.boxes, "cells": a.cells}
+        return {
+            name: {"train": one[0].description, "test": one[1].description}
+            for name, one in both.items()
+            if one is not None
+        }
+
+    def _say(self, report: Mapping[str, Any]) -> None:
+        self.reporter.say("")
+        self.reporter.show(report_text.table(report))
+        for line in report["said"]:
+            self.reporter.say(line)
+        self.reporter.say(f"done in {duration(report['seconds'])}: {self.out / 'where.json'}, where.png")
+
+
+def yardstick_hash(index: np.ndarray) -> str:
+    """Of which images there are."""
+    import hashlib
+
+    return hashlib.blake2b(index.tobytes(), digest_size=6).hexdigest()
+
+
+def _box_features() -> list[str]:
+    return [f"{level}x{BOX_GRID}" for level in BOX_LEVELS]
+
+
+def _known(of: Any, index: int) -> np.ndarray | None:
+    """What is known of an image; None where its annotation cannot be read."""
+    try:
+        found: np.ndarray | None = of(index)
+    except BadImage:
+        return None
+    return found
+
+
+def _possible(wanted: Sequence[str], asked: Asked, data: str) -> list[str]:
+    """The questions that the data can answer. Raises ``InputError`` when it lacks what was asked for by name."""
+    lacking = {}
+    if asked.boxes is None:
+        lacking["localization"] = (
+            "boxes; name an annotated set (coco:ROOT ...) or a file of boxes with --boxes"
+        )
+    if asked.cells is None:
+        why = "a class for each pixel; name a set with masks (coco:ROOT, voc:ROOT, cityscapes:ROOT, scenes:N)"
+        lacking |= dict.fromkeys(("dense-knn", "dense-linear"), why)
+    for name in wanted:
+        if name in lacking:
+            raise InputError(f"ask {name}: {data} has no {lacking[name]}")
+    return [q for q in (wanted or QUESTIONS) if q not in lacking]
+
+
+def _side(part: Located, encoders: Sequence[Encoder]) -> int:
+    """Side of the images in pixels: what the models were trained at, 160 at least, but no more than the images have."""
+    from hetcl.analysis.where.annotated import size_of
+
+    sides = []
+    for i in range(min(16, len(part))):
+        try:
+            sides.append(max(size_of(part.sample(i))))
+        except BadImage:
+            continue
+    have = -(-int(np.median(sides)) // 32) * 32 if sides else 160
+    return max(32, min(have, max(160, *(e.size or 160 for e in encoders))))
+
+
+def _stop_at(signal: StopSignal, what: str) -> None:
+    if signal.number:
+        raise Stopped(signal.number, f"{what}; the features are kept: go on with --resume")
