@@ -84,15 +84,14 @@ class Cells:
 
     def _spread(self, level: int) -> float:
         some = self._level(level, self.kept[:: max(1, len(self.kept) // 4096)])
-        return float(some.std(axis=0).mean()) or 1.0
+        return (float(some.std(axis=0).mean()) if len(some) else 0.0) or 1.0
 
     def _level(self, level: int, cells: np.ndarray) -> np.ndarray:
         """``[len(cells), C]`` of one level."""
         images, where = np.divmod(cells, self.per_image)
         first, last = (int(images[0]), int(images[-1]) + 1) if len(images) else (0, 0)
-        block = np.asarray(self.levels[level][first:last], np.float32).reshape(
-            last - first, -1, self.per_image
-        )
+        rows = np.asarray(self.levels[level][first:last], np.float32)
+        block = rows.reshape(last - first, self.levels[level].shape[1] // self.per_image, self.per_image)
         return block.transpose(0, 2, 1)[images - first, where]
 
     def __len__(self) -> int:

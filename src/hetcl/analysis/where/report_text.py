@@ -32,7 +32,7 @@ def table(report: Report) -> Table:
     out = Table(box=None, pad_edge=False, header_style="bold")
     out.add_column("", no_wrap=True)
     shown = [h for h in HEADLINES if any(r["question"] == h[0] for r in report["results"])]
-    for _, _, level, title, _ in shown:
+    for _, _, _, title, _ in shown:
         out.add_column(title, justify="right", no_wrap=True)
     names = [m["name"] for m in report["models"]]
     for name, short in zip(names, short_names(names, 28), strict=True):
