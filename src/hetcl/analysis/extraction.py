@@ -124,7 +124,7 @@ def _fill(
     """Compute and write the steps that are missing."""
     rank, ranks = fabric.global_rank, fabric.world_size
     total = sum(work.views.images for work in works)
-    have = max(0, total - sum(len(work.todo) * work.views.batch for work in works))
+    have = total - sum(work.rows(step) for work in works for step in work.todo)
     began, since, done = time.monotonic(), time.monotonic(), 0
     reporter.start("looking at images", have, total)
     for work in works:
@@ -133,7 +133,7 @@ def _fill(
                 batch = next(iter(batches.values()))
                 bad.see(len(batch.index), batch.bad)
                 work(step, batches)
-                done += work.views.batch * ranks
+                done += work.rows(step) * ranks
                 here = min(total, have + done)
                 reporter.advance(here)
                 pace = done / (time.monotonic() - began)
@@ -170,6 +170,10 @@ class _Pass:
             .eval()
             for key, group in groups.items()
         }
+
+    def rows(self, step: int) -> int:
+        """Images of a step."""
+        return min(self.views.batch, self.views.images - step * self.views.batch)
 
     def room(self) -> int:
         """Bytes of the encoder that takes most, with the images of all views."""

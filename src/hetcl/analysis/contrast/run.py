@@ -15,7 +15,7 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hetcl.analysis import yardstick
+from hetcl.analysis import extraction, yardstick
 from hetcl.analysis.contrast import figures, report_text, verdict
 from hetcl.analysis.contrast.examples import sheet_of
 from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
@@ -23,7 +23,6 @@ from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
 from hetcl.analysis.extract import Extractor
-from hetcl.analysis.extraction import Job, extract
 from hetcl.analysis.store import Store, plain
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, Stopped, WorkFailed
@@ -251,9 +250,10 @@ class Test:
         self._measure(todo, signal)
         columns = ("query", "key")
         jobs = [
-            Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns) for t in todo
+            extraction.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns)
+            for t in todo
         ]
-        extract(
+        extraction.extract(
             [(jobs, self._pairs(todo))], fabric=self.fabric, reporter=self.reporter, signal=signal,
             channels_last=s.channels_last, left_out=self.out / "bad_images.csv", max_bad=s.max_bad,
             fewer="name another --out, or set images to test on fewer",

@@ -18,9 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetcl.analysis import yardstick
+from hetcl.analysis import extraction, yardstick
 from hetcl.analysis.extract import Extractor, features_of, look
-from hetcl.analysis.extraction import Job, extract
 from hetcl.analysis.probe.bank import Bank
 from hetcl.analysis.probe.knn import knn_hits
 from hetcl.analysis.probe.linear import COLUMNS, LinearTask, logistic_regression
@@ -247,7 +246,7 @@ class Probe:
         if have := sum(len(bank.part) for bank in banks if bank not in missing):
             self.reporter.say(f"features  of {count(have, 'image')} are here already")
         if missing:
-            extract(
+            extraction.extract(
                 [self._pass(bank) for bank in missing], fabric=fabric, reporter=self.reporter, signal=signal,
                 channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
                 fewer="or set images to train on fewer",
@@ -260,14 +259,16 @@ class Probe:
         root, batch = self.folder.path / "features", self.settings.batch
         return Bank(part, Store(root, name, key, columns, images=len(part), batch=batch))
 
-    def _pass(self, bank: Bank) -> tuple[list[Job], Central]:
+    def _pass(self, bank: Bank) -> tuple[list[extraction.Job], Central]:
         """What is to be computed for a bank."""
         views = Central(
             bank.part.source, bank.part.index, size=self.size, batch=self.settings.batch,
             workers=workers_of(self.settings.workers), pin=self.fabric.device.type == "cuda",
         )  # fmt: skip
         columns = ("features",)
-        job = Job(self.encoder, self.feature, POLICIES["none"], self.size, bank.store, columns, unit=False)
+        job = extraction.Job(
+            self.encoder, self.feature, POLICIES["none"], self.size, bank.store, columns, unit=False
+        )
         return [job], views
 
     def _check_enough(self, train: Bank, test: Bank) -> None:
