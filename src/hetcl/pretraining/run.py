@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hetcl.errors import InputError, WorkFailed
-from hetcl.images.folder import FolderSource
+from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
 from hetcl.pretraining import monitors
@@ -33,9 +33,10 @@ from hetcl.settings import (
 )
 from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
-from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
+from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import schedule
+from hetcl.training.task import Task
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.facts import input_facts
