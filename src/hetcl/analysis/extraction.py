@@ -20,7 +20,7 @@ from torch import Tensor
 
 from hetcl.analysis.extract import Extractor, look
 from hetcl.analysis.store import Store
-from hetcl.errors import Stopped, WorkFailed
+from hetcl.errors import WorkFailed
 from hetcl.signals import StopSignal
 from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import not_finite_because
@@ -142,9 +142,7 @@ def _fill(
                 if signal.number or time.monotonic() - since > FLUSH:
                     work.flush()
                     since = time.monotonic()
-                if signal.number:
-                    said = f"stopped after {here:,} of {total:,} images; go on with --resume"
-                    raise Stopped(signal.number, said)
+                signal.check(f"stopped after {here:,} of {total:,} images; go on with --resume")
         finally:
             work.close()
     reporter.stop()

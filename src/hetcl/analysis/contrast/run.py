@@ -25,7 +25,7 @@ from hetcl.analysis.contrast.vectors import Features, vectors_of
 from hetcl.analysis.extract import Extractor
 from hetcl.analysis.store import Store, plain
 from hetcl.analysis.yardstick import Entry
-from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.paths import expand
@@ -247,7 +247,13 @@ class Test:
             )
         if not todo:
             return
-        self._measure(todo, signal)
+        for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
+            if is_unmeasured(entry.encoder.pyramid):  # on every rank the same
+                yardstick.measure(
+                    entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed,
+                    window=s.window, images=self.images, workers=workers_of(s.workers),
+                    stop=lambda: signal.check("stopped before the first image; go on with --resume"),
+                )  # fmt: skip
         columns = ("query", "key")
         jobs = [
             extraction.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns)
@@ -259,35 +265,13 @@ class Test:
             fewer="name another --out, or set images to test on fewer",
         )  # fmt: skip
 
-    def _measure(self, todo: Sequence[Subject], signal: StopSignal) -> None:
-        """Batch-norm statistics of the random encoders that are to look at images; on every rank the same."""
-        s = self.settings
-
-        def stop() -> None:
-            if signal.number:
-                raise Stopped(signal.number, "stopped before the first image; go on with --resume")
-
-        for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
-            if not is_unmeasured(entry.encoder.pyramid):
-                continue
-            yardstick.measure(
-                entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed, window=s.window,
-                images=self.images, workers=workers_of(s.workers), stop=stop,
-            )  # fmt: skip
-
     def _pairs(self, subjects: Sequence[Subject]) -> Pairs:
         s = self.settings
         return Pairs(
-            self.source,
-            list(dict.fromkeys(t.policy for t in subjects)),
-            size=sorted({t.entry.size for t in subjects}),
-            batch=s.batch,
-            seed=s.seed,
-            workers=workers_of(s.workers),
-            window=s.window,
-            images=self.images,
-            pin=self.fabric.device.type == "cuda",
-        )
+            self.source, list(dict.fromkeys(t.policy for t in subjects)), batch=s.batch, seed=s.seed,
+            size=sorted({t.entry.size for t in subjects}), workers=workers_of(s.workers), window=s.window,
+            images=self.images, pin=self.fabric.device.type == "cuda",
+        )  # fmt: skip
 
     # ---- features to outcomes ------------------------------------------------------------------------------------
 
@@ -329,25 +313,10 @@ class Test:
             self.reporter.advance(min(done, total))
             left = (time.monotonic() - began) / done * max(0, total - done)
             self.reporter.row(f"searching {done / total:.0%}  {duration(left)} left")
-            if signal.number:
-                raise Stopped(
-                    signal.number, "stopped while searching; the features are kept: go on with --resume"
-                )
+            signal.check("stopped while searching; the features are kept: go on with --resume")
 
         for one in todo:
-            if self.main:
-                one.store.prepare()
-            self.fabric.barrier()
-            one.search(
-                rank=self.fabric.global_rank,
-                ranks=self.fabric.world_size,
-                device=self.fabric.device,
-                advance=advance,
-            )
-            self.fabric.barrier()
-            if self.main:
-                one.store.finish()
-            self.fabric.barrier()
+            one.search(self.fabric, advance)
         self.reporter.stop()
         return tested
 

@@ -27,7 +27,7 @@ from hetcl.analysis.probe.parts import open_parts
 from hetcl.analysis.probe.report_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.analysis.store import Store
-from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.errors import InputError, WorkFailed
 from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.runs import checkpoint
@@ -48,6 +48,7 @@ from hetcl.weights.encoder import digest_of, load_encoder
 SCHEMA = 1
 """Version of probe.json; it rises when a name changes its meaning or goes away."""
 KIND = "hetcl-probe"
+KEPT = "; the features are kept: go on with --resume"
 
 
 def probe(
@@ -217,9 +218,7 @@ class Probe:
 
     def look(self, images: Tensor, color: Tensor, photometric: Photometric) -> Tensor:
         """uint8 ``[B, 3, H, W]`` -> features ``[B, D]``, fp32; levels as the backbone gives them."""
-        found = look(
-            self.extractor, images, color, photometric, fabric=self.fabric, layout=self.format
-        )  # fmt: skip
+        found = look(self.extractor, images, color, photometric, fabric=self.fabric, layout=self.format)
         return found[self.feature].float()
 
     def _features(self, signal: StopSignal) -> tuple[Bank, Bank]:
@@ -229,7 +228,7 @@ class Probe:
             self.reporter.say("          no batch-norm statistics: measured on some of the training images")
             yardstick.measure(
                 self.encoder, train, size=self.size, fabric=fabric, seed=s.seed, window=s.window,
-                images=len(train), workers=workers_of(s.workers), stop=lambda: _stop_at(signal, "stopped"),
+                images=len(train), workers=workers_of(s.workers), stop=lambda: signal.check(f"stopped{KEPT}"),
             )  # fmt: skip
             self.digest = self._digest()
         key = {
@@ -289,7 +288,7 @@ class Probe:
 
         def watched() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for block in train.blocks():
-                _stop_at(signal, "stopped while looking for neighbours")
+                signal.check(f"stopped while looking for neighbours{KEPT}")
                 yield block
 
         hits = knn_hits(watched(), test.blocks(), ks=self.settings.knn, device=self.fabric.device)
@@ -306,7 +305,7 @@ class Probe:
         found = logistic_regression(
             train.blocks(), test.blocks(), classes=self.classes, seed=self.settings.seed,
             device=self.fabric.device, say=self.reporter.say,
-            interrupt=lambda: _stop_at(signal, "stopped while fitting the linear probe"),
+            interrupt=lambda: signal.check(f"stopped while fitting the linear probe{KEPT}"),
         )  # fmt: skip
         if not found.tried:
             self.notes.append(
@@ -475,11 +474,6 @@ class Probe:
         for line in report["said"]:
             self.reporter.say(line)
         self.reporter.say(f"done in {duration(report['seconds'])}: {self.folder.path / 'probe.json'}")
-
-
-def _stop_at(signal: StopSignal, what: str) -> None:
-    if signal.number:
-        raise Stopped(signal.number, f"{what}; the features are kept: go on with --resume")
 
 
 def _share(right: np.ndarray) -> dict[str, float]:
