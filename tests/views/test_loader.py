@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import tarfile
 from collections.abc import Iterable
@@ -21,6 +22,7 @@ from hetcl.views import crops
 from hetcl.views.central import Central
 from hetcl.views.loader import ViewLoader
 from hetcl.views.order import PIECES, Order
+from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import NOTHING
 from hetcl.views.policies import POLICIES
 from tests.images.make import encoded, pixels
@@ -381,3 +383,21 @@ def test_a_step_of_central_views_may_hold_no_image() -> None:
     assert [b.index.tolist() for b in batches] == [[0, 1], [], [4, 5]]
     assert [[r.index for r in b.bad] for b in batches] == [[], [2, 3], []]
     assert not list(Central(Images(8), [], size=8, batch=2).run(range(0)))
+
+
+# ---- sent to workers ----
+
+
+def test_what_computes_can_be_sent_to_a_worker_while_it_runs() -> None:
+    """Where processes are spawned it is pickled, with the pool that belongs to it."""
+    source, how = Images(12), {"size": 8, "batch": 4}
+    central, pairs = Central(source, range(12), **how), Pairs(source, [POLICIES["crop"]], seed=0, **how)
+    view_loader = loader(source)
+    for stream in (central.run([0, 1]), pairs.run([0, 1]), view_loader.epoch(0)):
+        next(stream)
+    for one in (central, pairs, view_loader):
+        there = pickle.loads(pickle.dumps(one))
+        a, b = one._step(0, 1), there._step(0, 1)
+        assert torch.equal(a.index, b.index)
+        if isinstance(a, ViewBatch):
+            assert torch.equal(a.images, b.images)
