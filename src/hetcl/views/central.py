@@ -28,16 +28,9 @@ class Central:
     """
 
     def __init__(
-        self,
-        source: Source,
-        indices: Sequence[int] | np.ndarray | range,
-        *,
-        size: int,
-        batch: int,
-        workers: int = 0,
-        max_pixels: int | None = None,
-        pin: bool = False,
-    ) -> None:
+        self, source: Source, indices: Sequence[int] | np.ndarray | range, *, size: int, batch: int,
+        workers: int = 0, max_pixels: int | None = None, pin: bool = False,
+    ) -> None:  # fmt: skip
         self.source, self.indices, self.size, self.batch = source, indices, size, batch
         self.max_pixels, self.images, self.steps = max_pixels, len(indices), -(-len(indices) // batch)
         self._pool = Pool(self._step, workers, pin)
