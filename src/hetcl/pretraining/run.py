@@ -269,19 +269,11 @@ class PretrainRun(TrainingSession):
             for line in install(model, before.query, before.origin):
                 self.reporter.say(f"{name}: {line}")
         loader = ViewLoader(
-            self.labelled if stage.method == "supervised" else self.source,
-            policy=stage.views,
-            size=s.size,
-            batch=s.batch,
-            seed=s.seed,
-            stage=name,
-            views=1 if stage.method == "supervised" else 2,
-            rank=fabric.global_rank,
-            ranks=fabric.world_size,
-            workers=self.workers,
-            window=self.window,
+            self.labelled if stage.method == "supervised" else self.source, policy=stage.views, size=s.size,
+            batch=s.batch, seed=s.seed, stage=name, views=1 if stage.method == "supervised" else 2,
+            rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers, window=self.window,
             pin=fabric.device.type == "cuda",
-        )
+        )  # fmt: skip
 
         def start_key(key: nn.Module) -> None:
             if before is not None and before.key is not None:
@@ -290,16 +282,9 @@ class PretrainRun(TrainingSession):
         if s.compile:
             self.reporter.say(f"{name}: compiling in the first steps, about a minute")
         return build_task(
-            s,
-            name,
-            stage,
-            model,
-            fabric=fabric,
-            loader=loader,
-            start_key=start_key,
-            evaluate=self._knn_check().accuracy,
-            on_bad=lambda batch: self.bad.see(len(batch.index), batch.bad),
-        )
+            s, name, stage, model, fabric=fabric, loader=loader, start_key=start_key,
+            evaluate=self._knn_check().accuracy, on_bad=lambda batch: self.bad.see(len(batch.index), batch.bad),
+        )  # fmt: skip
 
     def _knn_check(self) -> KnnCheck:
         s = self.settings

@@ -6,7 +6,7 @@ import contextlib
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from lightning_fabric import Fabric
 
@@ -18,21 +18,6 @@ from hetcl.training.devices import device_name, make_fabric, precision_on, worke
 from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
 from hetcl.training.progress import Reporter
 from hetcl.training.schedule import Schedule
-
-
-class Compute(Protocol):
-    """Where and how to compute: what the settings of every verb say of it."""
-
-    @property
-    def device(self) -> str: ...
-    @property
-    def devices(self) -> int: ...
-    @property
-    def precision(self) -> str: ...
-    @property
-    def threads(self) -> int: ...
-    @property
-    def workers(self) -> int: ...
 
 
 class Session:
@@ -55,9 +40,14 @@ class Session:
         """What a person should know before the work begins."""
 
     def start(
-        self, s: Compute, log: Path, tensorboard: Path | None = None, *, batch: int = 0, groups: int = 0
+        self, s: Any, log: Path, tensorboard: Path | None = None, *, batch: int = 0, groups: int = 0
     ) -> None:
-        """Devices, ranks and console. Raises ``InputError`` as ``make_fabric``."""
+        """Devices, ranks and console. Raises ``InputError`` as ``make_fabric``.
+
+        Args:
+            s: has ``device``, ``devices``, ``precision``, ``threads`` and ``workers``, as the settings of every verb.
+            log, tensorboard: as of ``Reporter``; ``batch`` and ``groups`` as of ``make_fabric``.
+        """
         self.fabric = make_fabric(
             device=s.device, devices=s.devices, precision=s.precision, threads=s.threads, batch=batch,
             groups=groups,
