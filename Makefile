@@ -14,7 +14,7 @@ export PIP_DISABLE_PIP_VERSION_CHECK := 1
 help:
 	@echo 'make setup   install hetcl and its tools into $(VENV) (again only when pyproject.toml or constraints.txt change)'
 	@echo 'make demo    the whole story on built-in images, a few minutes on two cores; writes $(DEMO)/'
-	@echo 'make test    run the tests              (make test ARGS="tests/contrast -x" for some of them)'
+	@echo 'make test    run the tests              (make test ARGS="tests/model -x" for some of them)'
 	@echo 'make lint    ruff, mypy, codespell      (make format repairs what ruff can)'
 	@echo 'make bench   measure the claims in bench/, each as a ratio'
 	@echo 'make clean   remove $(VENV) and caches, never a run'

@@ -27,7 +27,8 @@ from typing import Any
 
 import numpy as np
 
-from hetcl.images.shards import RECORD, ShardSource
+from hetcl.images.shard_index import RECORD
+from hetcl.images.shards import ShardSource
 from hetcl.images.tables import Table
 from hetcl.views.loader import ViewLoader
 from hetcl.views.policies import POLICIES
@@ -100,7 +101,7 @@ def main() -> None:
 
 
 def make_index(path: Path, images: int) -> None:
-    """A sparse index of shards, as ``images/shards.py`` would write it."""
+    """A sparse index of shards, as ``images/shard_index.py`` would write it."""
     shards = -(-images // SHARD)
     columns: dict[str, tuple[Any, int]] = {
         "image": (RECORD, images),

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from hetcl.errors import InputError
 from hetcl.images import listing as listing_module
-from hetcl.images.folder import FolderSource
+from hetcl.images.folder_source import FolderSource
 from hetcl.images.listing import walk
 from hetcl.images.sources import open_source, open_validation
 from hetcl.types import BadImage, Source

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image, features
 
 from hetcl.errors import InputError
-from hetcl.images import formats, listing, shards, tars
+from hetcl.images import formats, listing, shard_index, tars
 from hetcl.images.decode import open_image
 from hetcl.images.formats import EXTENSIONS, HEAD, Aside, looks_like_image
 from hetcl.images.sources import open_source
@@ -179,7 +179,7 @@ def test_a_jpeg_that_is_called_otherwise_is_read_without_the_plugin(
 ) -> None:
     """Phones and messengers call JPEGs .heic; what really is HEIC is left aside, with the fix."""
     plain = EXTENSIONS - {".heic", ".heif", ".jxl", ".avif"}
-    for module in (formats, listing, tars, shards):
+    for module in (formats, listing, tars, shard_index):
         monkeypatch.setattr(module, "EXTENSIONS", plain)
     members = [(f"{i}.{kind}", encoded(pixels())) for i, kind in enumerate(("heic", "HEIF", "jxl", "avif"))]
     members.append(("9.heic", HEIC))

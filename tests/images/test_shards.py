@@ -20,7 +20,7 @@ from hypothesis import strategies as st
 
 from hetcl.errors import InputError
 from hetcl.images.labels import class_names
-from hetcl.images.shards import RECORD
+from hetcl.images.shard_index import RECORD
 from hetcl.images.sources import open_source, open_validation
 from hetcl.types import BadImage, Source
 from tests.images.make import encoded, folder, pixels, shard, tar

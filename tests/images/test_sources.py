@@ -21,7 +21,7 @@ def test_brace_range(first: int, count: int, width: int, down: bool) -> None:
     if down:
         ends.reverse()
     texts = [str(e).zfill(width) for e in ends]
-    padded = max(map(len, texts)) if any(t.startswith("0") for t in texts) else 0
+    padded = max(map(len, texts)) if any(t.startswith("0") and len(t) > 1 for t in texts) else 0
     step = -1 if down else 1
     expected = [f"x-{str(i).zfill(padded)}.tar" for i in range(ends[0], ends[1] + step, step)]
     got = list(braces("x-{" + "..".join(texts) + "}.tar"))
@@ -34,6 +34,9 @@ def test_braces() -> None:
     assert list(braces("{8..11}")) == ["8", "9", "10", "11"]
     assert list(braces("{a,b}/{1..2}")) == ["/".join(p) for p in product("ab", "12")]
     assert list(braces("odd{1}.tar")) == ["odd{1}.tar"]
+    assert list(braces("x-{0..11}.tar"))[:2] == ["x-0.tar", "x-1.tar"]  # as a shell does: 0 pads nothing
+    assert list(braces("x{1,{2..3}}")) == ["x1", "x2", "x3"]
+    assert list(braces("half{1,2.tar")) == ["half{1,2.tar"]
 
 
 def refused(data: str, match: str) -> str:

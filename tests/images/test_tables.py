@@ -16,8 +16,9 @@ from hypothesis import strategies as st
 
 from hetcl.errors import InputError
 from hetcl.images import tables
-from hetcl.images.folder import FolderSource
-from hetcl.images.shards import RECORD, ShardSource
+from hetcl.images.folder_source import FolderSource
+from hetcl.images.shard_index import RECORD
+from hetcl.images.shards import ShardSource
 from hetcl.images.sources import open_source
 from hetcl.images.tables import Table, TableError, TableWriter, cache_folder, strings
 from tests.damage import DAMAGES, Damage, spoil

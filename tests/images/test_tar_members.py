@@ -13,7 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from hetcl.errors import InputError
-from hetcl.images.shards import RECORD, merged
+from hetcl.images.shard_index import RECORD, merged
 from hetcl.images.sources import open_source
 from hetcl.images.tars import Found, members
 from hetcl.types import Source

@@ -19,7 +19,8 @@ import torch
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
 from hetcl.signals import ALWAYS, OTHERS, StopSignal, asked
-from hetcl.training.engine import Loop, Meters
+from hetcl.training.engine import Loop
+from hetcl.training.meters import Meters
 from tests.pretraining import processes
 from tests.training.task import Line, loop_of
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from hetcl.training import engine
-from hetcl.training.engine import Stopwatch
+from hetcl.training import meters
+from hetcl.training.meters import Stopwatch
 from hetcl.training.progress import count
 
 
@@ -17,7 +17,7 @@ def test_counts() -> None:
 def test_the_start_of_the_workers_is_no_pace(monkeypatch: pytest.MonkeyPatch) -> None:
     """A row of 10 steps takes 10 s; the first took 100 s more, and a busy moment doubles one of the later ones."""
     now = 0.0
-    monkeypatch.setattr(engine.time, "monotonic", lambda: now)
+    monkeypatch.setattr(meters.time, "monotonic", lambda: now)
     watch, left = Stopwatch(0.0, 0.0), []
     for seconds in (110, 10, 10, 10, 20, 10, 10):
         now += seconds

@@ -9,7 +9,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hetcl.images.shards import RECORD, ShardSource
+from hetcl.images.shard_index import RECORD
+from hetcl.images.shards import ShardSource
 from hetcl.images.tables import Table
 from hetcl.views.loader import ViewLoader
 from hetcl.views.policies import POLICIES

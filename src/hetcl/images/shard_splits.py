@@ -11,7 +11,8 @@ from pathlib import Path
 from hetcl.images import remote
 from hetcl.images.folder import OVERRIDE
 from hetcl.images.labels import class_names
-from hetcl.images.shards import ShardSource, prepare
+from hetcl.images.shard_index import prepare
+from hetcl.images.shards import ShardSource
 from hetcl.images.split_words import UNLABELLED
 from hetcl.images.splits import split_shards
 from hetcl.images.tables import Table

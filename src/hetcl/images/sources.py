@@ -22,6 +22,8 @@ from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import unquote
 
+from braceexpand import braceexpand
+
 from hetcl.errors import InputError
 from hetcl.images import remote, scenes
 from hetcl.images.folder import Folder
@@ -39,7 +41,6 @@ _ARCHIVES = (".zip", ".rar", ".7z", ".gz", ".tgz", ".bz2", ".tbz", ".xz", ".txz"
 _PACKED_TARS = (".tar.gz", ".tar.bz2", ".tar.xz", ".tar.zst", ".tar.lz4", ".tbz", ".txz")
 _DEPTH = 3
 """Levels of folders in which shards are looked for."""
-_RANGE = re.compile(r"(-?\d+)\.\.(-?\d+)")
 _HELP = "DATA is a folder of images, tar shards (x-{0000..0004}.tar or their folder) or scenes:N"
 
 
@@ -279,26 +280,11 @@ def _existing(data: str) -> str | None:
 
 
 def braces(pattern: str) -> Iterator[str]:
-    """Expand ``{0000..0004}`` (padded as written, either direction) and ``{a,b}``, as a shell does."""
-    match = re.search(r"\{([^{}]*(?:\.\.|,)[^{}]*)\}", pattern)
-    if match is None:
+    """Expand ``{0000..0004}``, ``{a,b}`` and their combinations, as a shell does."""
+    try:
+        yield from braceexpand(pattern, escape=False)
+    except ValueError:  # a brace without its partner
         yield pattern
-        return
-    before, inside, after = pattern[: match.start()], match[1], pattern[match.end() :]
-    numbers = _RANGE.fullmatch(inside)
-    choices: Iterator[str] | list[str]
-    if numbers:
-        first, last = int(numbers[1]), int(numbers[2])
-        width = max(len(numbers[1]), len(numbers[2])) if "0" in (numbers[1][:1], numbers[2][:1]) else 0
-        step = 1 if last >= first else -1
-        choices = (str(i).zfill(width) for i in range(first, last + step, step))
-    elif "," in inside:
-        choices = inside.split(",")
-    else:
-        yield pattern
-        return
-    for choice in choices:
-        yield from braces(before + choice + after)
 
 
 def _parts(data: str) -> list[str]:

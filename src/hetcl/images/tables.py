@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import numpy as np
+from platformdirs import user_cache_path
 
 from hetcl.errors import InputError
 from hetcl.paths import expand, home, spare_folder, unwritable
@@ -216,7 +217,8 @@ class Table:
 
 
 def cache_folder(cache: Path | None = None) -> Path:
-    """A writable folder: ``cache``, ``$HETCL_CACHE``, ``$XDG_CACHE_HOME/hetcl`` or ``~/.cache/hetcl``.
+    """A writable folder: ``cache``, ``$HETCL_CACHE``, or the system's for caches (``$XDG_CACHE_HOME/hetcl`` or
+    ``~/.cache/hetcl`` on Linux, ``~/Library/Caches/hetcl`` on macOS).
 
     Where that cannot be written, or there is no home folder, one in the system's temporary folder, and a warning says
     so.
@@ -243,7 +245,6 @@ def cache_folder(cache: Path | None = None) -> Path:
 
 
 def _usual() -> Path | None:
-    """Where caches are kept; None without a home folder."""
-    if named := os.environ.get("XDG_CACHE_HOME"):
-        return Path(named) / "hetcl"
-    return None if (folder := home()) is None else Path(folder) / ".cache" / "hetcl"
+    """Where this system keeps caches; None without a home folder."""
+    known = home() is not None or os.environ.get("XDG_CACHE_HOME")
+    return user_cache_path("hetcl", appauthor=False) if known else None

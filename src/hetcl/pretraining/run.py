@@ -16,7 +16,7 @@ from torch import nn
 from hetcl import __version__
 from hetcl.analysis.probe.labelled import why_none, with_labels
 from hetcl.errors import InputError
-from hetcl.images.folder import FolderSource
+from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
@@ -29,10 +29,10 @@ from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
 from hetcl.settings import StageSettings, stages_of, to_dict
 from hetcl.training.devices import chosen_kernels
-from hetcl.training.engine import Task
 from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
+from hetcl.training.task import Task
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.facts import input_facts

@@ -8,146 +8,28 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Iterator, Mapping
+from typing import Any
 
 import numpy as np
 import torch
 import torch.distributed as dist
 from lightning_fabric import Fabric
-from torch import Tensor
 
 from hetcl.draws import seed_of
 from hetcl.errors import InputError, Stopped, WorkFailed, mark_alone
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
 from hetcl.signals import StopSignal
+from hetcl.training.meters import Meters, Stopwatch
 from hetcl.training.progress import Reporter, count, duration
 from hetcl.training.schedule import Schedule
+from hetcl.training.task import Task
 
 CHECKPOINT_MINUTES = 15.0
 """A kill costs no more than these, by default."""
 TIMING_COLUMNS = ("stage", "step", "images_per_second", "waiting", "seconds")
 """The header of timing.csv."""
-PACE = 0.8
-"""What an older row counts for, against the next, when the time that is left is judged."""
-
-
-class Task(Protocol):
-    """What is trained."""
-
-    name: str
-    """Of the stage; goes into rows and checkpoints."""
-    lr_setting: str
-    """What the setting of its learning rate is called, for messages."""
-    seed: int
-    epochs: int
-    steps_per_epoch: int
-    images_per_step: int
-    """Images in a step over all ranks."""
-    slow_evaluation: bool
-    """Whether an evaluation takes so long, or fails so easily, that the state is saved before it, too."""
-    optimizer: torch.optim.Optimizer
-
-    def batches(self, epoch: int, start: int) -> Iterator[Any]:
-        """Batches of an epoch from step ``start`` on."""
-        ...
-
-    def step(self, batch: Any, step: int) -> dict[str, Tensor]:
-        """One optimiser step; named scalars on the device, among them ``loss``."""
-        ...
-
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """Figures after ``epoch`` epochs (0: before training); called on every rank."""
-        ...
-
-    def messages(self, row: Mapping[str, float]) -> Iterable[str]:
-        """What a person should know about a row of figures."""
-        ...
-
-    def line(self, row: Mapping[str, float]) -> str:
-        """A row in words."""
-        ...
-
-    def close(self) -> None:
-        """Let go of workers."""
-        ...
-
-    def before_save(self) -> None:
-        """Called on every rank before the state is read (ranks agree on their buffers here)."""
-        ...
-
-    def state_dict(self) -> dict[str, Any]: ...
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None: ...
-
-
-@dataclass
-class Meters:
-    """Running sums of a task's figures since the last row; saved with the checkpoint."""
-
-    sums: dict[str, Tensor] = field(default_factory=dict)
-    count: int = 0
-
-    def add(self, values: Mapping[str, Tensor]) -> None:
-        """Add a step's scalars; no wait for the device."""
-        for name, value in values.items():
-            value = value.detach().double()
-            self.sums[name] = self.sums[name] + value if name in self.sums else value
-        self.count += 1
-
-    def share(self) -> None:
-        """Sums become their mean over ranks, on each: what is saved holds for all of them."""
-        if self.sums and dist.is_available() and dist.is_initialized():
-            stacked = torch.stack(list(self.sums.values()))
-            dist.all_reduce(stacked)
-            stacked /= dist.get_world_size()
-            self.sums = dict(zip(self.sums, stacked, strict=True))
-
-    def take(self) -> dict[str, float]:
-        """Means over steps and ranks, then start anew. CPU-GPU sync point."""
-        if not self.count:
-            return {}
-        self.share()
-        stacked = torch.stack(list(self.sums.values())) / self.count
-        out = dict(zip(self.sums, stacked.tolist(), strict=True))
-        self.sums, self.count = {}, 0
-        return out
-
-
-@dataclass
-class Stopwatch:
-    """Images a second and the share of time spent waiting for data since the last row, and the pace of late."""
-
-    began: float = field(default_factory=time.monotonic)
-    since: float = field(default_factory=time.monotonic)
-    waited: float = 0.0
-    steps: int = 0
-    rows: int = 0
-    paced: tuple[float, float] = (0.0, 0.0)
-    """Seconds and steps of the rows so far, the older the less; by them the rest is judged."""
-
-    def take(self, images_per_step: int) -> dict[str, float]:
-        """Figures since the last call (or :meth:`restart`); nothing when no step was made."""
-        if not self.steps:
-            return {}
-        spent = max(time.monotonic() - self.since, 1e-9)
-        out = {"images_per_second": self.steps * images_per_step / spent, "waiting": self.waited / spent}
-        kept = PACE if self.rows > 1 else 0.0  # the first row has the start of the workers in it
-        self.paced = kept * self.paced[0] + spent, kept * self.paced[1] + self.steps
-        self.rows += 1
-        self.restart()
-        return out
-
-    def restart(self) -> None:
-        """Leave out what happened since the last row (an evaluation)."""
-        self.since, self.waited, self.steps = time.monotonic(), 0.0, 0
-
-    def left(self, steps: int) -> float:
-        """Seconds for ``steps`` more, by the pace of the last rows."""
-        seconds, done = self.paced
-        return steps * seconds / max(done, 1.0)
 
 
 class Loop:

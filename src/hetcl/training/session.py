@@ -15,9 +15,10 @@ from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table, machine
 from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
-from hetcl.training.engine import TIMING_COLUMNS, Loop, Task
+from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter
 from hetcl.training.schedule import Schedule
+from hetcl.training.task import Task
 
 
 class Session:

@@ -17,7 +17,7 @@ from matplotlib.container import BarContainer, ErrorbarContainer
 from matplotlib.figure import Figure
 from PIL import Image
 
-from hetcl.analysis.contrast import figures, sheets
+from hetcl.analysis.contrast import figures, plotting, sheets
 from hetcl.analysis.contrast.sheets import Example, examples
 from tests.analysis.contrast.report_content import HCL, MOCO, report
 
@@ -209,12 +209,12 @@ def test_the_legend_tells_long_and_odd_names_apart_and_covers_no_data() -> None:
 
 
 def test_saved_twice_gives_the_same_bytes_whatever_the_caller_has_set(tmp_path: Path) -> None:
-    figures.save(figures.overlap(report(TWO), "crop"), tmp_path / "a")
+    plotting.save(figures.overlap(report(TWO), "crop"), tmp_path / "a")
     with mpl.rc_context(
         {"font.size": 20, "axes.facecolor": "red", "savefig.dpi": 10, "svg.hashsalt": "other"}
     ):
         before = dict(mpl.rcParams)
-        figures.save(figures.overlap(report(TWO), "crop"), tmp_path / "b")
+        plotting.save(figures.overlap(report(TWO), "crop"), tmp_path / "b")
         assert dict(mpl.rcParams) == before
     for kind in ("svg", "png"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
@@ -226,7 +226,7 @@ def test_saved_twice_gives_the_same_bytes_whatever_the_caller_has_set(tmp_path: 
 def test_a_name_without_a_glyph_or_with_formulas_is_drawn_in_silence(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        figures.save(figures.overlap(report({"模型 $\\frac$": HCL}), "crop"), tmp_path / "a.b")
+        plotting.save(figures.overlap(report({"模型 $\\frac$": HCL}), "crop"), tmp_path / "a.b")
     assert (tmp_path / "a.b.svg").is_file()
 
 

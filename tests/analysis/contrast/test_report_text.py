@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from rich.console import Console
 
-from hetcl.analysis.contrast.report_text import percent, sentences, short_names, shortened, table
+from hetcl.analysis.contrast.report_text import sentences, table
+from hetcl.analysis.text import percent, short_names, shortened
 from tests.analysis.contrast.report_content import HCL, MOCO, e, report
 
 TWO = {"hcl": HCL, "moco": MOCO}

@@ -1,51 +1,35 @@
 """The figures of a contrastive test, from ``contrast.json``'s content: accuracy against overlap and against dimensions.
 
-Drawn with matplotlib's objects alone: no window system, no global state, nothing of the user's own matplotlib
-settings. Legends stand below the axes, so that they never cover what was measured. Free of torch.
+Free of torch.
 """
 
 from __future__ import annotations
 
-import io
 import math
-import warnings
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, NullLocator
 
-from hetcl.analysis.contrast.report_text import percent, short_names, shortened
-from hetcl.runs.folder import write_atomic
+from hetcl.analysis.contrast.plotting import (
+    COLORS,
+    DASHES,
+    GROUND,
+    INK,
+    QUIET,
+    WIDTH,
+    intervals,
+    legend,
+    limits,
+    offset,
+    percent_axis,
+    style,
+    title,
+)
+from hetcl.analysis.contrast.report_text import shortened
 
-COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
-"""Of the models, told apart by people with any kind of colour vision (Okabe and Ito 2008)."""
-MARKERS = "osD^vPX*"
-DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (10, 3)), (0, (1, 3)))
-"""Of the totals in :func:`splits`; of the parts from the second on."""
-QUIET, GROUND, INK = "#8a8a8a", "#f3f3f3", "#444444"
-STYLE: Any = {
-    "font.size": 9,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.edgecolor": INK,
-    "axes.grid": True,
-    "axes.axisbelow": True,
-    "grid.color": "#e6e6e6",
-    "grid.linewidth": 0.8,
-    "legend.frameon": False,
-    "legend.fontsize": 8.5,
-    "svg.hashsalt": "hetcl",
-    "svg.fonttype": "path",
-    "text.parse_math": False,  # a name with two dollar signs is a name
-}
-WIDTH = 7.0
-"""Inches; 1,050 pixels in the PNG."""
 WITH_PARTS = 3
 """Models with parts up to which :func:`overlap` draws each part alone too: with more nobody finds a line."""
 APART = -0.12
@@ -53,24 +37,6 @@ APART = -0.12
 
 Report = Mapping[str, Any]
 Row = Mapping[str, Any]
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    """Our settings on matplotlib's own defaults; the caller's are back afterwards."""
-    plain = {k: v for k, v in mpl.rcParamsDefault.items() if not k.startswith("backend")}
-    with mpl.rc_context(plain | STYLE):
-        yield
-
-
-def save(figure: Figure, path: Path) -> None:
-    """``path.svg`` and ``path.png``, the same bytes for the same figures. Raises ``WorkFailed``."""
-    with _style(), warnings.catch_warnings():
-        warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks shows as boxes
-        for kind, metadata in (("svg", {"Date": None, "Creator": "hetcl"}), ("png", {"Software": None})):
-            page = io.BytesIO()
-            figure.savefig(page, format=kind, dpi=150, metadata=metadata)
-            write_atomic(path.with_name(f"{path.name}.{kind}"), page.getvalue())
 
 
 # ---- against overlap -----------------------------------------------------------------------------------------------
@@ -84,14 +50,12 @@ def overlap(report: Report, views: str) -> Figure:
     """
     models = report["models"]
     with_parts = sum(bool(_parts(m)) for m in models) <= WITH_PARTS
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 4.7), layout="constrained")
         top, bottom = figure.subplots(2, 1, sharex=True, height_ratios=(6, 1))
         thin: dict[str, Any] = {}
         for i, model in enumerate(models):
-            beside = _beside(
-                i, len(models), 0.1
-            )  # little: a steep line that is moved looks like a better one
+            beside = offset(i, len(models), 0.1)  # little: a steep line that is moved looks like a better one
             for j, vector in enumerate(["full", *(_parts(model) if with_parts else [])]):
                 row = _find(report, views, model["name"], vector)
                 if row is None:
@@ -110,9 +74,9 @@ def overlap(report: Report, views: str) -> Figure:
         top.set_xlim(APART - 0.08, 1.02)
         top.set_ylim(-0.02, 1.03)
         top.set_yticks([0, 0.2, 0.4, 0.6, 0.8, 1])
-        _percent_axis(top, report)
-        _title(figure, report, "Is the other view found? By overlap of the two crops", views)
-        _legend(
+        percent_axis(top, report)
+        title(figure, report, "Is the other view found? By overlap of the two crops", views)
+        legend(
             figure, report, [(f"{v} part alone", {"linestyle": d, "linewidth": 1.1}) for v, d in thin.items()]
         )
     return figure
@@ -123,7 +87,7 @@ def _against_overlap(axes: Axes, row: Row, name: str, i: int, beside: float) -> 
     held = [b for b in row["bins"] if b["top1"] is not None]
     for apart, label in ((False, name), (True, f"{name}, no overlap")):
         some = [b for b in held if (b["high"] == 0) == apart]
-        _intervals(
+        intervals(
             axes,
             [_place(b, beside) for b in some],
             [b["top1"] for b in some],
@@ -202,7 +166,7 @@ def dimensions(report: Report, views: str) -> Figure:
     from chance the axis does not begin at zero, and the label says so.
     """
     models = report["models"]
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
         left, right = figure.subplots(1, 2, sharey=True, width_ratios=(3, 2))
         drawn = []
@@ -211,13 +175,13 @@ def dimensions(report: Report, views: str) -> Figure:
         span = math.log2(totals[-1] / totals[0]) if len(totals) > 1 else 1.0
         names = list(dict.fromkeys(v for m in models for v in ("full", *_parts(m))))
         for i, model in enumerate(models):
-            beside, rows = _beside(i, len(models)), halves[model["name"]]
+            beside, rows = offset(i, len(models)), halves[model["name"]]
             x = [r["total"] * 2 ** (0.2 * beside * span) for r in rows]
-            _intervals(left, x, [r["top1"] for r in rows], i, label=model["name"], line="-")
+            intervals(left, x, [r["top1"] for r in rows], i, label=model["name"], line="-")
             for vector in ("full", *_parts(model)):
                 row = _find(report, views, model["name"], vector)
                 if row is not None:
-                    _intervals(
+                    intervals(
                         right,
                         [names.index(vector) + 1.6 * beside],
                         [row["top1"]],
@@ -236,12 +200,12 @@ def dimensions(report: Report, views: str) -> Figure:
         right.set_xlabel("all dimensions, without PCA")
         right.set_facecolor(GROUND)
         right.grid(color="white")
-        zoomed = _fit(left, drawn, report)
-        _percent_axis(left, report, zoomed)
+        zoomed = limits(left, drawn, report)
+        percent_axis(left, report, zoomed)
         right.axhline(report["test"]["chance"], color=QUIET, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
-        _title(figure, report, "Is the other view found? By length of the vectors", views, zoomed)
+        title(figure, report, "Is the other view found? By length of the vectors", views, zoomed)
         hollow = {"linestyle": "none", "marker": "o", "markersize": 5, "markerfacecolor": "white"}
-        _legend(figure, report, [("hollow: one part alone", hollow)] if len(names) > 1 else [])
+        legend(figure, report, [("hollow: one part alone", hollow)] if len(names) > 1 else [])
     return figure
 
 
@@ -280,7 +244,7 @@ def _full_label(models: Sequence[Mapping[str, Any]], vector: str) -> str:
 def splits(report: Report, views: str) -> Figure:
     """Top-1 against the spatial part's share of the dimensions, a line for each total; models with parts only."""
     models = report["models"]
-    with _style():
+    with style():
         figure = Figure(figsize=(WIDTH, 4.3), layout="constrained")
         axes = figure.subplots()
         drawn: list[Row] = []
@@ -293,114 +257,24 @@ def splits(report: Report, views: str) -> Figure:
             for j, total in enumerate(held):
                 some = sorted((r for r in rows if r["total"] == total), key=lambda r: r["dims"].get(last, 0))
                 dash = dashes.setdefault(total, DASHES[len(dashes) % len(DASHES)])
-                moved = 0.06 * _beside(i * len(held) + j, len(models) * len(held), 0.5)
+                moved = 0.06 * offset(i * len(held) + j, len(models) * len(held), 0.5)
                 x = [r["dims"].get(last, 0) / total + moved for r in some]
                 label = f"{model['name']}, {total}"
-                _intervals(axes, x, [r["top1"] for r in some], i, label=label, line=dash, width=1.4)
+                intervals(axes, x, [r["top1"] for r in some], i, label=label, line=dash, width=1.4)
                 drawn += some
                 lasts[last] = None
         axes.set_xlabel(f"share of the dimensions that the {' or '.join(lasts) or 'last'} part gets")
         axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:.0%}"))
         axes.set_xlim(-0.04, 1.04)
-        zoomed = _fit(axes, drawn, report)
-        _percent_axis(axes, report, zoomed)
-        _title(figure, report, "Which part deserves how many dimensions?", views, zoomed)
+        zoomed = limits(axes, drawn, report)
+        percent_axis(axes, report, zoomed)
+        title(figure, report, "Which part deserves how many dimensions?", views, zoomed)
         styles = [(f"{t} dimensions", {"linestyle": d, "linewidth": 1.4}) for t, d in dashes.items()]
-        _legend(figure, report, styles, {r["model"] for r in drawn})
+        legend(figure, report, styles, {r["model"] for r in drawn})
     return figure
 
 
-# ---- shared --------------------------------------------------------------------------------------------------------
-
-
-def _intervals(
-    axes: Axes, x: Sequence[float], estimates: Sequence[Mapping[str, float]], i: int,
-    *, label: str, line: Any = None, hollow: bool = False, width: float = 1.8,
-) -> None:  # fmt: skip
-    """Accuracies of model ``i`` with their intervals."""
-    if not estimates:
-        return
-    values = [e["value"] for e in estimates]
-    spread = [  # never below zero by rounding
-        [max(0.0, e["value"] - e["low"]) for e in estimates],
-        [max(0.0, e["high"] - e["value"]) for e in estimates],
-    ]
-    color = COLORS[i % len(COLORS)]
-    axes.errorbar(
-        list(x), values, spread, color=color, marker=MARKERS[i % len(MARKERS)], markersize=5, capsize=2, elinewidth=1,
-        linestyle="none" if line is None else line, linewidth=width,
-        markerfacecolor="white" if hollow else color, label=label,
-    )  # fmt: skip
-
-
-def _beside(i: int, n: int, most: float = 0.25) -> float:
-    """How far model ``i`` of ``n`` stands from the middle, so that marks at one place are all seen."""
-    return (i - (n - 1) / 2) * min(0.1, 2 * most / max(1, n - 1))
-
-
-def _fit(axes: Axes, rows: Sequence[Row], report: Report) -> bool:
-    """Limits of the accuracies: from zero, or, where they are alike and chance is far off, around them (True)."""
-    low = min((r["top1"]["low"] for r in rows), default=0.0)
-    high = max((r["top1"]["high"] for r in rows), default=1.0)
-    high = max(high, 1.5 * report["test"]["chance"], 1e-9)
-    if high - low < 0.3 * low and report["test"]["chance"] < low / 2:
-        room = max(0.08 * (high - low), 0.5 * (0.05 - (high - low)))  # no less than five points in all
-        axes.set_ylim(low - room, high + room)
-        return True
-    axes.set_ylim(-0.03 * high, 1.06 * high)
-    return False
-
-
-def _percent_axis(axes: Axes, report: Report, zoomed: bool = False) -> None:
-    """Percent, and the line of chance."""
-    axes.axhline(report["test"]["chance"], color=QUIET, linewidth=1.2, linestyle=(0, (1, 2)), zorder=1)
-    axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.6g}%"))
-    axes.set_ylabel("found first (top-1)" + (", axis cut" if zoomed else ""))
-
-
-def _title(figure: Figure, report: Report, text: str, views: str, zoomed: bool = False) -> None:
-    """What is asked, of how many, by which views, and what chance would give."""
-    test = report["test"]
-    chance = f"chance {percent(test['chance'])}" + (", far below" if zoomed else ", dotted")
-    figure.suptitle(
-        f"{text} (views: {shortened(views, 30)})\n{test['queries']:,} images, each sought among "
-        f"{test['gallery']:,} others; bars: {100 * test['confidence']:.4g}% intervals; {chance}",
-        fontsize=9.5,
-    )
-
-
-def _legend(
-    figure: Figure,
-    report: Report,
-    styles: Sequence[tuple[str, Mapping[str, Any]]],
-    of: set[str] | None = None,
-) -> None:
-    """Below the axes: models by colour and mark, then what line styles mean, in as many columns as fit.
-
-    Args:
-        of: the models that were drawn; None: all.
-    """
-    names = [m["name"] for m in report["models"]]
-    entries: list[tuple[str, Line2D]] = []
-    for i, (name, short) in enumerate(zip(names, short_names(names, 56), strict=True)):
-        if of is None or name in of:
-            color, marker = COLORS[i % len(COLORS)], MARKERS[i % len(MARKERS)]
-            entries.append((short, Line2D([], [], color=color, marker=marker, markersize=5, linewidth=1.8)))
-    entries += [(text, Line2D([], [], color=INK, **style)) for text, style in styles]
-    if not entries:
-        return
-    columns = max(1, min(4, len(entries), int(WIDTH / (0.55 + 0.075 * max(len(e[0]) for e in entries)))))
-    rows = math.ceil(len(entries) / columns)
-    figure.set_size_inches(WIDTH, figure.get_figheight() + 0.19 * (rows - 1))
-    # Before matplotlib 3.10 a label that begins with an underscore is left out.
-    figure.legend(
-        [e[1] for e in entries],
-        [f" {e[0]}" if e[0].startswith("_") else e[0] for e in entries],
-        loc="outside lower center",
-        ncols=columns,
-        columnspacing=1.6,
-        handlelength=2.6,
-    )
+# ---- reading the report ----------------------------------------------------------------------------------------------
 
 
 def _parts(model: Mapping[str, Any]) -> list[str]:

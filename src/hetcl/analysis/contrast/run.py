@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.analysis import extraction, yardstick
-from hetcl.analysis.contrast import figures, report_text, verdict
+from hetcl.analysis.contrast import figures, plotting, report_text, verdict
 from hetcl.analysis.contrast.examples import sheet_of
 from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
 from hetcl.analysis.contrast.retrieval import gallery_length
@@ -426,11 +426,11 @@ class Test(Session):
         place = self.out / "figures"
         place.mkdir(exist_ok=True)
         for views in report["views"]:
-            figures.save(figures.overlap(report, views), place / f"overlap-{plain(views)}")
+            plotting.save(figures.overlap(report, views), place / f"overlap-{plain(views)}")
             if any(r["views"] == views and r["vector"].startswith("pca-") for r in report["results"]):
-                figures.save(figures.dimensions(report, views), place / f"dimensions-{plain(views)}")
+                plotting.save(figures.dimensions(report, views), place / f"dimensions-{plain(views)}")
             if any(r["views"] == views and "@" in r["vector"] for r in report["results"]):
-                figures.save(figures.splits(report, views), place / f"splits-{plain(views)}")
+                plotting.save(figures.splits(report, views), place / f"splits-{plain(views)}")
         if not self.settings.examples:
             return
         for subject, t in zip(self.subjects, tested, strict=True):

@@ -15,12 +15,10 @@ from hetcl.analysis.contrast.report_text import (
     COLLAPSED,
     Report,
     Row,
-    percent,
     same_views,
     short_of,
-    shortened,
-    signed,
 )
+from hetcl.analysis.text import percent, shortened, signed
 
 Status = Literal["learned", "not learned", "collapsed", "too few", "unclear", "partly", "random"]
 LEAST = 0.02

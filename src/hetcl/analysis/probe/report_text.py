@@ -7,7 +7,7 @@ from typing import Any
 
 from rich.table import Table
 
-from hetcl.analysis.contrast.report_text import percent
+from hetcl.analysis.text import percent
 from hetcl.training.progress import count
 
 
