@@ -234,17 +234,15 @@ class Evaluation(Session):
         return report
 
     def _say(self, report: Mapping[str, Any], outcome: Metrics) -> None:
-        seconds, megabytes = duration(report["seconds"]), f"{report['memory_mb']:,}"
-        last = f"done in {seconds}, {megabytes} MB at most: {self.out}"
-        say_outcome(self.reporter, outcome, len(self.data), last, lambda: self._remark(report))
-
-    def _remark(self, report: Mapping[str, Any]) -> None:
+        say_outcome(self.reporter, outcome, len(self.data))
         if report["data"]["bad"]:
             name, reason = report["data"]["bad"][0]
             self.reporter.warn(
                 f"{count(len(report['data']['bad']), 'image')} could not be used, e.g. {name} ({reason}): "
                 "they count as images in which nothing was found"
             )
+        last = f"done in {duration(report['seconds'])}, {report['memory_mb']:,} MB at most: {self.out}"
+        self.reporter.say(last, style="bold")
 
 
 def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:

@@ -17,7 +17,7 @@ from hetcl import __version__
 from hetcl.downstream.annotations import Metrics
 from hetcl.downstream.build import build_model, facts_from, facts_tree, model_words, take_weights
 from hetcl.downstream.data import repeat_factors
-from hetcl.downstream.dry_run import Trial, try_one
+from hetcl.downstream.dry_run import try_one
 from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.parts import examples_of, joined, open_part
@@ -118,7 +118,7 @@ class FinetuneRun(TrainingSession):
         if not self.begun:
             self._read_init()
         if "arch" not in plan:
-            self.trial = self._try()
+            self.trial = try_one(self._model, self.examples, seed=s.seed)  # before anything is written
         self.start(s, folder.log, folder.tensorboard, batch=s.batch)
         if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
             self.notes.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
@@ -146,19 +146,15 @@ class FinetuneRun(TrainingSession):
         self.notes += [warned] if warned else []
         return stated
 
-    def _model(self, settings: FinetuneSettings | None = None) -> nn.Module:
+    def _model(self) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
-        s = settings or self.settings
+        s = self.settings
         model = build_model(
             **model_words(to_dict(s)), arch=self.arch, classes=len(self.classes), facts=self.facts
         )
         if self.init is not None:
             take_weights(model, self.init, fpn=s.inherit_fpn)
         return model
-
-    def _try(self) -> Trial:
-        """Find what cannot run before anything is written, and how long it takes. Raises ``InputError``."""
-        return try_one(lambda: self._model(), self.examples, seed=self.settings.seed)
 
     # ---- training --------------------------------------------------------------------------------------------------
 
@@ -301,8 +297,9 @@ class FinetuneRun(TrainingSession):
         )
         with self.reporter.reporting():
             megabytes = peak_memory(self.fabric.device)
+            say_outcome(self.reporter, outcome, len(self.val))
             last = f"done in {duration(seconds)}, {megabytes:,} MB at most: {self.folder.path}"
-            say_outcome(self.reporter, outcome, len(self.val), last)
+            self.reporter.say(last, style="bold")
 
     def _write_backbone(self, model: nn.Module) -> None:
         """The fine-tuned backbone, for whoever wants it alone."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,18 +96,14 @@ def sentences(outcome: Metrics, images: int) -> list[str]:
     return [*out, f"in percent, on {count(images, 'image')}"]
 
 
-def say_outcome(
-    reporter: Reporter, outcome: Metrics, images: int, last: str, remark: Callable[[], None] = lambda: None
-) -> None:
-    """The table, the figures, then what ``remark`` says, and the ``last`` line."""
+def say_outcome(reporter: Reporter, outcome: Metrics, images: int) -> None:
+    """The table of classes where there are several, and the figures."""
     reporter.say("")
     if len(outcome.per_class) > 1:
         reporter.show(table(outcome))
         reporter.say("")
     for line in sentences(outcome, images):
         reporter.say(line)
-    remark()
-    reporter.say(last, style="bold")
 
 
 def plain(figures: dict[str, float]) -> dict[str, float | None]:

@@ -73,12 +73,10 @@ def pretrain(
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
     with reserved(folder.lock, lambda: folder.check(resume=resume)):
-        resumed = resume and folder.settings.is_file()
-        plan = (
-            resumed_plan(folder, data, recipe, init, allow_partial, overrides)
-            if resumed
-            else new_plan(data, recipe, init, allow_partial, overrides)
-        )
+        if resume and folder.settings.is_file():
+            plan = resumed_plan(folder, data, recipe, init, allow_partial, overrides)
+        else:
+            plan = new_plan(data, recipe, init, allow_partial, overrides)
         with chosen_kernels(deterministic=plan.settings.deterministic):
             return PretrainRun(folder, plan, resume=resume).go()
 
