@@ -6,7 +6,6 @@ query is searched for; what became of them is counted, compared, drawn and said.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -30,12 +29,14 @@ from hetcl.images.sources import open_source
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.paths import expand
 from hetcl.printable import printable
-from hetcl.runs.folder import first_process, machine, write_atomic
-from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.runs.folder import write_atomic
+from hetcl.runs.lock import FolderLock
+from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.devices import precision_on, workers_of
+from hetcl.training.progress import count, duration
+from hetcl.training.session import Session
 from hetcl.types import ViewPolicy
 from hetcl.views.pairs import Pairs
 from hetcl.views.policies import policy_of
@@ -75,20 +76,15 @@ def contrast(
         Stopped: a signal came; what was computed is kept.
     """
     out = Path(expand(out))
-    if first_process():
-        _check_out(out, resume)
-    models = [models] if isinstance(models, str | os.PathLike) else list(models)
-    models, data = [os.fspath(model) for model in models], os.fspath(data)
-    with FolderLock(out) as lock:
-        return Test(
-            models, data, out, resolve_contrast(overrides), allow_partial, lock=lock, resume=resume
-        ).go()
+    with reserved(FolderLock(out), lambda: _check_out(out, resume)) as lock:
+        models = [models] if isinstance(models, str | os.PathLike) else list(models)
+        models, data = [os.fspath(model) for model in models], os.fspath(data)
+        settings = resolve_contrast(overrides)
+        return Test(models, data, out, settings, allow_partial, lock=lock, resume=resume).go()
 
 
 def _check_out(out: Path, resume: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a folder")
-    held = {p.name for p in out.iterdir() if not is_lock(p.name)} if out.is_dir() else set()
+    held = held_in(out)
     ours = {name for name in held if name.partition(".damaged")[0].removesuffix(".part") in OURS}
     if held - ours or (held and not held & {"contrast.json", "features"}):
         raise InputError(
@@ -111,7 +107,7 @@ class Subject:
     dims: dict[str, int]
 
 
-class Test:
+class Test(Session):
     """One test: reads, extracts, searches, counts, draws, says."""
 
     __test__ = False  # (not a test of pytest's)
@@ -127,7 +123,7 @@ class Test:
         lock: FolderLock,
         resume: bool,
     ) -> None:
-        self.began = time.monotonic()
+        super().__init__()
         self.settings = s = settings
         self.data, self.out, self.lock, self.resume = data, out, lock, resume
         self.policies = dict(policy_of(text) for text in s.views)
@@ -144,11 +140,7 @@ class Test:
         self.entries, self.held, self.skipped = yardstick.entries_of(
             self.encoders, s.features, size=s.size, yardstick=s.yardstick == "auto"
         )
-        self.fabric = make_fabric(
-            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
-        )
-        self.main = self.fabric.global_rank == 0
-        self.reporter = Reporter(out / "log.txt", quiet=not self.main)
+        self.start(s, out / "log.txt")
         self.subjects = list(self._subjects())
 
     def _subjects(self) -> Iterator[Subject]:
@@ -178,17 +170,10 @@ class Test:
                 yield Subject(entry, views, policy, folder, dims)
 
     def go(self) -> dict[str, Any]:
-        """Everything, in order."""
+        """Make the folder, extract, search, count, draw and say."""
         if self.main:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                self.lock.hold()
-                _check_out(self.out, self.resume)
-                (self.out / "features").mkdir(exist_ok=True)
-            except OSError as e:
-                raise InputError(
-                    f"cannot make the folder {self.out}: {e.strerror}; name another with --out"
-                ) from None
+            features = self.out / "features"
+            claim(self.lock, lambda: _check_out(self.out, self.resume), lambda: features.mkdir(exist_ok=True))
         self.fabric.barrier()
         self._introduce()
         try:
@@ -231,9 +216,7 @@ class Test:
         for e in self.entries:
             if e.role in ("random", "before"):
                 say(f"yardstick {e.name}: {e.encoder.model} at {e.size} pixels")
-        ranks = self.fabric.world_size
-        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
-        say(f"folder    {self.out}")
+        self.say_where(self.out)
 
     # ---- images to features ------------------------------------------------------------------------------------
 
@@ -357,14 +340,8 @@ class Test:
         report["verdict"] = verdict.verdicts(report)
         lines = [row["line"] for row in report["verdict"]]
         report["said"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
-        report["machine"] = machine() | {
-            "device": device_name(self.fabric.device),
-            "ranks": self.fabric.world_size,
-        }
-        report["seconds"] = round(time.monotonic() - self.began, 1)
-        write_atomic(
-            self.out / "contrast.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
-        )
+        report |= {"machine": self.machine(), "seconds": self.seconds()}
+        write_report(self.out / "contrast.json", report)
         return report
 
     def _pairs_of_models(self) -> set[frozenset[str]]:

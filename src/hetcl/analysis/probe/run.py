@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from hetcl import __version__
 from hetcl.analysis import extraction, yardstick
 from hetcl.analysis.extract import Extractor, features_of, look
 from hetcl.analysis.probe.bank import Bank
@@ -31,14 +31,15 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
-from hetcl.runs.lock import is_lock
+from hetcl.runs.folder import RunFolder, Table
+from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
+from hetcl.training.session import Session
 from hetcl.views.central import Central
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
@@ -80,22 +81,17 @@ def probe(
         Stopped: a signal came; what was computed is kept.
     """
     folder = RunFolder(out)
-    if first_process():
-        _check_out(folder, resume)
-    model, data = os.fspath(model), os.fspath(data)
-    with folder.lock:
+    with reserved(folder.lock, lambda: _check_out(folder, resume)):
+        model, data = os.fspath(model), os.fspath(data)
         return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
 
 
 def _check_out(folder: RunFolder, resume: bool) -> None:
     """Raises ``InputError`` unless the folder is free, or a probe's and to be resumed."""
     path = folder.path
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--out {path} is a file; name a folder")
-    paths = path.iterdir() if path.is_dir() else ()
-    held = [p for p in paths if p.name != "log.txt" and not is_lock(p.name)]
+    held = held_in(path) - {"log.txt"}
     ours = folder.settings.is_file() and folder.read_settings().get("kind") == KIND
-    if held and not ours and [p.name for p in held] != ["settings.yaml.part"]:
+    if held and not ours and held != {"settings.yaml.part"}:
         raise InputError(f"--out {path} holds something that is no probe; name a new or empty folder")
     if ours:
         folder.check_kinds()
@@ -105,7 +101,7 @@ def _check_out(folder: RunFolder, resume: bool) -> None:
         )
 
 
-class Probe:
+class Probe(Session):
     """One probe of one model: reads, extracts, classifies, checks, says."""
 
     def __init__(
@@ -117,7 +113,7 @@ class Probe:
         settings: Any,
         allow_partial: str | Sequence[str] = (),
     ) -> None:
-        self.began = time.monotonic()
+        super().__init__()
         self.settings = s = settings
         self.data, self.folder, self.resume = data, folder, resume
         if not s.knn and s.linear == "none":
@@ -132,11 +128,7 @@ class Probe:
         self.digest = self.encoder.digest
         self.feature = features_of(self.encoder, s.features)
         self.size = s.size or self.encoder.size or 224
-        self.fabric = make_fabric(
-            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
-        )
-        self.main = self.fabric.global_rank == 0
-        self.reporter = Reporter(folder.log, quiet=not self.main)
+        self.start(s, folder.log)
         self.format = torch.channels_last if s.channels_last else torch.contiguous_format
         self.extractor = (
             Extractor(self.encoder, [self.feature], unit=False)
@@ -144,15 +136,14 @@ class Probe:
             .eval()
         )
         self.dims = self.extractor.dims(self.feature)
-        self.notes: list[str] = []
 
     def go(self) -> dict[str, Any]:
-        """Everything, in order."""
+        """Make the folder, extract, classify, check the encoder, and write what was found."""
         if self.main:
             self._open_folder()
         self.fabric.barrier()
         self._introduce()
-        try:
+        with self.working():
             with StopSignal() as signal:
                 train, test = self._features(signal)
                 hits = self._knn(train, test, signal)
@@ -161,10 +152,6 @@ class Probe:
                 )
             if self.settings.linear == "moco":
                 linear, ranks = self._moco(train, test)
-        except InputError as e:  # the work had begun
-            raise WorkFailed(str(e)) from e
-        finally:
-            self.reporter.stop()
         self._check_unchanged()
         report: dict[str, Any] = {}
         if self.main:
@@ -176,20 +163,13 @@ class Probe:
 
     def _open_folder(self) -> None:
         """Make the folder and save what was asked."""
-        try:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(
-                f"cannot make the folder {self.folder.path}: {e.strerror}; name another with --out"
-            ) from None
-        self.folder.lock.hold()
-        _check_out(self.folder, self.resume)
+        claim(self.folder.lock, lambda: _check_out(self.folder, self.resume))
         self.folder.write_settings(
             {
                 "kind": KIND,
                 "model": self.encoder.model,
                 "data": self.data,
-                "hetcl": machine()["hetcl"],
+                "hetcl": __version__,
                 "settings": to_dict(self.settings),
             }
         )
@@ -210,9 +190,7 @@ class Probe:
         say(f"model     {e.name}: {e.pyramid.arch} at {self.size} pixels, {shown}{unsure}")
         if not e.facts.ours:
             say(f"          its images with {e.facts}")
-        ranks = self.fabric.world_size
-        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
-        say(f"folder    {self.folder.path}")
+        self.say_where(self.folder.path)
 
     # ---- features ------------------------------------------------------------------------------------------------
 
@@ -457,14 +435,8 @@ class Probe:
                 gap = paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), n)
                 report["difference"] = {"k": best, "top1": asdict(gap)}
         report["said"] = [*self.notes, *sentences(report)]
-        report["machine"] = machine() | {
-            "device": device_name(self.fabric.device),
-            "ranks": self.fabric.world_size,
-        }
-        report["seconds"] = round(time.monotonic() - self.began, 1)
-        write_atomic(
-            self.folder.path / "probe.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
-        )
+        report |= {"machine": self.machine(), "seconds": self.seconds()}
+        write_report(self.folder.path / "probe.json", report)
         return report
 
     def _say(self, report: Mapping[str, Any]) -> None:
