@@ -59,7 +59,7 @@ ENTRIES = {
 }
 """Inside the rooms, the modules with an entry function: they may see ``settings``; the rest may not."""
 
-TORCH_FREE = {"", "cli", "settings", *GROUND, "runs", "runs.folder", "recipes"}
+TORCH_FREE = {"", "cli", "settings", *GROUND, "runs", "runs.folder", "runs.output", "recipes"}
 """Modules that never load torch: the command line answers before it."""
 
 LOAD_TORCH = {"torch", "torchvision", "timm", "lightning", "lightning_fabric", "lightly", "torchmetrics"}

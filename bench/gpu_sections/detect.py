@@ -22,8 +22,7 @@ from gpu_sections.correct import objects
 from gpu_sections.section import Section, free
 from gpu_sections.stages import NoLoader, fabric_on, precision_for
 from gpu_sections.steps import memory
-from hetcl.downstream.build import build_model
-from hetcl.downstream.finetune import MODEL_WORDS
+from hetcl.downstream.build import MODEL_WORDS, build_model
 from hetcl.downstream.loader import Batch
 from hetcl.downstream.models.scaling import IMAGENET
 from hetcl.downstream.task import Finetune

@@ -140,11 +140,20 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
         "  hetcl contrast hcl/ moco/ --data ... --out contrast --resume --dims 32,64 --splits 0,0.5,1   no second pass"
     )
     contrast.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
-    probe.usage = "hetcl probe MODEL --data DATA --out DIR [--resume] [--SETTING VALUE]"
-    probe.epilog = "example:\n  hetcl probe run --data 'train-{0000..0004}.tar' --out probe"
-    probe.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    probe.usage = "hetcl probe MODEL [MODEL ...] --data DATA --out DIR [--resume] [--SETTING VALUE]"
+    probe.epilog = (
+        "examples:\n"
+        "  hetcl probe run --data 'train-{0000..0004}.tar' --out probe            what: labels, by kNN and linear\n"
+        "  hetcl probe hcl/ moco/ --data coco:my-set --out where                  where: boxes, cells, two crops\n"
+        "  hetcl probe run --data scenes:2000 --ask where --out where             the same on built-in images"
+    )
+    probe.add_argument("models", nargs="+", metavar="MODEL", help=MODEL_HELP)
     for p in (contrast, probe):
-        p.add_argument("--data", required=True, help=DATA_HELP + ("; with labels" if p is probe else ""))
+        p.add_argument(
+            "--data",
+            required=True,
+            help=DATA_HELP + ("; with labels, or coco:ROOT, voc:ROOT ..." if p is probe else ""),
+        )
         p.add_argument("--out", metavar="DIR", required=True, help="folder to write")
         p.add_argument(
             "--resume", action="store_true", help="use what is in --out already, whatever ended it"

@@ -82,7 +82,7 @@ def probe(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.analysis.probe.run import probe
 
     probe(
-        args.model,
+        args.models,
         data=args.data,
         out=args.out,
         resume=args.resume,
@@ -131,7 +131,10 @@ VERBS = {
         contrast,
         "how well features tell images apart, against overlap and dimensions: contrast.json",
     ),
-    "probe": (probe, "what frozen features know of the labels, by kNN and a linear probe: probe.json"),
+    "probe": (
+        probe,
+        "what frozen features know of labels (what) and of places (where): probe.json, where.json",
+    ),
     "export": (export, "weights for torchvision, timm, detectron2 and others, each proven equal"),
     "finetune": (
         finetune,

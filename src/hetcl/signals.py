@@ -10,6 +10,8 @@ import time
 from types import FrameType
 from typing import Any
 
+from hetcl.errors import Stopped
+
 ALWAYS = (signal.SIGTERM, signal.SIGINT)
 """Taken whatever was there before."""
 OTHERS = tuple(
@@ -45,6 +47,11 @@ class StopSignal:
         mouth.setblocking(False)
         self._ear, self._fd_before = mouth, signal.set_wakeup_fd(mouth.fileno(), warn_on_full_buffer=False)
         threading.Thread(target=_end_at_second, args=(ear,), daemon=True, name="hetcl-signals").start()
+
+    def check(self, what: str) -> None:
+        """Raise ``Stopped``, which says ``what``, once a signal has come."""
+        if self.number:
+            raise Stopped(self.number, what)
 
     def __enter__(self) -> StopSignal:
         if threading.current_thread() is threading.main_thread():

@@ -12,15 +12,21 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetcl.analysis.store import Folder
+from hetcl.analysis.store import Store
 from hetcl.errors import WorkFailed
 from tests.damage import DAMAGES, Damage, spoil
 
-DIMS = {"semantic": 3, "spatial": 2}
+COLUMNS = {
+    "query": ("float32", (5,)),
+    "key": ("float32", (5,)),
+    "boxes": ("float32", (2, 4)),
+    "label": "int64",
+}
 
 
-def folder(root: Path, *, images: int = 23, batch: int = 5, seed: int = 0) -> Folder:
-    return Folder(root, "a/b:c", {"seed": seed, "area": (0.2, 1.0)}, dims=DIMS, images=images, batch=batch)
+def folder(root: Path, *, images: int = 23, batch: int = 5, seed: int = 0) -> Store:
+    key = {"seed": seed, "area": (0.2, 1.0)}
+    return Store(root, "a/b:c", key, COLUMNS, images=images, batch=batch)
 
 
 def rows(step: int, count: int) -> dict[str, np.ndarray]:
@@ -31,6 +37,7 @@ def rows(step: int, count: int) -> dict[str, np.ndarray]:
         "key": rng.random((count, 5), np.float32),
         "index": np.arange(count) + 1000 * step,
         "boxes": rng.random((count, 2, 4), np.float32),
+        "label": rng.integers(0, 9, count),
     }
 
 
@@ -60,8 +67,8 @@ def test_any_order_any_stops_any_bad_images_give_the_rows_in_order(
     assert folder(root, images=images, batch=batch + 1).finished  # whole is whole, whatever the batch
     got = folder(root, images=images, batch=batch).read()
     expected = [rows(s, usable[s]) for s in range(steps)]
-    for name in ("query", "key", "index", "boxes"):
-        np.testing.assert_array_equal(getattr(got, name), np.concatenate([e[name] for e in expected]))
+    for name in ("query", "key", "index", "boxes", "label"):
+        np.testing.assert_array_equal(got[name], np.concatenate([e[name] for e in expected]))
 
 
 def test_steps_that_were_not_flushed_are_done_again(tmp_path: Path) -> None:
@@ -107,7 +114,7 @@ def test_a_damaged_finished_folder_is_refused_by_name(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["query", "key", "index", "boxes", "steps"])
+@pytest.mark.parametrize("name", ["query", "key", "index", "label", "steps"])
 @pytest.mark.parametrize("seed", range(3))
 def test_damaged_steps_of_a_stopped_pass_are_computed_again(
     damage: Damage, name: str, seed: int, tmp_path: Path
@@ -126,12 +133,12 @@ def test_damaged_steps_of_a_stopped_pass_are_computed_again(
     again.close()
     again.finish()
     got, expected = again.read(), [rows(s, 3 if s == 4 else 4) for s in range(5)]
-    for part in ("query", "key", "index", "boxes"):
-        np.testing.assert_array_equal(getattr(got, part), np.concatenate([e[part] for e in expected]))
+    for part in ("query", "key", "index", "boxes", "label"):
+        np.testing.assert_array_equal(got[part], np.concatenate([e[part] for e in expected]))
 
 
 @pytest.mark.parametrize("damage", DAMAGES)
-@pytest.mark.parametrize("name", ["query.npy", "key.npy", "index.npy", "boxes.npy", "facts.json"])
+@pytest.mark.parametrize("name", ["query.npy", "label.npy", "index.npy", "boxes.npy", "facts.json"])
 @pytest.mark.parametrize("usable", [4, 5])
 def test_damaged_features_are_not_read_but_computed_again(
     damage: Damage, name: str, usable: int, tmp_path: Path
@@ -194,7 +201,7 @@ def test_a_kill_between_the_renames_at_the_end_costs_nothing(
         dying.setattr(os, "replace", killed)
         with pytest.raises(KeyboardInterrupt):
             one.finish()
-    assert len(folder(tmp_path, images=10).read()) == 8
+    assert len(folder(tmp_path, images=10).read()["index"]) == 8
 
 
 def test_unfinished_features_are_not_called_whole(tmp_path: Path) -> None:
@@ -220,4 +227,4 @@ def test_its_size_on_disk_is_told_beforehand(tmp_path: Path) -> None:
     one = folder(tmp_path, images=1000, batch=10)
     one.prepare()
     held = sum(p.stat().st_size for p in one.path.glob("*.npy"))
-    assert one.bytes <= held <= one.bytes + 5 * 1024
+    assert one.size <= held <= one.size + 6 * 1024

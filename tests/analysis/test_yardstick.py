@@ -348,8 +348,10 @@ def test_what_was_added_is_used_again_and_added_later_where_it_was_off(
     few: dict[str, Any] = {"images": 40, "views": ["standard"]}
     run(trained, out, yardstick="none", **few)
     jobs: list[int] = []
-    fill = extraction.fill
-    monkeypatch.setattr(extraction, "fill", lambda j, *a, **k: (jobs.append(len(j)), fill(j, *a, **k)))
+    extract = extraction.extract
+    monkeypatch.setattr(
+        extraction, "extract", lambda passes, **k: (jobs.append(len(passes[0][0])), extract(passes, **k))
+    )
     first = run(trained, out, resume=True, **few)
     again = run(trained, out, resume=True, **few)
     assert jobs == [3]  # the backbone, and random weights by both kinds of features; then nothing

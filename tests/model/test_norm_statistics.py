@@ -11,11 +11,13 @@ import pytest
 import torch
 from torch import nn
 
+from hetcl.errors import InputError
 from hetcl.images.scenes import ScenesSource
 from hetcl.model.norm_statistics import is_unmeasured, measuring
 from hetcl.model.pyramid import build_pyramid
 from hetcl.pretraining import knn_check
 from hetcl.pretraining.knn_check import KnnCheck
+from hetcl.types import BadImage, Sample
 
 
 def test_statistics_are_means_over_batches() -> None:
@@ -42,6 +44,20 @@ def test_what_needs_no_measuring() -> None:
     trained = nn.BatchNorm1d(3).train()
     trained(torch.randn(4, 3))
     assert not is_unmeasured(nn.Sequential(nn.BatchNorm1d(3), trained))
+
+
+def test_the_knn_check_of_images_that_cannot_be_used_says_why() -> None:
+    class Broken(ScenesSource):
+        def sample(self, index: int) -> Sample:
+            raise BadImage("is gone")
+
+    fabric: Any = SimpleNamespace(global_rank=0)
+    check = KnnCheck(
+        Broken(20), None, fabric=fabric, bank=9, queries=4, k=3, size=32, batch=4, seed=0, window=0, workers=0,
+        dtype=torch.float32, channels_last=False,
+    )  # fmt: skip
+    with pytest.raises(InputError, match=r"none of 9 images can be used, e\.g\. is gone"):
+        check.accuracy(nn.Identity())
 
 
 def test_the_knn_check_measures_random_weights_aside(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -14,8 +14,8 @@ from torch import nn
 from hetcl.cli import main
 from hetcl.errors import InputError
 from hetcl.machine import Room
-from hetcl.pretraining import rehearse as rehearsal
-from hetcl.pretraining.rehearse import Rehearsed, memory_of, rehearse
+from hetcl.pretraining import dry_run as rehearsal
+from hetcl.pretraining.dry_run import Rehearsed, memory_of, rehearse
 from hetcl.training import memory
 from hetcl.training.memory import OWN, Need, bytes_of, outlook
 from tests.pretraining.small import command

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pickle
 import signal
 import tarfile
 from collections.abc import Iterable
@@ -18,8 +19,10 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.types import BadImage, Sample, Source, ViewBatch
 from hetcl.views import crops
-from hetcl.views.loader import ViewLoader, ordered
+from hetcl.views.central import Central
+from hetcl.views.loader import ViewLoader
 from hetcl.views.order import PIECES, Order
+from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import NOTHING
 from hetcl.views.policies import POLICIES
 from tests.images.make import encoded, pixels
@@ -350,10 +353,15 @@ def test_views_stay_in_the_layout_of_resizing(workers: int) -> None:
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_ordered_gives_one_central_view_in_order(workers: int) -> None:
+def test_central_views_of_any_steps_in_any_order(workers: int) -> None:
     source = Images(30, bad=[4, 10, 11, 12, 13], broken=[29])
     indices = [*range(0, 14), 28, 29]
-    batches = list(ordered(source, indices, size=8, batch=4, workers=workers))
+    central = Central(source, indices, size=8, batch=4, workers=workers)
+    assert (central.images, central.steps) == (16, 4)
+    found = [(step, *views.values()) for step, views in central.run([1, 0, 3, 2])]
+    central.close()
+    assert [step for step, _ in found] == [1, 0, 3, 2]
+    batches = [batch for _, batch in sorted(found, key=lambda pair: pair[0])]
     assert [b.index.tolist() for b in batches] == [[0, 1, 2, 3], [5, 6, 7], [8, 9], [28]]
     assert [[r.index for r in b.bad] for b in batches] == [[], [4], [10, 11], [12, 13, 29]]
     for batch in batches:
@@ -369,10 +377,27 @@ def test_ordered_gives_one_central_view_in_order(workers: int) -> None:
             assert np.array_equal(batch.images[:, row].numpy(), crops.cut(image, [box], 8))
 
 
-def test_ordered_reports_the_bad_that_nothing_follows() -> None:
-    batches = list(ordered(Images(12, bad=[2, 3, 8, 9, 10, 11]), range(12), size=8, batch=2))
-    assert [b.index.tolist() for b in batches] == [[0, 1], [4, 5], [6, 7]]
-    assert [[r.index for r in b.bad] for b in batches] == [[], [2, 3], [8, 9, 10, 11]]
-    with pytest.raises(InputError, match="none of 8"):
-        list(ordered(Images(8, bad=range(8)), np.arange(8), size=8, batch=2))
-    assert not list(ordered(Images(8), [], size=8, batch=2))
+def test_a_step_of_central_views_may_hold_no_image() -> None:
+    views = dict(Central(Images(6, bad=[2, 3]), range(6), size=8, batch=2).run(range(3)))
+    batches = [batch for step in views for batch in views[step].values()]
+    assert [b.index.tolist() for b in batches] == [[0, 1], [], [4, 5]]
+    assert [[r.index for r in b.bad] for b in batches] == [[], [2, 3], []]
+    assert not list(Central(Images(8), [], size=8, batch=2).run(range(0)))
+
+
+# ---- sent to workers ----
+
+
+def test_what_computes_can_be_sent_to_a_worker_while_it_runs() -> None:
+    """Where processes are spawned it is pickled, with the pool that belongs to it."""
+    source, how = Images(12), {"size": 8, "batch": 4}
+    central, pairs = Central(source, range(12), **how), Pairs(source, [POLICIES["crop"]], seed=0, **how)
+    view_loader = loader(source)
+    for stream in (central.run([0, 1]), pairs.run([0, 1]), view_loader.epoch(0)):
+        next(stream)
+    for one in (central, pairs, view_loader):
+        there = pickle.loads(pickle.dumps(one))
+        a, b = one._step(0, 1), there._step(0, 1)
+        assert torch.equal(a.index, b.index)
+        if isinstance(a, ViewBatch):
+            assert torch.equal(a.images, b.images)

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,14 +19,16 @@ from torch import Tensor
 
 from hetcl.analysis.extract import Extractor, look
 from hetcl.analysis.store import Store
-from hetcl.errors import Stopped, WorkFailed
+from hetcl.errors import WorkFailed
 from hetcl.signals import StopSignal
 from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import not_finite_because
 from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter, count, duration
-from hetcl.types import Source, ViewBatch, ViewPolicy
+from hetcl.types import ViewBatch, ViewPolicy
+from hetcl.views.central import Central
 from hetcl.views.loader import name_of
+from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric
 from hetcl.weights.encoder import Encoder
 
@@ -51,22 +52,14 @@ class Job:
     rows: Callable[[Sequence[Tensor], ViewBatch], Mapping[str, np.ndarray]] | None = None
     """What of the features ``[B, D]`` of each view is stored, by column; None: the features themselves."""
 
+    @property
+    def seen(self) -> tuple[int, ViewPolicy, int]:
+        """What the encoder looks at; it does so once for all jobs that agree in it."""
+        return id(self.encoder), self.policy, self.size
 
-Batches = Mapping[tuple[ViewPolicy, int], ViewBatch]
-"""The views of a step by policy and size."""
 
-
-class Views(Protocol):
-    """A pass over images, step by step: ``views.pairs.Pairs``, ``views.central.Central``."""
-
-    source: Source
-    batch: int
-    images: int
-    room: int
-
-    def run(self, steps: Iterable[int]) -> Iterator[tuple[int, Batches]]: ...
-
-    def close(self) -> None: ...
+Views = Pairs | Central
+"""A pass over images, step by step."""
 
 
 def extract(
@@ -126,7 +119,7 @@ def _fill(
     """Compute and write the steps that are missing."""
     rank, ranks = fabric.global_rank, fabric.world_size
     total = sum(work.views.images for work in works)
-    have = max(0, total - sum(len(work.todo) * work.views.batch for work in works))
+    have = total - sum(work.rows(step) for work in works for step in work.todo)
     began, since, done = time.monotonic(), time.monotonic(), 0
     reporter.start("looking at images", have, total)
     for work in works:
@@ -135,7 +128,7 @@ def _fill(
                 batch = next(iter(batches.values()))
                 bad.see(len(batch.index), batch.bad)
                 work(step, batches)
-                done += work.views.batch * ranks
+                done += work.rows(step) * ranks
                 here = min(total, have + done)
                 reporter.advance(here)
                 pace = done / (time.monotonic() - began)
@@ -144,9 +137,7 @@ def _fill(
                 if signal.number or time.monotonic() - since > FLUSH:
                     work.flush()
                     since = time.monotonic()
-                if signal.number:
-                    said = f"stopped after {here:,} of {total:,} images; go on with --resume"
-                    raise Stopped(signal.number, said)
+                signal.check(f"stopped after {here:,} of {total:,} images; go on with --resume")
         finally:
             work.close()
     reporter.stop()
@@ -162,59 +153,64 @@ class _Pass:
         self.waiting = [set(job.store.todo().tolist()) for job in jobs]
         self.todo: list[int] = sorted(set().union(*self.waiting))
         """Steps that one of the stores lacks."""
-        # (encoder, policy, size) -> its jobs: one pass through the encoder gives all their features.
         groups: dict[tuple[int, ViewPolicy, int], list[Job]] = {}
         for job in jobs:
-            groups.setdefault((id(job.encoder), job.policy, job.size), []).append(job)
+            groups.setdefault(job.seen, []).append(job)
         self.extractors = {
-            key: Extractor(group[0].encoder, [job.features for job in group], unit=group[0].unit)
+            seen: Extractor(group[0].encoder, [job.features for job in group], unit=group[0].unit)
             .to(fabric.device, memory_format=self.layout)  # type: ignore[call-overload]
             .eval()
-            for key, group in groups.items()
+            for seen, group in groups.items()
         }
+
+    def rows(self, step: int) -> int:
+        """Images of a step."""
+        return min(self.views.batch, self.views.images - step * self.views.batch)
 
     def room(self) -> int:
         """Bytes of the encoder that takes most, with the images of all views."""
         views = max(2 if job.rows else len(job.columns) for job in self.jobs)
 
-        def bytes_for_one(key: tuple[int, ViewPolicy, int]) -> int:
-            size, device = key[2], self.fabric.device
-            images = torch.zeros(1, 3, size, size, device=device).contiguous(memory_format=self.layout)
-            return bytes_of(lambda: self.extractors[key](images)) + views * 5 * images.numel()
+        def bytes_for_one(job: Job) -> int:
+            images = torch.zeros(1, 3, job.size, job.size, device=self.fabric.device)
+            images = images.contiguous(memory_format=self.layout)
+            return bytes_of(lambda: self.extractors[job.seen](images)) + views * 5 * images.numel()
 
         with torch.no_grad(), self.fabric.autocast():
-            return self.views.batch * max(map(bytes_for_one, self.extractors))
+            return self.views.batch * max(map(bytes_for_one, {job.seen: job for job in self.jobs}.values()))
 
-    def __call__(self, step: int, batches: Batches) -> None:
+    def __call__(self, step: int, batches: Mapping[tuple[ViewPolicy, int], ViewBatch]) -> None:
         """Write a step into the stores that lack it."""
         found: dict[tuple[int, ViewPolicy, int], list[dict[str, Tensor]]] = {}
         for job, waiting in zip(self.jobs, self.waiting, strict=True):
-            key, batch = (id(job.encoder), job.policy, job.size), batches[job.policy, job.size]
-            if key not in found and len(batch.index):
-                found[key] = self._views(key, batch)
-            if step not in waiting:
-                continue
-            rows = {name: np.zeros((0, *kind.shape), kind.base) for name, kind in job.store.columns.items()}
-            if len(batch.index):
-                views = zip(job.columns, found[key], strict=True)
-                if job.rows:
-                    rows |= job.rows([view[job.features] for view in found[key]], batch)
-                else:
-                    rows |= {name: self._finite(view[job.features], job, batch) for name, view in views}
-                rows["index"] = batch.index.numpy()
-                if "boxes" in rows:
-                    rows["boxes"] = batch.boxes.transpose(0, 1).contiguous().numpy()
-            job.store.write(step, **rows)
+            batch = batches[job.policy, job.size]
+            if len(batch.index) and job.seen not in found:
+                found[job.seen] = self._features(job, batch)
+            if step in waiting:
+                job.store.write(step, **self._rows(job, batch, found.get(job.seen)))
 
-    def _views(self, key: tuple[int, ViewPolicy, int], batch: ViewBatch) -> list[dict[str, Tensor]]:
+    def _features(self, job: Job, batch: ViewBatch) -> list[dict[str, Tensor]]:
         """Features of each view of a batch, fp32 on the device."""
+        module, photometric = self.extractors[job.seen], self.photometric[job.policy]
         return [
-            look(
-                self.extractors[key], images, color, self.photometric[key[1]],
-                fabric=self.fabric, layout=self.layout,
-            )
+            look(module, images, color, photometric, fabric=self.fabric, layout=self.layout)
             for images, color in zip(batch.images, batch.color, strict=True)
-        ]  # fmt: skip
+        ]
+
+    def _rows(
+        self, job: Job, batch: ViewBatch, views: list[dict[str, Tensor]] | None
+    ) -> dict[str, np.ndarray]:
+        """The columns of a job's store; without views no rows."""
+        if views is None:
+            return {name: np.zeros((0, *kind.shape)) for name, kind in job.store.columns.items()}
+        if job.rows is not None:
+            found = job.rows([view[job.features] for view in views], batch)
+            return {**found, "index": batch.index.numpy()}
+        pairs = zip(job.columns, views, strict=True)
+        rows = {name: self._finite(view[job.features], job, batch) for name, view in pairs}
+        if "boxes" in job.store.columns:
+            rows["boxes"] = batch.boxes.transpose(0, 1).contiguous().numpy()
+        return rows | {"index": batch.index.numpy()}
 
     def _finite(self, features: Tensor, job: Job, batch: ViewBatch) -> np.ndarray:
         """To the host. Raises ``WorkFailed`` when a value is not finite."""
@@ -222,12 +218,11 @@ class _Pass:
         wrong = ~np.isfinite(values).all(axis=1)
         if wrong.any():
             which = int(batch.index[int(np.flatnonzero(wrong)[0])])
+            other = "; or leave that model out" if len(self.extractors) > 1 else ""
             raise WorkFailed(
                 f"{job.encoder.model} gives {job.features} features that are not finite (NaN or infinite) for "
                 f"{int(wrong.sum())} of {len(wrong)} images, e.g. {name_of(self.views.source, which)}: "
-                f"{not_finite_because(self.fabric)}"
-                + "; or leave that model out"
-                * (len(self.extractors) > 1)
+                f"{not_finite_because(self.fabric)}{other}"
             )
         return values
 

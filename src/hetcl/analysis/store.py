@@ -121,10 +121,8 @@ class Store:
         """Make the files, or keep those of a pass that was stopped. One process calls it. Raises ``WorkFailed``."""
         facts = self._facts()
         if facts.get("batch") == self.batch and facts.get("kept") in (None, self.images) and self._whole():
-            if damaged := self._damaged():
-                log.warning(
-                    "%d steps of the features in %s are damaged and are computed again", damaged, self.path
-                )
+            if n := self._damaged():
+                log.warning("%d steps of the features in %s are damaged and are computed again", n, self.path)
             self._write_facts(finished=False)
             return
         if self.path.exists() and self._sound is None:

@@ -23,6 +23,7 @@ from hetcl.errors import InputError
 from hetcl.model.embedding import Embedding
 from hetcl.model.norm_statistics import batch_norms, is_unmeasured, measuring
 from hetcl.model.pyramid import Pyramid
+from hetcl.printable import printable
 from hetcl.runs.folder import RunFolder
 from hetcl.types import Source
 from hetcl.views.pairs import Pairs
@@ -81,6 +82,23 @@ class Held:
             (self.judged, self.before),
         )
         return [(a, b) for a, b in pairs if a and b]
+
+
+def distinct(models: Sequence[str], allow_partial: str | Sequence[str]) -> list[Encoder]:
+    """The encoders, with names that tell them apart. Raises ``InputError``."""
+    if not models:
+        raise InputError("no MODEL to test")
+    twice = next((m for i, m in enumerate(models) if m in models[:i]), None)
+    if twice is not None:
+        raise InputError(f"{twice} is named twice")
+    encoders = [load_encoder(model, allow_partial=allow_partial) for model in models]
+    for i, e in enumerate(encoders):
+        same = next((o for o in encoders[:i] if o.digest == e.digest), None)
+        if same is not None:
+            raise InputError(f"{same.model} and {e.model} hold the same weights; leave one out")
+    encoders = [replace(e, name=printable(e.name)) for e in encoders]
+    names = [e.name for e in encoders]
+    return [replace(e, name=e.model) if names.count(e.name) > 1 else e for e in encoders]
 
 
 def entries_of(

@@ -3,14 +3,31 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from torch import Tensor, nn
 
 from hetcl.downstream.models import detector, load_fpn, load_pyramid, segmenter
 from hetcl.errors import InputError
-from hetcl.weights.facts import InputFacts
+from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.sources import Weights
+
+MODEL_WORDS = (
+    *(
+        "model",
+        "neck",
+        "norm",
+        "min_size",
+        "max_size",
+        "test_size",
+        "anchor_scale",
+        "regions",
+        "test_proposals",
+    ),
+    *("score_threshold", "detections", "dilation", "seed"),
+)
+"""The settings that decide a model."""
 
 
 def build_model(
@@ -82,3 +99,25 @@ def take_weights(model: nn.Module, weights: Weights, *, fpn: bool) -> None:
 def part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
     """What stands under a prefix, without it."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}
+
+
+def model_words(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings that :func:`build_model` takes."""
+    return {name: settings[name] for name in MODEL_WORDS}
+
+
+def facts_tree(facts: InputFacts) -> dict[str, Any]:
+    """What a run's settings.yaml holds of ``facts``."""
+    return {
+        "mean": list(facts.mean),
+        "std": list(facts.std),
+        "size": facts.size,
+        "channels": facts.channel_order,
+        "source": facts.source,
+    }
+
+
+def facts_from(tree: Mapping[str, Any] | None) -> InputFacts:
+    """The other way round; assumed ones where there is no tree."""
+    given = input_facts(tree or {}, "", "settings.yaml")
+    return replace(given, source=str(tree["source"])) if tree else given

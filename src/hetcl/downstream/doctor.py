@@ -7,9 +7,8 @@ from functools import partial
 from typing import Any
 
 from hetcl.downstream.data import open_segmentation
-from hetcl.downstream.finetune import example_words, part_words
 from hetcl.downstream.parts import examples_of, joined, open_part
-from hetcl.downstream.plan import scaled
+from hetcl.downstream.plan import example_words, part_words, scaled
 from hetcl.errors import InputError
 from hetcl.printable import say
 from hetcl.settings import FinetuneSettings, resolve_finetune

@@ -2,42 +2,37 @@
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import shutil
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from torch import nn
 
 from hetcl.downstream.annotations import Metrics
-from hetcl.downstream.build import build_model
-from hetcl.downstream.finetune import (
-    MODEL_WORDS,
-    facts_from,
-    model_words,
-    peak_memory,
-)
+from hetcl.downstream.build import MODEL_WORDS, build_model, facts_from, model_words
 from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
-from hetcl.downstream.predict import EvaluationContext, EvaluationResult, detect, segment
+from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import under
-from hetcl.downstream.report_text import plain, sentences, table, write_outcome
-from hetcl.downstream.scores import score
-from hetcl.errors import InputError, WorkFailed
+from hetcl.downstream.report_text import plain, say_outcome, write_outcome
+from hetcl.errors import InputError
 from hetcl.paths import create, expand
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
-from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.runs.folder import RunFolder, disk_problem
+from hetcl.runs.lock import FolderLock
+from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.settings import resolve_evaluate, to_dict
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.devices import peak_memory
+from hetcl.training.progress import count, duration
+from hetcl.training.session import Session
 
 log = logging.getLogger(__name__)
 
@@ -73,18 +68,13 @@ def evaluate(
         WorkFailed: the work began and could not go on.
     """
     out = Path(expand(out))
-    if first_process():
-        _check_out(out, overwrite)
-    with FolderLock(out) as lock:
+    with reserved(FolderLock(out), lambda: _check_out(out, overwrite)) as lock:
         return Evaluation(RunFolder(run), data, out, resolve_evaluate(overrides), lock, overwrite).go()
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a folder")
-    names = {p.name for p in out.iterdir()} if out.is_dir() else set()
-    held = {name for name in names - {"log.txt"} if not is_lock(name)}
-    if held - set(OURS) or (held and "evaluation.json" not in held and not held <= set(OURS)):
+    held = held_in(out) - {"log.txt"}
+    if held - set(OURS):
         raise InputError(f"--out {out} holds something that is no evaluation; name a new or empty folder")
     if "evaluation.json" in held and not overwrite:
         raise InputError(
@@ -108,21 +98,22 @@ class FirstImages:
         return getattr(self.data, name)
 
 
-class Evaluation:
+class Evaluation(Session):
     """One evaluation: reads, looks, scores, writes, says."""
 
     def __init__(
         self, run: RunFolder, data: str, out: Path, settings: Any, lock: FolderLock, overwrite: bool
     ) -> None:
-        self.began = time.monotonic()
+        super().__init__()
         self.first: tuple[int, float] | None = None
         self.above: str | None = None
-        self.run, self.spec, self.out, self.settings = run, data, out, settings
+        self.run, self.spec, self.out = run, data, out
         self.lock, self.overwrite = lock, overwrite
         self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
-        asked = settings.precision
-        self.precision = saved["settings"].get("precision", "auto") if asked == "auto" else asked
+        if settings.precision == "auto":
+            settings = replace(settings, precision=saved["settings"].get("precision", "auto"))
+        self.settings = settings
         self.data = open_part(data, settings.split, self.words["model"], follow_links=settings.follow_links)
         check_missing(self.data, settings.max_bad)
         self.data, self.notes = under(self.data, saved["classes"], data, f"the run {run.path}")
@@ -132,33 +123,20 @@ class Evaluation:
             what = f"the first {count(settings.images, 'image')} of {what}"
         most = settings.detections or self.words["detections"]
         self.notes += judge(self.data, what, model=self.words["model"], detections=most)
-        self.fabric = make_fabric(
-            device=settings.device,
-            devices=settings.devices,
-            precision=self.precision,
-            threads=settings.threads,
-        )
-        self.main = self.fabric.global_rank == 0
-        self.reporter = Reporter(out / "log.txt", quiet=not self.main)
+        self.start(settings, out / "log.txt")
 
     def go(self) -> dict[str, Any]:
-        """Everything, in order."""
+        """Make the folder, look at the images, write the figures and say them."""
         model = self._model()
         if self.main:
-            self._make_folder()
+            claim(self.lock, lambda: _check_out(self.out, self.overwrite), self._clear)
         self.fabric.barrier()
         self._introduce()
         s = self.settings
         self.reporter.start("looking at images", 0, len(self.data))
-        look = EvaluationContext(
-            self.fabric, workers_of(s.workers), s.channels_last, s.max_bad, self._advance
-        )
-        try:
-            seen, outcome = self._look(model, look)
-        except InputError as e:  # the work had begun
-            raise WorkFailed(str(e)) from e
-        finally:
-            self.reporter.stop()
+        look = EvaluationContext(self.fabric, self.workers, s.channels_last, s.max_bad, self._advance)
+        with self.working():
+            seen, outcome = evaluate_on(model, self.data, look, self._keep)
         report: dict[str, Any] = {}
         if self.main:
             report = self._report(seen, outcome)
@@ -182,25 +160,18 @@ class Evaluation:
         model, done = read_model(self.run, self.saved, **changes)
         self.trained = done
         model = model.to(self.fabric.device)
-        return model.to(memory_format=_format(s.channels_last))
+        return model.to(memory_format=torch.channels_last if s.channels_last else torch.contiguous_format)
 
-    def _make_folder(self) -> None:
-        try:
-            self.out.mkdir(parents=True, exist_ok=True)
-            self.lock.hold()
-            _check_out(self.out, self.overwrite)
-            for name in OURS:  # of an evaluation that was here
-                old = self.out / name
-                if old.is_dir():
-                    shutil.rmtree(old)
-                elif name != "log.txt":
-                    old.unlink(missing_ok=True)
-            if self.words["model"] == "fcn":
-                (self.out / "label_maps").mkdir(exist_ok=True)
-        except OSError as e:
-            raise InputError(
-                f"cannot make the folder {self.out}: {e.strerror}; name another with --out"
-            ) from None
+    def _clear(self) -> None:
+        """Remove an evaluation that was here."""
+        for name in OURS:
+            old = self.out / name
+            if old.is_dir():
+                shutil.rmtree(old)
+            elif name != "log.txt":
+                old.unlink(missing_ok=True)
+        if self.words["model"] == "fcn":
+            (self.out / "label_maps").mkdir(exist_ok=True)
 
     def _introduce(self) -> None:
         say = self.reporter.say
@@ -209,13 +180,7 @@ class Evaluation:
         say(f"test      {self.data.description}{of}")
         for line in [*self.data.skipped.lines(), *self.notes]:
             self.reporter.warn(line)
-        ranks = self.fabric.world_size
-        say(
-            f"device    {device_name(self.fabric.device)}"
-            + (f" x {ranks}" if ranks > 1 else "")
-            + f", {precision_on(self.precision, self.fabric.device.type)}"
-        )
-        say(f"folder    {self.out}")
+        self.say_where(self.out, precision=self.precision)
 
     def _advance(self, done: int, total: int) -> None:
         self.reporter.advance(done)
@@ -225,15 +190,6 @@ class Evaluation:
         seconds = (now - self.first[1]) / max(1, done - self.first[0]) * (total - done)
         left = f", {duration(seconds)} left" if self.first[0] < done < total else ""
         self.reporter.row(f"images  {done:,} of {total:,}{left}", last=done == total)
-
-    def _look(self, model: nn.Module, look: EvaluationContext) -> tuple[EvaluationResult, Metrics]:
-        images = range(len(self.data))
-        if self.words["model"] != "fcn":
-            seen = detect(model, self.data, look, images=images)
-            return seen, score(self.data, seen.predictions)
-        seen = segment(model, self.data, look, images=images, keep=self._keep)
-        assert seen.confusion is not None
-        return seen, seen.confusion.outcome(self.data.classes)
 
     def _keep(self, index: int, labels: np.ndarray) -> None:
         """Save a label map as a PNG of class numbers. Raises ``WorkFailed``."""
@@ -270,36 +226,23 @@ class Evaluation:
             },
             "figures": plain(outcome.figures),
             "per_class": {name: plain(row) for name, row in outcome.per_class.items()},
-            "machine": machine()
-            | {
-                "device": device_name(self.fabric.device),
-                "precision": precision_on(self.precision, self.fabric.device.type),
-                "ranks": self.fabric.world_size,
-            },
+            "machine": self.machine(precision=self.precision),
             "memory_mb": peak_memory(self.fabric.device),
-            "seconds": round(time.monotonic() - self.began, 1),
+            "seconds": self.seconds(),
         }
-        text = json.dumps(report, indent=1, allow_nan=False) + "\n"
-        write_atomic(self.out / "evaluation.json", text.encode())
+        write_report(self.out / "evaluation.json", report)
         return report
 
     def _say(self, report: Mapping[str, Any], outcome: Metrics) -> None:
-        self.reporter.say("")
-        if len(outcome.per_class) > 1:
-            self.reporter.show(table(outcome))
-            self.reporter.say("")
-        for line in sentences(outcome, len(self.data)):
-            self.reporter.say(line)
+        say_outcome(self.reporter, outcome, len(self.data))
         if report["data"]["bad"]:
             name, reason = report["data"]["bad"][0]
             self.reporter.warn(
                 f"{count(len(report['data']['bad']), 'image')} could not be used, e.g. {name} ({reason}): "
                 "they count as images in which nothing was found"
             )
-        self.reporter.say(
-            f"done in {duration(report['seconds'])}, {report['memory_mb']:,} MB at most: {self.out}",
-            style="bold",
-        )
+        last = f"done in {duration(report['seconds'])}, {report['memory_mb']:,} MB at most: {self.out}"
+        self.reporter.say(last, style="bold")
 
 
 def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
@@ -357,9 +300,3 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
             f"{path} does not fit {folder.settings} ({(str(e).splitlines() or [''])[0][:120]}); put back the run's own"
         ) from None
     return model.eval(), trained
-
-
-def _format(channels_last: bool) -> Any:
-    import torch
-
-    return torch.channels_last if channels_last else torch.contiguous_format

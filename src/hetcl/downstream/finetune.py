@@ -5,7 +5,6 @@ The order: open the data, settle the settings, try one image, make or resume the
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -14,56 +13,32 @@ from typing import Any
 import torch
 from torch import nn
 
+from hetcl import __version__
 from hetcl.downstream.annotations import Metrics
-from hetcl.downstream.build import build_model, take_weights
+from hetcl.downstream.build import build_model, facts_from, facts_tree, model_words, take_weights
 from hetcl.downstream.data import repeat_factors
-from hetcl.downstream.loader import (
-    DetectionExamples,
-    Stream,
-    TargetLoader,
-)
+from hetcl.downstream.dry_run import try_one
+from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.parts import examples_of, joined, open_part
-from hetcl.downstream.plan import KIND, new_plan, resumed_plan, scaled
-from hetcl.downstream.predict import EvaluationContext, EvaluationResult, detect, segment
+from hetcl.downstream.plan import KIND, example_words, new_plan, part_words, resumed_plan, scaled
+from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import names_of
-from hetcl.downstream.report_text import figure_names, plain, sentences, table, write_outcome
-from hetcl.downstream.scores import score
+from hetcl.downstream.report_text import figure_names, plain, say_outcome, write_outcome
 from hetcl.downstream.task import LOSSES, Finetune
-from hetcl.downstream.trial import Trial, try_one
-from hetcl.errors import InputError, WorkFailed
-from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
-from hetcl.settings import (
-    FinetuneSettings,
-    to_dict,
-)
-from hetcl.training.bad_images import BadImages
-from hetcl.training.devices import device_name, make_fabric, precision_on, use_threads, workers_of
-from hetcl.training.engine import TIMING_COLUMNS, Loop
+from hetcl.errors import InputError
+from hetcl.runs.folder import RunFolder, absolute, write_atomic
+from hetcl.runs.output import reserved
+from hetcl.settings import FinetuneSettings, to_dict
+from hetcl.training.devices import peak_memory, use_threads
 from hetcl.training.memory import Need, outlook
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
+from hetcl.training.session import TrainingSession
 from hetcl.views.workers import room
-from hetcl.weights.facts import InputFacts, input_facts
+from hetcl.weights.facts import input_facts
 from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights, no_arch, read_weights
-
-MODEL_WORDS = (
-    *(
-        "model",
-        "neck",
-        "norm",
-        "min_size",
-        "max_size",
-        "test_size",
-        "anchor_scale",
-        "regions",
-        "test_proposals",
-    ),
-    *("score_threshold", "detections", "dilation", "seed"),
-)
-"""The settings that decide a model."""
 
 
 def finetune(
@@ -97,9 +72,7 @@ def finetune(
         Stopped: a signal came; the run saved itself.
     """
     folder = RunFolder(out)
-    if first_process():
-        folder.check(resume=resume)
-    with folder.lock:
+    with reserved(folder.lock, lambda: folder.check(resume=resume)):
         if resume and folder.settings.is_file():
             plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
         else:
@@ -110,7 +83,7 @@ def finetune(
 # ---- the run -----------------------------------------------------------------------------------------------------
 
 
-class FinetuneRun:
+class FinetuneRun(TrainingSession):
     """One fine-tuning run: opens, tries, trains, evaluates, says.
 
     Args:
@@ -120,8 +93,8 @@ class FinetuneRun:
     """
 
     def __init__(self, folder: RunFolder, plan: dict[str, Any], *, resume: bool) -> None:
-        self.folder, self.plan, self.resume = folder, plan, resume
-        self.began = time.monotonic()
+        super().__init__(folder, resume=resume)
+        self.plan = plan
         self.asked: FinetuneSettings = plan["settings"]
         self.settings, self.notes = scaled(self.asked)
         use_threads(self.asked.threads)  # before the trial
@@ -140,14 +113,18 @@ class FinetuneRun:
         self.classes = names_of(self.train)
         self.examples, notes = examples_of(self.train, spec, **example_words(s))
         self.notes += notes
-        begun = resume and any(folder.checkpoints.glob("*.ckpt"))
         self.init: Weights | None = None
         self.arch, self.facts = plan.get("arch", ""), facts_from(plan.get("facts"))
-        if not begun:
+        if not self.begun:
             self._read_init()
         if "arch" not in plan:
-            self.trial = self._try()
-        self._start()
+            self.trial = try_one(self._model, self.examples, seed=s.seed)  # before anything is written
+        self.start(s, folder.log, folder.tensorboard, batch=s.batch)
+        if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
+            self.notes.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
+            self.settings = replace(s, norm="tuned")
+        self.keep_ledger(s.max_bad, len(self.examples))
+        self.memory = self._memory() if hasattr(self, "trial") else ""
 
     def _read_init(self) -> None:
         """The backbone's weights. Raises ``InputError``."""
@@ -157,38 +134,21 @@ class FinetuneRun:
         self.arch = weights.arch
         self.facts = input_facts(weights.facts, weights.arch, weights.origin)
 
-    def _start(self) -> None:
-        """Devices, ranks, reporter."""
-        s = self.settings
-        self.fabric = make_fabric(
-            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads, batch=s.batch
-        )
-        self.main = self.fabric.global_rank == 0
-        self.workers = workers_of(s.workers)
-        if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
-            self.notes.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
-            self.settings = s = replace(s, norm="tuned")
-        self.bad = BadImages(self.folder.bad_images, s.max_bad, len(self.examples))
-        self.reporter = Reporter(self.folder.log, self.folder.tensorboard, quiet=not self.main)
-        self.bad.warn = self.reporter.warn
-        self.notes += [self.bad.list.notes] if self.bad.list.notes else []
-        self.memory = self._memory() if hasattr(self, "trial") else ""
-
     def _memory(self) -> str:
         """What training will take, in words; warns where there is less. Raises ``InputError``."""
         trial, s, device = self.trial, self.settings, self.fabric.device
         here = 1 if device.type == "cuda" else max(1, s.devices)  # processes that share the memory
         batch = s.batch // self.fabric.world_size
-        half = 0.6 if precision_on(s.precision, device.type) == "bf16" else 1.0
+        half = 0.6 if self.precision == "bf16" else 1.0
         step = 3 * trial.weights + round(half * batch * trial.activations)
         need = Need(here * step, here * room(self.workers, batch * trial.image))
         stated, warned = outlook(need, device, "lower batch, workers or the sizes of images")
         self.notes += [warned] if warned else []
         return stated
 
-    def _model(self, settings: FinetuneSettings | None = None) -> nn.Module:
+    def _model(self) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
-        s = settings or self.settings
+        s = self.settings
         model = build_model(
             **model_words(to_dict(s)), arch=self.arch, classes=len(self.classes), facts=self.facts
         )
@@ -196,57 +156,42 @@ class FinetuneRun:
             take_weights(model, self.init, fpn=s.inherit_fpn)
         return model
 
-    def _try(self) -> Trial:
-        """Find what cannot run before anything is written, and how long it takes. Raises ``InputError``."""
-        return try_one(lambda: self._model(), self.examples, seed=self.settings.seed)
-
     # ---- training --------------------------------------------------------------------------------------------------
 
     def go(self) -> RunFolder:
-        """Everything, in order."""
-        last = self._open_folder()
+        """Find what to go on from, train, evaluate, and write what was learned."""
+        last = self._last_state()
         self._introduce()
-        try:
+        with self.working():
             task = self._task()
             self._fit(task, last)
             self._finish(task)
-        except InputError as e:  # the work had begun
-            raise WorkFailed(str(e)) from e
         return self.folder
 
-    def _open_folder(self) -> dict[str, Any] | None:
+    def _last_state(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
-        if self.main:
-            self.folder.begin(resume=self.resume, known="arch" in self.plan)
-        self.fabric.barrier()
-        found = checkpoint.resume(self.folder, ["finetune"]) if self.resume else None
-        last = found.state if found else None
+        found = self.open_folder(["finetune"], known="arch" in self.plan)
         if found and (found.state.get("kind") != KIND or found.state.get("arch") != self.arch):
             raise InputError(
                 f"{found.path} is of another run; put back the run's own checkpoint or start a new folder"
             )
         figures = figure_names(self.val, self.settings.model)
-        self.metrics = Table(self.folder.metrics, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"))
-        if self.main:
-            self.folder.write_settings(
-                {
-                    "kind": KIND,
-                    "init": absolute(self.plan["init"]),
-                    "data": absolute(self.plan["data"]),
-                    "recipe": self.plan["recipe"],
-                    "allow_partial": list(self.plan["allow_partial"]),
-                    "fingerprint": self.train.fingerprint,
-                    "fingerprint_test": self.val.fingerprint,
-                    "arch": self.arch,
-                    "facts": _facts_tree(self.facts),
-                    "classes": list(self.classes),
-                    "hetcl": machine()["hetcl"],
-                    "settings": to_dict(self.asked),
-                }
-            )
-            self.notes += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
-        self.fabric.barrier()
-        return last
+        settings = {
+            "kind": KIND,
+            "init": absolute(self.plan["init"]),
+            "data": absolute(self.plan["data"]),
+            "recipe": self.plan["recipe"],
+            "allow_partial": list(self.plan["allow_partial"]),
+            "fingerprint": self.train.fingerprint,
+            "fingerprint_test": self.val.fingerprint,
+            "arch": self.arch,
+            "facts": facts_tree(self.facts),
+            "classes": list(self.classes),
+            "hetcl": __version__,
+            "settings": to_dict(self.asked),
+        }
+        self.settle(found, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"), settings)
+        return found.state if found else None
 
     def _introduce(self) -> None:
         say, s = self.reporter.say, self.settings
@@ -259,19 +204,11 @@ class FinetuneRun:
         say(
             f"training  {count(s.steps, 'step')} of {count(s.batch, 'image')}, lr {s.lr:g}, batch norm {s.norm}"
         )
-        ranks = self.fabric.world_size
-        say(
-            f"device    {device_name(self.fabric.device)}"
-            + (f" x {ranks}" if ranks > 1 else "")
-            + f", {precision_on(s.precision, self.fabric.device.type)}"
-        )
-        if self.memory:
-            say(f"memory    {self.memory}")
-        say(f"folder    {self.folder.path}")
+        self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
         for line in self.notes:
             self.reporter.warn(line)
         if hasattr(self, "trial"):
-            seconds = self.trial.seconds * s.steps * s.batch / ranks
+            seconds = self.trial.seconds * s.steps * s.batch / self.fabric.world_size
             if self.fabric.device.type == "cpu" and seconds > 86400:
                 self.reporter.warn(
                     f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes "
@@ -308,15 +245,11 @@ class FinetuneRun:
 
     def _fit(self, task: Finetune, last: dict[str, Any] | None) -> None:
         s = self.settings
-        loop = Loop(
+        loop = self.loop(
             task,
-            fabric=self.fabric,
-            folder=self.folder,
-            metrics=self.metrics,
-            learning_rate=schedule(
+            schedule(
                 "step", lr=s.lr, epochs=s.steps, steps_per_epoch=1, milestones=s.milestones, warmup=s.warmup
             ),
-            reporter=self.reporter,
             log_every=s.log_every,
             checkpoint_every=s.checkpoint_every,
             checkpoint_minutes=s.checkpoint_minutes,
@@ -344,7 +277,7 @@ class FinetuneRun:
         if not self.main:
             return
         self._write_backbone(task.raw)
-        seconds = time.monotonic() - self.began
+        seconds = self.seconds()
         self.folder.write_summary(
             {
                 "figures": plain(outcome.figures),
@@ -354,88 +287,26 @@ class FinetuneRun:
                     "test": self.val.description,
                     "bad": self.bad.known,
                 },
-                "machine": machine()
-                | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
+                "machine": self.machine(),
                 "memory_mb": peak_memory(self.fabric.device),
-                "seconds_of_this_process": round(seconds, 1),
+                "seconds_of_this_process": seconds,
             }
         )
         write_outcome(
             self.folder.path, self.val, seen, model=task.raw, look=self._look(), images=range(len(self.val))
         )
         with self.reporter.reporting():
-            self._say(outcome, seconds)
-
-    def _say(self, outcome: Metrics, seconds: float) -> None:
-        """The table and the last lines."""
-        self.reporter.say("")
-        if len(outcome.per_class) > 1:
-            self.reporter.show(table(outcome))
-            self.reporter.say("")
-        for line in sentences(outcome, len(self.val)):
-            self.reporter.say(line)
-        self.reporter.say(
-            f"done in {duration(seconds)}, {peak_memory(self.fabric.device):,} MB at most: {self.folder.path}",
-            style="bold",
-        )
+            megabytes = peak_memory(self.fabric.device)
+            say_outcome(self.reporter, outcome, len(self.val))
+            last = f"done in {duration(seconds)}, {megabytes:,} MB at most: {self.folder.path}"
+            self.reporter.say(last, style="bold")
 
     def _write_backbone(self, model: nn.Module) -> None:
         """The fine-tuned backbone, for whoever wants it alone."""
         state = {
-            name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
+            name: (value.float() if value.is_floating_point() else value).contiguous()
             for name, value in pyramid_state(model).items()
         }
-        facts = {"arch": self.arch, **_facts_tree(self.facts)}
+        facts = {"arch": self.arch, **facts_tree(self.facts)}
         facts.pop("source")
         write_atomic(self.folder.backbone, seal(state, facts))
-
-
-def part_words(s: FinetuneSettings) -> dict[str, Any]:
-    """The settings that :func:`joined` takes."""
-    return {name: getattr(s, name) for name in ("model", "max_bad", "detections", "train_list")}
-
-
-def example_words(s: FinetuneSettings) -> dict[str, Any]:
-    """The settings that :func:`examples_of` takes."""
-    return {name: getattr(s, name) for name in ("model", "min_size", "flip_p", "crop", "scale", "empty")}
-
-
-def evaluate_on(model: nn.Module, data: Any, look: EvaluationContext) -> tuple[EvaluationResult, Metrics]:
-    """What a model says of every image of a set, and its figures; called on every rank."""
-    if hasattr(data, "label_map"):
-        seen = segment(model, data, look, images=range(len(data)))
-        assert seen.confusion is not None
-        return seen, seen.confusion.outcome(data.classes)
-    seen = detect(model, data, look, images=range(len(data)))
-    return seen, score(data, seen.predictions)
-
-
-def model_words(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """The settings that :func:`build_model` takes."""
-    return {name: settings[name] for name in MODEL_WORDS}
-
-
-def peak_memory(device: torch.device) -> int:
-    """Most megabytes used so far: of the GPU, or of this process."""
-    if device.type == "cuda":
-        return int(torch.cuda.max_memory_allocated(device) / 1e6)
-    import resource
-    import sys
-
-    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return int(used / (1e6 if sys.platform == "darwin" else 1e3))
-
-
-def _facts_tree(facts: InputFacts) -> dict[str, Any]:
-    return {
-        "mean": list(facts.mean),
-        "std": list(facts.std),
-        "size": facts.size,
-        "channels": facts.channel_order,
-        "source": facts.source,
-    }
-
-
-def facts_from(tree: Mapping[str, Any] | None) -> InputFacts:
-    given = input_facts(tree or {}, "", "settings.yaml")
-    return replace(given, source=str(tree["source"])) if tree else given

@@ -267,17 +267,9 @@ class TargetLoader:
     """
 
     def __init__(
-        self,
-        examples: Examples,
-        stream: Stream,
-        *,
-        batch: int,
-        seed: int,
-        rank: int = 0,
-        ranks: int = 1,
-        workers: int = 0,
-        pin: bool = False,
-    ) -> None:
+        self, examples: Examples, stream: Stream, *, batch: int, seed: int, rank: int = 0, ranks: int = 1,
+        workers: int = 0, pin: bool = False,
+    ) -> None:  # fmt: skip
         if batch % ranks:
             raise InputError(
                 f"a batch of {batch} does not split over {ranks} processes; choose a multiple of {ranks}"

@@ -132,3 +132,13 @@ def scaled(s: FinetuneSettings) -> tuple[FinetuneSettings, list[str]]:
     if whole != used.steps:
         notes.append(f"steps {used.steps:,} -> {whole:,}, so that they split into {s.evaluations} periods")
     return replace(used, steps=whole), notes
+
+
+def part_words(s: FinetuneSettings) -> dict[str, Any]:
+    """The settings that :func:`joined` takes."""
+    return {name: getattr(s, name) for name in ("model", "max_bad", "detections", "train_list")}
+
+
+def example_words(s: FinetuneSettings) -> dict[str, Any]:
+    """The settings that :func:`examples_of` takes."""
+    return {name: getattr(s, name) for name in ("model", "min_size", "flip_p", "crop", "scale", "empty")}

@@ -18,8 +18,8 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hetcl.downstream import masks
-from hetcl.downstream.annotations import DetectionSet, Prediction, SegmentationSet
-from hetcl.downstream.scores import Confusion
+from hetcl.downstream.annotations import DetectionSet, Metrics, Prediction, SegmentationSet
+from hetcl.downstream.scores import Confusion, score
 from hetcl.errors import WorkFailed
 from hetcl.training.bad_images import too_many
 from hetcl.types import BadImage, BadRecord
@@ -49,6 +49,21 @@ class EvaluationContext:
     """Share of unusable images above which the work stops."""
     advance: Callable[[int, int], None] = lambda done, total: None
     """Called with how many images are done, and of how many."""
+
+
+def evaluate_on(
+    model: nn.Module,
+    data: Any,
+    look: EvaluationContext,
+    keep: Callable[[int, np.ndarray], None] = lambda index, labels: None,
+) -> tuple[EvaluationResult, Metrics]:
+    """What a model says of every image of a set, and its figures; called on every rank. ``keep`` as of `segment`."""
+    if hasattr(data, "label_map"):
+        seen = segment(model, data, look, images=range(len(data)), keep=keep)
+        assert seen.confusion is not None
+        return seen, seen.confusion.outcome(data.classes)
+    seen = detect(model, data, look, images=range(len(data)))
+    return seen, score(data, seen.predictions)
 
 
 def detect(

@@ -18,7 +18,7 @@ from hetcl.downstream.scores import results
 from hetcl.downstream.sheets import detection_sheet, segmentation_sheet
 from hetcl.printable import printable
 from hetcl.runs.folder import write_atomic
-from hetcl.training.progress import count
+from hetcl.training.progress import Reporter, count
 
 _COCO = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
 _OF_KIND = {
@@ -94,6 +94,16 @@ def sentences(outcome: Metrics, images: int) -> list[str]:
     if rest:
         out.append("  ".join(f"{in_words(n)} {shown(f[n])}" for n in rest))
     return [*out, f"in percent, on {count(images, 'image')}"]
+
+
+def say_outcome(reporter: Reporter, outcome: Metrics, images: int) -> None:
+    """The table of classes where there are several, and the figures."""
+    reporter.say("")
+    if len(outcome.per_class) > 1:
+        reporter.show(table(outcome))
+        reporter.say("")
+    for line in sentences(outcome, images):
+        reporter.say(line)
 
 
 def plain(figures: dict[str, float]) -> dict[str, float | None]:

@@ -44,22 +44,9 @@ class KnnCheck:
     """
 
     def __init__(
-        self,
-        source: Source,
-        held_out: Source | None,
-        *,
-        fabric: Fabric,
-        bank: int,
-        queries: int,
-        k: int,
-        size: int,
-        batch: int,
-        seed: int,
-        window: int,
-        workers: int,
-        dtype: torch.dtype,
-        channels_last: bool,
-    ) -> None:
+        self, source: Source, held_out: Source | None, *, fabric: Fabric, bank: int, queries: int, k: int,
+        size: int, batch: int, seed: int, window: int, workers: int, dtype: torch.dtype, channels_last: bool,
+    ) -> None:  # fmt: skip
         self.source, self.held_out, self.fabric = source, held_out, fabric
         self.bank, self.queries, self.k, self.seed, self.window = bank, queries, k, seed, window
         self.views: dict[str, Any] = {"size": size, "batch": min(256, batch), "workers": workers}

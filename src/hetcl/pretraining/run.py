@@ -6,7 +6,6 @@ The order: open the data, settle the settings, make or resume the folder, then t
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -14,28 +13,25 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetcl.errors import InputError, WorkFailed
+from hetcl import __version__
+from hetcl.errors import InputError
 from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step
+from hetcl.pretraining.dry_run import Rehearsed, memory_of, rehearse
 from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
-from hetcl.pretraining.rehearse import Rehearsed, memory_of, rehearse
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
-from hetcl.settings import (
-    StageSettings,
-    stages_of,
-    to_dict,
-)
-from hetcl.training.bad_images import BadImages
-from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
-from hetcl.training.engine import TIMING_COLUMNS, Loop
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.runs.folder import RunFolder, absolute, write_atomic
+from hetcl.runs.output import reserved
+from hetcl.settings import StageSettings, stages_of, to_dict
+from hetcl.training.devices import chosen_kernels
+from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
+from hetcl.training.session import TrainingSession
 from hetcl.training.task import Task
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
@@ -76,15 +72,11 @@ def pretrain(
     """
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
-    if first_process():
-        folder.check(resume=resume)
-    with folder.lock:
-        resumed = resume and folder.settings.is_file()
-        plan = (
-            resumed_plan(folder, data, recipe, init, allow_partial, overrides)
-            if resumed
-            else new_plan(data, recipe, init, allow_partial, overrides)
-        )
+    with reserved(folder.lock, lambda: folder.check(resume=resume)):
+        if resume and folder.settings.is_file():
+            plan = resumed_plan(folder, data, recipe, init, allow_partial, overrides)
+        else:
+            plan = new_plan(data, recipe, init, allow_partial, overrides)
         with chosen_kernels(deterministic=plan.settings.deterministic):
             return PretrainRun(folder, plan, resume=resume).go()
 
@@ -92,7 +84,7 @@ def pretrain(
 # ---- the run -----------------------------------------------------------------------------------------------------
 
 
-class PretrainRun:
+class PretrainRun(TrainingSession):
     """One pre-training run: opens, trains, hands over, finishes.
 
     Args:
@@ -102,8 +94,8 @@ class PretrainRun:
     """
 
     def __init__(self, folder: RunFolder, plan: Plan, *, resume: bool) -> None:
-        self.folder, self.plan, self.resume = folder, plan, resume
-        self.began = time.monotonic()
+        super().__init__(folder, resume=resume)
+        self.plan = plan
         self.settings = s = plan.settings
         self.source = open_source(
             plan.data, split=s.data_split, folder_classes=s.folder_classes, window=plan.window
@@ -120,34 +112,20 @@ class PretrainRun:
                 f"{plan.data} does not hold the images that the run in {folder.path} began with "
                 "(other files, another order or changed files); give the same data, or start a new folder"
             )
-        # A run with a checkpoint holds what it began with: the file may be gone by now.
-        begun = resume and any(folder.checkpoints.glob("*.ckpt"))
         self.init: Weights | None = None
-        if plan.init is not None and not begun:
+        if plan.init is not None and not self.begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
         self.rehearsed = self._rehearse() if plan.fingerprint is None else {}
-        self.fabric = make_fabric(
-            device=s.device,
-            devices=s.devices,
-            precision=s.precision,
-            threads=s.threads,
-            batch=s.batch,
-            groups=s.groups,
-        )
+        self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
         self.window = common_window(plan, self.source, self.fabric)
         supervised = any(stage.method == "supervised" for stage in self._todo().values())
         fitted = self.labelled if supervised else self.source
         self.settings, self.notes = fit(s, fitted, self.fabric.world_size)
-        self.main = self.fabric.global_rank == 0
-        self.workers = workers_of(self.settings.workers)
-        self.bad = BadImages(folder.bad_images, self.settings.max_bad, len(self.source))
-        self.reporter = Reporter(folder.log, folder.tensorboard, quiet=not self.main)
-        self.bad.warn = self.reporter.warn
-        self.notes += [self.bad.list.notes] if self.bad.list.notes else []
+        self.keep_ledger(s.max_bad, len(self.source))
         self.memory = self._memory()
 
     def go(self) -> RunFolder:
-        """Everything, in order."""
+        """Find what to go on from, train each stage, and write what was learned."""
         todo = self._todo()
         if len(todo) < len(stages_of(self.settings)):
             self.notes.append(f"--init {self.plan.init} takes the place of stage 1")
@@ -157,16 +135,15 @@ class PretrainRun:
                 f"--init {self.plan.init} was trained with {facts}; here it gets ImageNet's mean and std, RGB, and its "
                 "first layers must adapt"
             )
-        last = self._open_folder()
-        try:
+        last = self._last_state(list(todo))
+        with self.working():
+            self._introduce(todo)
             self._stages(todo, last)
-        except InputError as e:  # the work had begun
-            raise WorkFailed(str(e)) from e
+            self._finish(todo)
         return self.folder
 
     def _stages(self, todo: Mapping[str, StageSettings], last: dict[str, Any] | None) -> None:
         """Train what is left to train; ``last`` is the state that a resumed run goes on from."""
-        self._introduce(todo)
         before: Weights | None = self.init
         for name, stage in todo.items():
             resumed = last if last is not None and last["stage"] == name else None
@@ -175,7 +152,6 @@ class PretrainRun:
             task = self._task(name, stage, None if resumed else before)
             self._train(task, stage, resumed)
             before, last = read_weights(str(self.folder.checkpoints / f"{name}.ckpt")), None
-        self._finish(todo)
 
     def _todo(self) -> dict[str, StageSettings]:
         """The stages to train, by name, in order."""
@@ -211,43 +187,33 @@ class PretrainRun:
         ]
         stated, warned = memory_of(
             stages, batch=s.batch // fabric.world_size,
-            pieces=s.accumulate, size=s.size, precision=precision_on(s.precision, fabric.device.type),
+            pieces=s.accumulate, size=s.size, precision=self.precision,
             device=fabric.device, processes=s.devices, workers=self.workers,
         )  # fmt: skip
         self.notes += [warned] if warned else []
         return stated
 
-    def _open_folder(self) -> dict[str, Any] | None:
+    def _last_state(self, stages: Sequence[str]) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
-        if self.main:
-            self.folder.begin(resume=self.resume, known=self.plan.fingerprint is not None)
-        self.fabric.barrier()
-        stages = list(self._todo())
         ended = [f"{name}.ckpt" for name in reversed(stages)]
-        found = checkpoint.resume(self.folder, stages, ended) if self.resume else None
-        last = found.state if found else None
+        found = self.open_folder(stages, ended, known=self.plan.fingerprint is not None)
         if found and found.state.get("arch") != self.settings.backbone:
             raise InputError(
                 f"{found.path} is of the backbone {found.state.get('arch')}, this run's is {self.settings.backbone}; "
                 "put back the run's own checkpoint or start a new folder"
             )
-        self.metrics = Table(self.folder.metrics, monitors.COLUMNS)
-        if self.main:
-            # First, since a folder that holds anything else without settings is not taken for a run.
-            self.folder.write_settings(
-                {
-                    "data": absolute_data(self.plan.data),
-                    "recipe": self.plan.recipe,
-                    "init": None if self.plan.init is None else absolute(self.plan.init),
-                    "allow_partial": list(self.plan.allow_partial),
-                    "fingerprint": self.source.fingerprint,
-                    "window": self.window,
-                    "hetcl": machine()["hetcl"],
-                    "settings": to_dict(self.plan.settings),
-                }
-            )
-            self.notes += checkpoint.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
-        return last
+        settings = {
+            "data": absolute_data(self.plan.data),
+            "recipe": self.plan.recipe,
+            "init": None if self.plan.init is None else absolute(self.plan.init),
+            "allow_partial": list(self.plan.allow_partial),
+            "fingerprint": self.source.fingerprint,
+            "window": self.window,
+            "hetcl": __version__,
+            "settings": to_dict(self.plan.settings),
+        }
+        self.settle(found, monitors.COLUMNS, settings)
+        return found.state if found else None
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
         say, s = self.reporter.say, self.settings
@@ -256,15 +222,7 @@ class PretrainRun:
         say(
             f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups"
         )
-        ranks = self.fabric.world_size
-        say(
-            f"device    {device_name(self.fabric.device)}"
-            + (f" x {ranks}" if ranks > 1 else "")
-            + f", {precision_on(s.precision, self.fabric.device.type)}"
-        )
-        if self.memory:
-            say(f"memory    {self.memory}")
-        say(f"folder    {self.folder.path}")
+        self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
         self.reporter.note(f"window    {self.window} (images mixed at a time; 0: all)")
         for line in self.notes:
             self.reporter.warn(line)
@@ -309,19 +267,11 @@ class PretrainRun:
             for line in install(model, before.query, before.origin):
                 self.reporter.say(f"{name}: {line}")
         loader = ViewLoader(
-            self.labelled if stage.method == "supervised" else self.source,
-            policy=stage.views,
-            size=s.size,
-            batch=s.batch,
-            seed=s.seed,
-            stage=name,
-            views=1 if stage.method == "supervised" else 2,
-            rank=fabric.global_rank,
-            ranks=fabric.world_size,
-            workers=self.workers,
-            window=self.window,
+            self.labelled if stage.method == "supervised" else self.source, policy=stage.views, size=s.size,
+            batch=s.batch, seed=s.seed, stage=name, views=1 if stage.method == "supervised" else 2,
+            rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers, window=self.window,
             pin=fabric.device.type == "cuda",
-        )
+        )  # fmt: skip
 
         def start_key(key: nn.Module) -> None:
             if before is not None and before.key is not None:
@@ -330,16 +280,9 @@ class PretrainRun:
         if s.compile:
             self.reporter.say(f"{name}: compiling in the first steps, about a minute")
         return build_task(
-            s,
-            name,
-            stage,
-            model,
-            fabric=fabric,
-            loader=loader,
-            start_key=start_key,
-            evaluate=self._knn_check().accuracy,
-            on_bad=lambda batch: self.bad.see(len(batch.index), batch.bad),
-        )
+            s, name, stage, model, fabric=fabric, loader=loader, start_key=start_key,
+            evaluate=self._knn_check().accuracy, on_bad=lambda batch: self.bad.see(len(batch.index), batch.bad),
+        )  # fmt: skip
 
     def _knn_check(self) -> KnnCheck:
         s = self.settings
@@ -351,20 +294,13 @@ class PretrainRun:
 
     def _train(self, task: Task, stage: StageSettings, resumed: dict[str, Any] | None) -> None:
         s = self.settings
-        loop = Loop(
+        learning_rate = schedule(
+            stage.schedule, lr=stage.lr, epochs=stage.epochs, steps_per_epoch=task.steps_per_epoch,
+            milestones=stage.milestones, warmup=stage.warmup,
+        )  # fmt: skip
+        loop = self.loop(
             task,
-            fabric=self.fabric,
-            folder=self.folder,
-            metrics=self.metrics,
-            learning_rate=schedule(
-                stage.schedule,
-                lr=stage.lr,
-                epochs=stage.epochs,
-                steps_per_epoch=task.steps_per_epoch,
-                milestones=stage.milestones,
-                warmup=stage.warmup,
-            ),
-            reporter=self.reporter,
+            learning_rate,
             log_every=s.log_every,
             checkpoint_every=s.checkpoint_every,
             checkpoint_minutes=s.checkpoint_minutes,
@@ -394,9 +330,9 @@ class PretrainRun:
         s = self.settings
         final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
         backbone = {
-            name.removeprefix("pyramid."): value.float().contiguous()
-            if value.is_floating_point()
-            else value.contiguous()
+            name.removeprefix("pyramid."): (
+                value.float() if value.is_floating_point() else value
+            ).contiguous()
             for name, value in final.query.items()
             if name.startswith("pyramid.")
         }
@@ -414,7 +350,7 @@ class PretrainRun:
             str(r["stage"]): r for r in rows if "loss" in r and r["stage"] in todo
         }  # the last row of each
         knn = [r["knn"] for r in rows if "knn" in r]
-        seconds = time.monotonic() - self.began
+        seconds = self.seconds()
         summary = {
             "backbone": facts,
             "data": {
@@ -424,9 +360,8 @@ class PretrainRun:
             },
             "stages": last,
             "knn": {"before": knn[0], "after": knn[-1]} if knn else None,
-            "machine": machine()
-            | {"device": device_name(self.fabric.device), "ranks": self.fabric.world_size},
-            "seconds_of_this_process": round(seconds, 1),
+            "machine": self.machine(),
+            "seconds_of_this_process": seconds,
         }
         self.folder.write_summary(summary)
         with self.reporter.reporting():

@@ -27,9 +27,10 @@ from hetcl.printable import printable
 from hetcl.runs.files import disk_problem as disk_problem
 from hetcl.runs.files import seal, unseal
 from hetcl.runs.files import write_atomic as write_atomic
-from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.runs.lock import FolderLock
 from hetcl.runs.lock import first_process as first_process
 from hetcl.runs.lock import rank_name as rank_name
+from hetcl.runs.output import held_in, making
 from hetcl.runs.table import Table as Table
 from hetcl.trees import LONGEST, TreeError, parse_yaml
 
@@ -65,9 +66,7 @@ class RunFolder:
 
     def check(self, *, resume: bool) -> None:
         """Raises ``InputError`` when the folder holds a run and ``resume`` is off, or is not a run at all."""
-        if self.path.exists() and not self.path.is_dir():
-            raise InputError(f"--out {self.path} is a file; name a folder for the run")
-        held = self._held()
+        held = held_in(self.path, "a folder for the run") - {"log.txt"}
         if held and self.settings.is_file() and not resume:
             raise InputError(
                 f"--out {self.path} holds a run; add --resume to go on with it, or name a new folder"
@@ -75,11 +74,6 @@ class RunFolder:
         if held and not self.settings.is_file() and not self._unborn(held):
             raise InputError(f"--out {self.path} is not empty and holds no run; name a new or empty folder")
         self.check_kinds()
-
-    def _held(self) -> list[Path]:
-        """What is in the folder, besides what says nothing of a run."""
-        paths = self.path.iterdir() if self.path.is_dir() else ()
-        return [p for p in paths if p.name != "log.txt" and not is_lock(p.name)]
 
     def check_kinds(self) -> None:
         """Raises ``InputError`` when something else is where a file or folder of the run belongs: before the work."""
@@ -100,12 +94,8 @@ class RunFolder:
     def create(self, *, resume: bool) -> None:
         """Make the folder. Raises ``InputError`` when that cannot be, or as :meth:`check`."""
         self.check(resume=resume)
-        try:
+        with making(self.path, "run folder"):
             self.checkpoints.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(
-                f"cannot make the run folder {self.path}: {e.strerror}; name another with --out"
-            ) from None
 
     def begin(self, *, resume: bool, known: bool) -> None:
         """Make and lock the folder, and look again whether it may be written.
@@ -124,11 +114,9 @@ class RunFolder:
                 f"a run was begun in {self.path} meanwhile; give the command again to go on with it"
             )
 
-    def _unborn(self, held: list[Path]) -> bool:
+    def _unborn(self, held: set[str]) -> bool:
         """A folder whose run was killed before its settings were written."""
-        return all(p.name in ("checkpoints", "settings.yaml.part") for p in held) and not any(
-            self.checkpoints.glob("*.ckpt")
-        )
+        return held <= {"checkpoints", "settings.yaml.part"} and not any(self.checkpoints.glob("*.ckpt"))
 
     def check_nothing_lost(self) -> None:
         """For a run without any checkpoint: raises ``InputError`` unless all that is here is soon made again."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -151,3 +152,13 @@ def device_name(device: torch.device) -> str:
 def workers_of(workers: int) -> int:
     """Worker processes; -1 is one for each core that this process may use, up to eight."""
     return workers if workers >= 0 else min(8, cores())
+
+
+def peak_memory(device: torch.device) -> int:
+    """Most megabytes used so far: of the GPU, or of this process."""
+    if device.type == "cuda":
+        return int(torch.cuda.max_memory_allocated(device) / 1e6)
+    import resource  # (not on Windows)
+
+    used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return int(used / (1e6 if sys.platform == "darwin" else 1e3))

@@ -29,17 +29,9 @@ class Central:
     """
 
     def __init__(
-        self,
-        source: Source,
-        indices: Sequence[int] | np.ndarray | range,
-        *,
-        size: int,
-        batch: int,
-        workers: int = 0,
-        max_pixels: int | None = None,
-        pin: bool = False,
-        whole: bool = False,
-    ) -> None:
+        self, source: Source, indices: Sequence[int] | np.ndarray | range, *, size: int, batch: int,
+        workers: int = 0, max_pixels: int | None = None, pin: bool = False, whole: bool = False,
+    ) -> None:  # fmt: skip
         self.source, self.indices, self.size, self.batch = source, indices, size, batch
         self.whole, self.max_pixels = whole, max_pixels
         self.images, self.steps = len(indices), -(-len(indices) // batch)

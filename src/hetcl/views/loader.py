@@ -167,22 +167,10 @@ class ViewLoader:
     """
 
     def __init__(
-        self,
-        source: Source,
-        *,
-        policy: ViewPolicy,
-        size: int,
-        batch: int,
-        seed: int,
-        stage: str | int,
-        views: int = 2,
-        rank: int = 0,
-        ranks: int = 1,
-        workers: int = 0,
-        window: int = 0,
-        max_pixels: int | None = None,
-        pin: bool = False,
-    ) -> None:
+        self, source: Source, *, policy: ViewPolicy, size: int, batch: int, seed: int, stage: str | int,
+        views: int = 2, rank: int = 0, ranks: int = 1, workers: int = 0, window: int = 0,
+        max_pixels: int | None = None, pin: bool = False,
+    ) -> None:  # fmt: skip
         if len(source) < batch:
             raise InputError(
                 f"{source.description}: {len(source)} images are fewer than a batch of {batch}; "

@@ -78,19 +78,10 @@ class Pairs:
     """
 
     def __init__(
-        self,
-        source: Source,
-        policies: Sequence[ViewPolicy],
-        *,
-        size: int | Sequence[int],
-        batch: int,
-        seed: int,
-        workers: int = 0,
-        window: int = 0,
-        images: int = 0,
-        max_pixels: int | None = None,
+        self, source: Source, policies: Sequence[ViewPolicy], *, size: int | Sequence[int], batch: int,
+        seed: int, workers: int = 0, window: int = 0, images: int = 0, max_pixels: int | None = None,
         pin: bool = False,
-    ) -> None:
+    ) -> None:  # fmt: skip
         self.source, self.policies, self.batch = source, tuple(dict.fromkeys(policies)), batch
         self.sizes = (size,) if isinstance(size, int) else tuple(size)
         self.seed, self.max_pixels = seed, max_pixels

@@ -109,9 +109,9 @@ class Pool(Iterator[Any]):
         self._round = self._asked = self._given = 0
         self._there: dict[int, Any] = {}
 
-    def __getstate__(self) -> dict[str, Any]:
-        """Nothing: it may belong to what computes, which is sent to the workers."""
-        return {}
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Sent to a worker with what it belongs to, it has no workers itself."""
+        return Pool, (self.compute, 0, False)
 
     def restart(self, items: Iterator[tuple[int, int]]) -> None:
         """Begin anew with ``items``."""

@@ -68,7 +68,7 @@ def test_accuracies_equal_a_double_loop_over_the_features(both: Path) -> None:
         for i in range(len(query)):
             ranks.append(1 + sum(similar[i, j] >= similar[i, i] for j in range(len(query)) if j != i))
         facts = json.loads((folder / "facts.json").read_text())
-        model = "hcl" if "spatial" in facts["dims"] else "moco"
+        model = folder.name.partition("-")[0]
         views = "crop" if facts["key"]["policy"]["jitter_p"] == 0 else "standard"
         row = result(report, model, views, "full")
         assert row["top1"]["value"] == np.mean(np.array(ranks) == 1)
@@ -182,14 +182,14 @@ def test_other_dims_bins_and_models_cost_no_second_pass(
         raise AssertionError("a second pass")
 
     with monkeypatch.context() as m:
-        m.setattr(extraction, "fill", refuse)
+        m.setattr(extraction, "extract", refuse)
         report = run(hcl, images, out, resume=True, dims=[4], bins=5, gallery=10)
         assert "pca-4" in {r["vector"] for r in report["results"]}
         assert len(report["results"][0]["bins"]) == 6
     seen: list[int] = []
-    fill = extraction.fill
+    extract = extraction.extract
     monkeypatch.setattr(
-        extraction, "fill", lambda jobs, *a, **k: (seen.append(len(jobs)), fill(jobs, *a, **k))
+        extraction, "extract", lambda passes, **k: (seen.append(len(passes[0][0])), extract(passes, **k))
     )
     assert len(run([hcl, moco], images, out, resume=True)["differences"]) > 0
     assert seen == [2]  # the new model alone, under two kinds of views
@@ -198,7 +198,7 @@ def test_other_dims_bins_and_models_cost_no_second_pass(
 def test_stopped_and_resumed_gives_the_same_features(
     both: Path, hcl: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write, calls = tmp_path / "out", extraction.Folder.write, itertools.count()
+    out, write, calls = tmp_path / "out", extraction.Store.write, itertools.count()
 
     def stop_after_some(self: Any, *args: Any, **kwargs: Any) -> None:
         write(self, *args, **kwargs)
@@ -206,7 +206,7 @@ def test_stopped_and_resumed_gives_the_same_features(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as m:
-        m.setattr(extraction.Folder, "write", stop_after_some)
+        m.setattr(extraction.Store, "write", stop_after_some)
         with pytest.raises(Stopped, match="--resume"):
             run(hcl, images, out)
     assert not (out / "contrast.json").exists()

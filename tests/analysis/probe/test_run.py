@@ -16,10 +16,9 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from hetcl.analysis.probe import labelled
-from hetcl.analysis.probe import run as module
-from hetcl.analysis.probe.labelled import open_parts
+from hetcl.analysis import extraction
 from hetcl.analysis.probe.linear import LinearTask
+from hetcl.analysis.probe.parts import open_parts
 from hetcl.analysis.probe.run import probe
 from hetcl.cli import main
 from hetcl.errors import InputError, Stopped, WorkFailed
@@ -51,13 +50,6 @@ def write_classes(folder: Path, count: int, classes: int = 3) -> Path:
 @pytest.fixture(scope="module")
 def data(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return write_classes(tmp_path_factory.mktemp("labelled") / "data", 20)
-
-
-@pytest.fixture
-def small_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Ten images a block, which batches of eight straddle."""
-    monkeypatch.setattr(labelled, "SMALLEST", 10)
-    monkeypatch.setattr(labelled, "LEAST", 10)
 
 
 def files(out: Path) -> dict[str, bytes]:
@@ -114,7 +106,7 @@ def test_figures_are_those_of_a_slow_probe(features: str, hcl: Path, data: Path,
             found.append(whole[features][0].numpy())
         rows.append((np.stack(found), part.labels))
     kept = [
-        np.concatenate([np.load(f) for f in sorted(p.glob("*.npy"))])
+        np.load(p / "features.npy")
         for p in sorted((tmp_path / "out" / "features").iterdir(), reverse=True)  # train, test
     ]
     for mine, theirs in zip(kept, rows, strict=True):
@@ -276,13 +268,13 @@ def test_the_moco_recipe_on_fewer_images_than_a_batch(hcl: Path, data: Path, tmp
 def test_an_encoder_that_moved_is_noticed(
     hcl: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = module.Probe.look
+    look = extraction.look
 
-    def careless(self: Any, *args: Any) -> Any:
-        next(self.encoder.embedding.branches.parameters()).data.add_(1e-3)
-        return look(self, *args)
+    def careless(module: Any, *args: Any, **kwargs: Any) -> Any:
+        next(module.encoder.embedding.branches.parameters()).data.add_(1e-3)
+        return look(module, *args, **kwargs)
 
-    monkeypatch.setattr(module.Probe, "look", careless)
+    monkeypatch.setattr(extraction, "look", careless)
     with pytest.raises(WorkFailed, match="changed while they were probed"):
         run(hcl, data, tmp_path / "out", linear="none")
     assert not (tmp_path / "out" / "probe.json").exists()
@@ -295,40 +287,39 @@ def test_resumed_it_computes_no_features_again(
     hcl: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(hcl, data, tmp_path / "out")
-    monkeypatch.setattr(module.Probe, "look", lambda *_: pytest.fail("computed again"))
+    monkeypatch.setattr(extraction, "look", lambda *_, **__: pytest.fail("computed again"))
     second = run(hcl, data, tmp_path / "out", resume=True, knn=[3])
     assert second["knn"]["3"] == first["knn"]["3"]
     assert second["linear"] == first["linear"]
 
 
-@pytest.mark.usefixtures("small_blocks")
-def test_stopped_while_looking_it_keeps_whole_blocks(
+def test_stopped_while_looking_it_keeps_what_was_computed(
     hcl: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     (tmp_path / "data").mkdir()
     shutil.copytree(data, tmp_path / "data", dirs_exist_ok=True)
     (tmp_path / "data" / "class1" / "7.png").write_bytes(b"")
     first = run(hcl, tmp_path / "data", tmp_path / "whole")
-    look, calls = module.Probe.look, itertools.count()
+    look, calls = extraction.look, itertools.count()
 
-    def stop(self: Any, *args: Any) -> Any:
-        if next(calls) in (2, 5):
+    def stop(*args: Any, **kwargs: Any) -> Any:
+        if next(calls) in (2, 4):
             signal.raise_signal(signal.SIGINT)
-        return look(self, *args)
+        return look(*args, **kwargs)
 
-    monkeypatch.setattr(module.Probe, "look", stop)
-    seen = []
-    for _ in range(2):
-        with pytest.raises(Stopped, match="--resume"):
+    monkeypatch.setattr(extraction, "look", stop)
+    for at in (24, 40):
+        with pytest.raises(Stopped, match=f"stopped after {at} of 60 images; go on with --resume"):
             run(hcl, tmp_path / "data", tmp_path / "out", resume=True)
-        seen.append(len(list((tmp_path / "out" / "features").rglob("*.npy"))))
-    assert 0 < seen[0] < seen[1]
-    before = next(calls)
     again = run(hcl, tmp_path / "data", tmp_path / "out", resume=True)
-    assert next(calls) - before - 1 < 8
+    assert next(calls) == 8  # 48 + 12 images in batches of 8: each was looked at once
     assert {k: again[k] for k in ("knn", "linear", "data")} == {
         k: first[k] for k in ("knn", "linear", "data")
     }
+    for file in (tmp_path / "whole" / "features").rglob("*.npy"):
+        assert (
+            tmp_path / "out" / "features" / file.parent.name / file.name
+        ).read_bytes() == file.read_bytes()
 
 
 @pytest.mark.parametrize("where", ["objective", "knn"])
@@ -353,17 +344,30 @@ def test_stopped_while_classifying(
     assert run(hcl, data, tmp_path / "out", resume=True)["linear"]["top1"]["value"] > 0.9
 
 
-@pytest.mark.usefixtures("small_blocks")
 def test_features_damaged_on_disk_are_made_again(hcl: Path, data: Path, tmp_path: Path) -> None:
     first = run(hcl, data, tmp_path / "out")
-    kept = sorted((tmp_path / "out" / "features").rglob("*.npy"))
-    kept[0].write_bytes(b"x")
-    kept[1].unlink()
-    kept[2].write_bytes(kept[2].read_bytes()[:-100])
-    kept[3].with_suffix(".json").write_text("{")
-    np.save(kept[4], np.load(kept[4])[1:])
+    test, train = sorted((tmp_path / "out" / "features").iterdir())
+    data_of = (train / "features.npy").read_bytes()
+    (train / "features.npy").write_bytes(data_of[:-100] + bytes(100))
+    (test / "index.npy").unlink()
     again = run(hcl, data, tmp_path / "out", resume=True)
     assert (again["knn"], again["linear"]) == (first["knn"], first["linear"])
+    assert (train / "features.npy").read_bytes() == data_of
+
+
+def test_features_in_the_blocks_of_an_older_hetcl_are_computed_again(
+    hcl: Path, data: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    first = run(hcl, data, tmp_path / "out")
+    for folder in (tmp_path / "out" / "features").iterdir():
+        shutil.rmtree(folder)
+        folder.mkdir()
+        np.save(folder / "train-0000.npy", np.zeros((4, 8), np.float32))
+        (folder / "train-0000.json").write_text('{"bad": [], "features": 1, "crc32": "00000000"}')
+    again = run(hcl, data, tmp_path / "out", resume=True)
+    assert (again["knn"], again["linear"]) == (first["knn"], first["linear"])
+    assert "of another hetcl or damaged, and is computed again" in caplog.text
+    assert not list((tmp_path / "out" / "features").rglob("train-*.npy"))
 
 
 # ---- what cannot be --------------------------------------------------------------------------------------------------

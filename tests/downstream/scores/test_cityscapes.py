@@ -132,8 +132,7 @@ def test_the_commands_give_cityscapesscripts_figures(tmp_path: Path, monkeypatch
     root, run = write_cityscapes(tmp_path / "set", train=2, val=0), tmp_path / "run"
     _, predictions = random_city(root, 7)
     theirs = official(root, predictions, tmp_path / "theirs", monkeypatch)
-    for room in ("finetune", "evaluate"):
-        monkeypatch.setattr(f"hetcl.downstream.{room}.detect", lambda *_, **__: EvaluationResult(predictions))
+    monkeypatch.setattr("hetcl.downstream.predict.detect", lambda *_, **__: EvaluationResult(predictions))
     data = f"cityscapes:{root}"
     more = "--model mask-rcnn --steps 1 --milestones 1 --warmup 0 --evaluations 1".split()
     assert main(command(run, data, *more, init="timm:test_resnet")) == 0

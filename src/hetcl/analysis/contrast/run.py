@@ -6,16 +6,15 @@ query is searched for; what became of them is counted, compared, drawn and said.
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hetcl.analysis import yardstick
+from hetcl.analysis import extraction, yardstick
 from hetcl.analysis.contrast import figures, plotting, report_text, verdict
 from hetcl.analysis.contrast.examples import sheet_of
 from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
@@ -23,24 +22,23 @@ from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
 from hetcl.analysis.extract import Extractor
-from hetcl.analysis.extraction import Job, extract
 from hetcl.analysis.store import Store, plain
 from hetcl.analysis.yardstick import Entry
-from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.paths import expand
-from hetcl.printable import printable
-from hetcl.runs.folder import first_process, machine, write_atomic
-from hetcl.runs.lock import FolderLock, is_lock
+from hetcl.runs.folder import write_atomic
+from hetcl.runs.lock import FolderLock
+from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.devices import precision_on, workers_of
+from hetcl.training.progress import count, duration
+from hetcl.training.session import Session
 from hetcl.types import ViewPolicy
 from hetcl.views.pairs import Pairs
 from hetcl.views.policies import policy_of
-from hetcl.weights.encoder import Encoder, load_encoder
 
 OURS = ("contrast.json", "figures", "features", "log.txt", "bad_images.csv")
 """What ``--out`` may hold when it is resumed."""
@@ -76,20 +74,15 @@ def contrast(
         Stopped: a signal came; what was computed is kept.
     """
     out = Path(expand(out))
-    if first_process():
-        _check_out(out, resume)
-    models = [models] if isinstance(models, str | os.PathLike) else list(models)
-    models, data = [os.fspath(model) for model in models], os.fspath(data)
-    with FolderLock(out) as lock:
-        return Test(
-            models, data, out, resolve_contrast(overrides), allow_partial, lock=lock, resume=resume
-        ).go()
+    with reserved(FolderLock(out), lambda: _check_out(out, resume)) as lock:
+        models = [models] if isinstance(models, str | os.PathLike) else list(models)
+        models, data = [os.fspath(model) for model in models], os.fspath(data)
+        settings = resolve_contrast(overrides)
+        return Test(models, data, out, settings, allow_partial, lock=lock, resume=resume).go()
 
 
 def _check_out(out: Path, resume: bool) -> None:
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a folder")
-    held = {p.name for p in out.iterdir() if not is_lock(p.name)} if out.is_dir() else set()
+    held = held_in(out)
     ours = {name for name in held if name.partition(".damaged")[0].removesuffix(".part") in OURS}
     if held - ours or (held and not held & {"contrast.json", "features"}):
         raise InputError(
@@ -112,7 +105,7 @@ class Subject:
     dims: dict[str, int]
 
 
-class Test:
+class Test(Session):
     """One test: reads, extracts, searches, counts, draws, says."""
 
     __test__ = False  # (not a test of pytest's)
@@ -128,7 +121,7 @@ class Test:
         lock: FolderLock,
         resume: bool,
     ) -> None:
-        self.began = time.monotonic()
+        super().__init__()
         self.settings = s = settings
         self.data, self.out, self.lock, self.resume = data, out, lock, resume
         self.policies = dict(policy_of(text) for text in s.views)
@@ -141,15 +134,11 @@ class Test:
                 f"{self.source.description}: one image cannot be told from others; give at least two, "
                 "and many more for figures that mean something"
             )
-        self.encoders = _distinct(models, allow_partial)
+        self.encoders = yardstick.distinct(models, allow_partial)
         self.entries, self.held, self.skipped = yardstick.entries_of(
             self.encoders, s.features, size=s.size, yardstick=s.yardstick == "auto"
         )
-        self.fabric = make_fabric(
-            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
-        )
-        self.main = self.fabric.global_rank == 0
-        self.reporter = Reporter(out / "log.txt", quiet=not self.main)
+        self.start(s, out / "log.txt")
         self.subjects = list(self._subjects())
 
     def _subjects(self) -> Iterator[Subject]:
@@ -179,17 +168,10 @@ class Test:
                 yield Subject(entry, views, policy, folder, dims)
 
     def go(self) -> dict[str, Any]:
-        """Everything, in order."""
+        """Make the folder, extract, search, count, draw and say."""
         if self.main:
-            try:
-                self.out.mkdir(parents=True, exist_ok=True)
-                self.lock.hold()
-                _check_out(self.out, self.resume)
-                (self.out / "features").mkdir(exist_ok=True)
-            except OSError as e:
-                raise InputError(
-                    f"cannot make the folder {self.out}: {e.strerror}; name another with --out"
-                ) from None
+            features = self.out / "features"
+            claim(self.lock, lambda: _check_out(self.out, self.resume), lambda: features.mkdir(exist_ok=True))
         self.fabric.barrier()
         self._introduce()
         try:
@@ -232,9 +214,7 @@ class Test:
         for e in self.entries:
             if e.role in ("random", "before"):
                 say(f"yardstick {e.name}: {e.encoder.model} at {e.size} pixels")
-        ranks = self.fabric.world_size
-        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
-        say(f"folder    {self.out}")
+        self.say_where(self.out)
 
     # ---- images to features ------------------------------------------------------------------------------------
 
@@ -248,46 +228,31 @@ class Test:
             )
         if not todo:
             return
-        self._measure(todo, signal)
+        for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
+            if is_unmeasured(entry.encoder.pyramid):  # on every rank the same
+                yardstick.measure(
+                    entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed,
+                    window=s.window, images=self.images, workers=workers_of(s.workers),
+                    stop=lambda: signal.check("stopped before the first image; go on with --resume"),
+                )  # fmt: skip
         columns = ("query", "key")
         jobs = [
-            Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns) for t in todo
+            extraction.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns)
+            for t in todo
         ]
-        extract(
+        extraction.extract(
             [(jobs, self._pairs(todo))], fabric=self.fabric, reporter=self.reporter, signal=signal,
             channels_last=s.channels_last, left_out=self.out / "bad_images.csv", max_bad=s.max_bad,
             fewer="name another --out, or set images to test on fewer",
         )  # fmt: skip
 
-    def _measure(self, todo: Sequence[Subject], signal: StopSignal) -> None:
-        """Batch-norm statistics of the random encoders that are to look at images; on every rank the same."""
-        s = self.settings
-
-        def stop() -> None:
-            if signal.number:
-                raise Stopped(signal.number, "stopped before the first image; go on with --resume")
-
-        for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
-            if not is_unmeasured(entry.encoder.pyramid):
-                continue
-            yardstick.measure(
-                entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed, window=s.window,
-                images=self.images, workers=workers_of(s.workers), stop=stop,
-            )  # fmt: skip
-
     def _pairs(self, subjects: Sequence[Subject]) -> Pairs:
         s = self.settings
         return Pairs(
-            self.source,
-            list(dict.fromkeys(t.policy for t in subjects)),
-            size=sorted({t.entry.size for t in subjects}),
-            batch=s.batch,
-            seed=s.seed,
-            workers=workers_of(s.workers),
-            window=s.window,
-            images=self.images,
-            pin=self.fabric.device.type == "cuda",
-        )
+            self.source, list(dict.fromkeys(t.policy for t in subjects)), batch=s.batch, seed=s.seed,
+            size=sorted({t.entry.size for t in subjects}), workers=workers_of(s.workers), window=s.window,
+            images=self.images, pin=self.fabric.device.type == "cuda",
+        )  # fmt: skip
 
     # ---- features to outcomes ------------------------------------------------------------------------------------
 
@@ -329,25 +294,10 @@ class Test:
             self.reporter.advance(min(done, total))
             left = (time.monotonic() - began) / done * max(0, total - done)
             self.reporter.row(f"searching {done / total:.0%}  {duration(left)} left")
-            if signal.number:
-                raise Stopped(
-                    signal.number, "stopped while searching; the features are kept: go on with --resume"
-                )
+            signal.check("stopped while searching; the features are kept: go on with --resume")
 
         for one in todo:
-            if self.main:
-                one.store.prepare()
-            self.fabric.barrier()
-            one.search(
-                rank=self.fabric.global_rank,
-                ranks=self.fabric.world_size,
-                device=self.fabric.device,
-                advance=advance,
-            )
-            self.fabric.barrier()
-            if self.main:
-                one.store.finish()
-            self.fabric.barrier()
+            one.search(self.fabric, advance)
         self.reporter.stop()
         return tested
 
@@ -388,14 +338,8 @@ class Test:
         report["verdict"] = verdict.verdicts(report)
         lines = [row["line"] for row in report["verdict"]]
         report["said"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
-        report["machine"] = machine() | {
-            "device": device_name(self.fabric.device),
-            "ranks": self.fabric.world_size,
-        }
-        report["seconds"] = round(time.monotonic() - self.began, 1)
-        write_atomic(
-            self.out / "contrast.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
-        )
+        report |= {"machine": self.machine(), "seconds": self.seconds()}
+        write_report(self.out / "contrast.json", report)
         return report
 
     def _pairs_of_models(self) -> set[frozenset[str]]:
@@ -458,20 +402,3 @@ class Test:
         self.reporter.say(
             f"done in {duration(report['seconds'])}: {self.out / 'contrast.json'}, {self.out / 'figures'}"
         )
-
-
-def _distinct(models: Sequence[str], allow_partial: str | Sequence[str]) -> list[Encoder]:
-    """The encoders, with names that tell them apart. Raises ``InputError``."""
-    if not models:
-        raise InputError("no MODEL to test")
-    twice = next((m for i, m in enumerate(models) if m in models[:i]), None)
-    if twice is not None:
-        raise InputError(f"{twice} is named twice")
-    encoders = [load_encoder(model, allow_partial=allow_partial) for model in models]
-    for i, e in enumerate(encoders):
-        same = next((o for o in encoders[:i] if o.digest == e.digest), None)
-        if same is not None:
-            raise InputError(f"{same.model} and {e.model} hold the same weights; leave one out")
-    encoders = [replace(e, name=printable(e.name)) for e in encoders]
-    names = [e.name for e in encoders]
-    return [replace(e, name=e.model) if names.count(e.name) > 1 else e for e in encoders]

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import torch
+from lightning_fabric import Fabric
 
 from hetcl.analysis.contrast.retrieval import first_in_first_out
 from hetcl.analysis.contrast.vectors import Features, Vector
@@ -51,18 +51,19 @@ class SearchResults:
             root, f"g{gallery}-{vector.name}", key, {"found": self.type}, images=len(features), batch=FIFO_BATCH
         )  # fmt: skip
 
-    def search(
-        self, *, rank: int, ranks: int, device: torch.device | str, advance: Callable[[int], None]
-    ) -> None:
-        """This process's share of the queries that are left.
+    def search(self, fabric: Fabric, advance: Callable[[int], None]) -> None:
+        """Find what is not there yet, each rank its share.
 
         Args:
-            advance: told how many queries were done, batch by batch; it may raise to stop.
+            advance: told how many queries this rank has done, batch by batch; it may raise to stop.
 
         Raises:
             WorkFailed: the disk refuses.
         """
-        f, mine = self.features, np.array_split(self.store.todo(), ranks)[rank]
+        if fabric.global_rank == 0:
+            self.store.prepare()
+        fabric.barrier()
+        f, mine = self.features, np.array_split(self.store.todo(), fabric.world_size)[fabric.global_rank]
         try:
             for run in np.split(mine, np.flatnonzero(np.diff(mine) > 1) + 1):
                 if not len(run):
@@ -70,7 +71,7 @@ class SearchResults:
                 stop = min(len(f), (int(run[-1]) + 1) * FIFO_BATCH)
                 for where, found, parts in first_in_first_out(
                     f.query, f.key, f.index, dims=f.dims, gallery=self.gallery, batch=FIFO_BATCH,
-                    project=self.vector.projection, device=device, rows=(int(run[0]) * FIFO_BATCH, stop),
+                    project=self.vector.projection, device=fabric.device, rows=(int(run[0]) * FIFO_BATCH, stop),
                 ):  # fmt: skip
                     rows = np.zeros(len(found.rank), self.type)
                     rows["rank"], rows["found"] = found.rank, found.image
@@ -81,6 +82,10 @@ class SearchResults:
                     advance(len(rows))
         finally:
             self.store.close()
+        fabric.barrier()
+        if fabric.global_rank == 0:
+            self.store.finish()
+        fabric.barrier()
 
     def read(self) -> np.ndarray:
         """All rows, memory-mapped, of :func:`outcome_type`."""

@@ -114,16 +114,9 @@ def objective(theta: Tensor, data: Standardised, penalty: float) -> tuple[float,
 
 
 def fit(
-    data: Standardised,
-    *,
-    classes: int,
-    dim: int,
-    penalty: float,
-    start: Tensor | None = None,
-    iterations: int = 500,
-    tolerance: float = 1e-5,
-    interrupt: Callable[[], None] = lambda: None,
-) -> Tensor:
+    data: Standardised, *, classes: int, dim: int, penalty: float, start: Tensor | None = None,
+    iterations: int = 500, tolerance: float = 1e-5, interrupt: Callable[[], None] = lambda: None,
+) -> Tensor:  # fmt: skip
     """Multinomial logistic regression by L-BFGS with a strong-Wolfe line search: theta ``[C, D + 1]``.
 
     Args:
@@ -185,15 +178,9 @@ class Fitted:
 
 
 def logistic_regression(
-    train: Blocks,
-    test: Blocks,
-    *,
-    classes: int,
-    seed: int,
-    device: torch.device | str = "cpu",
-    say: Callable[[str], None] = lambda _: None,
-    interrupt: Callable[[], None] = lambda: None,
-) -> Fitted:
+    train: Blocks, test: Blocks, *, classes: int, seed: int, device: torch.device | str = "cpu",
+    say: Callable[[str], None] = lambda _: None, interrupt: Callable[[], None] = lambda: None,
+) -> Fitted:  # fmt: skip
     """Fit on ``train``, rank the true classes of ``test``.
 
     The penalty is chosen by top-1 on a keyed fifth of the training images, from the strongest on, each fit beginning
@@ -208,15 +195,9 @@ def logistic_regression(
 
 
 def _choose(
-    train: Blocks,
-    mean: np.ndarray,
-    std: np.ndarray,
-    made: Mapping[str, Any],
-    shape: Mapping[str, Any],
-    *,
-    seed: int,
-    say: Callable[[str], None],
-) -> tuple[float, dict[float, float]]:
+    train: Blocks, mean: np.ndarray, std: np.ndarray, made: Mapping[str, Any], shape: Mapping[str, Any], *,
+    seed: int, say: Callable[[str], None],
+) -> tuple[float, dict[float, float]]:  # fmt: skip
     """The penalty, and what each one tried was worth."""
     n = sum(len(y) for _, y in train)
     held = min(MOST, int(HELD * n))
@@ -262,19 +243,9 @@ class LinearTask:
     slow_evaluation = False
 
     def __init__(
-        self,
-        features: Callable[[Tensor, Tensor], Tensor],
-        *,
-        dim: int,
-        classes: int,
-        loader: ViewLoader,
-        test: Blocks,
-        epochs: int,
-        batch: int,
-        seed: int,
-        lr: float,
-        device: torch.device,
-    ) -> None:
+        self, features: Callable[[Tensor, Tensor], Tensor], *, dim: int, classes: int, loader: ViewLoader,
+        test: Blocks, epochs: int, batch: int, seed: int, lr: float, device: torch.device,
+    ) -> None:  # fmt: skip
         self.features, self.loader, self.test, self.device = features, loader, test, device
         self.epochs, self.steps_per_epoch, self.images_per_step = epochs, loader.steps_per_epoch, batch
         self.seed = seed

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 import os
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -18,9 +17,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetcl.analysis import yardstick
+from hetcl import __version__
+from hetcl.analysis import extraction, yardstick
 from hetcl.analysis.extract import Extractor, features_of, look
-from hetcl.analysis.extraction import Job, extract
 from hetcl.analysis.probe.bank import Bank
 from hetcl.analysis.probe.knn import knn_hits
 from hetcl.analysis.probe.linear import COLUMNS, LinearTask, logistic_regression
@@ -28,18 +27,22 @@ from hetcl.analysis.probe.parts import open_parts
 from hetcl.analysis.probe.report_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.analysis.store import Store
-from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.analysis.where.annotated import LAYOUTS
+from hetcl.analysis.where.run import QUESTIONS, Where
+from hetcl.errors import InputError, WorkFailed
+from hetcl.images.sources import open_source
 from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
-from hetcl.runs.lock import is_lock
+from hetcl.runs.folder import RunFolder, Table
+from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.training.devices import precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
+from hetcl.training.session import Session
 from hetcl.views.central import Central
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
@@ -49,10 +52,11 @@ from hetcl.weights.encoder import digest_of, load_encoder
 SCHEMA = 1
 """Version of probe.json; it rises when a name changes its meaning or goes away."""
 KIND = "hetcl-probe"
+KEPT = "; the features are kept: go on with --resume"
 
 
 def probe(
-    model: str,
+    models: str | Sequence[str],
     *,
     data: str,
     out: str | Path,
@@ -60,11 +64,15 @@ def probe(
     allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> dict[str, Any]:
-    """kNN and linear accuracy of a model's frozen features on labelled images; results in ``out/probe.json``.
+    """What frozen features know: of labels (*what*), or of places (*where*); ``out/probe.json``, ``out/where.json``.
+
+    What: kNN and linear accuracy on labelled images. Where: correspondence of two crops, the main object's box, and
+    the class of each cell, beside random weights of the same architecture.
 
     Args:
-        model: a MODEL.
-        data: labelled images: shards with ``KEY.cls``, a folder whose sub-folders are classes, or ``scenes:N``.
+        models: a MODEL; of where several, which are compared on the same images.
+        data: labelled images (shards with ``KEY.cls``, a folder whose sub-folders are classes, ``scenes:N``); for where
+            an annotated set (``coco:ROOT``, ``voc:ROOT`` ...), ``scenes:N``, or any images.
         out: the folder to write.
         resume: use the features that are in ``out`` already, and go on with a linear probe by SGD.
         allow_partial: globs of keys that may be missing, unknown or of another shape (missing weights stay random);
@@ -72,7 +80,7 @@ def probe(
         overrides: settings by name, as a mapping or as command-line words.
 
     Returns:
-        the content of ``probe.json`` (docs/probe.md describes it).
+        the content of ``probe.json`` or ``where.json`` (docs/probe.md describes both).
 
     Raises:
         InputError: unusable arguments, model or data; nothing has been written then.
@@ -80,22 +88,59 @@ def probe(
         Stopped: a signal came; what was computed is kept.
     """
     folder = RunFolder(out)
-    if first_process():
-        _check_out(folder, resume)
-    model, data = os.fspath(model), os.fspath(data)
-    with folder.lock:
-        return Probe(model, data, folder, resume, resolve_probe(overrides), allow_partial).go()
+    models = [models] if isinstance(models, str | os.PathLike) else list(models)
+    models, data = [os.fspath(model) for model in models], os.fspath(data)
+    with reserved(folder.lock, lambda: _check_out(folder, resume)):
+        settings = resolve_probe(overrides)
+        asked = _asked(settings, models, data)
+        if asked is None:
+            return Probe(models[0], data, folder, resume, settings, allow_partial).go()
+
+        def begin() -> None:
+            _begin(folder, resume, models, data, settings)
+
+        return Where(models, data, folder, begin, settings, asked, allow_partial).go()
+
+
+def _asked(settings: Any, models: Sequence[str], data: str) -> list[str] | None:
+    """None: what. Else where: its questions by name, none for all that the data can answer. Raises ``InputError``."""
+    asked = [name.strip() for name in settings.ask]
+    if unknown := [name for name in asked if name not in ("auto", "what", "where", *QUESTIONS)]:
+        raise InputError(f"ask {unknown[0]}: there are auto, what, where, {', '.join(QUESTIONS)}")
+    where = set(asked) - {"auto", "what"}
+    if "what" in asked and (where or len(models) > 1):
+        raise InputError(
+            "what is asked of one MODEL, and alone; ask where in another command (--resume in the same folder)"
+        )
+    if "what" in asked:
+        return None
+    if not where:
+        annotated = data.startswith(tuple(f"{name}:" for name in LAYOUTS if name != "scenes"))
+        if not (annotated or settings.boxes or len(models) > 1):
+            return None if _has_labels(settings, data) else []
+    return [] if "where" in where else sorted(where, key=QUESTIONS.index)
+
+
+def _has_labels(s: Any, data: str) -> bool:
+    source = open_source(
+        data, split=s.data_split, folder_classes=s.folder_classes, window=s.window, strict=True
+    )
+    return source.classes is not None
+
+
+def _begin(folder: RunFolder, resume: bool, model: str | Sequence[str], data: str, settings: Any) -> None:
+    """Make the folder and save what was asked."""
+    claim(folder.lock, lambda: _check_out(folder, resume))
+    tree = {"kind": KIND, "model": model, "data": data, "hetcl": __version__, "settings": to_dict(settings)}
+    folder.write_settings(tree)
 
 
 def _check_out(folder: RunFolder, resume: bool) -> None:
     """Raises ``InputError`` unless the folder is free, or a probe's and to be resumed."""
     path = folder.path
-    if path.exists() and not path.is_dir():
-        raise InputError(f"--out {path} is a file; name a folder")
-    paths = path.iterdir() if path.is_dir() else ()
-    held = [p for p in paths if p.name != "log.txt" and not is_lock(p.name)]
+    held = held_in(path) - {"log.txt"}
     ours = folder.settings.is_file() and folder.read_settings().get("kind") == KIND
-    if held and not ours and [p.name for p in held] != ["settings.yaml.part"]:
+    if held and not ours and held != {"settings.yaml.part"}:
         raise InputError(f"--out {path} holds something that is no probe; name a new or empty folder")
     if ours:
         folder.check_kinds()
@@ -105,7 +150,7 @@ def _check_out(folder: RunFolder, resume: bool) -> None:
         )
 
 
-class Probe:
+class Probe(Session):
     """One probe of one model: reads, extracts, classifies, checks, says."""
 
     def __init__(
@@ -117,7 +162,7 @@ class Probe:
         settings: Any,
         allow_partial: str | Sequence[str] = (),
     ) -> None:
-        self.began = time.monotonic()
+        super().__init__()
         self.settings = s = settings
         self.data, self.folder, self.resume = data, folder, resume
         if not s.knn and s.linear == "none":
@@ -132,11 +177,7 @@ class Probe:
         self.digest = self.encoder.digest
         self.feature = features_of(self.encoder, s.features)
         self.size = s.size or self.encoder.size or 224
-        self.fabric = make_fabric(
-            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
-        )
-        self.main = self.fabric.global_rank == 0
-        self.reporter = Reporter(folder.log, quiet=not self.main)
+        self.start(s, folder.log)
         self.format = torch.channels_last if s.channels_last else torch.contiguous_format
         self.extractor = (
             Extractor(self.encoder, [self.feature], unit=False)
@@ -144,15 +185,14 @@ class Probe:
             .eval()
         )
         self.dims = self.extractor.dims(self.feature)
-        self.notes: list[str] = []
 
     def go(self) -> dict[str, Any]:
-        """Everything, in order."""
+        """Make the folder, extract, classify, check the encoder, and write what was found."""
         if self.main:
-            self._open_folder()
+            _begin(self.folder, self.resume, self.encoder.model, self.data, self.settings)
         self.fabric.barrier()
         self._introduce()
-        try:
+        with self.working():
             with StopSignal() as signal:
                 train, test = self._features(signal)
                 hits = self._knn(train, test, signal)
@@ -161,10 +201,6 @@ class Probe:
                 )
             if self.settings.linear == "moco":
                 linear, ranks = self._moco(train, test)
-        except InputError as e:  # the work had begun
-            raise WorkFailed(str(e)) from e
-        finally:
-            self.reporter.stop()
         self._check_unchanged()
         report: dict[str, Any] = {}
         if self.main:
@@ -173,26 +209,6 @@ class Probe:
                 self._say(report)
         self.fabric.barrier()
         return report
-
-    def _open_folder(self) -> None:
-        """Make the folder and save what was asked."""
-        try:
-            self.folder.path.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise InputError(
-                f"cannot make the folder {self.folder.path}: {e.strerror}; name another with --out"
-            ) from None
-        self.folder.lock.hold()
-        _check_out(self.folder, self.resume)
-        self.folder.write_settings(
-            {
-                "kind": KIND,
-                "model": self.encoder.model,
-                "data": self.data,
-                "hetcl": machine()["hetcl"],
-                "settings": to_dict(self.settings),
-            }
-        )
 
     def _introduce(self) -> None:
         say, p, e = self.reporter.say, self.parts, self.encoder
@@ -210,17 +226,13 @@ class Probe:
         say(f"model     {e.name}: {e.pyramid.arch} at {self.size} pixels, {shown}{unsure}")
         if not e.facts.ours:
             say(f"          its images with {e.facts}")
-        ranks = self.fabric.world_size
-        say(f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else ""))
-        say(f"folder    {self.folder.path}")
+        self.say_where(self.folder.path)
 
     # ---- features ------------------------------------------------------------------------------------------------
 
     def look(self, images: Tensor, color: Tensor, photometric: Photometric) -> Tensor:
         """uint8 ``[B, 3, H, W]`` -> features ``[B, D]``, fp32; levels as the backbone gives them."""
-        found = look(
-            self.extractor, images, color, photometric, fabric=self.fabric, layout=self.format
-        )  # fmt: skip
+        found = look(self.extractor, images, color, photometric, fabric=self.fabric, layout=self.format)
         return found[self.feature].float()
 
     def _features(self, signal: StopSignal) -> tuple[Bank, Bank]:
@@ -230,7 +242,7 @@ class Probe:
             self.reporter.say("          no batch-norm statistics: measured on some of the training images")
             yardstick.measure(
                 self.encoder, train, size=self.size, fabric=fabric, seed=s.seed, window=s.window,
-                images=len(train), workers=workers_of(s.workers), stop=lambda: _stop_at(signal, "stopped"),
+                images=len(train), workers=workers_of(s.workers), stop=lambda: signal.check(f"stopped{KEPT}"),
             )  # fmt: skip
             self.digest = self._digest()
         key = {
@@ -247,7 +259,7 @@ class Probe:
         if have := sum(len(bank.part) for bank in banks if bank not in missing):
             self.reporter.say(f"features  of {count(have, 'image')} are here already")
         if missing:
-            extract(
+            extraction.extract(
                 [self._pass(bank) for bank in missing], fabric=fabric, reporter=self.reporter, signal=signal,
                 channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
                 fewer="or set images to train on fewer",
@@ -260,14 +272,16 @@ class Probe:
         root, batch = self.folder.path / "features", self.settings.batch
         return Bank(part, Store(root, name, key, columns, images=len(part), batch=batch))
 
-    def _pass(self, bank: Bank) -> tuple[list[Job], Central]:
+    def _pass(self, bank: Bank) -> tuple[list[extraction.Job], Central]:
         """What is to be computed for a bank."""
         views = Central(
             bank.part.source, bank.part.index, size=self.size, batch=self.settings.batch,
             workers=workers_of(self.settings.workers), pin=self.fabric.device.type == "cuda",
         )  # fmt: skip
         columns = ("features",)
-        job = Job(self.encoder, self.feature, POLICIES["none"], self.size, bank.store, columns, unit=False)
+        job = extraction.Job(
+            self.encoder, self.feature, POLICIES["none"], self.size, bank.store, columns, unit=False
+        )
         return [job], views
 
     def _check_enough(self, train: Bank, test: Bank) -> None:
@@ -288,7 +302,7 @@ class Probe:
 
         def watched() -> Iterator[tuple[np.ndarray, np.ndarray]]:
             for block in train.blocks():
-                _stop_at(signal, "stopped while looking for neighbours")
+                signal.check(f"stopped while looking for neighbours{KEPT}")
                 yield block
 
         hits = knn_hits(watched(), test.blocks(), ks=self.settings.knn, device=self.fabric.device)
@@ -305,7 +319,7 @@ class Probe:
         found = logistic_regression(
             train.blocks(), test.blocks(), classes=self.classes, seed=self.settings.seed,
             device=self.fabric.device, say=self.reporter.say,
-            interrupt=lambda: _stop_at(signal, "stopped while fitting the linear probe"),
+            interrupt=lambda: signal.check(f"stopped while fitting the linear probe{KEPT}"),
         )  # fmt: skip
         if not found.tried:
             self.notes.append(
@@ -457,14 +471,8 @@ class Probe:
                 gap = paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), n)
                 report["difference"] = {"k": best, "top1": asdict(gap)}
         report["said"] = [*self.notes, *sentences(report)]
-        report["machine"] = machine() | {
-            "device": device_name(self.fabric.device),
-            "ranks": self.fabric.world_size,
-        }
-        report["seconds"] = round(time.monotonic() - self.began, 1)
-        write_atomic(
-            self.folder.path / "probe.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode()
-        )
+        report |= {"machine": self.machine(), "seconds": self.seconds()}
+        write_report(self.folder.path / "probe.json", report)
         return report
 
     def _say(self, report: Mapping[str, Any]) -> None:
@@ -474,11 +482,6 @@ class Probe:
         for line in report["said"]:
             self.reporter.say(line)
         self.reporter.say(f"done in {duration(report['seconds'])}: {self.folder.path / 'probe.json'}")
-
-
-def _stop_at(signal: StopSignal, what: str) -> None:
-    if signal.number:
-        raise Stopped(signal.number, f"{what}; the features are kept: go on with --resume")
 
 
 def _share(right: np.ndarray) -> dict[str, float]:

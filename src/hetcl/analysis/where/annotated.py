@@ -6,6 +6,7 @@ n images of a part.
 from __future__ import annotations
 
 import csv
+import hashlib
 import logging
 from dataclasses import dataclass
 from pathlib import PurePosixPath
@@ -48,6 +49,8 @@ class Located:
         self.data, self.index, self._boxes = data, index, boxes
         self.prefers_window: int = getattr(data, "prefers_window", 0)
         self.fingerprint: str = data.fingerprint
+        self.hash = hashlib.blake2b(index.tobytes(), digest_size=6).hexdigest()
+        """Of which images these are."""
         whole = len(index) == len(data)
         self.description = data.description if whole else f"{len(index):,} of {data.description}"
 

@@ -6,12 +6,9 @@ answered for every image; what was found is compared, drawn and said.
 
 from __future__ import annotations
 
-import json
-import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -28,18 +25,20 @@ from hetcl.analysis.where.correspondence import WITHIN
 from hetcl.analysis.where.figure import draw
 from hetcl.analysis.where.localization import GOOD, overlap
 from hetcl.analysis.yardstick import Entry
-from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.errors import InputError, WorkFailed
 from hetcl.model.norm_statistics import is_unmeasured
-from hetcl.runs.folder import machine, write_atomic
+from hetcl.runs.folder import RunFolder
+from hetcl.runs.output import write_report
 from hetcl.signals import StopSignal
-from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.progress import count, duration
+from hetcl.training.session import Session
 from hetcl.types import BadImage
 from hetcl.views.central import Central
 from hetcl.views.pairs import Pairs
 from hetcl.views.policies import POLICIES, policy_of
 from hetcl.weights.encoder import Encoder
 
+KEPT = "; the features are kept: go on with --resume"
 SCHEMA = 1
 """Version of where.json; it rises when a name changes its meaning or goes away."""
 QUESTIONS = ("correspondence", "localization", "dense-knn", "dense-linear")
@@ -87,55 +86,64 @@ def _mean(values: np.ndarray, least: float = 0.0) -> Estimate:
     return mean_of(float(values.sum()), float((values**2).sum()), len(values), least=least)
 
 
-class Where:
+class Where(Session):
     """One test of one or several models: reads, extracts, answers, compares, draws, says.
 
     Args:
-        encoders: with names that tell them apart.
+        models: each a MODEL.
         data: the DATA argument.
-        out: an existing folder, locked by the caller.
+        folder: where to write; the caller has looked at it.
+        claim: makes and locks it.
         settings: of ``hetcl probe``.
-        asked: names of :data:`QUESTIONS`.
+        asked: names of :data:`QUESTIONS`; none: all that the data can answer.
+        allow_partial: as of ``load_encoder``.
     """
 
     def __init__(
-        self, encoders: Sequence[Encoder], data: str, out: Path, settings: Any, asked: Sequence[str]
-    ) -> None:
-        self.began = time.monotonic()
-        self.data, self.out, self.settings, self.encoders = data, out, settings, list(encoders)
+        self, models: Sequence[str], data: str, folder: RunFolder, claim: Callable[[], None], settings: Any,
+        asked: Sequence[str], allow_partial: str | Sequence[str] = (),
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.data, self.out, self.claim = data, folder.path, claim
+        self.folder, self.settings = folder, settings
         s = settings
         self.asked: Asked = open_asked(
             data, boxes=s.boxes, images=s.images, test_images=s.test_images, holdout=s.holdout, seed=s.seed,
             data_split=s.data_split, test_split=s.test_split, window=s.window,
         )  # fmt: skip
         self.questions = _possible(asked, self.asked, data)
-        self.size = s.size or _side(self.asked.images[0], self.encoders)
-        self.grid = s.grid or max(1, self.size // 8)
-        self.entries, self.held, self.notes = yardstick.entries_of(
-            self.encoders, ["pooled"], size=self.size, yardstick=True
-        )
-        self.entries = [replace(e, name=e.name.removesuffix(" pooled")) for e in self.entries]
         self.policy = policy_of(s.views)[1]
         if self.policy.flip_p and "correspondence" in self.questions:
             raise InputError(
                 f"views {s.views} flips images, which correspondence does not undo; add :flip_p=0"
             )
-        self.fabric = make_fabric(
-            device=s.device, devices=s.devices, precision=s.precision, threads=s.threads
+        self.encoders = yardstick.distinct(models, allow_partial)
+        self.size = s.size or _side(self.asked.images[0], self.encoders)
+        self.grid = s.grid or max(1, self.size // 8)
+        entries, held, self.notes = yardstick.entries_of(
+            self.encoders, ["pooled"], size=self.size, yardstick=True
         )
-        self.main = self.fabric.global_rank == 0
-        self.reporter = Reporter(out / "log.txt", quiet=not self.main)
+        self.entries = [replace(e, name=e.name.removesuffix(" pooled")) for e in entries]
+        self.pairs = [
+            (a.removesuffix(" pooled"), b.removesuffix(" pooled")) for one in held for a, b in one.pairs
+        ]
+        self.start(s, folder.log)
         self.chance: dict[str, dict[str, float]] = {}
 
-    def go(self, signal: StopSignal) -> dict[str, Any]:
-        """Everything, in order; the content of where.json on the first rank, nothing on the others."""
-        self._introduce()
-        self._extract(signal)
-        report: dict[str, Any] = {}
+    def go(self) -> dict[str, Any]:
+        """Make the folder, extract, answer, and write what was found; the content of where.json on the first rank."""
         if self.main:
-            answers = {e.name: {a.key: a for a in self._answers(e, signal)} for e in self.entries}
-            report = self._report(answers)
-            save(draw(report), self.out / "where")
+            self.claim()
+        self.fabric.barrier()
+        self._introduce()
+        report: dict[str, Any] = {}
+        with self.working(), StopSignal() as signal:
+            self._extract(signal)
+            if self.main:
+                report = self._report(
+                    {e.name: {a.key: a for a in self._answers(e, signal)} for e in self.entries}
+                )
+        if self.main:
             with self.reporter.reporting():
                 self._say(report)
         self.fabric.barrier()
@@ -149,8 +157,7 @@ class Where:
         say(f"asked     {', '.join(self.questions)}, at {self.size} pixels")
         for e in self.entries:
             say(f"{'model' if e.role == 'model' else 'yardstick':<10}{e.name}: {e.encoder.pyramid.arch}")
-        say(f"device    {device_name(self.fabric.device)}")
-        say(f"folder    {self.out}")
+        self.say_where(self.out)
 
     # ---- images to stores ----------------------------------------------------------------------------------------
 
@@ -163,8 +170,8 @@ class Where:
             "features": what,
             "size": self.size,
             "data": part.fingerprint,
-            "images": yardstick_hash(part.index),
-            "precision": precision_on(s.precision, self.fabric.device.type),
+            "images": part.hash,
+            "precision": self.precision,
         }
         if what.startswith("match"):
             key |= {"policy": asdict(self.policy), "seed": s.seed}
@@ -207,7 +214,7 @@ class Where:
     def _extract(self, signal: StopSignal) -> None:
         """One pass over the images of each part for all stores that are not whole."""
         s = self.settings
-        workers, pin = workers_of(s.workers), self.fabric.device.type == "cuda"
+        workers, pin = self.workers, self.fabric.device.type == "cuda"
         passes: list[tuple[list[extraction.Job], extraction.Views]] = []
         for both, features in self._maps():
             for part in both:
@@ -261,14 +268,14 @@ class Where:
             if id(encoder) in wanted and is_unmeasured(encoder.pyramid):
                 yardstick.measure(
                     encoder, part, size=self.size, fabric=self.fabric, seed=s.seed, window=s.window, images=len(part),
-                    workers=workers_of(s.workers), stop=partial(_stop_at, signal, "stopped before the first image"),
+                    workers=self.workers, stop=partial(signal.check, "stopped before the first image" + KEPT),
                 )  # fmt: skip
 
     # ---- stores to answers ---------------------------------------------------------------------------------------
 
     def _answers(self, entry: Entry, signal: StopSignal) -> Iterator[Answer]:
         """Every answer of one model."""
-        _stop_at(signal, "stopped before the last question")
+        signal.check("stopped before the last question" + KEPT)
         self.reporter.note(f"asking {entry.name}")
         if "correspondence" in self.questions:
             yield from self._correspondence(entry)
@@ -305,7 +312,7 @@ class Where:
 
     def _localization(self, entry: Entry, both: Both, signal: StopSignal) -> Iterator[Answer]:
         for feature in _box_features():
-            _stop_at(signal, "stopped while looking for boxes")
+            signal.check("stopped while looking for boxes" + KEPT)
             (x, boxes, _), (z, truth, index) = (self._with_boxes(entry, feature, part) for part in both)
             if len(x) < LEAST or not len(z):
                 raise WorkFailed(
@@ -354,7 +361,7 @@ class Where:
             train = questions.Cells(features[0], labels[0], unit=unit, most=s.cells, seed=s.seed)
             test = questions.Cells(features[1], labels[1], unit=unit, spread=train.spread)
             more: dict[str, Any] = {}
-            stop = partial(_stop_at, signal, f"stopped during {name}")
+            stop = partial(signal.check, f"stopped during {name}" + KEPT)
             if unit:
                 nearest = s.knn[0] if s.knn else 20
                 predicted = questions.dense_knn(
@@ -375,10 +382,7 @@ class Where:
 
     def _report(self, answers: Mapping[str, Mapping[tuple[str, str, str], Answer]]) -> dict[str, Any]:
         """The content of where.json."""
-        plain = [
-            tuple(name.removesuffix(" pooled") for name in pair) for held in self.held for pair in held.pairs
-        ]
-        pairs = [(a, b) for a, b in plain]
+        pairs = list(self.pairs)
         named = [e.name for e in self.entries if e.role == "model"]
         pairs += [(a, b) for i, a in enumerate(named) for b in named[i + 1 :] if (a, b) not in pairs]
         report: dict[str, Any] = {
@@ -409,11 +413,10 @@ class Where:
             ],
         }  # fmt: skip
         report["said"] = [*self.notes, *report_text.sentences(report)]
-        report["machine"] = machine() | {
-            "device": device_name(self.fabric.device), "ranks": self.fabric.world_size
-        }  # fmt: skip
-        report["seconds"] = round(time.monotonic() - self.began, 1)
-        write_atomic(self.out / "where.json", (json.dumps(report, indent=1, allow_nan=False) + "\n").encode())
+        report["machine"] = self.machine()
+        report["seconds"] = self.seconds()
+        save(draw(report), self.out / "where")
+        write_report(self.out / "where.json", report)
         return report
 
     def _parts(self) -> dict[str, dict[str, str]]:
@@ -431,13 +434,6 @@ class Where:
         for line in report["said"]:
             self.reporter.say(line)
         self.reporter.say(f"done in {duration(report['seconds'])}: {self.out / 'where.json'}, where.png")
-
-
-def yardstick_hash(index: np.ndarray) -> str:
-    """Of which images there are."""
-    import hashlib
-
-    return hashlib.blake2b(index.tobytes(), digest_size=6).hexdigest()
 
 
 def _box_features() -> list[str]:
@@ -481,8 +477,3 @@ def _side(part: Located, encoders: Sequence[Encoder]) -> int:
             continue
     have = -(-int(np.median(sides)) // 32) * 32 if sides else 160
     return max(32, min(have, max(160, *(e.size or 160 for e in encoders))))
-
-
-def _stop_at(signal: StopSignal, what: str) -> None:
-    if signal.number:
-        raise Stopped(signal.number, f"{what}; the features are kept: go on with --resume")

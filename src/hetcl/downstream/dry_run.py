@@ -1,4 +1,4 @@
-"""One image through the model, forward and back, before anything is written: what cannot run is found early."""
+"""One image through the model, forward and back, before anything is written."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from torch import Tensor, nn
 
 from hetcl.downstream.loader import Examples
 from hetcl.draws import generator
-from hetcl.errors import InputError, out_of_memory
+from hetcl.errors import InputError
+from hetcl.training.dry_run import dry_run
 from hetcl.training.memory import bytes_of
 from hetcl.types import BadImage
 from hetcl.views.loader import TRIES
-
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -45,20 +44,16 @@ def try_one(build: Callable[[], nn.Module], examples: Examples, *, seed: int) ->
     targets: Any = [target]
     if "boxes" not in target:
         images, targets = torch.stack(images * 2), torch.stack([target["labels"]] * 2)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            model = build().train()
-            began, found = time.monotonic(), list[dict[str, Tensor]]()
-            activations = bytes_of(lambda: found.append(model(images, targets)))
-            torch.stack([loss.float() for loss in found[0].values()]).sum().backward()
-            seconds = time.monotonic() - began
-    except FAILURES as e:
-        reason = out_of_memory(e) or (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
-        raise InputError(
-            f"the model does not train on an image of {examples.description} ({reason}); change the sizes, neck, "
-            "model or backbone"
-        ) from None
+    with dry_run(
+        f"the model does not train on an image of {examples.description}",
+        "change the sizes, neck, model or backbone",
+    ):
+        torch.manual_seed(seed)
+        model = build().train()
+        began, found = time.monotonic(), list[dict[str, Tensor]]()
+        activations = bytes_of(lambda: found.append(model(images, targets)))
+        torch.stack([loss.float() for loss in found[0].values()]).sum().backward()
+        seconds = time.monotonic() - began
     return Trial(
         seconds / len(images),
         sum(p.numel() * p.element_size() for p in model.parameters() if p.requires_grad),

@@ -1,4 +1,4 @@
-"""A try of the model before anything is written: what cannot run is found while nothing is lost; and its memory."""
+"""A pass of each stage's model before anything is written, and the memory that training will take."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from hetcl.errors import InputError, out_of_memory
+from hetcl.training.dry_run import dry_run
 from hetcl.training.memory import Need, bytes_of, outlook
+from hetcl.training.progress import count
 from hetcl.views.workers import room
-
-FAILURES = (RuntimeError, ValueError, TypeError, IndexError, AssertionError, MemoryError)
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,12 @@ def rehearse(build: Callable[[], nn.Module], *, name: str, images: int, size: in
     Raises:
         InputError: the model does not take such images, with the library's reason.
     """
-    try:
-        with torch.random.fork_rng(devices=[]):  # a dropout layer draws
-            model = build().train()
-            activations = bytes_of(lambda: model(torch.zeros(images, 3, size, size))) // images
-    except FAILURES as e:
-        reason = out_of_memory(e) or (str(e).strip().splitlines() or [type(e).__name__])[0][:160]
-        raise InputError(
-            f"the model of {name} does not run on {images} image{'s' * (images != 1)} of {size} pixels ({reason}); "
-            "change size, batch, groups or backbone, or the width of the branches"
-        ) from None
+    with dry_run(
+        f"the model of {name} does not run on {count(images, 'image')} of {size} pixels",
+        "change size, batch, groups or backbone, or the width of the branches",
+    ):
+        model = build().train()
+        activations = bytes_of(lambda: model(torch.zeros(images, 3, size, size))) // images
     weights = sum(p.numel() * p.element_size() for p in model.parameters())
     return Rehearsed(weights, activations, sum(getattr(model, "dims", {}).values()))
 
