@@ -20,7 +20,18 @@ ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "hetcl"
 
 GROUND = {
-    *("types", "errors", "draws", "printable", "paths", "textfiles", "trees", "machine", "signals"),
+    *(
+        "types",
+        "errors",
+        "draws",
+        "printable",
+        "paths",
+        "textfiles",
+        "trees",
+        "machine",
+        "signals",
+        "methods",
+    ),
 }
 """Modules that every room may import; they import only each other."""
 

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from hetcl.methods import METHODS
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
@@ -78,7 +79,7 @@ def build_task(
         module = module.to(fabric.device, dtype)
         return module.to(memory_format=torch.channels_last) if s.channels_last else module
 
-    if stage.method == "supervised":
+    if METHODS[stage.method].labels:
         model = place(model)
         if s.compile:
             model.compile()

@@ -24,6 +24,7 @@ from hetcl.errors import InputError
 from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.machine import cores
+from hetcl.methods import METHODS
 from hetcl.pretraining.build import build_model, build_task
 from hetcl.pretraining.monitors import some_images
 from hetcl.pretraining.plan import held_out_of
@@ -96,7 +97,7 @@ def measure_step(
         group = min(16, s.batch // s.groups)
         groups = ranks * min(max(1, 16 // group), max(1, s.groups // ranks))
         s = replace(s, batch=group * groups, groups=groups, accumulate=1)
-    views = 1 if stage.method == "supervised" else 2
+    views = METHODS[stage.method].views_per_image
     loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views)
     warm, counted = (3, 5) if cuda else (1, 1)
     wait = (lambda: torch.cuda.synchronize(fabric.device)) if cuda else (lambda: None)
@@ -275,9 +276,9 @@ def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
         )
     usable = len(source)
     for name, stage in stages_of(settings).items():
-        if stage.method == "supervised" and source.classes is None:
+        if METHODS[stage.method].labels and source.classes is None:
             warnings.append(f"{name} is supervised and the data has no labels: it will be refused")
-        elif stage.method == "supervised":
+        elif METHODS[stage.method].labels:
             usable = len(source) - source.unlabelled
         elif stage.queue > len(source):
             warnings.append(

@@ -12,6 +12,7 @@ from lightning_fabric import Fabric
 from hetcl.analysis.probe.labelled import with_labels
 from hetcl.errors import InputError
 from hetcl.images.sources import open_validation
+from hetcl.methods import METHODS
 from hetcl.runs.folder import RunFolder, absolute
 from hetcl.settings import (
     Settings,
@@ -178,7 +179,7 @@ def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[
         )
     for name in ("stage1", "stage2"):
         stage = getattr(s, name)
-        if not stage.epochs or stage.method == "supervised" or stage.queue <= n:
+        if not stage.epochs or METHODS[stage.method].labels or stage.queue <= n:
             continue
         if s.fit_queue:
             notes.append(

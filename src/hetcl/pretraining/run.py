@@ -18,6 +18,7 @@ from hetcl.analysis.probe.labelled import why_none, with_labels
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.folder import FolderSource
 from hetcl.images.sources import absolute_data, open_source
+from hetcl.methods import METHODS
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step
@@ -134,7 +135,7 @@ class PretrainRun:
             groups=s.groups,
         )
         self.window = common_window(plan, self.source, self.fabric)
-        supervised = any(stage.method == "supervised" for stage in self._todo().values())
+        supervised = any(METHODS[stage.method].labels for stage in self._todo().values())
         fitted = self.labelled if supervised else self.source
         self.settings, self.notes = fit(s, fitted, self.fabric.world_size)
         self.main = self.fabric.global_rank == 0
@@ -186,7 +187,7 @@ class PretrainRun:
         s, init = self.settings, self.init
         rehearsed = {}
         for name, stage in self._todo().items():
-            if stage.method == "supervised" and self.source.classes is None:
+            if METHODS[stage.method].labels and self.source.classes is None:
                 raise InputError(
                     f"{self.plan.data} has no labels, which supervised training needs{why_none(self.source)}; shards "
                     "hold them as KEY.cls, a folder as sub-folders with --folder_classes true"
@@ -230,7 +231,7 @@ class PretrainRun:
                 f"{found.path} is of the backbone {found.state.get('arch')}, this run's is {self.settings.backbone}; "
                 "put back the run's own checkpoint or start a new folder"
             )
-        self.metrics = Table(self.folder.metrics, monitors.COLUMNS)
+        self.metrics = Table(self.folder.metrics, monitors.columns(t.method for t in self._todo().values()))
         if self.main:
             # First, since a folder that holds anything else without settings is not taken for a run.
             self.folder.write_settings(
@@ -308,13 +309,13 @@ class PretrainRun:
             for line in install(model, before.query, before.origin):
                 self.reporter.say(f"{name}: {line}")
         loader = ViewLoader(
-            self.labelled if stage.method == "supervised" else self.source,
+            self.labelled if METHODS[stage.method].labels else self.source,
             policy=stage.views,
             size=s.size,
             batch=s.batch,
             seed=s.seed,
             stage=name,
-            views=1 if stage.method == "supervised" else 2,
+            views=METHODS[stage.method].views_per_image,
             rank=fabric.global_rank,
             ranks=fabric.world_size,
             workers=self.workers,

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hetcl.errors import InputError
+from hetcl.methods import in_words
 
 T = TypeVar("T")
 
@@ -22,7 +23,9 @@ def documented(cls: type) -> list[tuple[str, Any, str]]:
     for kind in reversed(cls.__mro__[:-1]):
         help_of |= _helps(kind.__module__).get(kind.__name__, {})
     hints = get_type_hints(cls)
-    return [(f.name, hints[f.name], help_of.get(f.name, "")) for f in fields(cls)]
+    return [
+        (f.name, hints[f.name], help_of.get(f.name, "").replace("{methods}", in_words())) for f in fields(cls)
+    ]
 
 
 @cache

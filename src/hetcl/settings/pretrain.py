@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
+from hetcl.methods import METHODS
 from hetcl.settings.parse import build, flatten, given_in, to_dict
 from hetcl.settings.recipes import recipe_tree
 from hetcl.types import ViewPolicy
 
-Method = Literal["supervised", "moco-v1", "moco-v2", "hcl"]
+Method: TypeAlias = Literal[tuple(METHODS)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -19,8 +20,7 @@ class StageSettings:
     """One stage of pre-training. A stage of 0 epochs is skipped."""
 
     method: Method = "moco-v2"
-    """What to train: supervised (needs labels), moco-v1 (linear head), moco-v2 (MLP head), hcl (MLP head and spatial
-    branch)."""
+    """What to train: {methods}."""
     epochs: int = 200
     """Passes over the data; 0 skips the stage."""
     lr: float = 0.03
@@ -104,7 +104,7 @@ class Settings:
     stage1: StageSettings = field(default_factory=StageSettings)
     """First stage."""
     stage2: StageSettings = field(
-        default_factory=lambda: StageSettings(method="hcl", lr=0.05, views=ViewPolicy(flip_p=0.0))
+        default_factory=lambda: StageSettings(method="hcl", lr=0.05, views=METHODS["hcl"].views)
     )
     """Second stage; it starts from the query and key encoders of the first."""
     fit_queue: bool = True

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
+from hetcl.methods import method_of
 from hetcl.model.build import build_embedding
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid, build_pyramid
@@ -83,12 +84,11 @@ def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Enco
 def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
     """What builds pyramid and branches as the checkpoint describes them, from a seed."""
     facts = weights.facts
-    method = "hcl" if "spatial" in branches else str(facts.get("method", "moco-v2"))
     spatial = facts.get("spatial") or {}
     assert weights.arch is not None
     return partial(
         build_embedding,
-        method,
+        method_of(branches, facts.get("method")),
         weights.arch,
         semantic_dim=int(facts.get("semantic_dim", 128)),
         side=int(spatial.get("side", 14)),
