@@ -125,9 +125,11 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
         "--recipe",
         help="recipe to judge (default: hcl-r50; for a data set to fine-tune on coco-mask-rcnn-r50-fpn-1x)",
     )
-    for name, add in SETTINGS.items():
+    for name, (settings, text) in SETTINGS.items():
         if verb in (None, name):
-            add(made[name])
+            import hetcl.settings
+
+            _add_settings(made[name], getattr(hetcl.settings, settings), text)
     return parser
 
 
@@ -220,58 +222,26 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     )
 
 
-def _pretrain_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import Settings
-
-    _add_settings(parser, Settings, "override the recipe; defaults shown are those of hcl-r50")
-
-
-def _contrast_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import ContrastSettings
-
-    _add_settings(parser, ContrastSettings, "what is tested")
-
-
-def _probe_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import ProbeSettings
-
-    _add_settings(parser, ProbeSettings, "what is probed")
-
-
-def _finetune_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import FinetuneSettings
-
-    _add_settings(
-        parser, FinetuneSettings, "override the recipe; defaults shown are those of coco-mask-rcnn-r50-fpn-1x"
-    )
-
-
-def _evaluate_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import EvaluateSettings
-
-    _add_settings(parser, EvaluateSettings, "what is evaluated, and how")
-
-
 SETTINGS = {
-    "pretrain": _pretrain_settings,
-    "doctor": _pretrain_settings,
-    "contrast": _contrast_settings,
-    "probe": _probe_settings,
-    "finetune": _finetune_settings,
-    "evaluate": _evaluate_settings,
+    "pretrain": ("PretrainSettings", "override the recipe; defaults shown are those of hcl-r50"),
+    "doctor": ("PretrainSettings", "override the recipe; defaults shown are those of hcl-r50"),
+    "contrast": ("ContrastSettings", "what is tested"),
+    "probe": ("ProbeSettings", "what is probed"),
+    "finetune": (
+        "FinetuneSettings",
+        "override the recipe; defaults shown are those of coco-mask-rcnn-r50-fpn-1x",
+    ),
+    "evaluate": ("EvaluateSettings", "what is evaluated, and how"),
 }
-"""The verbs that take settings."""
+"""The verbs that take settings: the class that has them, and what they are."""
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: Any, text: str) -> None:
     """Every setting as an option, so that ``--help`` shows it; values are checked where settings are resolved."""
-    from hetcl.settings import ComputeSettings, MachineSettings, documented, keys_of
+    from hetcl.settings import documented, keys_of
 
-    run = compute = parser.add_argument_group("settings", text)
-    computing = next((c for c in (ComputeSettings, MachineSettings) if issubclass(settings, c)), None)
-    of_compute = keys_of(computing) if computing is not None else ()
-    if of_compute:
-        compute = parser.add_argument_group("computing", "where and how")
+    run = parser.add_argument_group("settings", text)
+    compute, of_compute = parser.add_argument_group("computing", "where and how"), keys_of(settings.__base__)
 
     def add(cls: type, default: Any, prefix: str, group: Any, hidden: bool = False) -> None:
         for name, kind, text in documented(cls):
