@@ -199,7 +199,7 @@ def test_a_room_imports_only_what_lies_below(module: str) -> None:
         ("types", "from hetcl.views import crops"),
         ("draws", "import hetcl.settings"),
         ("settings", "from hetcl.training.engine import fit"),
-        ("views.crops", "from hetcl.model.momentum import world"),
+        ("views.crops", "from hetcl.model.momentum import gather"),
         ("images.decode", "from ..views import crops"),
         ("images.decode", "from hetcl import views"),
         ("images.decode", "import hetcl"),

@@ -20,7 +20,6 @@ from hetcl.downstream.annotations import Metrics
 from hetcl.downstream.build import build_model
 from hetcl.downstream.finetune import (
     MODEL_WORDS,
-    facts_from,
     model_words,
     peak_memory,
 )
@@ -32,12 +31,14 @@ from hetcl.downstream.report_text import plain, sentences, table, write_outcome
 from hetcl.downstream.scores import score
 from hetcl.errors import InputError, WorkFailed
 from hetcl.paths import create, expand
+from hetcl.ranks import first_process
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, disk_problem, first_process, machine, write_atomic
+from hetcl.runs.folder import RunFolder, disk_problem, machine, write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.settings import resolve_evaluate, to_dict
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import Reporter, count, duration
+from hetcl.weights.facts import InputFacts
 
 log = logging.getLogger(__name__)
 
@@ -346,7 +347,10 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     words = model_words(saved["settings"]) | changes
     words["norm"] = "frozen" if words["norm"] == "frozen" else "tuned"  # the same weights, on any device
     model = build_model(
-        **words, arch=saved["arch"], classes=len(saved["classes"]), facts=facts_from(saved["facts"])
+        **words,
+        arch=saved["arch"],
+        classes=len(saved["classes"]),
+        facts=InputFacts.from_dict(saved["facts"], "settings.yaml"),
     )
     try:
         model.load_state_dict(content["task"]["model"])

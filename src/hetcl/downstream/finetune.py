@@ -32,8 +32,9 @@ from hetcl.downstream.scores import score
 from hetcl.downstream.task import LOSSES, Finetune
 from hetcl.downstream.trial import Trial, try_one
 from hetcl.errors import InputError, WorkFailed
+from hetcl.ranks import first_process
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
+from hetcl.runs.folder import RunFolder, Table, absolute, machine, write_atomic
 from hetcl.settings import (
     FinetuneSettings,
     to_dict,
@@ -142,7 +143,10 @@ class FinetuneRun:
         self.notes += notes
         begun = resume and any(folder.checkpoints.glob("*.ckpt"))
         self.init: Weights | None = None
-        self.arch, self.facts = plan.get("arch", ""), facts_from(plan.get("facts"))
+        self.arch, self.facts = (
+            plan.get("arch", ""),
+            InputFacts.from_dict(plan.get("facts") or {}),
+        )
         if not begun:
             self._read_init()
         if "arch" not in plan:
@@ -238,7 +242,7 @@ class FinetuneRun:
                     "fingerprint": self.train.fingerprint,
                     "fingerprint_test": self.val.fingerprint,
                     "arch": self.arch,
-                    "facts": _facts_tree(self.facts),
+                    "facts": self.facts.to_dict(),
                     "classes": list(self.classes),
                     "hetcl": machine()["hetcl"],
                     "settings": to_dict(self.asked),
@@ -385,7 +389,7 @@ class FinetuneRun:
             name: value.float().contiguous() if value.is_floating_point() else value.contiguous()
             for name, value in pyramid_state(model).items()
         }
-        facts = {"arch": self.arch, **_facts_tree(self.facts)}
+        facts = {"arch": self.arch, **self.facts.to_dict()}
         facts.pop("source")
         write_atomic(self.folder.backbone, seal(state, facts))
 
@@ -424,18 +428,3 @@ def peak_memory(device: torch.device) -> int:
 
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(used / (1e6 if sys.platform == "darwin" else 1e3))
-
-
-def _facts_tree(facts: InputFacts) -> dict[str, Any]:
-    return {
-        "mean": list(facts.mean),
-        "std": list(facts.std),
-        "size": facts.size,
-        "channels": facts.channel_order,
-        "source": facts.source,
-    }
-
-
-def facts_from(tree: Mapping[str, Any] | None) -> InputFacts:
-    given = input_facts(tree or {}, "", "settings.yaml")
-    return replace(given, source=str(tree["source"])) if tree else given

@@ -25,8 +25,9 @@ from hetcl.pretraining.doctor import measure_step
 from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
 from hetcl.pretraining.rehearse import Rehearsed, memory_of, rehearse
+from hetcl.ranks import first_process
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, absolute, first_process, machine, write_atomic
+from hetcl.runs.folder import RunFolder, Table, absolute, machine, write_atomic
 from hetcl.settings import (
     StageSettings,
     stages_of,

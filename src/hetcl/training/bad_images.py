@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.errors import WorkFailed
-from hetcl.runs.folder import Table, first_process
+from hetcl.ranks import first_process
+from hetcl.runs.folder import Table
 from hetcl.types import BadRecord
 
 BAD_COLUMNS = ("index", "name", "reason")

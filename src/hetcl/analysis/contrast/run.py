@@ -31,7 +31,8 @@ from hetcl.images.sources import open_source
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.paths import expand
 from hetcl.printable import printable
-from hetcl.runs.folder import first_process, machine, write_atomic
+from hetcl.ranks import first_process
+from hetcl.runs.folder import machine, write_atomic
 from hetcl.runs.lock import FolderLock, is_lock
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal

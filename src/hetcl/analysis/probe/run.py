@@ -28,8 +28,9 @@ from hetcl.analysis.probe.report_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.model.norm_statistics import is_unmeasured
+from hetcl.ranks import first_process
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table, first_process, machine, write_atomic
+from hetcl.runs.folder import RunFolder, Table, machine, write_atomic
 from hetcl.runs.lock import is_lock
 from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
