@@ -101,15 +101,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
         "  hetcl pretrain --data photos/ --out run --resume                     go on after a stop\n"
         "  torchrun --nproc-per-node 8 $(which hetcl) pretrain --data ... --out run"
     )
-    p.new = ("--data",)
-    p.add_argument("--data", help=f"{DATA_HELP}; a resumed run knows it")
-    p.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
-    p.add_argument("--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: hcl-r50)")
-    p.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the last checkpoint in --out, whatever ended the run",
-    )
+    _add_run(p, DATA_HELP, "hcl-r50", new=("--data",))
     p.add_argument(
         "--init",
         metavar="MODEL",
@@ -131,6 +123,21 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
 
             _add_settings(made[name], getattr(hetcl.settings, settings), text)
     return parser
+
+
+def _add_run(p: _Parser, data: str, recipe: str, *, new: tuple[str, ...]) -> None:
+    """What every training run is told; ``new`` as :attr:`_Parser.new`."""
+    p.new = new
+    p.add_argument(
+        "--data", metavar="DATA" if data is DATA_HELP else "DATASET", help=f"{data}; a resumed run knows it"
+    )
+    p.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
+    p.add_argument("--recipe", help=f"name (`hetcl recipes` lists them) or YAML file (default: {recipe})")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, whatever ended the run",
+    )
 
 
 def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentParser) -> None:
@@ -155,7 +162,6 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
 
 
 def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
-    finetune.new = ("--init", "--data")
     finetune.usage = (
         "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] ..."
     )
@@ -169,16 +175,7 @@ def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
     finetune.add_argument(
         "--init", metavar="MODEL", help=f"the backbone: {MODEL_HELP}; a resumed run knows it"
     )
-    finetune.add_argument("--data", metavar="DATASET", help=f"{DATASET_HELP}; a resumed run knows it")
-    finetune.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
-    finetune.add_argument(
-        "--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: coco-mask-rcnn-r50-fpn-1x)"
-    )
-    finetune.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the last checkpoint in --out, whatever ended the run",
-    )
+    _add_run(finetune, DATASET_HELP, "coco-mask-rcnn-r50-fpn-1x", new=("--init", "--data"))
     _add_partial(finetune)
     evaluate.usage = "hetcl evaluate RUN --data DATASET --out DIR [--overwrite] [--SETTING VALUE]"
     evaluate.epilog = (
@@ -192,8 +189,8 @@ def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
     evaluate.add_argument("--overwrite", action="store_true", help="replace an evaluation that is there")
 
 
-def _add_partial(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--allow-partial", metavar="PATTERN", action="append", default=[], help=PARTIAL_HELP)
+def _add_partial(parser: argparse.ArgumentParser, text: str = PARTIAL_HELP) -> None:
+    parser.add_argument("--allow-partial", metavar="PATTERN", action="append", default=[], help=text)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -212,13 +209,9 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--format", required=True, metavar="FORMAT", help="|".join(PURPOSES))
     export.add_argument("--out", required=True, metavar="FILE", help="file to write")
     export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    export.add_argument(
-        "--allow-partial",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="keys of MODEL that are too many, as a pattern ('rpn.*'); may be given several times. "
-        "Nothing may be missing",
+    _add_partial(
+        export,
+        "keys of MODEL that are too many, as a pattern ('rpn.*'); may be given several times. Nothing may be missing",
     )
 
 

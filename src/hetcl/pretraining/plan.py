@@ -15,7 +15,7 @@ from hetcl.images.sources import open_validation
 from hetcl.methods import METHODS
 from hetcl.runs.folder import RunFolder, absolute
 from hetcl.settings import MAY_CHANGE as FREE
-from hetcl.settings import PretrainSettings, build_saved, check, flatten, refuse_changes, resolve, to_dict
+from hetcl.settings import PretrainSettings, build_saved, check, refuse_changes, resolve
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
@@ -97,11 +97,6 @@ def resumed_plan(
     now = resolve(recipe, overrides, then=then)
     refuse_changes(then, now, folder.path, but=MAY_CHANGE)
     return replace(plan, data=data or plan.data, settings=now)
-
-
-def flat(settings: PretrainSettings) -> dict[str, Any]:
-    """Settings by dotted name."""
-    return flatten(to_dict(settings))
 
 
 def held_out_of(data: str, settings: PretrainSettings, window: int) -> Source | None:

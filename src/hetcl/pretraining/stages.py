@@ -61,6 +61,10 @@ class _Stage:
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.watch = monitors.Watch()
         self.optimizer: torch.optim.Optimizer
+        self.encoder: nn.Module
+        """What is trained, and whose backbone is checked."""
+        self.encoders: nn.Module
+        """All of them: the encoder, and the one that follows it."""
 
     def batches(self, epoch: int, start: int) -> Iterator[ViewBatch]:
         """Batches of an epoch on the device; bad images are reported on the way."""
@@ -87,7 +91,9 @@ class _Stage:
         """Stop the workers."""
         self.loader.close()
 
-    def _knn(self, pyramid: nn.Module, epoch: int) -> dict[str, float]:
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """The kNN check on the backbone of :attr:`encoder`."""
+        pyramid: Any = self.encoder.pyramid
         due = self.knn_every and (epoch % self.knn_every == 0 or epoch == self.epochs)
         if not due:
             return {}
@@ -97,6 +103,19 @@ class _Stage:
             return self._evaluate(pyramid)
         finally:
             pyramid.train(training)
+
+    def before_save(self) -> None:
+        """Ranks agree on their batch-norm statistics."""
+        average_buffers(self.encoders)
+
+    def _optimize(self, *, lr: float, sgd_momentum: float, weight_decay: float) -> Any:
+        """SGD over every parameter of :attr:`encoder`; returns it as Fabric wraps it."""
+        optimizer = torch.optim.SGD(
+            self.encoder.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
+        )
+        wrapped, self.optimizer = self.fabric.setup(self.encoder, optimizer)
+        self.encoders.train()
+        return wrapped
 
 
 def pieces_of(count: int, pieces: int) -> list[slice]:
@@ -150,11 +169,8 @@ class Contrast(_Stage):
     ) -> None:
         super().__init__(name, **common)
         self.pair, self.queue, self.temperature, self.mask_own = pair, queue, temperature, mask_own
-        optimizer = torch.optim.SGD(
-            pair.query.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
-        )
-        self.query, self.optimizer = self.fabric.setup(pair.query, optimizer)
-        self.pair.train()
+        self.encoder, self.encoders = pair.query, pair
+        self.query = self._optimize(lr=lr, sgd_momentum=sgd_momentum, weight_decay=weight_decay)
         self.watch.settle = monitors.settling(
             queue_steps=queue.length / self.images_per_step,
             key_momentum=pair.momentum,
@@ -210,14 +226,6 @@ class Contrast(_Stage):
             **monitors.figures(query, key, self.queue, logits, index, mask_own=self.mask_own, gather=gather),
         }
 
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """The kNN check on the query's backbone."""
-        return self._knn(self.pair.query.pyramid, epoch)  # type: ignore[arg-type]
-
-    def before_save(self) -> None:
-        """Ranks agree on their batch-norm statistics."""
-        average_buffers(self.pair)
-
     def state_dict(self) -> dict[str, Any]:
         """Both encoders, the queue, the optimiser."""
         return {
@@ -258,11 +266,8 @@ class Supervised(_Stage):
     ) -> None:
         super().__init__(name, **common)
         self.model, self.groups = group_batch_norm(model, groups), groups
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
-        )
-        self.wrapped, self.optimizer = self.fabric.setup(self.model, optimizer)
-        self.model.train()
+        self.encoder = self.encoders = self.model
+        self.wrapped = self._optimize(lr=lr, sgd_momentum=sgd_momentum, weight_decay=weight_decay)
 
     def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
         """One step of SGD on the cross-entropy."""
@@ -284,14 +289,6 @@ class Supervised(_Stage):
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(right).mean()}
-
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """The kNN check."""
-        return self._knn(self.model.pyramid, epoch)  # type: ignore[arg-type]
-
-    def before_save(self) -> None:
-        """Ranks agree on their batch-norm statistics."""
-        average_buffers(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """The model and the optimiser."""

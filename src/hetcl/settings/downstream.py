@@ -160,27 +160,14 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
             faults.append(message)
 
     for name in (
-        "batch",
-        "steps",
-        "regions",
-        "test_proposals",
-        "detections",
-        "evaluations",
-        "log_every",
-        "dilation",
-        "crop",
+        *("batch", "steps", "regions", "test_proposals", "detections", "evaluations", "log_every"),
+        *("dilation", "crop"),
     ):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
     for name in (
-        "base_batch",
-        "warmup",
-        "precise_bn",
-        "checkpoint_every",
-        "checkpoint_minutes",
-        "weight_decay",
+        *("base_batch", "warmup", "precise_bn", "checkpoint_every", "checkpoint_minutes", "weight_decay"),
+        *("norm_weight_decay", "clip_grad", "score_threshold", "repeat_threshold"),
     ):
-        want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
-    for name in ("norm_weight_decay", "clip_grad", "score_threshold", "repeat_threshold"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
     for name in ("lr", "anchor_scale"):
         want(getattr(s, name) > 0, f"setting {name} must be above 0, not {getattr(s, name)}")
