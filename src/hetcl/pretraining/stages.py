@@ -35,7 +35,13 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
 class _Stage:
-    """What every method shares: batches, views, the optimiser, the kNN check, messages."""
+    """What every method shares: batches, views, the optimiser, the kNN check, messages.
+
+    Args:
+        lr, sgd_momentum, weight_decay: of SGD over every parameter of ``encoder``.
+        encoder: what is trained, on the device, and whose backbone is checked.
+        encoders: the encoder, and the one that follows it where there is one.
+    """
 
     def __init__(
         self,
@@ -52,6 +58,11 @@ class _Stage:
         accumulate: int,
         channels_last: bool,
         knn_every: int,
+        lr: float,
+        sgd_momentum: float,
+        weight_decay: float,
+        encoder: nn.Module,
+        encoders: nn.Module,
     ) -> None:
         self.lr_setting, self.slow_evaluation = f"{name}.lr", False
         self.name, self.fabric, self.loader, self.photometric = name, fabric, loader, photometric
@@ -60,11 +71,12 @@ class _Stage:
         self.seed, self.accumulate, self.knn_every = seed, accumulate, knn_every
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.watch = monitors.Watch()
-        self.optimizer: torch.optim.Optimizer
-        self.encoder: nn.Module
-        """What is trained, and whose backbone is checked."""
-        self.encoders: nn.Module
-        """All of them: the encoder, and the one that follows it."""
+        self.encoder, self.encoders = encoder, encoders
+        optimizer = torch.optim.SGD(
+            encoder.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
+        )
+        self.trained, self.optimizer = fabric.setup(encoder, optimizer)
+        encoders.train()
 
     def batches(self, epoch: int, start: int) -> Iterator[ViewBatch]:
         """Batches of an epoch on the device; bad images are reported on the way."""
@@ -108,15 +120,6 @@ class _Stage:
         """Ranks agree on their batch-norm statistics."""
         average_buffers(self.encoders)
 
-    def _optimize(self, *, lr: float, sgd_momentum: float, weight_decay: float) -> Any:
-        """SGD over every parameter of :attr:`encoder`; returns it as Fabric wraps it."""
-        optimizer = torch.optim.SGD(
-            self.encoder.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
-        )
-        wrapped, self.optimizer = self.fabric.setup(self.encoder, optimizer)
-        self.encoders.train()
-        return wrapped
-
 
 def pieces_of(count: int, pieces: int) -> list[slice]:
     """Rows 0 to ``count``, a multiple of ``pieces``, as slices of one length: the micro-batches."""
@@ -148,7 +151,6 @@ class Contrast(_Stage):
     Args:
         pair: query and key encoder, on the device.
         queue: on the device.
-        lr, sgd_momentum, weight_decay: of SGD over every parameter of the query encoder.
         temperature: of the loss.
         mask_own: keep an image's own earlier keys out of its negatives.
         **common: see :class:`_Stage`.
@@ -160,17 +162,12 @@ class Contrast(_Stage):
         *,
         pair: MomentumPair,
         queue: KeyQueue,
-        lr: float,
-        sgd_momentum: float,
-        weight_decay: float,
         temperature: float,
         mask_own: bool,
         **common: Any,
     ) -> None:
-        super().__init__(name, **common)
+        super().__init__(name, encoder=pair.query, encoders=pair, **common)
         self.pair, self.queue, self.temperature, self.mask_own = pair, queue, temperature, mask_own
-        self.encoder, self.encoders = pair.query, pair
-        self.query = self._optimize(lr=lr, sgd_momentum=sgd_momentum, weight_decay=weight_decay)
         self.watch.settle = monitors.settling(
             queue_steps=queue.length / self.images_per_step,
             key_momentum=pair.momentum,
@@ -192,10 +189,10 @@ class Contrast(_Stage):
         for i, rows in enumerate(pieces_of(len(index), self.accumulate)):
             last = i == self.accumulate - 1
             with (
-                self.fabric.no_backward_sync(self.query, enabled=not last),
+                self.fabric.no_backward_sync(self.trained, enabled=not last),
                 self.pair.micro_batch(self.pair.query, i, self.accumulate),
             ):
-                query = self.query(x_query[rows])
+                query = self.trained(x_query[rows])
                 logits, loss = info_nce(
                     self.concat(query),
                     k[rows],
@@ -249,7 +246,6 @@ class Supervised(_Stage):
     Args:
         model: a ``Classifier`` on the device.
         groups: batch-norm groups of this process's batch.
-        lr, sgd_momentum, weight_decay: of SGD.
         **common: see :class:`_Stage`.
     """
 
@@ -259,15 +255,10 @@ class Supervised(_Stage):
         *,
         model: nn.Module,
         groups: int,
-        lr: float,
-        sgd_momentum: float,
-        weight_decay: float,
         **common: Any,
     ) -> None:
-        super().__init__(name, **common)
         self.model, self.groups = group_batch_norm(model, groups), groups
-        self.encoder = self.encoders = self.model
-        self.wrapped = self._optimize(lr=lr, sgd_momentum=sgd_momentum, weight_decay=weight_decay)
+        super().__init__(name, encoder=self.model, encoders=self.model, **common)
 
     def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
         """One step of SGD on the cross-entropy."""
@@ -277,10 +268,10 @@ class Supervised(_Stage):
         for i, rows in enumerate(pieces_of(len(images), self.accumulate)):
             last = i == self.accumulate - 1
             with (
-                self.fabric.no_backward_sync(self.wrapped, enabled=not last),
+                self.fabric.no_backward_sync(self.trained, enabled=not last),
                 micro_batch(self.model, self.groups, i, self.accumulate),
             ):
-                logits = self.wrapped(images[rows])
+                logits = self.trained(images[rows])
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = F.cross_entropy(logits, batch.label[rows])
                 self.fabric.backward(loss / self.accumulate)
