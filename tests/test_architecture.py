@@ -31,6 +31,7 @@ GROUND = {
         "machine",
         "signals",
         "methods",
+        "ranks",
     ),
 }
 """Modules that every room may import; they import only each other."""
