@@ -13,8 +13,8 @@ from hetcl.settings import (
     ContrastSettings,
     EvaluateSettings,
     FinetuneSettings,
+    PretrainSettings,
     ProbeSettings,
-    Settings,
     keys_of,
 )
 
@@ -92,11 +92,11 @@ def test_help_names_every_verb_and_the_options_of_the_contract(answers: Answers)
 @pytest.mark.parametrize("verb", ["pretrain", "doctor"])
 def test_help_shows_every_setting_once_with_its_default(answers: Answers, verb: str) -> None:
     text = answers[verb][1]
-    for key in keys_of(Settings):
+    for key in keys_of(PretrainSettings):
         shown = text.count(f"  --{key} ")
         assert shown == (0 if key.startswith("stage2.") else 1), key
     one_line = " ".join(text.split())
-    assert one_line.count("(default:") >= sum(not k.startswith("stage2.") for k in keys_of(Settings))
+    assert one_line.count("(default:") >= sum(not k.startswith("stage2.") for k in keys_of(PretrainSettings))
     assert "--stage2.* likewise" in text
     for line in ("--batch N ", "--stage1.lr X ", "--stage1.views.area X,X", "--fit_queue true|false"):
         assert line in text

@@ -16,7 +16,7 @@ from hetcl.cli import build_parser
 from hetcl.pretraining.plan import Plan
 from hetcl.pretraining.run import PretrainRun
 from hetcl.runs.folder import RunFolder
-from hetcl.settings import Settings, flatten, recipe_names, recipe_text, resolve, stages_of, to_dict
+from hetcl.settings import PretrainSettings, flatten, recipe_names, recipe_text, resolve, stages_of, to_dict
 from hetcl.types import ViewPolicy
 
 PAPER = [name for name in recipe_names() if "-r50" in name]
@@ -205,7 +205,7 @@ def test_views_start_from_moco_v2() -> None:
 # ---- one step --------------------------------------------------------------------------------------------------------
 
 
-def shrunk(recipe: str) -> Settings:
+def shrunk(recipe: str) -> PretrainSettings:
     """The recipe for sixteen images: only what size forces is smaller. (Queues are fitted to the data as always.)"""
     s = resolve(recipe)
     side = max(1, 64 * s.spatial.side // s.size)
@@ -229,7 +229,9 @@ def steps() -> dict[str, str]:
         s = shrunk(recipe)
         one = {name: replace(stage, epochs=1) for name, stage in stages_of(s).items()}
         none = {
-            name: replace(Settings().stage1, epochs=0) for name in ("stage1", "stage2") if name not in one
+            name: replace(PretrainSettings().stage1, epochs=0)
+            for name in ("stage1", "stage2")
+            if name not in one
         }
         key = str(to_dict(replace(s, log_every=1, **one, **none)))
         seen[key] = f"{seen[key]} {recipe}" if key in seen else recipe

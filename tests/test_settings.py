@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hetcl.errors import InputError
 from hetcl.settings import (
-    Settings,
+    PretrainSettings,
     StageSettings,
     documented,
     flatten,
@@ -24,7 +24,7 @@ from hetcl.settings import (
     to_dict,
 )
 
-KEYS = keys_of(Settings)
+KEYS = keys_of(PretrainSettings)
 
 
 def fault(overrides: Any, recipe: str | None = None) -> str:
@@ -38,7 +38,7 @@ def fault(overrides: Any, recipe: str | None = None) -> str:
 
 
 def test_the_default_is_the_papers_main_run() -> None:
-    assert resolve() == resolve("hcl-r50") == Settings()
+    assert resolve() == resolve("hcl-r50") == PretrainSettings()
 
 
 @pytest.mark.parametrize(
@@ -67,10 +67,10 @@ def test_the_default_is_the_papers_main_run() -> None:
 def test_words_of_a_command_line(words: list[str], key: str, value: Any) -> None:
     settings = flatten(to_dict(resolve(None, words)))
     assert settings.pop(key) == value
-    default = flatten(to_dict(Settings()))
+    default = flatten(to_dict(PretrainSettings()))
     del default[key]
     assert settings == default, "nothing else may change"
-    assert set(given_in(Settings, words)) == {key}
+    assert set(given_in(PretrainSettings, words)) == {key}
 
 
 def test_a_mapping_says_the_same_as_words() -> None:
@@ -93,7 +93,7 @@ def test_overrides_win_over_the_recipe_and_the_recipe_over_the_defaults(tmp_path
 
 def test_an_empty_recipe_is_all_defaults(tmp_path: Path) -> None:
     (tmp_path / "a.yaml").write_text("# nothing\n")
-    assert resolve(str(tmp_path / "a.yaml")) == Settings()
+    assert resolve(str(tmp_path / "a.yaml")) == PretrainSettings()
 
 
 def test_the_settings_of_a_run_are_a_recipe(tmp_path: Path) -> None:
@@ -217,7 +217,9 @@ def test_what_is_wrong_is_said_in_one_line(words: str) -> None:
     assert len(said.splitlines()) == 1
 
 
-@pytest.mark.parametrize("key", [k for k, v in flatten(to_dict(Settings())).items() if isinstance(v, float)])
+@pytest.mark.parametrize(
+    "key", [k for k, v in flatten(to_dict(PretrainSettings())).items() if isinstance(v, float)]
+)
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_no_number_may_be_infinite_or_none(key: str, value: float) -> None:
     assert f"setting {key} must be" in fault({key: value})
@@ -304,5 +306,5 @@ def test_every_setting_has_its_help_and_a_type() -> None:
             count += walk(kind) if hasattr(kind, "__dataclass_fields__") else 1
         return count
 
-    assert walk(Settings) == len(KEYS)
+    assert walk(PretrainSettings) == len(KEYS)
     assert "hcl (MLP head" in {n: t for n, _, t in documented(StageSettings)}["method"]

@@ -18,7 +18,7 @@ from lightning_fabric import Fabric
 
 from hetcl.pretraining.build import build_model, build_task
 from hetcl.pretraining.stages import Contrast, Supervised
-from hetcl.settings import Settings, StageSettings, resolve, stages_of
+from hetcl.settings import PretrainSettings, StageSettings, resolve, stages_of
 from hetcl.training.devices import make_fabric
 from hetcl.types import ViewBatch
 from hetcl.views.photometric import draw
@@ -34,7 +34,7 @@ KINDS = {
 CLASSES = 1000
 
 
-def settings_of(kind: str, **overrides: Any) -> tuple[Settings, StageSettings]:
+def settings_of(kind: str, **overrides: Any) -> tuple[PretrainSettings, StageSettings]:
     """Settings of a kind's recipe, and its stage."""
     recipe, stage = KINDS[kind]
     queue = overrides.pop("queue", None)

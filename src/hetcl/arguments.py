@@ -101,15 +101,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
         "  hetcl pretrain --data photos/ --out run --resume                     go on after a stop\n"
         "  torchrun --nproc-per-node 8 $(which hetcl) pretrain --data ... --out run"
     )
-    p.new = ("--data",)
-    p.add_argument("--data", help=f"{DATA_HELP}; a resumed run knows it")
-    p.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
-    p.add_argument("--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: hcl-r50)")
-    p.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the last checkpoint in --out, whatever ended the run",
-    )
+    _add_run(p, DATA_HELP, "hcl-r50", new=("--data",))
     p.add_argument(
         "--init",
         metavar="MODEL",
@@ -125,10 +117,27 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
         "--recipe",
         help="recipe to judge (default: hcl-r50; for a data set to fine-tune on coco-mask-rcnn-r50-fpn-1x)",
     )
-    for name, add in SETTINGS.items():
+    for name, (settings, text) in SETTINGS.items():
         if verb in (None, name):
-            add(made[name])
+            import hetcl.settings
+
+            _add_settings(made[name], getattr(hetcl.settings, settings), text)
     return parser
+
+
+def _add_run(p: _Parser, data: str, recipe: str, *, new: tuple[str, ...]) -> None:
+    """What every training run is told; ``new`` as :attr:`_Parser.new`."""
+    p.new = new
+    p.add_argument(
+        "--data", metavar="DATA" if data is DATA_HELP else "DATASET", help=f"{data}; a resumed run knows it"
+    )
+    p.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
+    p.add_argument("--recipe", help=f"name (`hetcl recipes` lists them) or YAML file (default: {recipe})")
+    p.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on from the last checkpoint in --out, whatever ended the run",
+    )
 
 
 def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentParser) -> None:
@@ -162,7 +171,6 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
 
 
 def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
-    finetune.new = ("--init", "--data")
     finetune.usage = (
         "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] ..."
     )
@@ -176,16 +184,7 @@ def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
     finetune.add_argument(
         "--init", metavar="MODEL", help=f"the backbone: {MODEL_HELP}; a resumed run knows it"
     )
-    finetune.add_argument("--data", metavar="DATASET", help=f"{DATASET_HELP}; a resumed run knows it")
-    finetune.add_argument("--out", metavar="RUN", required=True, help="run folder to write")
-    finetune.add_argument(
-        "--recipe", help="name (`hetcl recipes` lists them) or YAML file (default: coco-mask-rcnn-r50-fpn-1x)"
-    )
-    finetune.add_argument(
-        "--resume",
-        action="store_true",
-        help="go on from the last checkpoint in --out, whatever ended the run",
-    )
+    _add_run(finetune, DATASET_HELP, "coco-mask-rcnn-r50-fpn-1x", new=("--init", "--data"))
     _add_partial(finetune)
     evaluate.usage = "hetcl evaluate RUN --data DATASET --out DIR [--overwrite] [--SETTING VALUE]"
     evaluate.epilog = (
@@ -199,8 +198,8 @@ def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
     evaluate.add_argument("--overwrite", action="store_true", help="replace an evaluation that is there")
 
 
-def _add_partial(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--allow-partial", metavar="PATTERN", action="append", default=[], help=PARTIAL_HELP)
+def _add_partial(parser: argparse.ArgumentParser, text: str = PARTIAL_HELP) -> None:
+    parser.add_argument("--allow-partial", metavar="PATTERN", action="append", default=[], help=text)
 
 
 def _add_export(export: argparse.ArgumentParser) -> None:
@@ -219,68 +218,32 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--format", required=True, metavar="FORMAT", help="|".join(PURPOSES))
     export.add_argument("--out", required=True, metavar="FILE", help="file to write")
     export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    export.add_argument(
-        "--allow-partial",
-        metavar="PATTERN",
-        action="append",
-        default=[],
-        help="keys of MODEL that are too many, as a pattern ('rpn.*'); may be given several times. "
-        "Nothing may be missing",
+    _add_partial(
+        export,
+        "keys of MODEL that are too many, as a pattern ('rpn.*'); may be given several times. Nothing may be missing",
     )
-
-
-def _pretrain_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import Settings
-
-    _add_settings(parser, Settings, "override the recipe; defaults shown are those of hcl-r50")
-
-
-def _contrast_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import ContrastSettings
-
-    _add_settings(parser, ContrastSettings, "what is tested")
-
-
-def _probe_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import ProbeSettings
-
-    _add_settings(parser, ProbeSettings, "what is probed")
-
-
-def _finetune_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import FinetuneSettings
-
-    _add_settings(
-        parser, FinetuneSettings, "override the recipe; defaults shown are those of coco-mask-rcnn-r50-fpn-1x"
-    )
-
-
-def _evaluate_settings(parser: argparse.ArgumentParser) -> None:
-    from hetcl.settings import EvaluateSettings
-
-    _add_settings(parser, EvaluateSettings, "what is evaluated, and how")
 
 
 SETTINGS = {
-    "pretrain": _pretrain_settings,
-    "doctor": _pretrain_settings,
-    "contrast": _contrast_settings,
-    "probe": _probe_settings,
-    "finetune": _finetune_settings,
-    "evaluate": _evaluate_settings,
+    "pretrain": ("PretrainSettings", "override the recipe; defaults shown are those of hcl-r50"),
+    "doctor": ("PretrainSettings", "override the recipe; defaults shown are those of hcl-r50"),
+    "contrast": ("ContrastSettings", "what is tested"),
+    "probe": ("ProbeSettings", "what is probed"),
+    "finetune": (
+        "FinetuneSettings",
+        "override the recipe; defaults shown are those of coco-mask-rcnn-r50-fpn-1x",
+    ),
+    "evaluate": ("EvaluateSettings", "what is evaluated, and how"),
 }
-"""The verbs that take settings."""
+"""The verbs that take settings: the class that has them, and what they are."""
 
 
 def _add_settings(parser: argparse.ArgumentParser, settings: Any, text: str) -> None:
     """Every setting as an option, so that ``--help`` shows it; values are checked where settings are resolved."""
-    from hetcl.settings import ComputeSettings, MachineSettings, documented, keys_of
+    from hetcl.settings import documented, keys_of
 
-    run = compute = parser.add_argument_group("settings", text)
-    computing = next((c for c in (ComputeSettings, MachineSettings) if issubclass(settings, c)), None)
-    of_compute = keys_of(computing) if computing is not None else ()
-    if of_compute:
-        compute = parser.add_argument_group("computing", "where and how")
+    run = parser.add_argument_group("settings", text)
+    compute, of_compute = parser.add_argument_group("computing", "where and how"), keys_of(settings.__base__)
 
     def add(cls: type, default: Any, prefix: str, group: Any, hidden: bool = False) -> None:
         for name, kind, text in documented(cls):

@@ -187,7 +187,7 @@ def _status(words: list[str], debug: bool) -> int:
         if debug:
             raise
         if others_ended(e):
-            from hetcl.runs.folder import rank_name
+            from hetcl.ranks import rank_name
 
             _complain(  # (ranks 0 and 1, one of which lives)
                 "another process of this run ended, and this one cannot go on alone; its own line says why (if there "
@@ -229,7 +229,7 @@ def _listening() -> Iterator[None]:
     """Show what the rooms say through ``logging``: a line each, once, and once for all ranks."""
     import logging
 
-    from hetcl.runs.folder import first_process
+    from hetcl.ranks import first_process
 
     stated: set[str] = set()
 
@@ -254,7 +254,7 @@ def _listening() -> Iterator[None]:
 
 def _complain(text: str, *, alone: bool = False) -> None:
     """Say what went wrong, a line each: once for all ranks, or by the rank that it befell alone."""
-    from hetcl.runs.folder import first_process, rank_name
+    from hetcl.ranks import first_process, rank_name
 
     if alone or first_process():
         who = "hetcl" if first_process() else f"hetcl, rank {rank_name()}"

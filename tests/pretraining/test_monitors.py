@@ -92,7 +92,7 @@ def test_the_figures_of_parts_are_those_of_each_part_alone() -> None:
     assert found["accuracy_queue"].item() == pytest.approx(sum(bool(r[0] > r[1:].max()) for r in logits) / 6)
     both = torch.cat([query["semantic"], query["spatial"]], dim=1) / math.sqrt(2)
     assert found["uniformity"].item() == pytest.approx(monitors.uniformity(both).item())
-    assert set(found) <= set(monitors.COLUMNS)
+    assert set(found) <= set(monitors.columns(["moco-v2", "hcl"]))
 
 
 # ---- messages --------------------------------------------------------------------------------------------------------

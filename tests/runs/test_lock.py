@@ -17,8 +17,9 @@ from typing import Any
 import pytest
 
 from hetcl.errors import InputError
+from hetcl.ranks import first_process
 from hetcl.runs.folder import RunFolder
-from hetcl.runs.lock import FolderLock, first_process
+from hetcl.runs.lock import FolderLock
 
 HOLD = """
 import os, sys, time

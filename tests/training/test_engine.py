@@ -290,7 +290,7 @@ def test_a_checkpoint_comes_by_time(minutes: float, step: int, tmp_path: Path) -
 
 def test_ranks_save_when_the_first_one_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """They ask each other every tenth step: one message for signals and clocks."""
-    monkeypatch.setattr("hetcl.training.engine._ranks", lambda: 2)
+    monkeypatch.setattr("hetcl.training.engine.world", lambda: (0, 2))
     loop = loop_of(Line(), tmp_path, checkpoint_minutes=1e-9)
     sent: list[list[int]] = []
 

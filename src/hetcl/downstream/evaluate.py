@@ -17,7 +17,7 @@ from PIL import Image
 from torch import nn
 
 from hetcl.downstream.annotations import Metrics
-from hetcl.downstream.build import MODEL_WORDS, build_model, facts_from, model_words
+from hetcl.downstream.build import MODEL_WORDS, build_model, model_words
 from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
@@ -33,6 +33,7 @@ from hetcl.settings import resolve_evaluate, to_dict
 from hetcl.training.devices import peak_memory
 from hetcl.training.progress import count, duration
 from hetcl.training.session import Session
+from hetcl.weights.facts import InputFacts
 
 log = logging.getLogger(__name__)
 
@@ -289,7 +290,10 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     words = model_words(saved["settings"]) | changes
     words["norm"] = "frozen" if words["norm"] == "frozen" else "tuned"  # the same weights, on any device
     model = build_model(
-        **words, arch=saved["arch"], classes=len(saved["classes"]), facts=facts_from(saved["facts"])
+        **words,
+        arch=saved["arch"],
+        classes=len(saved["classes"]),
+        facts=InputFacts.from_dict(saved["facts"], "settings.yaml"),
     )
     try:
         model.load_state_dict(content["task"]["model"])

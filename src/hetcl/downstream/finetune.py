@@ -15,7 +15,7 @@ from torch import nn
 
 from hetcl import __version__
 from hetcl.downstream.annotations import Metrics
-from hetcl.downstream.build import build_model, facts_from, facts_tree, model_words, take_weights
+from hetcl.downstream.build import build_model, model_words, take_weights
 from hetcl.downstream.data import repeat_factors
 from hetcl.downstream.dry_run import try_one
 from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader
@@ -36,7 +36,7 @@ from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.views.workers import room
-from hetcl.weights.facts import input_facts
+from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
@@ -114,7 +114,10 @@ class FinetuneRun(TrainingSession):
         self.examples, notes = examples_of(self.train, spec, **example_words(s))
         self.notes += notes
         self.init: Weights | None = None
-        self.arch, self.facts = plan.get("arch", ""), facts_from(plan.get("facts"))
+        self.arch, self.facts = (
+            plan.get("arch", ""),
+            InputFacts.from_dict(plan.get("facts") or {}, "settings.yaml"),
+        )
         if not self.begun:
             self._read_init()
         if "arch" not in plan:
@@ -185,7 +188,7 @@ class FinetuneRun(TrainingSession):
             "fingerprint": self.train.fingerprint,
             "fingerprint_test": self.val.fingerprint,
             "arch": self.arch,
-            "facts": facts_tree(self.facts),
+            "facts": self.facts.to_dict(),
             "classes": list(self.classes),
             "hetcl": __version__,
             "settings": to_dict(self.asked),
@@ -307,6 +310,6 @@ class FinetuneRun(TrainingSession):
             name: (value.float() if value.is_floating_point() else value).contiguous()
             for name, value in pyramid_state(model).items()
         }
-        facts = {"arch": self.arch, **facts_tree(self.facts)}
+        facts = {"arch": self.arch, **self.facts.to_dict()}
         facts.pop("source")
         write_atomic(self.folder.backbone, seal(state, facts))

@@ -9,6 +9,7 @@ from typing import Any
 
 from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder, absolute
+from hetcl.settings import MAY_CHANGE as FREE
 from hetcl.settings import (
     FinetuneSettings,
     build_saved,
@@ -16,7 +17,7 @@ from hetcl.settings import (
     finetune_from_dict,
     flatten,
     given_in,
-    keys_of,
+    refuse_changes,
     resolve_finetune,
     to_dict,
 )
@@ -24,10 +25,7 @@ from hetcl.weights.matched import patterns
 
 KIND = "hetcl-finetune"
 """What a fine-tuning run's settings.yaml says that it is."""
-MAY_CHANGE = {
-    *("workers", "device", "devices", "threads", "checkpoint_every", "checkpoint_minutes", "max_bad"),
-    "follow_links",
-}
+MAY_CHANGE = FREE | {"follow_links"}
 """Settings that a resumed run may have otherwise."""
 FIELDS = {
     **{"init": str, "data": str, "recipe": str | None, "allow_partial": list, "fingerprint": str},
@@ -79,14 +77,7 @@ def resumed_plan(
         raise InputError(f"--allow-partial: the run in {folder.path} began otherwise; leave it out")
     base = resolve_finetune(recipe) if recipe is not None else then
     now = finetune_from_dict({**flatten(to_dict(base)), **given_in(FinetuneSettings, overrides)}, "the run")
-    old, new = flatten(to_dict(then)), flatten(to_dict(now))
-    differ = [k for k in keys_of(FinetuneSettings) if old[k] != new[k] and k not in MAY_CHANGE]
-    if differ:
-        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
-        raise InputError(
-            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they were (or leave "
-            "--recipe out), or start a new folder"
-        )
+    refuse_changes(then, now, folder.path, but=MAY_CHANGE)
     return saved | {"settings": now}
 
 

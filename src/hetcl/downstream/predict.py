@@ -21,6 +21,7 @@ from hetcl.downstream import masks
 from hetcl.downstream.annotations import DetectionSet, Metrics, Prediction, SegmentationSet
 from hetcl.downstream.scores import Confusion, score
 from hetcl.errors import WorkFailed
+from hetcl.ranks import world
 from hetcl.training.bad_images import too_many
 from hetcl.types import BadImage, BadRecord
 from hetcl.views.workers import Pool
@@ -201,15 +202,11 @@ class _evaluating:
         self.model.train(self.training)
 
 
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-
-
 def _gathered(mine: Any) -> list[Any]:
     """Every rank's object, in order of rank."""
-    if _ranks() == 1:
+    if world()[1] == 1:
         return [mine]
-    out: list[Any] = [None] * _ranks()
+    out: list[Any] = [None] * world()[1]
     dist.all_gather_object(out, mine)
     return out
 

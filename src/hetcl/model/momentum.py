@@ -19,14 +19,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from hetcl.draws import seed_of
 from hetcl.errors import InputError
 from hetcl.model.group_norm import group_batch_norm, micro_batch
+from hetcl.ranks import world
 from hetcl.types import Parts
-
-
-def world() -> tuple[int, int]:
-    """(rank, number of ranks)."""
-    if dist.is_available() and dist.is_initialized():
-        return dist.get_rank(), dist.get_world_size()
-    return 0, 1
 
 
 def gather(x: Tensor) -> Tensor:

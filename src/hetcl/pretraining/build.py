@@ -9,11 +9,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
+from hetcl.methods import METHODS
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
 from hetcl.pretraining import stages
-from hetcl.settings import Settings, StageSettings
+from hetcl.settings import PretrainSettings, StageSettings
 from hetcl.types import ViewBatch
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
@@ -22,7 +23,7 @@ DTYPES = {"fp64": torch.float64}
 """Of weights and views by ``precision``; float32 where it is not named."""
 
 
-def build_model(settings: Settings, stage: StageSettings, classes: int | None) -> nn.Module:
+def build_model(settings: PretrainSettings, stage: StageSettings, classes: int | None) -> nn.Module:
     """The encoder that a stage trains, on the CPU, with the run's random weights.
 
     Args:
@@ -36,7 +37,7 @@ def build_model(settings: Settings, stage: StageSettings, classes: int | None) -
 
 
 def build_task(
-    settings: Settings,
+    settings: PretrainSettings,
     name: str,
     stage: StageSettings,
     model: nn.Module,
@@ -78,7 +79,7 @@ def build_task(
         module = module.to(fabric.device, dtype)
         return module.to(memory_format=torch.channels_last) if s.channels_last else module
 
-    if stage.method == "supervised":
+    if METHODS[stage.method].labels:
         model = place(model)
         if s.compile:
             model.compile()

@@ -12,6 +12,7 @@ from hetcl.errors import InputError, Stopped
 from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.paths import expand
+from hetcl.pretraining.monitors import in_batch_alone
 from hetcl.pretraining.run import pretrain
 from hetcl.printable import say
 from hetcl.runs.folder import RunFolder, write_atomic
@@ -83,10 +84,12 @@ def lessons(rows: list[dict[str, float | str]]) -> list[str]:
         f"A view finds the other view of its image among those of its batch in "
         f"{float(last['accuracy_batch']):.1%} of cases; at the start in {float(first['accuracy_batch']):.1%}."
     )
-    if "spatial_accuracy_batch" in last:
+    if alone := list(in_batch_alone(last).items()):
+        (first_part, value), *others = alone
         stated.append(
-            f"The semantic vector alone does so in {float(last['semantic_accuracy_batch']):.1%}, "
-            f"the spatial one alone in {float(last['spatial_accuracy_batch']):.1%}: each knows something of its own."
+            f"The {first_part} vector alone does so in {value:.1%}, "
+            + "".join(f"the {part} one alone in {v:.1%}, " for part, v in others).removesuffix(", ")
+            + ": each knows something of its own."
         )
     return stated
 

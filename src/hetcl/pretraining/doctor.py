@@ -24,12 +24,13 @@ from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.images.subset import why_none
 from hetcl.machine import cores
+from hetcl.methods import METHODS
 from hetcl.pretraining.build import build_model, build_task
 from hetcl.pretraining.monitors import some_images
 from hetcl.pretraining.plan import held_out_of
 from hetcl.printable import say
 from hetcl.runs.folder import machine
-from hetcl.settings import Settings, StageSettings, resolve, stages_of
+from hetcl.settings import PretrainSettings, StageSettings, resolve, stages_of
 from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
 from hetcl.training.progress import count, duration
 from hetcl.types import BadImage, Source, ViewBatch, ViewPolicy
@@ -84,7 +85,7 @@ class _OneBatch:
 
 
 def measure_step(
-    settings: Settings, stage: StageSettings, *, fabric: Fabric, classes: int | None = None
+    settings: PretrainSettings, stage: StageSettings, *, fabric: Fabric, classes: int | None = None
 ) -> Pace:
     """Time a stage's real step: views, both encoders, loss, queue and optimiser, on noise. Called on every rank.
 
@@ -96,7 +97,7 @@ def measure_step(
         group = min(16, s.batch // s.groups)
         groups = ranks * min(max(1, 16 // group), max(1, s.groups // ranks))
         s = replace(s, batch=group * groups, groups=groups, accumulate=1)
-    views = 1 if stage.method == "supervised" else 2
+    views = METHODS[stage.method].views_per_image
     loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views)
     warm, counted = (3, 5) if cuda else (1, 1)
     wait = (lambda: torch.cuda.synchronize(fabric.device)) if cuda else (lambda: None)
@@ -209,7 +210,7 @@ def _machine(warnings: list[str]) -> None:
         warnings.append(f"only {free:.1f} GiB of disk are free here: checkpoints may not fit")
 
 
-def _data(source: Source, held_out: Source | None, settings: Settings, warnings: list[str]) -> float:
+def _data(source: Source, held_out: Source | None, settings: PretrainSettings, warnings: list[str]) -> float:
     """Open some images, spread over the data, and say what training will make of it; seconds for each."""
     say(f"data      {source.description}")
     sizes, bad = [], []
@@ -252,7 +253,7 @@ def _data(source: Source, held_out: Source | None, settings: Settings, warnings:
     return seconds
 
 
-def _knn_words(source: Source, held_out: Source | None, settings: Settings) -> str:
+def _knn_words(source: Source, held_out: Source | None, settings: PretrainSettings) -> str:
     """What the kNN check while training will ask about."""
     if not settings.knn.every:
         return "none: knn.every is 0"
@@ -264,7 +265,7 @@ def _knn_words(source: Source, held_out: Source | None, settings: Settings) -> s
     return f"asks about a part of the training images, which lies apart{beside}"
 
 
-def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
+def _labels(source: Source, settings: PretrainSettings, warnings: list[str]) -> None:
     """What labels, or their lack, and the number of images mean for the recipe."""
     if source.classes is None:
         warnings.append("no labels: no kNN check while training (none are needed to train)")
@@ -275,9 +276,9 @@ def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
         )
     usable = len(source)
     for name, stage in stages_of(settings).items():
-        if stage.method == "supervised" and source.classes is None:
+        if METHODS[stage.method].labels and source.classes is None:
             warnings.append(f"{name} is supervised and the data has no labels: it will be refused")
-        elif stage.method == "supervised":
+        elif METHODS[stage.method].labels:
             usable = len(source) - source.unlabelled
         elif stage.queue > len(source):
             warnings.append(
@@ -288,7 +289,7 @@ def _labels(source: Source, settings: Settings, warnings: list[str]) -> None:
 
 
 def _recipe(
-    settings: Settings, recipe: str, source: Source | None, reading: float, warnings: list[str]
+    settings: PretrainSettings, recipe: str, source: Source | None, reading: float, warnings: list[str]
 ) -> None:
     """What a recipe costs here, from real steps, and whether the images are read as fast (seconds for each)."""
     from hetcl.model.embedding import cost_of

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
+from hetcl.methods import METHODS
 from hetcl.training.dry_run import dry_run
 from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import count
@@ -73,7 +74,7 @@ def memory_of(
     factor = here * {"bf16": 0.6, "fp64": 2.0}.get(precision, 1.0)
     needs = []
     for one, method, queue in stages:
-        views, models = (1, 3) if method == "supervised" else (2, 4)
+        views, models = (1, 3) if METHODS[method].labels else (2, 4)
         pixels = 3 * size * size * batch * (views + (views > 1))
         step = (
             one.weights * models + 4 * queue * one.length + one.activations * -(-batch // pieces) + 5 * pixels

@@ -5,8 +5,9 @@ Shapes: B queries, D dimensions, K keys in the queue, N images (``hetcl/types.py
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,35 +16,23 @@ from torch import Tensor
 from hetcl.analysis.geometry import alignment, uniformity
 from hetcl.analysis.probe.knn import knn_accuracy as knn_accuracy
 from hetcl.draws import Key, permute
+from hetcl.methods import METHODS, parts_of
 from hetcl.model.infonce import logits_of, top1, top1_in_batch
 from hetcl.model.queue import KeyQueue
 from hetcl.types import Parts, Source
 from hetcl.views.order import Order
 
-COLUMNS = (
-    "stage",
-    "epoch",
-    "step",
-    "loss",
-    "chance",
-    "queue_filled",
-    "accuracy_queue",
-    "accuracy_batch",
-    "semantic_accuracy_queue",
-    "semantic_accuracy_batch",
-    "spatial_accuracy_queue",
-    "spatial_accuracy_batch",
-    "alignment",
-    "uniformity",
-    "semantic_alignment",
-    "semantic_uniformity",
-    "spatial_alignment",
-    "spatial_uniformity",
-    "accuracy",
-    "knn",
-    "lr",
-)
-"""The header of metrics.csv; a method leaves empty what it has not."""
+
+def columns(methods: Iterable[str]) -> tuple[str, ...]:
+    """The header of metrics.csv of a run of some methods; a method leaves empty what it has not."""
+    parts = parts_of(methods)
+    return (
+        *("stage", "epoch", "step", "loss", "chance", "queue_filled", "accuracy_queue", "accuracy_batch"),
+        *(f"{part}_accuracy_{where}" for part in parts for where in ("queue", "batch")),
+        *("alignment", "uniformity"),
+        *(f"{part}_{figure}" for part in parts for figure in ("alignment", "uniformity")),
+        *("accuracy", "knn", "lr"),
+    )
 
 
 @torch.no_grad()
@@ -114,8 +103,9 @@ def settling(*, queue_steps: float, key_momentum: float, steps: int) -> int:
     return round(max(500.0, min(max(20 * queue_steps, 10 * constants), steps / 4)))
 
 
-PARTS = ("", "semantic_", "spatial_")
-"""Prefixes of the figures of the whole embedding and of its parts."""
+def owners() -> list[str]:
+    """Prefixes of the figures of the whole embedding and of each part of any method."""
+    return ["", *(f"{part}_" for part in parts_of(METHODS))]
 
 
 @dataclass
@@ -166,7 +156,7 @@ class Watch:
     def _age(self, row: Mapping[str, float]) -> Iterator[tuple[str, str]]:
         """Keys told by age: for ``settle`` steps on end, while accuracy within the batch hardly grows."""
         step, filled = row.get("step", 0.0), row.get("queue_filled", 1.0)
-        for name in PARTS:
+        for name in owners():
             in_queue, in_batch = row.get(f"{name}accuracy_queue"), row.get(f"{name}accuracy_batch")
             if in_queue is None or in_batch is None:
                 continue
@@ -213,7 +203,7 @@ class Watch:
         """One vector for all: in two rows on end, and not on the way out of it."""
         if row.get("step", 0) < self.patience:
             return
-        for name in PARTS:
+        for name in owners():
             value = row.get(f"{name}uniformity")
             if value is None:
                 continue
@@ -233,6 +223,12 @@ class Watch:
                 )
 
 
+def in_batch_alone(row: Mapping[str, Any]) -> dict[str, float]:
+    """Accuracy within the batch of each part alone, of a row that has several."""
+    found = {part: row.get(f"{part}_accuracy_batch") for part in parts_of(METHODS)}
+    return {part: float(value) for part, value in found.items() if value is not None}
+
+
 def line(row: Mapping[str, float]) -> str:
     """A row of figures in words."""
     words = []
@@ -244,10 +240,9 @@ def line(row: Mapping[str, float]) -> str:
         words.append(f"queue {row['queue_filled']:.0%} full")
     if "accuracy_queue" in row:
         words.append(f"right in queue {row['accuracy_queue']:.1%}, in batch {row['accuracy_batch']:.1%}")
-    if "spatial_accuracy_batch" in row:
-        words.append(
-            f"(semantic {row['semantic_accuracy_batch']:.1%}, spatial {row['spatial_accuracy_batch']:.1%} in batch)"
-        )
+    alone = [f"{part} {value:.1%}" for part, value in in_batch_alone(row).items()]
+    if alone:
+        words.append(f"({', '.join(alone)} in batch)")
     if "accuracy" in row:
         words.append(f"accuracy {row['accuracy']:.1%}")
     if "alignment" in row:

@@ -12,32 +12,15 @@ from lightning_fabric import Fabric
 from hetcl.errors import InputError
 from hetcl.images.sources import open_validation
 from hetcl.images.subset import with_labels
+from hetcl.methods import METHODS
 from hetcl.runs.folder import RunFolder, absolute
-from hetcl.settings import (
-    Settings,
-    build_saved,
-    check,
-    flatten,
-    keys_of,
-    resolve,
-    to_dict,
-)
+from hetcl.settings import MAY_CHANGE as FREE
+from hetcl.settings import PretrainSettings, build_saved, check, refuse_changes, resolve
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
-MAY_CHANGE = {
-    "workers",
-    "device",
-    "devices",
-    "threads",
-    "compile",
-    "deterministic",
-    "checkpoint_every",
-    "checkpoint_minutes",
-    "max_bad",
-}
-"""Settings that a resumed run may have otherwise: they change numbers by rounding at most (bits repeat
-only for equal device, threads and compile)."""
+MAY_CHANGE = FREE | {"compile", "deterministic"}
+"""Settings that a resumed run may have otherwise (bits repeat only for equal device, threads and compile)."""
 FIELDS = {
     **{"data": str, "recipe": str, "init": str | None, "allow_partial": list, "fingerprint": str},
     **{"window": int, "hetcl": str, "settings": dict},
@@ -52,7 +35,7 @@ class Plan:
     data: str
     recipe: str
     init: str | None
-    settings: Settings
+    settings: PretrainSettings
     fingerprint: str | None
     """Of the data that the run began with; None for a new run."""
     allow_partial: tuple[str, ...] = ()
@@ -90,7 +73,7 @@ def resumed_plan(
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = folder.read_settings(newer=False)
     then = build_saved(
-        Settings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
+        PretrainSettings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
         beside=lambda: folder.check_settings(saved, FIELDS),
     )  # fmt: skip
     plan = Plan(
@@ -112,24 +95,11 @@ def resumed_plan(
             "leave it out"
         )
     now = resolve(recipe, overrides, then=then)
-    old, new = flat(then), flat(now)
-    differ = [k for k in keys_of(Settings) if old[k] != new[k] and k not in MAY_CHANGE]
-    if differ:
-        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
-        words += f", and {len(differ) - 5} more" if len(differ) > 5 else ""
-        raise InputError(
-            f"--resume with other settings than {folder.path} began with: {words}. Leave them as they "
-            "were (or leave --recipe out), or start a new folder"
-        )
+    refuse_changes(then, now, folder.path, but=MAY_CHANGE)
     return replace(plan, data=data or plan.data, settings=now)
 
 
-def flat(settings: Settings) -> dict[str, Any]:
-    """Settings by dotted name."""
-    return flatten(to_dict(settings))
-
-
-def held_out_of(data: str, settings: Settings, window: int) -> Source | None:
+def held_out_of(data: str, settings: PretrainSettings, window: int) -> Source | None:
     """The validation images that the kNN check asks about; None where there are none, or they are trained on."""
     if settings.data_split != "train":
         return None
@@ -156,7 +126,7 @@ def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:
     return int(wanted)
 
 
-def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[str]]:
+def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[PretrainSettings, list[str]]:
     """Settings that go with the number of images, and what a person should be told about it."""
     s, n, notes = settings, len(source), []
     if n < s.batch:
@@ -178,7 +148,7 @@ def fit(settings: Settings, source: Source, ranks: int) -> tuple[Settings, list[
         )
     for name in ("stage1", "stage2"):
         stage = getattr(s, name)
-        if not stage.epochs or stage.method == "supervised" or stage.queue <= n:
+        if not stage.epochs or METHODS[stage.method].labels or stage.queue <= n:
             continue
         if s.fit_queue:
             notes.append(

@@ -18,6 +18,7 @@ from hetcl.errors import InputError
 from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
+from hetcl.methods import METHODS
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step
@@ -118,7 +119,7 @@ class PretrainRun(TrainingSession):
         self.rehearsed = self._rehearse() if plan.fingerprint is None else {}
         self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
         self.window = common_window(plan, self.source, self.fabric)
-        supervised = any(stage.method == "supervised" for stage in self._todo().values())
+        supervised = any(METHODS[stage.method].labels for stage in self._todo().values())
         fitted = self.labelled if supervised else self.source
         self.settings, self.notes = fit(s, fitted, self.fabric.world_size)
         self.keep_ledger(s.max_bad, len(self.source))
@@ -163,7 +164,7 @@ class PretrainRun(TrainingSession):
         s, init = self.settings, self.init
         rehearsed = {}
         for name, stage in self._todo().items():
-            if stage.method == "supervised" and self.source.classes is None:
+            if METHODS[stage.method].labels and self.source.classes is None:
                 raise InputError(
                     f"{self.plan.data} has no labels, which supervised training needs{why_none(self.source)}; shards "
                     "hold them as KEY.cls, a folder as sub-folders with --folder_classes true"
@@ -212,7 +213,7 @@ class PretrainRun(TrainingSession):
             "hetcl": __version__,
             "settings": to_dict(self.plan.settings),
         }
-        self.settle(found, monitors.COLUMNS, settings)
+        self.settle(found, monitors.columns(t.method for t in self._todo().values()), settings)
         return found.state if found else None
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
@@ -267,8 +268,8 @@ class PretrainRun(TrainingSession):
             for line in install(model, before.query, before.origin):
                 self.reporter.say(f"{name}: {line}")
         loader = ViewLoader(
-            self.labelled if stage.method == "supervised" else self.source, policy=stage.views, size=s.size,
-            batch=s.batch, seed=s.seed, stage=name, views=1 if stage.method == "supervised" else 2,
+            self.labelled if METHODS[stage.method].labels else self.source, policy=stage.views, size=s.size,
+            batch=s.batch, seed=s.seed, stage=name, views=METHODS[stage.method].views_per_image,
             rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers, window=self.window,
             pin=fabric.device.type == "cuda",
         )  # fmt: skip

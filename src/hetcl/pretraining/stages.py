@@ -35,7 +35,13 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 
 
 class _Stage:
-    """What every method shares: batches, views, the optimiser, the kNN check, messages."""
+    """What every method shares: batches, views, the optimiser, the kNN check, messages.
+
+    Args:
+        lr, sgd_momentum, weight_decay: of SGD over every parameter of ``encoder``.
+        encoder: what is trained, on the device, and whose backbone is checked.
+        encoders: the encoder, and the one that follows it where there is one.
+    """
 
     def __init__(
         self,
@@ -52,6 +58,11 @@ class _Stage:
         accumulate: int,
         channels_last: bool,
         knn_every: int,
+        lr: float,
+        sgd_momentum: float,
+        weight_decay: float,
+        encoder: nn.Module,
+        encoders: nn.Module,
     ) -> None:
         self.lr_setting, self.slow_evaluation = f"{name}.lr", False
         self.name, self.fabric, self.loader, self.photometric = name, fabric, loader, photometric
@@ -60,7 +71,12 @@ class _Stage:
         self.seed, self.accumulate, self.knn_every = seed, accumulate, knn_every
         self.format = torch.channels_last if channels_last else torch.contiguous_format
         self.watch = monitors.Watch()
-        self.optimizer: torch.optim.Optimizer
+        self.encoder, self.encoders = encoder, encoders
+        optimizer = torch.optim.SGD(
+            encoder.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
+        )
+        self.trained, self.optimizer = fabric.setup(encoder, optimizer)
+        encoders.train()
 
     def batches(self, epoch: int, start: int) -> Iterator[ViewBatch]:
         """Batches of an epoch on the device; bad images are reported on the way."""
@@ -87,7 +103,9 @@ class _Stage:
         """Stop the workers."""
         self.loader.close()
 
-    def _knn(self, pyramid: nn.Module, epoch: int) -> dict[str, float]:
+    def evaluate(self, epoch: int) -> dict[str, float]:
+        """The kNN check on the backbone of :attr:`encoder`."""
+        pyramid: Any = self.encoder.pyramid
         due = self.knn_every and (epoch % self.knn_every == 0 or epoch == self.epochs)
         if not due:
             return {}
@@ -97,6 +115,10 @@ class _Stage:
             return self._evaluate(pyramid)
         finally:
             pyramid.train(training)
+
+    def before_save(self) -> None:
+        """Ranks agree on their batch-norm statistics."""
+        average_buffers(self.encoders)
 
 
 def pieces_of(count: int, pieces: int) -> list[slice]:
@@ -129,7 +151,6 @@ class Contrast(_Stage):
     Args:
         pair: query and key encoder, on the device.
         queue: on the device.
-        lr, sgd_momentum, weight_decay: of SGD over every parameter of the query encoder.
         temperature: of the loss.
         mask_own: keep an image's own earlier keys out of its negatives.
         **common: see :class:`_Stage`.
@@ -141,20 +162,12 @@ class Contrast(_Stage):
         *,
         pair: MomentumPair,
         queue: KeyQueue,
-        lr: float,
-        sgd_momentum: float,
-        weight_decay: float,
         temperature: float,
         mask_own: bool,
         **common: Any,
     ) -> None:
-        super().__init__(name, **common)
+        super().__init__(name, encoder=pair.query, encoders=pair, **common)
         self.pair, self.queue, self.temperature, self.mask_own = pair, queue, temperature, mask_own
-        optimizer = torch.optim.SGD(
-            pair.query.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
-        )
-        self.query, self.optimizer = self.fabric.setup(pair.query, optimizer)
-        self.pair.train()
         self.watch.settle = monitors.settling(
             queue_steps=queue.length / self.images_per_step,
             key_momentum=pair.momentum,
@@ -176,10 +189,10 @@ class Contrast(_Stage):
         for i, rows in enumerate(pieces_of(len(index), self.accumulate)):
             last = i == self.accumulate - 1
             with (
-                self.fabric.no_backward_sync(self.query, enabled=not last),
+                self.fabric.no_backward_sync(self.trained, enabled=not last),
                 self.pair.micro_batch(self.pair.query, i, self.accumulate),
             ):
-                query = self.query(x_query[rows])
+                query = self.trained(x_query[rows])
                 logits, loss = info_nce(
                     self.concat(query),
                     k[rows],
@@ -210,14 +223,6 @@ class Contrast(_Stage):
             **monitors.figures(query, key, self.queue, logits, index, mask_own=self.mask_own, gather=gather),
         }
 
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """The kNN check on the query's backbone."""
-        return self._knn(self.pair.query.pyramid, epoch)  # type: ignore[arg-type]
-
-    def before_save(self) -> None:
-        """Ranks agree on their batch-norm statistics."""
-        average_buffers(self.pair)
-
     def state_dict(self) -> dict[str, Any]:
         """Both encoders, the queue, the optimiser."""
         return {
@@ -241,7 +246,6 @@ class Supervised(_Stage):
     Args:
         model: a ``Classifier`` on the device.
         groups: batch-norm groups of this process's batch.
-        lr, sgd_momentum, weight_decay: of SGD.
         **common: see :class:`_Stage`.
     """
 
@@ -251,18 +255,10 @@ class Supervised(_Stage):
         *,
         model: nn.Module,
         groups: int,
-        lr: float,
-        sgd_momentum: float,
-        weight_decay: float,
         **common: Any,
     ) -> None:
-        super().__init__(name, **common)
         self.model, self.groups = group_batch_norm(model, groups), groups
-        optimizer = torch.optim.SGD(
-            model.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
-        )
-        self.wrapped, self.optimizer = self.fabric.setup(self.model, optimizer)
-        self.model.train()
+        super().__init__(name, encoder=self.model, encoders=self.model, **common)
 
     def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
         """One step of SGD on the cross-entropy."""
@@ -272,10 +268,10 @@ class Supervised(_Stage):
         for i, rows in enumerate(pieces_of(len(images), self.accumulate)):
             last = i == self.accumulate - 1
             with (
-                self.fabric.no_backward_sync(self.wrapped, enabled=not last),
+                self.fabric.no_backward_sync(self.trained, enabled=not last),
                 micro_batch(self.model, self.groups, i, self.accumulate),
             ):
-                logits = self.wrapped(images[rows])
+                logits = self.trained(images[rows])
                 logits = logits.to(torch.promote_types(logits.dtype, torch.float32))
                 loss = F.cross_entropy(logits, batch.label[rows])
                 self.fabric.backward(loss / self.accumulate)
@@ -284,14 +280,6 @@ class Supervised(_Stage):
         self.optimizer.step()
         self.optimizer.zero_grad()
         return {"loss": torch.stack(losses).mean(), "accuracy": torch.stack(right).mean()}
-
-    def evaluate(self, epoch: int) -> dict[str, float]:
-        """The kNN check."""
-        return self._knn(self.model.pyramid, epoch)  # type: ignore[arg-type]
-
-    def before_save(self) -> None:
-        """Ranks agree on their batch-norm statistics."""
-        average_buffers(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """The model and the optimiser."""

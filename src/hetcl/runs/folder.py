@@ -28,8 +28,6 @@ from hetcl.runs.files import disk_problem as disk_problem
 from hetcl.runs.files import seal, unseal
 from hetcl.runs.files import write_atomic as write_atomic
 from hetcl.runs.lock import FolderLock
-from hetcl.runs.lock import first_process as first_process
-from hetcl.runs.lock import rank_name as rank_name
 from hetcl.runs.output import held_in, making
 from hetcl.runs.table import Table as Table
 from hetcl.trees import LONGEST, TreeError, parse_yaml

@@ -19,6 +19,7 @@ from typing import Any
 
 from hetcl.errors import InputError
 from hetcl.paths import drop_link
+from hetcl.ranks import first_process
 from hetcl.runs.files import replacing, seal, unseal
 from hetcl.trees import TreeError
 
@@ -27,29 +28,6 @@ log = logging.getLogger(__name__)
 NAME = ".lock"
 NO_LOCKS = (errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP)
 """What a file system without locks answers."""
-
-
-def rank_name() -> str:
-    """Which process of a run this is, as far as its launcher says, before ranks meet; ``0``: the first or only one.
-
-    A rank without others (variables that a process got from whoever started it) is none.
-    """
-    env, names = os.environ, tuple[str, ...]()
-    if _number("WORLD_SIZE") > 1:
-        names = ("RANK", "LOCAL_RANK")
-    elif _number("SLURM_NTASKS") > 1 and env.get("SLURM_JOB_NAME") not in (None, "bash", "interactive"):
-        names = ("SLURM_PROCID",)
-    return next((env[n] for n in names if n in env), "0")
-
-
-def _number(name: str) -> int:
-    text = os.environ.get(name, "")
-    return int(text) if text.isdecimal() else 0
-
-
-def first_process() -> bool:
-    """Whether this is the process that writes and speaks (rank 0)."""
-    return rank_name() == "0"
 
 
 def is_lock(name: str) -> bool:

@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.errors import InputError
+from hetcl.ranks import first_process
 from hetcl.runs.files import write_atomic
-from hetcl.runs.lock import FolderLock, first_process, is_lock
+from hetcl.runs.lock import FolderLock, is_lock
 
 
 def held_in(out: Path, meant: str = "a folder") -> set[str]:

@@ -4,34 +4,28 @@ A line under a field is its help on the command line, so there is one source for
 function of a room see these objects; below them travel plain keywords.
 """
 
-from hetcl.settings.analysis import (
-    ComputeSettings,
-    ContrastSettings,
-    ProbeSettings,
-    resolve_contrast,
-    resolve_probe,
-)
+from hetcl.settings.analysis import ContrastSettings, ProbeSettings, resolve_contrast, resolve_probe
+from hetcl.settings.compute import MAY_CHANGE, ComputeSettings
 from hetcl.settings.downstream import (
     EvaluateSettings,
     FinetuneSettings,
-    MachineSettings,
     check_finetune,
     finetune_from_dict,
     resolve_evaluate,
     resolve_finetune,
 )
-from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, to_dict
-from hetcl.settings.pretrain import Settings, StageSettings, check, from_dict, resolve, stages_of
+from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, refuse_changes, to_dict
+from hetcl.settings.pretrain import PretrainSettings, StageSettings, check, from_dict, resolve, stages_of
 from hetcl.settings.recipes import recipe_names, recipe_text
 
 __all__ = [
+    "MAY_CHANGE",
     "ComputeSettings",
     "ContrastSettings",
     "EvaluateSettings",
     "FinetuneSettings",
-    "MachineSettings",
+    "PretrainSettings",
     "ProbeSettings",
-    "Settings",
     "StageSettings",
     "build_saved",
     "check",
@@ -44,6 +38,7 @@ __all__ = [
     "keys_of",
     "recipe_names",
     "recipe_text",
+    "refuse_changes",
     "resolve",
     "resolve_contrast",
     "resolve_evaluate",

@@ -6,35 +6,22 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from hetcl.settings.parse import build, given_in
+from hetcl.settings.compute import StreamSettings, check_compute
+from hetcl.settings.parse import resolve_as
 
 
 @dataclass(frozen=True)
-class ComputeSettings:
+class AnalysisSettings(StreamSettings):
     """Where and how to compute; none of these changes what is measured."""
 
     batch: int = 256
     """Images that go through a model at once."""
-    workers: int = -1
-    """Processes that read and cut images, for each device; -1: one for each core up to 8, 0: none."""
-    window: int = 0
-    """Read images in windows of that many neighbours (slow storage); 0: anywhere."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
-    devices: int = 1
-    """Devices of this process's machine; under torchrun or SLURM the launcher decides."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     """Of the encoder: auto is bf16 autocast on a GPU that has it, fp32 elsewhere. Similarities are always fp32."""
-    channels_last: bool = True
-    """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
-    threads: int = 0
-    """Threads for computing on a CPU; 0 leaves PyTorch's choice."""
-    max_bad: float = 0.1
-    """Share of unreadable images above which the work stops; the others are left out and counted."""
 
 
 @dataclass(frozen=True)
-class ContrastSettings(ComputeSettings):
+class ContrastSettings(AnalysisSettings):
     """Offline contrastive testing (paper sections 3.2 and 3.4)."""
 
     features: tuple[str, ...] = ("auto",)
@@ -70,7 +57,7 @@ class ContrastSettings(ComputeSettings):
 
 
 @dataclass(frozen=True)
-class ProbeSettings(ComputeSettings):
+class ProbeSettings(AnalysisSettings):
     """kNN and linear probe of frozen features."""
 
     features: str = "pooled"
@@ -117,45 +104,31 @@ class ProbeSettings(ComputeSettings):
 
 def resolve_contrast(overrides: Mapping[str, Any] | Sequence[str] = ()) -> ContrastSettings:
     """Settings of ``hetcl contrast``. Raises ``InputError`` with every fault found, a line each."""
-    return _resolve(ContrastSettings, overrides, _check_contrast)
+    return resolve_as(ContrastSettings, _check_contrast, overrides)
 
 
 def resolve_probe(overrides: Mapping[str, Any] | Sequence[str] = ()) -> ProbeSettings:
     """Settings of ``hetcl probe``. Raises ``InputError`` with every fault found, a line each."""
-    return _resolve(ProbeSettings, overrides, _check_probe)
+    return resolve_as(ProbeSettings, _check_probe, overrides)
 
 
-def _resolve(cls: Any, overrides: Mapping[str, Any] | Sequence[str], check: Any) -> Any:
-    given = given_in(cls, overrides)
-    return build(cls, {key: (value, "") for key, value in given.items()}, check)
-
-
-def _check_compute(s: ComputeSettings) -> list[str]:
-    faults = []
-    for name, least in (("batch", 1), ("devices", 1), ("window", 0), ("threads", 0), ("workers", -1)):
-        value = getattr(s, name)
-        if not least <= value <= (1024 if name in ("threads", "workers") else 2**40):
-            faults.append(f"setting {name} must be {least} or more, not {value}")
-    if not 0 <= s.max_bad <= 1:
-        faults.append(f"setting max_bad is a share between 0 and 1, not {s.max_bad}")
-    return faults
-
-
-def _check_sizes(size: int, seed: int, images: int) -> list[str]:
-    faults = []
-    if size and not 32 <= size <= 8192:
+def _check_common(s: ContrastSettings | ProbeSettings) -> list[str]:
+    faults = check_compute(s)
+    if s.batch < 1:
+        faults.append(f"setting batch must be 1 or more, not {s.batch}")
+    if s.size and not 32 <= s.size <= 8192:
         faults.append(
-            f"setting size must be 0 (the model's own) or 32 to 8192 (C5 has stride 32), not {size}"
+            f"setting size must be 0 (the model's own) or 32 to 8192 (C5 has stride 32), not {s.size}"
         )
-    if abs(seed) >= 2**63:
-        faults.append(f"setting seed must fit in 64 bits, not {seed}")
-    if images < 0:
-        faults.append(f"setting images must be 0 (all) or more, not {images}")
+    if abs(s.seed) >= 2**63:
+        faults.append(f"setting seed must fit in 64 bits, not {s.seed}")
+    if s.images < 0:
+        faults.append(f"setting images must be 0 (all) or more, not {s.images}")
     return faults
 
 
 def _check_contrast(s: ContrastSettings) -> list[str]:
-    faults = _check_compute(s) + _check_sizes(s.size, s.seed, s.images)
+    faults = _check_common(s)
     if s.gallery < 1:
         faults.append(f"setting gallery must be at least 1, not {s.gallery}")
     if not 1 <= s.bins <= 1000:
@@ -179,7 +152,7 @@ def _check_contrast(s: ContrastSettings) -> list[str]:
 
 
 def _check_probe(s: ProbeSettings) -> list[str]:
-    faults = _check_compute(s) + _check_sizes(s.size, s.seed, s.images)
+    faults = _check_common(s)
     if any(k < 1 for k in s.knn):
         faults.append(f"setting knn must be whole numbers from 1, not {list(s.knn)}")
     if not 0 < s.holdout < 1:

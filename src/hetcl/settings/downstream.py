@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from hetcl.settings.parse import build, flatten, given_in, to_dict
+from hetcl.settings.compute import ComputeSettings, check_compute, check_finite
+from hetcl.settings.parse import resolve_as
 from hetcl.settings.recipes import recipe_tree
 
 DEFAULT = "coco-mask-rcnn-r50-fpn-1x"
@@ -15,27 +16,15 @@ DEFAULT = "coco-mask-rcnn-r50-fpn-1x"
 
 
 @dataclass(frozen=True)
-class MachineSettings:
+class DownstreamSettings(ComputeSettings):
     """Where and how to compute."""
 
-    workers: int = -1
-    """Processes that read images, for each device; -1: one for each core up to 8, 0: none."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
-    devices: int = 1
-    """Devices of this process's machine; under torchrun or SLURM the launcher decides."""
-    channels_last: bool = True
-    """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
-    threads: int = 0
-    """Threads for computing on a CPU; 0 leaves PyTorch's choice. Bits repeat only for equal numbers."""
-    max_bad: float = 0.1
-    """Share of unreadable images above which the work stops; the others are left out and counted."""
     follow_links: bool = False
     """Follow links in a data set that lead out of it; else they are refused."""
 
 
 @dataclass(frozen=True)
-class FinetuneSettings(MachineSettings):
+class FinetuneSettings(DownstreamSettings):
     """Everything that decides a fine-tuning run, but for the weights, the data and the folder it writes."""
 
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
@@ -118,7 +107,7 @@ class FinetuneSettings(MachineSettings):
 
 
 @dataclass(frozen=True)
-class EvaluateSettings(MachineSettings):
+class EvaluateSettings(DownstreamSettings):
     """What is evaluated, and how."""
 
     precision: Literal["auto", "fp32", "bf16"] = "auto"
@@ -148,69 +137,37 @@ def resolve_finetune(
         InputError: every fault of names, types and values found, one to a line.
     """
     name = DEFAULT if recipe is None else recipe
-    base = {k: (v, f"recipe {name}") for k, v in flatten(recipe_tree(name, "finetune")).items()}
-    given = given_in(FinetuneSettings, overrides)
-    return build(FinetuneSettings, {**base, **{k: (v, "") for k, v in given.items()}}, check_finetune)
+    tree = recipe_tree(name, "finetune")
+    return resolve_as(FinetuneSettings, check_finetune, overrides, tree, f"recipe {name}")
 
 
 def finetune_from_dict(tree: Mapping[str, Any], origin: str) -> FinetuneSettings:
     """Settings from what ``to_dict`` gave (a saved run)."""
-    return build(FinetuneSettings, {k: (v, origin) for k, v in flatten(tree).items()}, check_finetune)
+    return resolve_as(FinetuneSettings, check_finetune, base=tree, origin=origin)
 
 
 def resolve_evaluate(overrides: Mapping[str, Any] | Sequence[str] = ()) -> EvaluateSettings:
     """The defaults with overrides on top. Raises ``InputError``."""
-    given = given_in(EvaluateSettings, overrides)
-    return build(EvaluateSettings, {k: (v, "") for k, v in given.items()}, check_evaluate)
-
-
-def _check_machine(s: MachineSettings) -> list[str]:
-    faults = []
-    for key, value in flatten(to_dict(s)).items():
-        numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, float)]
-        if not all(abs(v) < 1e30 for v in numbers):
-            faults.append(f"setting {key} must be a finite number of sensible size, not {value}")
-    if not -1 <= s.workers <= 1024:
-        faults.append(f"setting workers must be -1 (choose) or 0 to 1024, not {s.workers}")
-    if not 0 <= s.threads <= 1024:
-        faults.append(f"setting threads must be 0 to 1024, not {s.threads}")
-    if s.devices < 1:
-        faults.append(f"setting devices must be at least 1, not {s.devices}")
-    if not 0 <= s.max_bad <= 1:
-        faults.append(f"setting max_bad is a share between 0 and 1, not {s.max_bad}")
-    return faults
+    return resolve_as(EvaluateSettings, check_evaluate, overrides)
 
 
 def check_finetune(s: FinetuneSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
-    faults = _check_machine(s)
+    faults = [*check_finite(s), *check_compute(s)]
 
     def want(ok: bool, message: str) -> None:
         if not ok:
             faults.append(message)
 
     for name in (
-        "batch",
-        "steps",
-        "regions",
-        "test_proposals",
-        "detections",
-        "evaluations",
-        "log_every",
-        "dilation",
-        "crop",
+        *("batch", "steps", "regions", "test_proposals", "detections", "evaluations", "log_every"),
+        *("dilation", "crop"),
     ):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
     for name in (
-        "base_batch",
-        "warmup",
-        "precise_bn",
-        "checkpoint_every",
-        "checkpoint_minutes",
-        "weight_decay",
+        *("base_batch", "warmup", "precise_bn", "checkpoint_every", "checkpoint_minutes", "weight_decay"),
+        *("norm_weight_decay", "clip_grad", "score_threshold", "repeat_threshold"),
     ):
-        want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
-    for name in ("norm_weight_decay", "clip_grad", "score_threshold", "repeat_threshold"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
     for name in ("lr", "anchor_scale"):
         want(getattr(s, name) > 0, f"setting {name} must be above 0, not {getattr(s, name)}")
@@ -250,7 +207,7 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
 
 def check_evaluate(s: EvaluateSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
-    faults = _check_machine(s)
+    faults = [*check_finite(s), *check_compute(s)]
     for name in ("images", "detections", "test_proposals", "examples"):
         if getattr(s, name) < 0:
             faults.append(f"setting {name} must be 0 or more, not {getattr(s, name)}")

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args, get_origin, get_type_hints
 
 from hetcl.errors import InputError
+from hetcl.methods import in_words
 
 T = TypeVar("T")
 
@@ -22,7 +23,9 @@ def documented(cls: type) -> list[tuple[str, Any, str]]:
     for kind in reversed(cls.__mro__[:-1]):
         help_of |= _helps(kind.__module__).get(kind.__name__, {})
     hints = get_type_hints(cls)
-    return [(f.name, hints[f.name], help_of.get(f.name, "")) for f in fields(cls)]
+    return [
+        (f.name, hints[f.name], help_of.get(f.name, "").replace("{methods}", in_words())) for f in fields(cls)
+    ]
 
 
 @cache
@@ -180,6 +183,35 @@ def build(cls: type[T], given: Mapping[str, tuple[Any, str]], check: Callable[[T
         except wrong:
             faults.append(f"setting {key}{where} must be {_wanted(kinds[key], value)}, not {value!r}")
     raise InputError(*(faults or [f"cannot read the settings {', '.join(words.values())}"]))
+
+
+def resolve_as(
+    cls: type[T],
+    check: Callable[[T], list[str]],
+    overrides: Mapping[str, Any] | Sequence[str] = (),
+    base: Mapping[str, Any] | None = None,
+    origin: str = "",
+) -> T:
+    """Settings with overrides on top of a tree, which ``origin`` names in messages. Raises as :func:`build`."""
+    given = {key: (value, origin) for key, value in flatten(base or {}).items()}
+    return build(cls, given | {key: (value, "") for key, value in given_in(cls, overrides).items()}, check)
+
+
+def refuse_changes(then: Any, now: Any, folder: Path, *, but: Collection[str]) -> None:
+    """Raises ``InputError`` when the settings with which a run is resumed differ from those that it began with.
+
+    Args:
+        but: names of settings that may differ.
+    """
+    old, new = flatten(to_dict(then)), flatten(to_dict(now))
+    differ = [k for k in new if old[k] != new[k] and k not in but]
+    if differ:
+        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
+        words += f", and {len(differ) - 5} more" if len(differ) > 5 else ""
+        raise InputError(
+            f"--resume with other settings than {folder} began with: {words}. Leave them as they were (or leave "
+            "--recipe out), or start a new folder"
+        )
 
 
 def build_saved(

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import Any, Literal
+from typing import Any, Literal, TypeAlias
 
-from hetcl.settings.parse import build, flatten, given_in, to_dict
+from hetcl.methods import METHODS
+from hetcl.settings.compute import StreamSettings, check_compute, check_finite
+from hetcl.settings.parse import resolve_as, to_dict
 from hetcl.settings.recipes import recipe_tree
 from hetcl.types import ViewPolicy
 
-Method = Literal["supervised", "moco-v1", "moco-v2", "hcl"]
+Method: TypeAlias = Literal[tuple(METHODS)]  # type: ignore[valid-type]
 
 
 @dataclass(frozen=True)
@@ -19,8 +21,7 @@ class StageSettings:
     """One stage of pre-training. A stage of 0 epochs is skipped."""
 
     method: Method = "moco-v2"
-    """What to train: supervised (needs labels), moco-v1 (linear head), moco-v2 (MLP head), hcl (MLP head and spatial
-    branch)."""
+    """What to train: {methods}."""
     epochs: int = 200
     """Passes over the data; 0 skips the stage."""
     lr: float = 0.03
@@ -81,7 +82,7 @@ class KnnSettings:
 
 
 @dataclass(frozen=True)
-class Settings:
+class PretrainSettings(StreamSettings):
     """Everything that decides a pre-training run, but for the data and the folder it writes."""
 
     backbone: str = "torchvision:resnet50"
@@ -104,7 +105,7 @@ class Settings:
     stage1: StageSettings = field(default_factory=StageSettings)
     """First stage."""
     stage2: StageSettings = field(
-        default_factory=lambda: StageSettings(method="hcl", lr=0.05, views=ViewPolicy(flip_p=0.0))
+        default_factory=lambda: StageSettings(method="hcl", lr=0.05, views=METHODS["hcl"].views)
     )
     """Second stage; it starts from the query and key encoders of the first."""
     fit_queue: bool = True
@@ -118,26 +119,12 @@ class Settings:
     data_split: Literal["train", "val", "test", "all"] = "train"
     """What to train on where the data has splits, by the names of folders or shards (docs/data.md): train, and what is
     unlabelled; all: everything, splits put aside."""
-    max_bad: float = 0.1
-    """Share of unreadable images above which the run stops."""
-    workers: int = -1
-    """Processes that read and cut images, for each device; -1: one for each core up to 8, 0: none."""
-    window: int = 0
-    """Read images in windows of that many neighbours (slow storage); 0: anywhere."""
-    device: Literal["auto", "cpu", "cuda", "mps"] = "auto"
-    """Where to compute."""
-    devices: int = 1
-    """Devices of this process's machine; under torchrun or SLURM the launcher decides."""
     precision: Literal["auto", "fp32", "bf16", "fp64"] = "auto"
     """auto: bf16 autocast on a GPU that has it, fp32 elsewhere. The loss is never below fp32."""
-    channels_last: bool = True
-    """Memory layout of images and convolutions: channels last is faster on CPU and GPU."""
     compile: bool = False
     """Use torch.compile on both encoders: fewer passes over memory, for about a minute at the start."""
     deterministic: bool = False
     """Only GPU operations whose bits repeat, so that a resumed run equals an undisturbed one; somewhat slower."""
-    threads: int = 0
-    """Threads for computing on a CPU; 0 leaves PyTorch's choice. Bits repeat only for equal numbers."""
     log_every: int = 50
     """Steps between rows of metrics.csv."""
     checkpoint_every: int = 0
@@ -146,7 +133,7 @@ class Settings:
     """Minutes after which there is a checkpoint in any case, so that a kill costs no more; 0: none by time."""
 
 
-def stages_of(settings: Settings) -> dict[str, StageSettings]:
+def stages_of(settings: PretrainSettings) -> dict[str, StageSettings]:
     """The stages that train, by name, in order."""
     both = {"stage1": settings.stage1, "stage2": settings.stage2}
     return {name: stage for name, stage in both.items() if stage.epochs > 0}
@@ -156,8 +143,8 @@ def resolve(
     recipe: str | None = None,
     overrides: Mapping[str, Any] | Sequence[str] = (),
     *,
-    then: Settings | None = None,
-) -> Settings:
+    then: PretrainSettings | None = None,
+) -> PretrainSettings:
     """Settings of a recipe (default ``hcl-r50``) with overrides on top.
 
     Args:
@@ -169,43 +156,32 @@ def resolve(
         InputError: every fault of names, types and values found, gathered in one message, one to a line.
     """
     name = "hcl-r50" if recipe is None else recipe
-    given = given_in(Settings, overrides)
     if recipe is None and then is not None:
-        base = {k: (v, "the run") for k, v in flatten(to_dict(then)).items()}
-    else:
-        base = {k: (v, f"recipe {name}") for k, v in flatten(recipe_tree(name, "pretrain")).items()}
-    return build(Settings, {**base, **{k: (v, "") for k, v in given.items()}}, check)
+        return resolve_as(PretrainSettings, check, overrides, to_dict(then), "the run")
+    return resolve_as(PretrainSettings, check, overrides, recipe_tree(name, "pretrain"), f"recipe {name}")
 
 
-def from_dict(tree: Mapping[str, Any], origin: str) -> Settings:
+def from_dict(tree: Mapping[str, Any], origin: str) -> PretrainSettings:
     """Settings from what ``to_dict`` gave (a saved run)."""
-    return build(Settings, {k: (v, origin) for k, v in flatten(tree).items()}, check)
+    return resolve_as(PretrainSettings, check, base=tree, origin=origin)
 
 
-def check(settings: Settings) -> list[str]:
+def check(settings: PretrainSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
-    s, faults = settings, []
+    s, faults = settings, [*check_finite(settings)]
 
     def want(ok: bool, message: str) -> None:
         if not ok:
             faults.append(message)
 
-    for key, value in flatten(to_dict(s)).items():
-        numbers = [v for v in (value if isinstance(value, list) else [value]) if isinstance(v, float)]
-        want(
-            all(abs(v) < 1e30 for v in numbers),
-            f"setting {key} must be a finite number of sensible size, not {value}",
-        )
     if faults:
         return faults
-    for name in ("size", "batch", "groups", "accumulate", "devices", "log_every"):
+    faults += check_compute(s)
+    for name in ("size", "batch", "groups", "accumulate", "log_every"):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
-    for name in ("window", "threads", "checkpoint_every", "checkpoint_minutes"):
+    for name in ("checkpoint_every", "checkpoint_minutes"):
         want(getattr(s, name) >= 0, f"setting {name} must be 0 or more, not {getattr(s, name)}")
-    want(s.threads <= 1024, f"setting threads must be at most 1024, not {s.threads}")
-    want(-1 <= s.workers <= 1024, f"setting workers must be -1 (choose) or 0 to 1024, not {s.workers}")
     want(abs(s.seed) < 2**63, f"setting seed must fit in 64 bits, not {s.seed}")
-    want(0 <= s.max_bad <= 1, f"setting max_bad is a share between 0 and 1, not {s.max_bad}")
     want(s.semantic.dim >= 1, "setting semantic.dim must be at least 1")
     want(
         s.spatial.side >= 1 and s.spatial.width >= 1,

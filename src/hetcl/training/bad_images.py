@@ -8,7 +8,8 @@ from typing import Any
 
 from hetcl.errors import WorkFailed
 from hetcl.printable import csv_row
-from hetcl.runs.folder import Table, first_process
+from hetcl.ranks import first_process
+from hetcl.runs.folder import Table
 from hetcl.types import BadRecord
 
 BAD_COLUMNS = ("index", "name", "reason")

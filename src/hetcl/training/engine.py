@@ -18,6 +18,7 @@ from lightning_fabric import Fabric
 
 from hetcl.draws import seed_of
 from hetcl.errors import InputError, Stopped, WorkFailed, mark_alone
+from hetcl.ranks import world
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
 from hetcl.signals import StopSignal
@@ -153,7 +154,7 @@ class Loop:
             return next(batches, None)
         except Exception as error:
             mark_alone(error)
-            if _ranks() == 1:
+            if world()[1] == 1:
                 if isinstance(error, Stopped):
                     self._stopped(error.signum)
                 with contextlib.suppress(WorkFailed):
@@ -165,7 +166,7 @@ class Loop:
         try:
             return self.task.evaluate(self.epoch + 1)
         except Stopped as stopped:
-            if _ranks() == 1:
+            if world()[1] == 1:
                 self._stopped(stopped.signum)
             raise
 
@@ -242,7 +243,7 @@ class Loop:
     def _agreed(self, signal: StopSignal) -> tuple[int, bool]:
         """The signal that any rank received, and whether it is time to save (ranks ask each other every tenth step)."""
         late = 0 < self.checkpoint_seconds <= time.monotonic() - self.saved
-        if _ranks() == 1:
+        if world()[1] == 1:
             return signal.number, late
         if self.done % 10 and self.step:
             return 0, False
@@ -297,7 +298,3 @@ class Loop:
                 f"the checkpoint in {self.folder.checkpoints} does not fit this run ({type(e).__name__}: {why}); put "
                 "back the run's own, or start a new folder"
             ) from e
-
-
-def _ranks() -> int:
-    return dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1

@@ -25,10 +25,10 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import torch.distributed as dist
 
 from hetcl import signals
 from hetcl.errors import Stopped, WorkFailed, mark_alone
+from hetcl.ranks import world
 from hetcl.views.handover import Failure, Inbox, send, work
 
 OWN = 100_000_000
@@ -230,7 +230,7 @@ class Pool(Iterator[Any]):
 
     def _stop_if_asked(self, looks: int) -> None:
         """Raise ``Stopped`` when a signal has come: at once, or late where other ranks will wait."""
-        alone = not (dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1)
+        alone = world()[1] == 1
         if (number := signals.asked()) and (alone or looks > PATIENT):
             raise Stopped(
                 number, "stopped while waiting for images; what was saved is kept: go on with --resume"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 from torch import Tensor
 
@@ -19,6 +21,28 @@ BLOCKS = {
     ((3, 4, 23, 3), True, 256, 4): "resnext101_64x4d",
 }
 """Blocks of each stage, whether bottlenecks, and the first two sizes of layer1.0.conv2 -> torchvision's name."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A MODEL, taken apart; of what it says about its architecture the first that is there decides."""
+
+    origin: str
+    """What to call it in a message."""
+    path: Path | None = None
+    """The file; None for weights of a library."""
+    arch: str | None = None
+    """The architecture that the user names, or the header of a file of hetcl's."""
+    stated: str | None = None
+    """The one that the file names, without a library mostly; the file's shapes come before it."""
+    fallback: str | None = None
+    """The one to take when nothing else tells."""
+    which: str = ""
+    """Of a library's weights: ``random``, or their name there."""
+    moco: bool = False
+    """Whether the user said that it is of MoCo, so that a plain ``fc`` is its head."""
+    allow: tuple[str, ...] = ()
+    """Globs of keys that may be missing, unknown or of another shape."""
 
 
 def arch_of(state: Mapping[str, Tensor]) -> str | None:

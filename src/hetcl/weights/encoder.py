@@ -15,11 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
+from hetcl.methods import method_of
 from hetcl.model.build import build_embedding
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid, build_pyramid
 from hetcl.runs.folder import RunFolder
-from hetcl.weights.facts import InputFacts
+from hetcl.weights.facts import InputFacts, branch_words
 from hetcl.weights.sources import Weights, install, no_arch, read_weights, stated_facts
 
 
@@ -82,19 +83,9 @@ def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Enco
 
 def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
     """What builds pyramid and branches as the checkpoint describes them, from a seed."""
-    facts = weights.facts
-    method = "hcl" if "spatial" in branches else str(facts.get("method", "moco-v2"))
-    spatial = facts.get("spatial") or {}
     assert weights.arch is not None
-    return partial(
-        build_embedding,
-        method,
-        weights.arch,
-        semantic_dim=int(facts.get("semantic_dim", 128)),
-        side=int(spatial.get("side", 14)),
-        width=int(spatial.get("width", 256)),
-        fused=bool(spatial.get("fused", True)),
-    )
+    method = method_of(branches, weights.facts.get("method"))
+    return partial(build_embedding, method, weights.arch, **(branch_words(weights.facts) or {}))
 
 
 def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:

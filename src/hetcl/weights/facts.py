@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from hetcl.errors import InputError
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.published import timm_facts
 
+BRANCHES = ("semantic_dim", "spatial")
+"""Facts of a checkpoint or a header that describe its branches, besides ``method``."""
+WIDEST = 1 << 16
+"""Of the numbers by which a header describes branches, which are built before their weights are looked at."""
 Triple = tuple[float, float, float]
 
 
@@ -33,6 +37,22 @@ class InputFacts:
         """Whether that is how hetcl gives images to every encoder that it trains: ImageNet's mean and std, RGB."""
         return (self.mean, self.std, self.channel_order) == (IMAGENET_MEAN, IMAGENET_STD, "RGB")
 
+    def to_dict(self) -> dict[str, Any]:
+        """As headers and settings.yaml hold it, and who says so."""
+        return {
+            "mean": list(self.mean),
+            "std": list(self.std),
+            "size": self.size,
+            "channels": self.channel_order,
+            "source": self.source,
+        }
+
+    @staticmethod
+    def from_dict(tree: Mapping[str, Any], origin: str = "settings.yaml") -> InputFacts:
+        """What :meth:`to_dict` gave; ImageNet's, assumed, of nothing. Raises as :func:`input_facts`."""
+        given = input_facts(tree, "", origin)
+        return replace(given, source=str(tree.get("source", given.source)))
+
     def __str__(self) -> str:
         mean, std = (", ".join(f"{v:.4g}" for v in values) for values in (self.mean, self.std))
         return f"mean {mean}, std {std}, {self.channel_order} ({self.source})"
@@ -42,8 +62,8 @@ def input_facts(stated: Mapping[str, Any], arch: str, origin: str) -> InputFacts
     """The facts of weights.
 
     Args:
-        said: what the file or the library publishes (``Weights.facts``).
-        arch: ``timm:NAME`` has a configuration to ask when ``said`` is silent.
+        stated: what the file or the library publishes (``Weights.facts``).
+        arch: ``timm:NAME`` has a configuration to ask when ``stated`` is silent.
         origin: for messages.
 
     Raises:
@@ -66,6 +86,20 @@ def input_facts(stated: Mapping[str, Any], arch: str, origin: str) -> InputFacts
             f"{origin}: the mean, std or channel order that it states cannot be; state them anew"
         )
     return InputFacts(mean, std, size if isinstance(size, int) and size > 0 else None, order, source)
+
+
+def branch_words(facts: Mapping[str, Any]) -> dict[str, Any] | None:
+    """The keywords by which ``build_embedding`` makes the branches that facts describe; None where they cannot be."""
+    spatial = facts.get("spatial") or {}
+    if not isinstance(spatial, Mapping):
+        return None
+    words = {
+        "semantic_dim": facts.get("semantic_dim", 128),
+        "side": spatial.get("side", 14),
+        "width": spatial.get("width", 256),
+    }
+    sound = all(isinstance(n, int) and 0 < n <= WIDEST for n in words.values())
+    return words | {"fused": bool(spatial.get("fused", True))} if sound else None
 
 
 def _triple(values: Any) -> Triple | None:

@@ -19,31 +19,16 @@ from typing import Any
 from torch import Tensor
 
 from hetcl.errors import InputError
-from hetcl.weights.architectures import arch_of
+from hetcl.weights.architectures import Asked, arch_of
 from hetcl.weights.heads import Head, find_head
 from hetcl.weights.matched import Matched, allowed, some
 from hetcl.weights.names import Names, names_of
+from hetcl.weights.towers import KEY, QUERY, TRANSPARENT, Tower, find_towers
 
 State = dict[str, Tensor]
 
 WRAPPERS = ("state_dict", "model_state_dict", "model", "net", "network", "module")
 """Entries of a saved dictionary that hold the state dict."""
-QUERY = {"encoder_q", "query_encoder", "query_backbone", "student", "online_encoder", "base_encoder"}
-KEY = {
-    *(
-        "encoder_k",
-        "key_encoder",
-        "momentum_encoder",
-        "momentum_backbone",
-        "backbone_momentum",
-        "encoder_momentum",
-    ),
-    *("key_backbone", "teacher", "target_encoder", "momentum_model", "model_ema", "ema", "ema_model"),
-}
-"""Words in a prefix that say whose encoder it is; without one it is the only encoder, the query's."""
-TRANSPARENT = {"module", "_orig_mod", "model", "net", "pyramid"}
-"""Prefixes that name nothing: what lies beside an encoder under them may still be its own."""
-
 REASONS = (
     (r"(^|\.)(queue\w*|memory_bank|bank|bank_ptr)(\.|$)", "queue of keys"),
     (r"(^|\.)(\w+_)?(classifier|linear_probe|linear_head)\.", "classifier"),
@@ -60,28 +45,6 @@ REASONS = (
     (r"(^|\.)(encoder_k|ema\w*|model_ema)\.(steps|n_averaged)$", "counters"),
 )
 """Keys that an encoder's C2..C5 do not need, by pattern; asked only of keys that were not taken."""
-
-
-@dataclass(frozen=True)
-class Tower:
-    """One encoder in a file."""
-
-    prefix: str
-    """What its names have in front, with the dot."""
-    keys: Mapping[str, str]
-    """Pyramid's name -> key of the file."""
-
-    @property
-    def words(self) -> set[str]:
-        """Parts of the prefix."""
-        return set(self.prefix.split("."))
-
-    def is_named(self, role: set[str]) -> bool:
-        """Whether the prefix ends in a word of ``role``, or in one and what names no part of an encoder."""
-        parts = self.prefix.removesuffix(".").split(".")
-        while parts and parts[-1] in TRANSPARENT | {"backbone", "encoder", "0"}:
-            parts.pop()
-        return bool(parts) and parts[-1] in role
 
 
 @dataclass(frozen=True)
@@ -156,39 +119,24 @@ def _is_state(value: Any) -> bool:
     return bool(tensors) and all(tensors) and all(isinstance(n, str) for n in value)
 
 
-def import_state(
-    state: Mapping[str, Tensor],
-    origin: str,
-    *,
-    arch: str | None = None,
-    stated: str | None = None,
-    hint: str | None = None,
-    moco: bool = False,
-    others: Sequence[str] = (),
-    allow_partial: Sequence[str] = (),
-) -> Imported:
+def import_state(state: Mapping[str, Tensor], asked: Asked, others: Sequence[str] = ()) -> Imported:
     """An embedding's weights from a stranger's state dict.
 
     Args:
         state: names and tensors as in the file.
-        origin: what to call it in a message.
-        arch: the architecture that the user named, if so; else it is found from the shapes.
-        said: the architecture that the file names (without a library, mostly).
-        hint: the architecture to take when nothing else tells.
-        moco: the user said that it is of MoCo, so that a plain ``fc`` is its head.
         others: entries of the file that hold state dicts, too, for the report.
-        allow_partial: globs of keys that may be missing, unknown or of another shape.
 
     Raises:
         InputError: keys that nothing explains, several encoders, or values that are not finite.
     """
+    origin = asked.origin
     account = _Account()
     if others:
         account.notes.append(f"other state dicts in the file, not taken: {', '.join(others)}")
+    arch = asked.arch or arch_of(state) or _named(asked.stated, state) or asked.fallback
     if arch is None:
-        arch = arch_of(state) or _named(stated, state) or hint
-        if arch is None:
-            return _of_unknown(state, origin)
+        return _of_unknown(state, origin)
+    if asked.arch is None:
         account.notes.append(f"taken for {arch}")
     names = names_of(arch)
     towers = find_towers(state, names)
@@ -199,47 +147,14 @@ def import_state(
         )
     query, key = _choose(towers, state, origin, account)
     heads = {
-        t.prefix: find_head(state, t.prefix, names.channels[-1], moco=_is_moco(t, state, moco))
+        t.prefix: find_head(state, t.prefix, names.channels[-1], moco=_is_moco(t, state, asked.moco))
         for t in (query, key)
         if t
     }
-    return _assemble(state, origin, names, query, key, heads, account, allow_partial)
-
-
-def find_towers(state: Iterable[str], names: Names) -> list[Tower]:
-    """The encoders in a file, the fullest first: prefixes under which at least half as many names are found."""
-    tables: tuple[Mapping[str, str], ...] = ({n: n for n in names.shapes}, names.to_pyramid, names.indexed)
-    best: dict[str, dict[str, str]] = {}
-    for table in tables:
-        found: dict[str, dict[str, str]] = {}
-        for key in state:
-            for prefix, rest in _splits(key):
-                if rest in table:
-                    found.setdefault(prefix, {})[table[rest]] = key
-        for prefix, keys in found.items():
-            if len(keys) > len(best.get(prefix, {})):
-                best[prefix] = keys
-    most = max(map(len, best.values()), default=0)
-    out: list[Tower] = []
-    for prefix, keys in sorted(best.items(), key=lambda item: (-len(item[1]), len(item[0]))):
-        tower = Tower(prefix, keys)
-        if any(set(keys.values()) & set(t.keys.values()) for t in out):
-            continue
-        # An encoder that is called one counts however little of it there is, or a cut file would pass for another.
-        cut = any(tower.is_named(role) and not any(t.words & role for t in out) for role in (QUERY, KEY))
-        if 2 * len(keys) >= most or cut:
-            out.append(tower)
-    return out
+    return _assemble(state, asked, names, query, key, heads, account)
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------
-
-
-def _splits(key: str) -> Iterable[tuple[str, str]]:
-    """``a.b.c`` -> ``("", "a.b.c"), ("a.", "b.c"), ("a.b.", "c")``."""
-    yield "", key
-    for match in re.finditer(r"\.", key):
-        yield key[: match.end()], key[match.end() :]
 
 
 def _named(stated: str | None, state: Mapping[str, Tensor]) -> str | None:
@@ -317,16 +232,15 @@ def _is_moco(tower: Tower, state: Mapping[str, Tensor], moco: bool) -> bool:
 
 def _assemble(
     state: Mapping[str, Tensor],
-    origin: str,
+    asked: Asked,
     names: Names,
     query: Tower,
     key: Tower | None,
     heads: Mapping[str, Head],
     account: _Account,
-    allow: Sequence[str],
 ) -> Imported:
     """Takes what fits, explains the rest, refuses what is left."""
-    faults = _Faults()
+    faults, origin, allow = _Faults(), asked.origin, asked.allow
     parts = []
     for tower in (query, key) if key else (query,):
         part = {f"pyramid.{n}": state[k] for n, k in _fitting(state, tower, names, faults, allow).items()}

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,15 +20,14 @@ from hetcl.paths import expand_spec
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.weights import published, unpack
-from hetcl.weights.facts import InputFacts, input_facts
+from hetcl.weights.architectures import Asked
+from hetcl.weights.facts import BRANCHES, InputFacts, branch_words, input_facts
 from hetcl.weights.importers import Imported, import_state, state_of
 from hetcl.weights.matched import Matched, allowed, patterns, some
 from hetcl.weights.names import is_constant, names_of
 
 State = dict[str, Tensor]
 log = logging.getLogger("hetcl.weights")
-WIDEST = 1 << 16
-"""Of the numbers by which a header describes branches, which are built before their weights are looked at."""
 GRAMMAR = (
     "give a run folder, RUN/checkpoints/FILE, a FILE of weights (.safetensors, .pth), moco:FILE, "
     "torchvision:ARCH[:FILE|random|WEIGHTS_NAME] or timm:ARCH[:FILE|random|TAG]"
@@ -63,39 +62,53 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Se
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    allow_partial, model = patterns(allow_partial), expand_spec(model)
-    library, colon, rest = model.partition(":")
-    if not model.strip():
-        raise InputError(f"an empty name of weights: {GRAMMAR}")
-    if colon and library in ("torchvision", "timm"):
-        weights = _library(model, library, rest, allow_partial)
-    elif colon and library == "moco":
-        weights = _file(Path(rest), model, hint=arch, moco=True, allow=allow_partial)
-    else:
-        weights = _path(Path(model), model, arch, allow_partial)
+    asked = _taken_apart(expand_spec(model), arch, patterns(allow_partial))
+    weights = _of_library(asked) if asked.path is None else _of_file(asked, asked.path)
     for line in weights.matched.lines() if weights.matched and weights.arch is not None else ():
         log.info(line)
     return weights
 
 
-def _path(path: Path, model: str, hint: str | None, allow: Sequence[str]) -> Weights:
-    if path.is_dir():
-        run = RunFolder(path)
-        ended = _last_stage(run.read_settings())
-        if ended and run.backbone.exists() and not (run.checkpoints / ended).is_file():
+def _taken_apart(model: str, fallback: str | None, allow: tuple[str, ...]) -> Asked:
+    """A MODEL by the grammar; of a run, its last checkpoint. Raises ``InputError``."""
+    library, colon, rest = model.partition(":")
+    if not model.strip():
+        raise InputError(f"an empty name of weights: {GRAMMAR}")
+    if colon and library in ("torchvision", "timm"):
+        name, several, which = rest.partition(":")
+        if several and Path(which).is_file():
+            return Asked(model, Path(which), arch=f"{library}:{name}", allow=allow)
+        if library == "timm" and "." in name and not several:
+            bare, tag = name.split(".", 1)
             raise InputError(
-                f"{path} is a run that has ended, but its checkpoint {ended} is gone; name other weights, such as "
-                f"{run.backbone}"
+                f"{model}: write timm:{bare}:{tag} for those weights, or timm:{bare} for random ones"
             )
-        for name in ("stage2.ckpt", "stage1.ckpt", "last.ckpt"):
-            if (run.checkpoints / name).is_file():
-                return _file(run.checkpoints / name, str(run.checkpoints / name), allow=allow)
-        raise InputError(
-            f"{path} is a run without a checkpoint yet; let it finish a stage, or name other weights"
-        )
+        return Asked(model, arch=f"{library}:{name}", which=which, allow=allow)
+    if colon and library == "moco":
+        return Asked(model, Path(rest), fallback=fallback, moco=True, allow=allow)
+    path = Path(model)
+    if path.is_dir():
+        path = _last_checkpoint(path)
+        return Asked(str(path), path, allow=allow)
     if not path.is_file():
         raise InputError(f"no weights {model!r}: {GRAMMAR}")
-    return _file(path, model, hint=hint, allow=allow)
+    return Asked(model, path, fallback=fallback, allow=allow)
+
+
+def _last_checkpoint(path: Path) -> Path:
+    run = RunFolder(path)
+    ended = _last_stage(run.read_settings())
+    if ended and run.backbone.exists() and not (run.checkpoints / ended).is_file():
+        raise InputError(
+            f"{path} is a run that has ended, but its checkpoint {ended} is gone; name other weights, such as "
+            f"{run.backbone}"
+        )
+    for name in ("stage2.ckpt", "stage1.ckpt", "last.ckpt"):
+        if (run.checkpoints / name).is_file():
+            return run.checkpoints / name
+    raise InputError(
+        f"{path} is a run without a checkpoint yet; let it finish a stage, or name other weights"
+    )
 
 
 def _last_stage(tree: Mapping[str, Any]) -> str | None:
@@ -106,67 +119,42 @@ def _last_stage(tree: Mapping[str, Any]) -> str | None:
     return "stage2.ckpt" if stage.get("epochs") else "stage1.ckpt"
 
 
-def _library(model: str, library: str, rest: str, allow: Sequence[str]) -> Weights:
-    """``ARCH[:FILE|random|NAME]`` of torchvision or timm."""
-    name, colon, which = rest.partition(":")
-    arch = f"{library}:{name}"
-    if colon and Path(which).is_file():
-        return _file(Path(which), model, arch=arch, allow=allow)
-    if not which or which == "random":
-        if library == "timm" and "." in name and not colon:
-            bare, tag = name.split(".", 1)
-            raise InputError(
-                f"{model}: write timm:{bare}:{tag} for those weights, or timm:{bare} for random ones"
-            )
+def _of_library(asked: Asked) -> Weights:
+    """Random or published weights of torchvision or timm."""
+    model, arch, which = asked.origin, str(asked.arch), asked.which
+    if which in ("", "random"):
         return Weights(model, arch, {f"pyramid.{n}": v for n, v in _random(arch).items()}, None)
     names = names_of(arch)  # an unknown architecture is the first fault to speak of
     if "/" in which or Path(which).suffix in (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar"):
         raise InputError(f"{model}: there is no file {which}")
     state, facts = published.fetch(model, names.arch, which)
-    return _weights(model, import_state(state, model, arch=arch, allow_partial=allow), allow, facts)
+    return _weights(asked, import_state(state, asked), facts)
 
 
-def _file(
-    path: Path,
-    origin: str,
-    *,
-    arch: str | None = None,
-    hint: str | None = None,
-    moco: bool = False,
-    allow: Sequence[str] = (),
-) -> Weights:
-    """A checkpoint of hetcl's, or a stranger's file; ``arch`` is what the user says, ``hint`` what he would take."""
+def _of_file(asked: Asked, path: Path) -> Weights:
+    """A checkpoint of hetcl's, a whole encoder of ``hetcl export --format full``, or a stranger's file."""
+    origin, arch = asked.origin, asked.arch
     if not path.is_file():
         raise InputError(f"{origin}: there is no file {str(path)!r}")
     content, facts = unpack.open_file(path)
-    stated = content.get("arch") if isinstance(content, dict) and "hetcl" in content else facts.get("arch")
+    ours = isinstance(content, dict) and "hetcl" in content
+    stated = content.get("arch") if ours else facts.get("arch")
     if arch is not None and isinstance(stated, str) and _bare(stated) != _bare(arch):
         raise InputError(f"{origin}: the file says that it is of {stated}; write {path} alone")
-    if isinstance(content, dict) and "hetcl" in content:
+    if ours:
         return _checkpoint(path, content)
-    if facts and any(
-        n.startswith("pyramid.") for n in content
-    ):  # a whole encoder of `hetcl export --format full`
+    if facts and any(n.startswith("pyramid.") for n in content):
         return _whole(origin, stated, content, facts)
-    state, notes, others = state_of(content, origin)
+    state, word, others = state_of(content, origin)
     if arch is None and stated:
         try:
             names_of(stated)
         except InputError as e:
             raise InputError(f"{origin} says that it is of {stated}: {e}") from None
-    found = import_state(
-        state,
-        origin,
-        arch=arch or stated,
-        stated=notes,
-        hint=hint,
-        moco=moco,
-        others=others,
-        allow_partial=allow,
-    )
-    if moco and found.arch is None:
+    found = import_state(state, replace(asked, arch=arch or stated, stated=word), others)
+    if asked.moco and found.arch is None:
         raise InputError(no_arch(origin, str(path)))
-    return _weights(origin, found, allow, facts)
+    return _weights(asked, found, facts)
 
 
 def _bare(arch: str) -> str:
@@ -199,22 +187,11 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> Weights:
         isinstance(e, Mapping) and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in e.items())
         for e in encoders
     )
-    facts: dict[str, Any] = {
-        name: content[name] for name in ("method", "size", "semantic_dim", "spatial") if name in content
-    }
-    if not sound or not _sound_facts(facts):
+    facts: dict[str, Any] = {name: content[name] for name in ("method", "size", *BRANCHES) if name in content}
+    if not sound or branch_words(facts) is None:
         raise InputError(f"{path} is no checkpoint as hetcl writes them; give the run's own")
     key = dict(task["key"]) if "key" in task else None
     return Weights(str(path), content["arch"], dict(task["query"]), key, facts)
-
-
-def _sound_facts(facts: Mapping[str, Any]) -> bool:
-    """Whether what a header says of the branches can be."""
-    spatial = facts.get("spatial") or {}
-    numbers = [facts.get("semantic_dim", 1)]
-    if isinstance(spatial, Mapping):
-        numbers += [spatial.get("side", 1), spatial.get("width", 1)]
-    return isinstance(spatial, Mapping) and all(isinstance(n, int) and 0 < n <= WIDEST for n in numbers)
 
 
 def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Weights:
@@ -223,7 +200,7 @@ def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: 
     Raises:
         InputError: a key that is none of an encoder, a momentum copy that is not one, or values that are not finite.
     """
-    if arch is None or not _sound_facts(facts):
+    if arch is None or branch_words(facts) is None:
         raise InputError(f"{origin}: the facts in its header do not describe an encoder; export it anew")
     query = {n: v for n, v in content.items() if not n.startswith("key.")}
     key = {n.removeprefix("key."): v for n, v in content.items() if n.startswith("key.")}
@@ -242,14 +219,14 @@ def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: 
     return Weights(origin, arch, query, key or None, facts, Matched(origin, arch, tuple(content)))
 
 
-def _weights(origin: str, found: Imported, allow: Sequence[str], facts: Mapping[str, Any]) -> Weights:
+def _weights(asked: Asked, found: Imported, facts: Mapping[str, Any]) -> Weights:
     """Weights of what was imported; what was allowed to be missing is filled with random weights."""
     query, key = found.query, found.key
     if found.arch is not None and found.matched.missing:
         fresh = {f"pyramid.{n}": v for n, v in _random(found.arch).items()}
         query = fresh | query
         key = None if key is None else fresh | key
-    return Weights(origin, found.arch, query, key, dict(found.facts) | dict(facts), found.matched)
+    return Weights(asked.origin, found.arch, query, key, dict(found.facts) | dict(facts), found.matched)
 
 
 def _random(arch: str) -> State:

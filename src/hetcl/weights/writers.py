@@ -25,6 +25,7 @@ from hetcl.paths import expand_spec
 from hetcl.runs.folder import RunFolder, machine
 from hetcl.weights import verify
 from hetcl.weights.cards import Facts, Target
+from hetcl.weights.facts import BRANCHES
 from hetcl.weights.names import library_model, library_names, names_of
 from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights
@@ -191,8 +192,7 @@ def to_full(m: Material, file: Path) -> Payload:
     broken = [n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if broken:
         raise InputError(f"{m.model} holds values that are not finite, e.g. in {broken[0]}")
-    kept = ("semantic_dim", "spatial")
-    more = {name: m.weights.facts[name] for name in kept if name in m.weights.facts}
+    more = {name: m.weights.facts[name] for name in BRANCHES if name in m.weights.facts}
     library, _, name = m.facts.arch.partition(":")
     return Payload(seal(state, _header(m, "encoder", **more)), state, Target("full", library, name))
 

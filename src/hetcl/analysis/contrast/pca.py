@@ -84,18 +84,15 @@ class PCA:
         """The first axes of each part, ``total`` in all.
 
         Args:
-            split: the last part's share of them where there are two; a single part gets all.
+            split: the last part's share of them, where there are several; the others share the rest evenly.
 
         Raises:
             CannotProject: more axes asked of a part than it has, or than the keys span.
         """
-        parts = list(self.dims)
-        if len(parts) == 1:
-            wanted = {parts[0]: total}
-        else:
-            last = round(total * split)
-            wanted = {parts[0]: total - last, parts[-1]: last}
-        wanted = {part: d for part, d in wanted.items() if d}
+        *others, last = self.dims
+        n, rest = len(others), total - round(total * split) if others else 0
+        wanted = {part: (i + 1) * rest // n - i * rest // n for i, part in enumerate(others)}
+        wanted = {part: d for part, d in (wanted | {last: total - rest}).items() if d}
         for part, d in wanted.items():
             if d > self.dims[part]:
                 raise CannotProject(f"{d} dimensions asked of the {part} part, which has {self.dims[part]}")

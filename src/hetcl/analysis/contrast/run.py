@@ -199,11 +199,9 @@ class Test(Session):
             shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
-            stated = (
-                ""
-                if s.size or encoder.size
-                else " (its weights do not say at which size it was trained; see --size)"
-            )
+            stated = ""
+            if not (s.size or encoder.size):
+                stated = " (its weights do not say at which size it was trained; see --size)"
             say(
                 f"model     {encoder.name}: {encoder.pyramid.arch} at {own[0].size} pixels, {', '.join(kinds)}"
                 + (f" ({shown})" if shown else "")

@@ -79,7 +79,7 @@ def vectors_of(features: Features, *, gallery: int, dims: Sequence[int], splits:
         gallery: g; PCA is fitted on the keys that the gallery begins with: those of the last g rows, or of all rows
             when the gallery is the whole data set.
         dims: total dimensions after PCA.
-        splits: shares of them for the last part (the spatial one), where there are two.
+        splits: shares of them for the last part; the others share the rest evenly.
     """
     n = len(features)
     start = 0 if gallery >= n - 1 else n - gallery

@@ -1,0 +1,97 @@
+"""The methods of pre-training, one entry each; what a method's name decides anywhere is read from here.
+
+``--help``, the columns of metrics.csv, the console, checkpoints, ``contrast`` and the splits of PCA follow from an
+entry. ``model/build.py`` builds its branches, ``pretraining/build.py`` its task.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from hetcl.types import ViewPolicy
+
+
+@dataclass(frozen=True)
+class Branch:
+    """What makes one part of the embedding from the maps of a backbone."""
+
+    kind: str
+    """``semantic``, ``spatial`` or ``class``: which module, and which group of settings it is built with."""
+    fixed: Mapping[str, Any] = field(default_factory=dict)
+    """Keywords of the module that the method fixes, over those of the settings."""
+
+
+@dataclass(frozen=True)
+class Method:
+    """One way of pre-training."""
+
+    text: str
+    """What it is, for ``--help``."""
+    branches: Mapping[str, Branch]
+    """By the name of the part, in the order in which parts stand side by side."""
+    views: ViewPolicy
+    """How its views are drawn where nothing else is said: ``--views NAME`` of contrast."""
+    compared: Literal["labels", "concatenated"] = "concatenated"
+    """With what the parts of a view are compared: with labels (cross-entropy), or, side by side as one vector, with
+    the other view's and the queue's (InfoNCE)."""
+
+    @property
+    def labels(self) -> bool:
+        """Whether it needs labels."""
+        return self.compared == "labels"
+
+    @property
+    def views_per_image(self) -> int:
+        """Views that a step takes of an image."""
+        return 1 if self.labels else 2
+
+
+METHODS: dict[str, Method] = {
+    "supervised": Method(
+        "needs labels",
+        {"class": Branch("class")},
+        # Training with labels (torchvision's reference recipe).
+        ViewPolicy(area=(0.08, 1.0), jitter_p=0.0, grayscale_p=0.0, blur_p=0.0),
+        compared="labels",
+    ),
+    "moco-v1": Method(
+        "linear head",
+        {"semantic": Branch("semantic", {"mlp": False})},
+        # Gray first, then strong jitter on every view, no blur.
+        ViewPolicy(jitter=(0.4, 0.4, 0.4, 0.4), jitter_p=1.0, grayscale_first=True, blur_p=0.0),
+    ),
+    "moco-v2": Method("MLP head", {"semantic": Branch("semantic")}, ViewPolicy()),
+    "hcl": Method(
+        "MLP head and spatial branch",
+        {"semantic": Branch("semantic"), "spatial": Branch("spatial")},
+        # No flip (paper section 4.3.3: with it, COCO AP falls by 0.4).
+        ViewPolicy(flip_p=0.0),
+    ),
+}
+"""Methods by name."""
+
+
+def in_words() -> str:
+    """The methods for ``--help``."""
+    return ", ".join(f"{name} ({method.text})" for name, method in METHODS.items())
+
+
+def parts_of(names: Iterable[str]) -> list[str]:
+    """The parts whose figures a run of some methods keeps: hcl's, which every run has columns for, and theirs."""
+    methods = [METHODS[name] for name in ("hcl", *names)]
+    return list(dict.fromkeys(part for method in methods if not method.labels for part in method.branches))
+
+
+def method_of(parts: Collection[str], stated: object = None) -> str:
+    """The method whose encoder has these parts.
+
+    Args:
+        stated: what a checkpoint or a header says of it: a name, or those of all stages.
+    """
+    name = stated[-1] if isinstance(stated, list | tuple) and stated else stated
+    if isinstance(name, str) and name in METHODS:
+        return name
+    # Of several that fit alike the last, since later entries replaced earlier ones.
+    return max(reversed(METHODS), key=lambda m: -len(METHODS[m].branches.keys() ^ set(parts)))

@@ -1,0 +1,108 @@
+"""The table of methods: what follows from an entry, shown on the shipped ones and on a made-up one with three parts."""
+
+from __future__ import annotations
+
+import csv
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import get_args
+
+import pytest
+import torch
+
+from hetcl.methods import METHODS, method_of, parts_of
+from hetcl.model.build import build_embedding
+from hetcl.pretraining.monitors import columns, line
+from hetcl.settings import StageSettings, documented
+from hetcl.views.policies import POLICIES
+
+TWIN = """
+import sys
+from hetcl.methods import METHODS, Branch, Method
+from hetcl.types import ViewPolicy
+
+METHODS["twin"] = Method(
+    "hcl with a coarse map beside the fine one",
+    {"semantic": Branch("semantic"), "spatial": Branch("spatial"), "coarse": Branch("spatial", {"side": 2})},
+    ViewPolicy(flip_p=0.0, blur_p=0.0),
+)
+from hetcl.cli import main
+
+sys.exit(main(sys.argv[1:]))
+"""
+"""What adding a method takes: an entry, before anything reads the table."""
+
+
+def twin(*words: object) -> str:
+    """What a command of an hetcl with one more method says."""
+    command = [sys.executable, "-c", TWIN, *map(str, words)]
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=300)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_third_branch_reaches_help_metrics_console_checkpoint_contrast_and_pca(tmp_path: Path) -> None:
+    run, out = tmp_path / "run", tmp_path / "contrast"
+    here = "--size 32 --batch 8 --device cpu --precision fp32 --workers 0 --threads 1".split()
+    small = "--recipe demo --backbone timm:test_resnet --groups 2 --spatial.side 4 --spatial.width 8 --semantic.dim 8"
+    stages = "--stage1.epochs 0 --stage2.epochs 1 --stage2.queue 13 --stage2.method twin --knn.every 0 --log_every 1"
+    said = twin("pretrain", "--data", "scenes:24", "--out", run, *small.split(), *stages.split(), *here)
+    assert re.search(r"\(semantic [\d.]+%, spatial [\d.]+%, coarse [\d.]+% in batch\)", said)
+    with open(run / "metrics.csv", newline="") as f:
+        rows = list(csv.DictReader(f))
+    for figure in ("accuracy_queue", "accuracy_batch", "alignment", "uniformity"):
+        assert 0 < len([row for row in rows if row[f"coarse_{figure}"]]) == len(rows)
+
+    said = twin(
+        "contrast", run, "--data", "scenes:40", "--out", out, "--dims", "7", "--splits", "0.5,0.25", "--views",
+        "crop,twin", "--yardstick", "none", "--examples", "0", *here,
+    )  # fmt: skip
+    assert "semantic 8 + spatial 16 + coarse 4" in said
+    found = {row["vector"]: row["dims"] for row in json.loads((out / "contrast.json").read_text())["results"]}
+    assert found["full"] == {"semantic": 8, "spatial": 16, "coarse": 4}
+    assert found["coarse"] == {"coarse": 4}
+    assert found["pca-7"] == {"semantic": 1, "spatial": 2, "coarse": 4}
+    assert found["pca-7@0.25"] == {"semantic": 2, "spatial": 3, "coarse": 2}
+    assert "--stage1.method supervised|moco-v1|moco-v2|hcl|twin" in twin("pretrain", "--help")
+    twin(
+        "export", run, "--format", "full", "--out", tmp_path / "twin.safetensors"
+    )  # proves that it reads back
+
+
+def test_the_settings_know_the_methods_of_the_table_and_contrast_their_views() -> None:
+    kinds = {name: (kind, text) for name, kind, text in documented(StageSettings)}
+    assert get_args(kinds["method"][0]) == tuple(METHODS)
+    assert all(f"{name} ({method.text})" in kinds["method"][1] for name, method in METHODS.items())
+    assert all(POLICIES[name] == method.views for name, method in METHODS.items())
+
+
+@pytest.mark.parametrize("name", list(METHODS))
+def test_an_encoder_has_the_parts_of_its_entry_and_is_known_by_them(name: str) -> None:
+    model = build_embedding(name, "timm:test_resnet", seed=0, semantic_dim=8, side=2, width=4, classes=3)
+    parts = {key.split(".")[1] for key in model.state_dict() if key.startswith("branches.")}
+    assert parts == set(METHODS[name].branches)
+    assert METHODS[method_of(parts)].branches.keys() == parts
+    assert method_of(parts, name) == method_of(parts, ["moco-v2", name]) == name
+    assert method_of(parts, "of a later hetcl") == method_of(parts)
+
+
+def test_two_branches_of_a_kind_start_from_different_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    hcl = METHODS["hcl"]
+    twins = {**hcl.branches, "other": hcl.branches["spatial"]}
+    monkeypatch.setitem(METHODS, "twins", type(hcl)("", twins, hcl.views))
+    one, two = (build_embedding(m, "timm:test_resnet", seed=3, side=2, width=4) for m in ("hcl", "twins"))
+    ours, theirs = one.state_dict(), two.state_dict()
+    assert all(torch.equal(ours[key], theirs[key]) for key in ours)
+    key = "smooth.weight"
+    assert not torch.equal(theirs[f"branches.spatial.{key}"], theirs[f"branches.other.{key}"])
+
+
+def test_columns_of_the_shipped_methods_are_the_ones_of_hcl() -> None:
+    assert parts_of([]) == parts_of(["supervised", "moco-v1", "hcl"]) == ["semantic", "spatial"]
+    assert columns(["supervised"]) == columns(["moco-v2", "hcl"])
+    assert columns(["hcl"])[8:14:2] == ("semantic_accuracy_queue", "spatial_accuracy_queue", "alignment")
+    row = {"spatial_accuracy_batch": 0.5, "semantic_accuracy_batch": 0.25}
+    assert line(row) == "(semantic 25.0%, spatial 50.0% in batch)"
