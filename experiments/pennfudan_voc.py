@@ -12,8 +12,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from hetcl.downstream import masks
-from hetcl.downstream.data import open_detection
+from hetcl.datasets import masks, open_detection
 
 
 def main(data: str, out: str) -> None:

@@ -16,8 +16,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from hetcl.downstream.annotations import DetectionSet
-from hetcl.downstream.masks import bitmap
+from hetcl.datasets.annotations import DetectionSet
+from hetcl.datasets.masks import bitmap
 from hetcl.downstream.models.scaling import normalized
 from hetcl.types import BadImage
 from hetcl.weights.encoder import Encoder

@@ -18,7 +18,7 @@ from gpu_sections import masks
 from gpu_sections.loader import paced
 from gpu_sections.section import Section
 from gpu_sections.stages import fabric_on, precision_for, stage_of
-from hetcl.downstream.data import open_detection
+from hetcl.datasets import open_detection
 from hetcl.images.sources import open_source
 from hetcl.runs.folder import RunFolder
 from hetcl.training.devices import chosen_kernels, workers_of

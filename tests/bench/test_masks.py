@@ -10,7 +10,7 @@ import pytest
 import torch
 from gpu_sections import masks
 
-from hetcl.downstream.data import open_detection
+from hetcl.datasets import open_detection
 from hetcl.weights.encoder import load_encoder
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hetcl.downstream.masks import encode
+from hetcl.datasets.masks import encode
 from hetcl.images.scenes import CLASSES, Scene, scene
 
 SIZE = 64

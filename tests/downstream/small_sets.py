@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 
-from hetcl.downstream.annotations import Category, Skipped
-from hetcl.downstream.data.packed import PackedDetection, Packer
-from hetcl.downstream.masks import encode
+from hetcl.datasets.annotations import Category, Skipped
+from hetcl.datasets.masks import encode
+from hetcl.datasets.packed import PackedDetection, Packer
 from hetcl.types import BadImage
 
 FINETUNE = (

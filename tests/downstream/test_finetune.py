@@ -16,7 +16,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hetcl.cli import main
-from hetcl.downstream.data import open_detection
+from hetcl.datasets import open_detection
 from hetcl.downstream.plan import scaled
 from hetcl.downstream.scores import predictions_of, score
 from hetcl.runs.folder import RunFolder

@@ -11,9 +11,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetcl.downstream import masks
-from hetcl.downstream.annotations import Skipped
-from hetcl.downstream.data.maps import MapSet
+from hetcl.datasets import masks
+from hetcl.datasets.annotations import Skipped
+from hetcl.datasets.maps import MapSet
 from hetcl.downstream.loader import (
     Batch,
     DetectionExamples,

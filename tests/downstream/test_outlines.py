@@ -8,7 +8,7 @@ from faster_coco_eval.core import mask as coco_mask
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hetcl.downstream import masks, outlines
+from hetcl.datasets import masks, outlines
 
 coordinate = st.one_of(
     st.floats(-30, 90, allow_nan=False),

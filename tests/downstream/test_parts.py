@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from hetcl.cli import main
-from hetcl.downstream.data import open_detection, open_segmentation
+from hetcl.datasets import open_detection, open_segmentation
 from hetcl.downstream.parts import joined, judge, open_part
 from hetcl.downstream.renamed import names_of, under
 from hetcl.errors import InputError

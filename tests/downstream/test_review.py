@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from hetcl.cli import main
-from hetcl.downstream.data import open_detection, open_segmentation, repeat_factors
+from hetcl.datasets import open_detection, open_segmentation, repeat_factors
 from hetcl.downstream.evaluate import FirstImages
 from hetcl.downstream.loader import DetectionExamples, usable
 from hetcl.downstream.models.scaling import Scaling

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from lightning_fabric import Fabric
 from PIL import Image
 
+from hetcl.datasets.annotations import Prediction, Skipped
 from hetcl.downstream import sheets
-from hetcl.downstream.annotations import Prediction, Skipped
 from hetcl.downstream.predict import EvaluationContext
 from tests.downstream.small_sets import Boxes
 

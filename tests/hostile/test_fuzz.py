@@ -25,8 +25,7 @@ import pytest
 import torch
 from PIL import Image
 
-from hetcl.downstream import masks
-from hetcl.downstream.data import open_detection, open_segmentation
+from hetcl.datasets import masks, open_detection, open_segmentation
 from hetcl.errors import InputError
 from hetcl.images.decode import open_image
 from hetcl.images.labels import class_names

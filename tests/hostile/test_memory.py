@@ -16,8 +16,8 @@ import pytest
 import torch
 from PIL import Image
 
+from hetcl.datasets import open_detection, packed
 from hetcl.downstream import loader
-from hetcl.downstream.data import open_detection, packed
 from hetcl.errors import InputError
 from hetcl.images.decode import open_image
 from hetcl.images.labels import class_names
@@ -45,7 +45,7 @@ def coco(root: Path, segmentation: Any, *, sides: tuple[Any, Any] = (480, 640)) 
     return root
 
 
-LOOK = "from hetcl.downstream.data import open_detection; from hetcl.downstream import masks"
+LOOK = "from hetcl.datasets import open_detection; from hetcl.datasets import masks"
 READ = """data = open_detection('coco:{}', 'val')
 truth = data.annotations(0)
 for segment in truth.segments or ():
@@ -109,7 +109,7 @@ def test_label_maps_of_another_size_than_their_image_are_not_decoded(kind: str, 
         path = max(tmp_path.rglob("val/*/*labelIds.png"))
     bomb(path, 6000)
     code = f"data = open_segmentation('{kind}:{tmp_path}', 'val')\nfor i in range(2):\n    data.label_map(i)"
-    took, out = taken("from hetcl.downstream.data import open_segmentation", code)
+    took, out = taken("from hetcl.datasets import open_segmentation", code)
     assert took < 100, out
     assert "refused:" in out
     assert "6000 x 6000 pixels, its image" in out
@@ -216,7 +216,7 @@ def test_deep_and_growing_xml_is_no_annotation(depth: int, tmp_path: Path) -> No
     paths[0].write_text(text)
     paths[1].write_text(nested)
     took, out = taken(
-        "from hetcl.downstream.data import open_detection",
+        "from hetcl.datasets import open_detection",
         f"for s in ('train', 'val'):\n    print(open_detection('voc:{tmp_path}', s).skipped.lines())",
     )
     assert took < 300, out

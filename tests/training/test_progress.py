@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from hetcl.quantities import count
 from hetcl.training import meters
 from hetcl.training.meters import Stopwatch
-from hetcl.training.progress import count
 
 
 def test_counts() -> None:

@@ -20,11 +20,12 @@ from torch import Tensor
 from hetcl.analysis.extract import Extractor, look
 from hetcl.analysis.store import Store
 from hetcl.errors import WorkFailed
+from hetcl.quantities import count, duration
 from hetcl.signals import StopSignal
 from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import not_finite_because
 from hetcl.training.memory import Need, bytes_of, outlook
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.progress import Reporter
 from hetcl.types import ViewBatch, ViewPolicy
 from hetcl.views.central import Central
 from hetcl.views.loader import name_of

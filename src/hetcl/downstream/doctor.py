@@ -6,14 +6,14 @@ from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
-from hetcl.downstream.data import open_segmentation
+from hetcl.datasets import open_segmentation
 from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import example_words, part_words, scaled
 from hetcl.errors import InputError
 from hetcl.printable import say
+from hetcl.quantities import count
 from hetcl.settings import FinetuneSettings, resolve_finetune
 from hetcl.settings.downstream import DEFAULT
-from hetcl.training.progress import count
 
 
 def doctor(

@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hetcl.downstream.annotations import Metrics
+from hetcl.datasets.annotations import Metrics
 from hetcl.downstream.build import MODEL_WORDS, build_model, model_words
 from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
@@ -25,13 +25,13 @@ from hetcl.downstream.renamed import under
 from hetcl.downstream.report_text import plain, say_outcome, write_outcome
 from hetcl.errors import InputError
 from hetcl.paths import create, expand
+from hetcl.quantities import count, duration
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.settings import resolve_evaluate, to_dict
 from hetcl.training.devices import peak_memory
-from hetcl.training.progress import count, duration
 from hetcl.training.session import Session
 from hetcl.weights.facts import InputFacts
 

@@ -14,9 +14,9 @@ import torch
 from torch import nn
 
 from hetcl import __version__
-from hetcl.downstream.annotations import Metrics
+from hetcl.datasets import repeat_factors
+from hetcl.datasets.annotations import Metrics
 from hetcl.downstream.build import build_model, model_words, take_weights
-from hetcl.downstream.data import repeat_factors
 from hetcl.downstream.dry_run import try_one
 from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader
 from hetcl.downstream.models import pyramid_state
@@ -27,12 +27,12 @@ from hetcl.downstream.renamed import names_of
 from hetcl.downstream.report_text import figure_names, plain, say_outcome, write_outcome
 from hetcl.downstream.task import LOSSES, Finetune
 from hetcl.errors import InputError
+from hetcl.quantities import count, duration
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
 from hetcl.settings import FinetuneSettings, to_dict
 from hetcl.training.devices import peak_memory, use_threads
 from hetcl.training.memory import Need, outlook
-from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.views.workers import room

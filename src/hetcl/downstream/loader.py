@@ -18,8 +18,8 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from hetcl.downstream import masks
-from hetcl.downstream.annotations import Annotations, DetectionSet, SegmentationSet
+from hetcl.datasets import masks
+from hetcl.datasets.annotations import Annotations, DetectionSet, SegmentationSet
 from hetcl.draws import Key, generator, permute
 from hetcl.errors import InputError
 from hetcl.types import BadImage, BadRecord

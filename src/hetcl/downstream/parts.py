@@ -11,12 +11,12 @@ from typing import Any
 
 import numpy as np
 
-from hetcl.downstream.annotations import DetectionSet, SegmentationSet
-from hetcl.downstream.data import open_detection, open_segmentation
+from hetcl.datasets import open_detection, open_segmentation
+from hetcl.datasets.annotations import DetectionSet, SegmentationSet
 from hetcl.downstream.loader import DetectionExamples, Examples, SegmentationExamples, usable
 from hetcl.downstream.renamed import VOID, Renamed, names_of, objects_of, under
 from hetcl.errors import InputError
-from hetcl.training.progress import count
+from hetcl.quantities import count
 from hetcl.types import BadImage
 
 NOT_FOUND = "image not found"

@@ -17,8 +17,8 @@ import torch.distributed as dist
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from hetcl.downstream import masks
-from hetcl.downstream.annotations import DetectionSet, Metrics, Prediction, SegmentationSet
+from hetcl.datasets import masks
+from hetcl.datasets.annotations import DetectionSet, Metrics, Prediction, SegmentationSet
 from hetcl.downstream.scores import Confusion, score
 from hetcl.errors import WorkFailed
 from hetcl.ranks import world

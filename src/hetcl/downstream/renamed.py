@@ -9,10 +9,10 @@ from typing import Any
 
 import numpy as np
 
-from hetcl.downstream.annotations import Annotations, Category, DetectionSet, SegmentationSet
-from hetcl.downstream.data.packed import PackedDetection
+from hetcl.datasets.annotations import Annotations, Category, DetectionSet, SegmentationSet
+from hetcl.datasets.packed import PackedDetection
 from hetcl.errors import InputError
-from hetcl.training.progress import count
+from hetcl.quantities import count
 
 UNNAMED = re.compile(r"class \d+")
 """What a class is called that has no name."""

@@ -12,13 +12,14 @@ from rich.table import Table
 from rich.text import Text
 from torch import nn
 
-from hetcl.downstream.annotations import Metrics
+from hetcl.datasets.annotations import Metrics
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult
 from hetcl.downstream.scores import results
 from hetcl.downstream.sheets import detection_sheet, segmentation_sheet
 from hetcl.printable import printable
+from hetcl.quantities import count
 from hetcl.runs.folder import write_atomic
-from hetcl.training.progress import Reporter, count
+from hetcl.training.progress import Reporter
 
 _COCO = ("ap", "ap50", "ap75", "ap_s", "ap_m", "ap_l")
 _OF_KIND = {

@@ -16,8 +16,8 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from torch import nn
 
-from hetcl.downstream import masks
-from hetcl.downstream.annotations import DetectionSet, Prediction, SegmentationSet
+from hetcl.datasets import masks
+from hetcl.datasets.annotations import DetectionSet, Prediction, SegmentationSet
 from hetcl.downstream.predict import EvaluationContext, label_map
 from hetcl.printable import printable
 from hetcl.types import BadImage

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from hetcl.downstream.annotations import Metrics
+from hetcl.datasets.annotations import Metrics
 from hetcl.downstream.loader import Batch, TargetLoader
 from hetcl.downstream.models import param_groups, precise_bn
 from hetcl.downstream.predict import EvaluationResult

@@ -29,10 +29,10 @@ from hetcl.pretraining.build import build_model, build_task
 from hetcl.pretraining.monitors import some_images
 from hetcl.pretraining.plan import held_out_of
 from hetcl.printable import say
+from hetcl.quantities import count, duration
 from hetcl.runs.folder import machine
 from hetcl.settings import PretrainSettings, StageSettings, resolve, stages_of
 from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
-from hetcl.training.progress import count, duration
 from hetcl.types import BadImage, Source, ViewBatch, ViewPolicy
 from hetcl.views import photometric
 from hetcl.views.loader import name_of

@@ -9,9 +9,9 @@ import torch
 from torch import nn
 
 from hetcl.methods import METHODS
+from hetcl.quantities import count
 from hetcl.training.dry_run import dry_run
 from hetcl.training.memory import Need, bytes_of, outlook
-from hetcl.training.progress import count
 from hetcl.views.workers import room
 
 

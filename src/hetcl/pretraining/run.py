@@ -25,12 +25,12 @@ from hetcl.pretraining.doctor import measure_step
 from hetcl.pretraining.dry_run import Rehearsed, memory_of, rehearse
 from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
+from hetcl.quantities import count, duration
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
 from hetcl.settings import StageSettings, stages_of, to_dict
 from hetcl.training.devices import chosen_kernels
-from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.training.task import Task

@@ -16,7 +16,7 @@ from lightning_fabric.strategies import DDPStrategy
 
 from hetcl.errors import InputError
 from hetcl.machine import cores
-from hetcl.training.progress import count
+from hetcl.quantities import count
 from hetcl.training.ranks import launch
 
 PRECISIONS = {"fp32": "32-true", "bf16": "bf16-mixed", "fp64": "32-true"}

@@ -18,12 +18,13 @@ from lightning_fabric import Fabric
 
 from hetcl.draws import seed_of
 from hetcl.errors import InputError, Stopped, WorkFailed, mark_alone
+from hetcl.quantities import count, duration
 from hetcl.ranks import world
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
 from hetcl.signals import StopSignal
 from hetcl.training.meters import Meters, Stopwatch
-from hetcl.training.progress import Reporter, count, duration
+from hetcl.training.progress import Reporter
 from hetcl.training.schedule import Schedule
 from hetcl.training.task import Task
 

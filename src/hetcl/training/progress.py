@@ -23,25 +23,6 @@ from hetcl.printable import printable
 from hetcl.runs.folder import disk_problem
 
 
-def duration(seconds: float) -> str:
-    """Seconds in the two units that matter: ``3 h 20 min``."""
-    s = max(0, round(seconds))
-    for unit, size, lower, part in (("d", 86400, "h", 3600), ("h", 3600, "min", 60), ("min", 60, "s", 1)):
-        if s >= size:
-            return (
-                f"{s // size} {unit} {s % size // part} {lower}"
-                if s < 10 * size
-                else f"{round(s / size)} {unit}"
-            )
-    return f"{s} s"
-
-
-def count(n: int, thing: str) -> str:
-    """``1 epoch``, ``2 epochs``, ``2 classes``."""
-    plural = "es" if thing.endswith("s") else "s"
-    return f"{n:,} {thing}{plural * (n != 1)}"
-
-
 class Events:
     """A TensorBoard file of scalars, written in this thread, so that a full disk is an ordinary error.
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from hetcl.analysis.where.annotated import COLUMNS, Located, open_asked, painted, read_boxes
-from hetcl.downstream.data import open_detection
+from hetcl.datasets import open_detection
 from hetcl.errors import InputError
 from tests.images.make import folder, shard
 
@@ -41,7 +41,7 @@ def test_small_objects_lie_on_top_and_crowds_are_void() -> None:
     found = open_detection("scenes:3@64", "train").annotations(1)
     label_map = painted(found)
     smallest = int(found.areas.argmin())
-    from hetcl.downstream import masks
+    from hetcl.datasets import masks
 
     assert found.segments is not None
     inside = masks.bitmap(found.segments[smallest], found.size) > 0

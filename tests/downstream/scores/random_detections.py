@@ -14,9 +14,9 @@ from typing import Any
 import numpy as np
 from pycocotools import mask as official
 
-from hetcl.downstream.annotations import Annotations, Category, Prediction, Skipped
-from hetcl.downstream.data import open_detection
-from hetcl.downstream.data.packed import PackedDetection, Packer
+from hetcl.datasets import open_detection
+from hetcl.datasets.annotations import Annotations, Category, Prediction, Skipped
+from hetcl.datasets.packed import PackedDetection, Packer
 
 CLASSES = (
     Category(3, "dog", "c"),

@@ -13,9 +13,9 @@ from PIL import Image
 from pycocotools import mask as coco_mask
 
 from hetcl.cli import main
-from hetcl.downstream.annotations import Prediction
-from hetcl.downstream.data import open_detection
-from hetcl.downstream.data.cityscapes import LABELS, THINGS, CityscapesDetection
+from hetcl.datasets import open_detection
+from hetcl.datasets.annotations import Prediction
+from hetcl.datasets.cityscapes import LABELS, THINGS, CityscapesDetection
 from hetcl.downstream.predict import EvaluationResult
 from hetcl.downstream.scores import score
 from hetcl.errors import InputError

@@ -14,7 +14,7 @@ from lvis import LVIS, LVISEval, LVISResults
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-from hetcl.downstream.annotations import Metrics
+from hetcl.datasets.annotations import Metrics
 from hetcl.downstream.scores import results, score
 from tests.downstream.scores.random_detections import (
     CLASSES,

@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from pycocotools import mask as official
 
-from hetcl.downstream.annotations import Prediction
-from hetcl.downstream.data.packed import PackedDetection
+from hetcl.datasets.annotations import Prediction
+from hetcl.datasets.packed import PackedDetection
 from hetcl.downstream.scores import predictions_of, results, score
 from hetcl.errors import InputError
 from tests.downstream.scores.random_detections import (

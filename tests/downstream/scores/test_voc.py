@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hetcl.downstream.annotations import Annotations, Category, Prediction
-from hetcl.downstream.data import open_detection
-from hetcl.downstream.data.packed import PackedDetection
+from hetcl.datasets import open_detection
+from hetcl.datasets.annotations import Annotations, Category, Prediction
+from hetcl.datasets.packed import PackedDetection
 from hetcl.downstream.scores import score
 from tests.downstream.scores.random_detections import made, said_of, truth_of, truths_of
 from tests.reference import voc

@@ -28,13 +28,13 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.paths import expand
+from hetcl.quantities import count, duration
 from hetcl.runs.folder import write_atomic
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
 from hetcl.training.devices import precision_on, workers_of
-from hetcl.training.progress import count, duration
 from hetcl.training.session import Session
 from hetcl.types import ViewPolicy
 from hetcl.views.pairs import Pairs

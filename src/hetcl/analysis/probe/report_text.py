@@ -8,7 +8,7 @@ from typing import Any
 from rich.table import Table
 
 from hetcl.analysis.text import percent
-from hetcl.training.progress import count
+from hetcl.quantities import count
 
 
 def table(report: Mapping[str, Any]) -> Table:

@@ -33,6 +33,7 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
 from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
+from hetcl.quantities import count, duration
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, Table
 from hetcl.runs.output import claim, held_in, reserved, write_report
@@ -40,7 +41,6 @@ from hetcl.settings import resolve_probe, to_dict
 from hetcl.signals import StopSignal
 from hetcl.training.devices import precision_on, workers_of
 from hetcl.training.engine import TIMING_COLUMNS, Loop
-from hetcl.training.progress import count, duration
 from hetcl.training.schedule import schedule
 from hetcl.training.session import Session
 from hetcl.views.central import Central

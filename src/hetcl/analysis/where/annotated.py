@@ -16,8 +16,7 @@ import numpy as np
 
 from hetcl.analysis.where.cells import VOID, cell_labels
 from hetcl.analysis.where.localization import main_box
-from hetcl.downstream import masks
-from hetcl.downstream.data import open_detection, open_segmentation
+from hetcl.datasets import masks, open_detection, open_segmentation
 from hetcl.draws import permute
 from hetcl.errors import InputError
 from hetcl.images.sources import open_held_out, open_source

@@ -27,10 +27,10 @@ from hetcl.analysis.where.localization import GOOD, overlap
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
 from hetcl.model.norm_statistics import is_unmeasured
+from hetcl.quantities import count, duration
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.output import write_report
 from hetcl.signals import StopSignal
-from hetcl.training.progress import count, duration
 from hetcl.training.session import Session
 from hetcl.types import BadImage
 from hetcl.views.central import Central

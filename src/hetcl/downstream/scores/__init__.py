@@ -13,7 +13,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import cast
 
-from hetcl.downstream.annotations import DetectionSet, InstanceMaps, Metrics, Prediction
+from hetcl.datasets.annotations import DetectionSet, InstanceMaps, Metrics, Prediction
 from hetcl.downstream.scores.cityscapes import score_cityscapes
 from hetcl.downstream.scores.coco import score_coco
 from hetcl.downstream.scores.images import masked, paired

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from faster_coco_eval.core import mask as coco_mask
 
-from hetcl.downstream.annotations import Category, Metrics, Rle
+from hetcl.datasets.annotations import Category, Metrics, Rle
 from hetcl.downstream.scores.images import Pair
 from hetcl.errors import InputError
 

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 from faster_coco_eval import COCO, COCOeval_faster
 
-from hetcl.downstream.annotations import Annotations, Category, Metrics, Prediction, Rle
-from hetcl.downstream.masks import rle_of
+from hetcl.datasets.annotations import Annotations, Category, Metrics, Prediction, Rle
+from hetcl.datasets.masks import rle_of
 from hetcl.downstream.scores.images import Pair
 from hetcl.downstream.scores.results import text_rle, xywh
 

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetcl.downstream.annotations import Annotations, DetectionSet, Prediction
+from hetcl.datasets.annotations import Annotations, DetectionSet, Prediction
 from hetcl.errors import InputError
 
 Pair = tuple[Annotations, Prediction]

@@ -11,8 +11,8 @@ from typing import Any
 
 import numpy as np
 
-from hetcl.downstream.annotations import DetectionSet, Prediction, Rle
-from hetcl.downstream.masks import decode
+from hetcl.datasets.annotations import DetectionSet, Prediction, Rle
+from hetcl.datasets.masks import decode
 from hetcl.downstream.scores.images import by_id, empty, paired
 from hetcl.errors import InputError
 

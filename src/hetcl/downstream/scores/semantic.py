@@ -9,7 +9,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from hetcl.downstream.annotations import Metrics
+from hetcl.datasets.annotations import Metrics
 from hetcl.errors import InputError
 
 IGNORED = 255

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 
-from hetcl.downstream.annotations import Category, Metrics
+from hetcl.datasets.annotations import Category, Metrics
 from hetcl.downstream.scores.images import Pair
 
 THRESHOLDS = np.arange(50, 100, 5) / 100
