@@ -42,6 +42,7 @@ KEPT = "; the features are kept: go on with --resume"
 SCHEMA = 1
 """Version of where.json; it rises when a name changes its meaning or goes away."""
 QUESTIONS = ("correspondence", "localization", "dense-knn", "dense-linear")
+DENSE = {"dense-knn", "dense-linear"}
 BOX_LEVELS, BOX_GRID = ("c3", "c4", "c5"), 6
 """The box of the main object is found from each of these levels, on so coarse a grid."""
 MATCH_LEVELS = ("c2", "c3", "c4", "c5")
@@ -120,6 +121,10 @@ class Where(Session):
         self.encoders = yardstick.distinct(models, allow_partial)
         self.size = s.size or _side(self.asked.images[0], self.encoders)
         self.grid = s.grid or max(1, self.size // 8)
+        if self.grid > self.size:
+            raise InputError(
+                f"setting grid {self.grid} makes cells smaller than a pixel at {self.size} pixels; lower it"
+            )
         entries, held, self.notes = yardstick.entries_of(
             self.encoders, ["pooled"], size=self.size, yardstick=True
         )
@@ -193,7 +198,7 @@ class Where(Session):
         needed: dict[int, tuple[Both, list[str]]] = {}
         if "localization" in self.questions and self.asked.boxes:
             needed.setdefault(id(self.asked.boxes), (self.asked.boxes, []))[1].extend(_box_features())
-        if {"dense-knn", "dense-linear"} & set(self.questions) and self.asked.cells:
+        if DENSE & set(self.questions) and self.asked.cells:
             grid = self.grid
             needed.setdefault(id(self.asked.cells), (self.asked.cells, []))[1].extend(
                 f"{level}x{grid}" for level in CELL_LEVELS
@@ -281,7 +286,7 @@ class Where(Session):
             yield from self._correspondence(entry)
         if "localization" in self.questions and self.asked.boxes:
             yield from self._localization(entry, self.asked.boxes, signal)
-        if self.asked.cells:
+        if self.asked.cells and DENSE & set(self.questions):
             yield from self._cells(entry, self.asked.cells, signal)
 
     def _correspondence(self, entry: Entry) -> Iterator[Answer]:
@@ -354,9 +359,7 @@ class Where(Session):
                 f"{self.data}: cells of the images to fit are of {len(there)} class; give more images"
             )
         features = [[r["features"] for r in rows] for rows in held]
-        for name in ("dense-knn", "dense-linear"):
-            if name not in self.questions:
-                continue
+        for name in (q for q in self.questions if q in DENSE):
             unit = name == "dense-knn"
             train = questions.Cells(features[0], labels[0], unit=unit, most=s.cells, seed=s.seed)
             test = questions.Cells(features[1], labels[1], unit=unit, spread=train.spread)
@@ -457,7 +460,7 @@ def _possible(wanted: Sequence[str], asked: Asked, data: str) -> list[str]:
             "boxes; name an annotated set (coco:ROOT ...) or a file of boxes with --boxes"
         )
     if asked.cells is None:
-        why = "a class for each pixel; name a set with masks (coco:ROOT, voc:ROOT, cityscapes:ROOT, scenes:N)"
+        why = "classes of pixels; name a set with masks (coco:ROOT, voc:ROOT, cityscapes:ROOT, scenes:N)"
         lacking |= dict.fromkeys(("dense-knn", "dense-linear"), why)
     for name in wanted:
         if name in lacking:
