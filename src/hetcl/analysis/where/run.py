@@ -15,15 +15,14 @@ import numpy as np
 
 from hetcl.analysis import extraction, yardstick
 from hetcl.analysis.contrast.plotting import save
-from hetcl.analysis.extract import Extractor
 from hetcl.analysis.statistics import Bins, Estimate, mean_of
-from hetcl.analysis.store import Store
 from hetcl.analysis.where import questions, report_text
 from hetcl.analysis.where.annotated import Asked, Both, Located, open_asked
 from hetcl.analysis.where.cells import iou_of, mean_iou, paired_mean_iou
 from hetcl.analysis.where.correspondence import WITHIN
 from hetcl.analysis.where.figure import draw
 from hetcl.analysis.where.localization import GOOD, overlap
+from hetcl.analysis.where.maps import DENSE, Maps
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
 from hetcl.model.norm_statistics import is_unmeasured
@@ -33,21 +32,13 @@ from hetcl.runs.output import write_report
 from hetcl.signals import StopSignal
 from hetcl.training.session import Session
 from hetcl.types import BadImage
-from hetcl.views.central import Central
-from hetcl.views.pairs import Pairs
-from hetcl.views.policies import POLICIES, policy_of
+from hetcl.views.policies import policy_of
 from hetcl.weights.encoder import Encoder
 
 KEPT = "; the features are kept: go on with --resume"
 SCHEMA = 1
 """Version of where.json; it rises when a name changes its meaning or goes away."""
 QUESTIONS = ("correspondence", "localization", "dense-knn", "dense-linear")
-DENSE = {"dense-knn", "dense-linear"}
-BOX_LEVELS, BOX_GRID = ("c3", "c4", "c5"), 6
-"""The box of the main object is found from each of these levels, on so coarse a grid."""
-MATCH_LEVELS = ("c2", "c3", "c4", "c5")
-CELL_LEVELS = ("c2", "c3", "c4", "c5")
-"""Side by side in every cell."""
 BIN = WITHIN.index(1.0)
 """The distance that is shown by overlap."""
 LEAST = 20
@@ -113,26 +104,28 @@ class Where(Session):
             data_split=s.data_split, test_split=s.test_split, window=s.window,
         )  # fmt: skip
         self.questions = _possible(asked, self.asked, data)
-        self.policy = policy_of(s.views)[1]
-        if self.policy.flip_p and "correspondence" in self.questions:
+        policy = policy_of(s.views)[1]
+        if policy.flip_p and "correspondence" in self.questions:
             raise InputError(
                 f"views {s.views} flips images, which correspondence does not undo; add :flip_p=0"
             )
         self.encoders = yardstick.distinct(models, allow_partial)
-        self.size = s.size or _side(self.asked.images[0], self.encoders)
-        self.grid = s.grid or max(1, self.size // 8)
-        if self.grid > self.size:
+        size = s.size or _side(self.asked.images[0], self.encoders)
+        grid = s.grid or max(1, size // 8)
+        if grid > size:
             raise InputError(
-                f"setting grid {self.grid} makes cells smaller than a pixel at {self.size} pixels; lower it"
+                f"setting grid {grid} makes cells smaller than a pixel at {size} pixels; lower it"
             )
-        entries, held, self.notes = yardstick.entries_of(
-            self.encoders, ["pooled"], size=self.size, yardstick=True
-        )
+        entries, held, self.notes = yardstick.entries_of(self.encoders, ["pooled"], size=size, yardstick=True)
         self.entries = [replace(e, name=e.name.removesuffix(" pooled")) for e in entries]
         self.pairs = [
             (a.removesuffix(" pooled"), b.removesuffix(" pooled")) for one in held for a, b in one.pairs
         ]
         self.start(s, folder.log)
+        self.maps = Maps(
+            self.out / "features", self.entries, self.asked, size=size, grid=grid, policy=policy,
+            key={"schema": SCHEMA, "precision": self.precision}, seed=s.seed, batch=s.batch,
+        )  # fmt: skip
         self.chance: dict[str, dict[str, float]] = {}
 
     def go(self) -> dict[str, Any]:
@@ -159,122 +152,31 @@ class Where(Session):
         for title, both in (("images", a.images), ("boxes", a.boxes), ("cells", a.cells)):
             if both is not None and (title == "images" or both is not a.images):
                 say(f"{title:<10}{both[0].description}; tested on {both[1].description}")
-        say(f"asked     {', '.join(self.questions)}, at {self.size} pixels")
+        say(f"asked     {', '.join(self.questions)}, at {self.maps.size} pixels")
         for e in self.entries:
             say(f"{'model' if e.role == 'model' else 'yardstick':<10}{e.name}: {e.encoder.pyramid.arch}")
         self.say_where(self.out)
 
     # ---- images to stores ----------------------------------------------------------------------------------------
 
-    def _store(self, entry: Entry, what: str, part: Located, columns: Mapping[str, Any]) -> Store:
-        s = self.settings
-        key = {
-            "schema": SCHEMA,
-            "weights": entry.digest,
-            "arch": entry.encoder.pyramid.arch,
-            "features": what,
-            "size": self.size,
-            "data": part.fingerprint,
-            "images": part.hash,
-            "precision": self.precision,
-        }
-        if what.startswith("match"):
-            key |= {"policy": asdict(self.policy), "seed": s.seed}
-        return Store(
-            self.out / "features", f"{entry.name}-{what}", key, columns, images=len(part), batch=s.batch
-        )
-
-    def _map_store(self, entry: Entry, feature: str, part: Located) -> Store:
-        dim = sum(Extractor(entry.encoder, [feature]).dims(feature).values())
-        return self._store(entry, feature, part, {"features": ("float32", (dim,))})
-
-    def _match_store(self, entry: Entry, feature: str, part: Located) -> Store:
-        columns: dict[str, Any] = {name: ("float64", (n,)) for name, n in questions.MATCHED.items()}
-        columns |= {"cells": ("int64", ()), "iou": ("float64", ())}
-        return self._store(entry, f"match-{feature}", part, columns)
-
-    def _maps(self) -> Iterator[tuple[Both, list[str]]]:
-        """The features of whole images that the questions need, by the images they are needed of."""
-        needed: dict[int, tuple[Both, list[str]]] = {}
-        if "localization" in self.questions and self.asked.boxes:
-            needed.setdefault(id(self.asked.boxes), (self.asked.boxes, []))[1].extend(_box_features())
-        if DENSE & set(self.questions) and self.asked.cells:
-            grid = self.grid
-            needed.setdefault(id(self.asked.cells), (self.asked.cells, []))[1].extend(
-                f"{level}x{grid}" for level in CELL_LEVELS
-            )
-        yield from needed.values()
-
-    def _match_features(self, encoder: Encoder) -> dict[str, int]:
-        """Feature -> side of its grid, for correspondence: each level, no finer than the grid, and each map."""
-        strides = encoder.pyramid.spec.strides
-        sides = [max(1, min(self.grid, self.size // stride)) for stride in strides]
-        levels = {
-            f"{level}x{side}": side for level, side in zip(MATCH_LEVELS, sides, strict=True) if side > 1
-        }
-        branches: Any = {} if encoder.embedding is None else encoder.embedding.branches
-        maps = {name: int(b.side) for name, b in branches.items() if hasattr(b, "side")}
-        return levels | maps
-
     def _extract(self, signal: StopSignal) -> None:
         """One pass over the images of each part for all stores that are not whole."""
-        s = self.settings
-        workers, pin = self.workers, self.fabric.device.type == "cuda"
-        passes: list[tuple[list[extraction.Job], extraction.Views]] = []
-        for both, features in self._maps():
-            for part in both:
-                stores = [(e, f, self._map_store(e, f, part)) for e in self.entries for f in features]
-                jobs = [
-                    extraction.Job(
-                        e.encoder, f, POLICIES["none"], self.size, store, ("features",), unit=False
-                    )
-                    for e, f, store in stores
-                    if not store.finished
-                ]
-                if jobs:
-                    views = Central(
-                        part,
-                        range(len(part)),
-                        size=self.size,
-                        batch=s.batch,
-                        workers=workers,
-                        pin=pin,
-                        whole=True,
-                    )
-                    passes.append((jobs, views))
-        if "correspondence" in self.questions:
-            part, jobs = self.asked.images[1], []
-            for e in self.entries:
-                for feature, side in self._match_features(e.encoder).items():
-                    store = self._match_store(e, feature, part)
-                    if not store.finished:
-                        rows = partial(questions.matches, side=side)
-                        jobs.append(
-                            extraction.Job(e.encoder, feature, self.policy, self.size, store, (), False, rows)
-                        )
-            if jobs:
-                pairs = Pairs(
-                    part, [self.policy], size=self.size, batch=s.batch, seed=s.seed, workers=workers, pin=pin
-                )
-                passes.append((jobs, pairs))
+        s, part = self.settings, self.asked.images[0]
+        passes = self.maps.passes(self.questions, workers=self.workers, pin=self.fabric.device.type == "cuda")
         if not passes:
             self.reporter.say("features  are here already")
             return
-        self._measure({id(job.encoder) for jobs, _ in passes for job in jobs}, signal)
+        for encoder in {id(job.encoder): job.encoder for jobs, _ in passes for job in jobs}.values():
+            if is_unmeasured(encoder.pyramid):
+                yardstick.measure(
+                    encoder, part, size=self.maps.size, fabric=self.fabric, seed=s.seed, window=s.window,
+                    images=len(part), workers=self.workers,
+                    stop=partial(signal.check, "stopped before the first image" + KEPT),
+                )  # fmt: skip
         extraction.extract(
             passes, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
             left_out=self.out / "bad_images.csv", max_bad=s.max_bad, fewer="or set images and test_images to fewer",
         )  # fmt: skip
-
-    def _measure(self, wanted: set[int], signal: StopSignal) -> None:
-        """Batch-norm statistics of random encoders, on images to fit."""
-        s, part = self.settings, self.asked.images[0]
-        for encoder in {id(e.encoder): e.encoder for e in self.entries}.values():
-            if id(encoder) in wanted and is_unmeasured(encoder.pyramid):
-                yardstick.measure(
-                    encoder, part, size=self.size, fabric=self.fabric, seed=s.seed, window=s.window, images=len(part),
-                    workers=self.workers, stop=partial(signal.check, "stopped before the first image" + KEPT),
-                )  # fmt: skip
 
     # ---- stores to answers ---------------------------------------------------------------------------------------
 
@@ -291,8 +193,8 @@ class Where(Session):
 
     def _correspondence(self, entry: Entry) -> Iterator[Answer]:
         bins = Bins(5)
-        for feature in self._match_features(entry.encoder):
-            rows = self._match_store(entry, feature, self.asked.images[1]).read()
+        for feature in self.maps.matched(entry.encoder):
+            rows = self.maps.of_crops(entry, feature).read()
             seen = rows["cells"] > 0
             if not seen.any():
                 raise WorkFailed("no two crops of an image overlap; set views to a policy with larger crops")
@@ -316,7 +218,7 @@ class Where(Session):
                 yield Answer("correspondence", f"pck{within:g}", level, found[order], index, more)
 
     def _localization(self, entry: Entry, both: Both, signal: StopSignal) -> Iterator[Answer]:
-        for feature in _box_features():
+        for feature in self.maps.boxes:
             signal.check("stopped while looking for boxes" + KEPT)
             (x, boxes, _), (z, truth, index) = (self._with_boxes(entry, feature, part) for part in both)
             if len(x) < LEAST or not len(z):
@@ -337,7 +239,7 @@ class Where(Session):
         self, entry: Entry, feature: str, part: Located
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Features, boxes and indices of the images of a part that have a box."""
-        rows = self._map_store(entry, feature, part).read()
+        rows = self.maps.of_images(entry, feature, part).read()
         boxes = [_known(part.box, int(i)) for i in rows["index"]]
         kept = np.array([i for i, box in enumerate(boxes) if box is not None], np.int64)
         found = [box for box in boxes if box is not None]
@@ -345,12 +247,13 @@ class Where(Session):
 
     def _cells(self, entry: Entry, both: Both, signal: StopSignal) -> Iterator[Answer]:
         s, k = self.settings, len(self.asked.classes)
-        names = [f"{level}x{self.grid}" for level in CELL_LEVELS]
-        held = [[self._map_store(entry, name, part).read() for name in names] for part in both]
+        held = [[self.maps.of_images(entry, name, part).read() for name in self.maps.cells] for part in both]
         labels = []
         for part, rows in zip(both, held, strict=True):
-            known = [_known(lambda i, part=part: part.cells(i, self.grid), int(i)) for i in rows[0]["index"]]
-            empty = np.full((self.grid, self.grid), -1, np.int16)
+            known = [
+                _known(lambda i, part=part: part.cells(i, self.maps.grid), int(i)) for i in rows[0]["index"]
+            ]
+            empty = np.full((self.maps.grid, self.maps.grid), -1, np.int16)
             labels.append(np.stack([(empty if c is None else c).ravel() for c in known]))
         index = held[1][0]["index"]
         there = np.unique(labels[0][labels[0] >= 0])
@@ -397,8 +300,8 @@ class Where(Session):
             ],
             "data": {
                 "data": self.data,
-                "size": self.size,
-                "grid": self.grid,
+                "size": self.maps.size,
+                "grid": self.maps.grid,
                 "views": self.settings.views,
                 "held_out": self.asked.held_out,
                 **self._parts(),
@@ -437,10 +340,6 @@ class Where(Session):
         for line in report["said"]:
             self.reporter.say(line)
         self.reporter.say(f"done in {duration(report['seconds'])}: {self.out / 'where.json'}, where.png")
-
-
-def _box_features() -> list[str]:
-    return [f"{level}x{BOX_GRID}" for level in BOX_LEVELS]
 
 
 def _known(of: Any, index: int) -> np.ndarray | None:

@@ -1,0 +1,157 @@
+"""Frozen maps on disk: which features the questions of where need of which images, and the passes that fill them in.
+
+Whole images give levels on a grid (``c4x6``); two crops of an image give what was found of the one in the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from hetcl.analysis import extraction
+from hetcl.analysis.extract import LEVELS, Extractor
+from hetcl.analysis.store import Store
+from hetcl.analysis.where import questions
+from hetcl.analysis.where.annotated import Asked, Both, Located
+from hetcl.analysis.yardstick import Entry
+from hetcl.model.norm_statistics import is_unmeasured
+from hetcl.types import ViewPolicy
+from hetcl.views.central import Central
+from hetcl.views.pairs import Pairs
+from hetcl.views.policies import POLICIES
+from hetcl.weights.encoder import Encoder
+
+DENSE = {"dense-knn", "dense-linear"}
+"""Questions of cells; all levels lie side by side in a cell."""
+BOX_LEVELS, BOX_GRID = ("c3", "c4", "c5"), 6
+"""The box of the main object is found from each of these levels, on so coarse a grid."""
+
+
+class Maps:
+    """The maps of some encoders for the images that are asked of.
+
+    Args:
+        root: the folder of all stores.
+        entries: the encoders.
+        size: side of the images in pixels.
+        grid: side of the grid of cells.
+        policy: how the crops of correspondence are drawn.
+        key: what all features are a function of, besides (precision, schema).
+        seed, batch: of the crops; images at a time.
+    """
+
+    def __init__(
+        self, root: Path, entries: Sequence[Entry], asked: Asked, *, size: int, grid: int, policy: ViewPolicy,
+        key: Mapping[str, Any], seed: int, batch: int,
+    ) -> None:  # fmt: skip
+        self.root, self.entries, self.asked, self.size, self.grid = root, entries, asked, size, grid
+        self.policy, self.key, self.seed, self.batch = policy, key, seed, batch
+        self.boxes = [f"{level}x{BOX_GRID}" for level in BOX_LEVELS]
+        self.cells = [f"{level}x{grid}" for level in LEVELS]
+        train = asked.images[0]
+        self._measured = {  # random weights: their statistics are those of these images
+            id(e.encoder): f"{train.fingerprint} {train.hash} {seed}"
+            for e in entries
+            if is_unmeasured(e.encoder.pyramid)
+        }
+
+    def _store(
+        self, entry: Entry, name: str, part: Located, columns: Mapping[str, Any], **more: Any
+    ) -> Store:
+        key = {
+            **self.key,
+            "weights": entry.digest,
+            "measured": self._measured.get(id(entry.encoder)),
+            "arch": entry.encoder.pyramid.arch,
+            "features": name,
+            "size": self.size,
+            "data": part.fingerprint,
+            "images": part.hash,
+            **more,
+        }
+        return Store(self.root, f"{entry.name}-{name}", key, columns, images=len(part), batch=self.batch)
+
+    def of_images(self, entry: Entry, feature: str, part: Located) -> Store:
+        """A level on a grid, of whole images: the column ``features``, float32 ``[n, C * side * side]``."""
+        dim = sum(Extractor(entry.encoder, [feature]).dims(feature).values())
+        return self._store(entry, feature, part, {"features": ("float32", (dim,))})
+
+    def of_crops(self, entry: Entry, feature: str) -> Store:
+        """What was found of one crop in the other (:func:`questions.matches`), of the images to test on."""
+        columns: dict[str, Any] = {name: ("float64", (n,)) for name, n in questions.MATCHED.items()}
+        columns |= {"cells": ("int64", ()), "iou": ("float64", ())}
+        drawn = {"policy": asdict(self.policy), "seed": self.seed}
+        return self._store(entry, f"match-{feature}", self.asked.images[1], columns, **drawn)
+
+    def matched(self, encoder: Encoder) -> dict[str, int]:
+        """Feature -> side of its grid, for correspondence: each level, no finer than the grid, and each map."""
+        strides = encoder.pyramid.spec.strides
+        sides = [min(self.grid, self.size // stride) for stride in strides]
+        levels = {f"{level}x{side}": side for level, side in zip(LEVELS, sides, strict=True) if side > 1}
+        branches: Any = {} if encoder.embedding is None else encoder.embedding.branches
+        return levels | {name: int(b.side) for name, b in branches.items() if hasattr(b, "side")}
+
+    def passes(
+        self, asked: Sequence[str], *, workers: int, pin: bool
+    ) -> list[tuple[list[extraction.Job], extraction.Views]]:
+        """What is to be extracted for these questions: for each part the stores that are not whole, and the images."""
+        out: list[tuple[list[extraction.Job], extraction.Views]] = []
+        for both, features in self._needed(asked):
+            for part in both:
+                jobs = [
+                    extraction.Job(
+                        e.encoder, f, POLICIES["none"], self.size, store, ("features",), unit=False
+                    )
+                    for e in self.entries
+                    for f in features
+                    if not (store := self.of_images(e, f, part)).finished
+                ]
+                if jobs:
+                    central = Central(
+                        part,
+                        range(len(part)),
+                        size=self.size,
+                        batch=self.batch,
+                        workers=workers,
+                        pin=pin,
+                        whole=True,
+                    )
+                    out.append((jobs, central))
+        if "correspondence" in asked:
+            jobs = [
+                extraction.Job(
+                    e.encoder,
+                    f,
+                    self.policy,
+                    self.size,
+                    store,
+                    (),
+                    False,
+                    partial(questions.matches, side=side),
+                )
+                for e in self.entries
+                for f, side in self.matched(e.encoder).items()
+                if not (store := self.of_crops(e, f)).finished
+            ]
+            if jobs:
+                pairs = Pairs(
+                    self.asked.images[1], [self.policy], size=self.size, batch=self.batch, seed=self.seed,
+                    workers=workers, pin=pin,
+                )  # fmt: skip
+                out.append((jobs, pairs))
+        return out
+
+    def _needed(self, asked: Sequence[str]) -> Iterator[tuple[Both, list[str]]]:
+        """Features of whole images, by the images that they are needed of."""
+        boxes = self.boxes if "localization" in asked else []
+        cells = self.cells if DENSE & set(asked) else []
+        if self.asked.boxes is self.asked.cells and self.asked.boxes is not None:
+            yield self.asked.boxes, [*boxes, *cells]
+            return
+        if self.asked.boxes is not None and boxes:
+            yield self.asked.boxes, boxes
+        if self.asked.cells is not None and cells:
+            yield self.asked.cells, cells
