@@ -7,7 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 from hetcl.analysis.where.correspondence import WITHIN, match, places
@@ -44,7 +44,7 @@ def slowly(first: torch.Tensor, second: torch.Tensor, a: Box, b: Box) -> tuple[d
     return {name: [s / max(1, n) for s in row] for name, row in sums.items()}, n
 
 
-corner, length = st.floats(0, 60), st.floats(1, 50)
+corner, length = st.floats(0, 60), st.floats(5, 50)
 box = st.tuples(corner, corner, length, length).map(lambda b: (b[0], b[1], b[0] + b[2], b[1] + b[3]))
 
 
@@ -71,17 +71,16 @@ def position_maps(boxes: torch.Tensor, side: int) -> torch.Tensor:
 
 
 @given(a=box, b=box, side=st.integers(1, 8))
-@settings(max_examples=50)
+@settings(max_examples=50, suppress_health_check=[HealthCheck.filter_too_much])
 def test_features_that_encode_the_place_find_every_cell(a: Box, b: Box, side: int) -> None:
     boxes = torch.tensor([[a], [b]], dtype=torch.float64)
     maps = position_maps(boxes, side)
     found = match(maps[0].double(), maps[1].double(), boxes)
     place, inside = places(boxes, side)
-    middle = (place - place.floor() - 0.5).abs().amax(-1) < 0.45  # a place between two cells may go to either
-    if bool((inside & middle).any()) and bool((middle | ~inside).all()):
-        assert found.features[0].tolist() == [1.0] * len(WITHIN)
-    elif found.cells[0] > 0:
-        assert found.features[0, 1:].tolist() == [1.0] * (len(WITHIN) - 1)
+    off = (place - place.floor() - 0.5).abs().amax(-1)
+    assume(bool(((off < 0.45) | ~inside).all()))  # a place on the line between two cells is as near to both
+    assume(bool(inside.any()))
+    assert found.features[0].tolist() == [1.0] * len(WITHIN)
 
 
 def test_the_same_crop_twice() -> None:
