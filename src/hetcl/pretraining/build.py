@@ -97,5 +97,6 @@ def build_task(
         queue=queue.to(fabric.device, dtype),
         temperature=stage.temperature,
         mask_own=s.mask_own,
+        batch_negatives=s.batch_negatives,
         **common,
     )

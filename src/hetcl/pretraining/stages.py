@@ -153,6 +153,7 @@ class Contrast(_Stage):
         queue: on the device.
         temperature: of the loss.
         mask_own: keep an image's own earlier keys out of its negatives.
+        batch_negatives: the keys of the step's other images are negatives, too.
         **common: see :class:`_Stage`.
     """
 
@@ -164,10 +165,12 @@ class Contrast(_Stage):
         queue: KeyQueue,
         temperature: float,
         mask_own: bool,
+        batch_negatives: bool = False,
         **common: Any,
     ) -> None:
         super().__init__(name, encoder=pair.query, encoders=pair, **common)
-        self.pair, self.queue, self.temperature, self.mask_own = pair, queue, temperature, mask_own
+        self.pair, self.queue, self.temperature = pair, queue, temperature
+        self.mask_own, self.batch_negatives = mask_own, batch_negatives
         self.watch.settle = monitors.settling(
             queue_steps=queue.length / self.images_per_step,
             key_momentum=pair.momentum,
@@ -185,6 +188,8 @@ class Contrast(_Stage):
         with self.fabric.autocast():
             key = self.pair.encode_keys(x_key, shuffle, chunks=self.accumulate)
         k = self.concat(key)
+        if self.batch_negatives:
+            self.queue.push(gather(k), gather(index))
         pieces: list[tuple[Parts, Tensor, Tensor]] = []
         for i, rows in enumerate(pieces_of(len(index), self.accumulate)):
             last = i == self.accumulate - 1
@@ -208,7 +213,8 @@ class Contrast(_Stage):
 
         query = {n: torch.cat([p[0][n] for p in pieces]) for n in key}
         figures = self.figures(query, key, torch.cat([p[1] for p in pieces]), index)
-        self.queue.push(gather(k), gather(index))
+        if not self.batch_negatives:
+            self.queue.push(gather(k), gather(index))
         return {"loss": torch.stack([p[2] for p in pieces]).mean(), **figures}
 
     def concat(self, parts: Parts) -> Tensor:

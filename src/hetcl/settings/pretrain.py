@@ -112,6 +112,9 @@ class PretrainSettings(StreamSettings):
     """Shorten the queue to the number of images when the data has fewer."""
     mask_own: bool = True
     """Keep earlier keys of the query's own image out of its negatives. The official code does not."""
+    batch_negatives: bool = False
+    """Take the keys of the step's other images as negatives, too, and not earlier ones alone as MoCo does: they are of
+    the same weights, which matters in short runs (needs mask_own)."""
     knn: KnnSettings = field(default_factory=KnnSettings)
     """The kNN check."""
     folder_classes: bool = False
@@ -207,6 +210,10 @@ def check(settings: PretrainSettings) -> list[str]:
             s.batch // s.groups != 1 or s.batch == 1,
             f"batch-norm groups of one image each cannot normalise; lower groups (now {s.groups}) or raise batch",
         )
+    want(
+        s.mask_own or not s.batch_negatives,
+        "with batch_negatives a query's own key is in the queue: set mask_own to true",
+    )
     want(bool(stages_of(s)), "both stages have 0 epochs: nothing to do; set stage1.epochs or stage2.epochs")
     for name, stage in (("stage1", s.stage1), ("stage2", s.stage2)):
         want(stage.epochs >= 0, f"setting {name}.epochs must be 0 (skip) or more, not {stage.epochs}")
