@@ -35,11 +35,17 @@ def logits(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 
 @pytest.mark.parametrize(
-    ("method", "accumulate", "mask_own"),
-    [("moco-v2", 1, True), ("moco-v2", 2, False), ("hcl", 1, False), ("hcl", 2, True)],
+    ("method", "accumulate", "mask_own", "batch_negatives"),
+    [
+        ("moco-v2", 1, True, False),
+        ("moco-v2", 2, False, False),
+        ("hcl", 1, False, False),
+        ("hcl", 2, True, False),
+        ("hcl", 2, True, True),
+    ],
 )
 def test_the_step_of_a_stage_equals_the_slow_trainer(
-    method: str, accumulate: int, mask_own: bool, logits: list[Tensor]
+    method: str, accumulate: int, mask_own: bool, batch_negatives: bool, logits: list[Tensor]
 ) -> None:
     batches = [batch_of(views=2, count=B, pixels=PIXELS, images=12) for _ in range(STEPS)]
     stage = contrast_stage(
@@ -54,6 +60,7 @@ def test_the_step_of_a_stage_equals_the_slow_trainer(
         sgd_momentum=0.9,
         temperature=TEMPERATURE,
         mask_own=mask_own,
+        batch_negatives=batch_negatives,
         **SGD,
     )
     expected = moco.run(
@@ -75,6 +82,7 @@ def test_the_step_of_a_stage_equals_the_slow_trainer(
         # Without the mask every row is an image of its own.
         indices=[b.index.tolist() if mask_own else range(t * B, t * B + B) for t, b in enumerate(batches)],
         queue_index=[-1] * K,
+        batch_negatives=batch_negatives,
         **SGD,
     )
     moved = 0.0

@@ -64,6 +64,7 @@ def run(
     spatial: bool,
     indices: Sequence[Sequence[int]] | None = None,
     queue_index: Sequence[int] | None = None,
+    batch_negatives: bool = False,
 ) -> list[StepRecord]:
     """Train for ``len(steps)`` steps.
 
@@ -82,6 +83,7 @@ def run(
         spatial: HCL; otherwise the semantic branch alone.
         indices: per step, which image each row is of; with ``queue_index`` (``[K]``, -1 for none) keys of a query's
             own image become minus infinity among the logits.
+        batch_negatives: the keys of the step's other images stand beside the queue, for those that it is about to lose.
     """
     backbone = getattr(torchvision.models, arch)(weights=None).double()
     backbone.fc = nn.Identity()
@@ -104,7 +106,14 @@ def run(
                 key[name] = m * key[name] + (1 - m) * query[name]
             k, key_buffers = encode_shuffled(backbone, key, x2, shuffle, groups, side, spatial)
 
-        logits = contrast(q, k, queue, temperature, own, owner)
+        store, names_of_store = queue, owner
+        if batch_negatives:
+            lost = [(queue_ptr + i) % len(queue) for i in range(len(k))]
+            kept = [i for i in range(len(queue)) if i not in lost]
+            rest = {place: i for i, place in enumerate(lost)}
+            store = torch.stack([queue[i] if i in kept else k[rest[i]] for i in range(len(queue))])
+            names_of_store = [owner[i] if i in kept else own[rest[i]] for i in range(len(queue))]
+        logits = contrast(q, k, store, temperature, own, names_of_store)
         loss = cross_entropy_of_column_0(logits)
         names = parameters_of(query)
         gradients = torch.autograd.grad(loss, [query[name] for name in names])
