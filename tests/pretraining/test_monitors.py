@@ -16,7 +16,7 @@ from torch import Tensor
 from hetcl.errors import WorkFailed
 from hetcl.model.queue import KeyQueue
 from hetcl.pretraining import monitors
-from hetcl.pretraining.run import BadImages
+from hetcl.training.bad_images import BadImages
 from hetcl.types import BadRecord
 from tests.pretraining.build import batch_of, contrast_stage
 

@@ -153,7 +153,7 @@ def test_what_and_where_share_a_folder(hcl: Path, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("models", "more", "match"),
     [
-        (1, {"ask": "wher"}, "ask wher: there are auto, what, where, correspondence"),
+        (1, {"ask": "places"}, "ask places: there are auto, what, where, correspondence"),
         (1, {"ask": "what,localization"}, "what is asked of one MODEL, and alone"),
         (2, {"ask": "what"}, "what is asked of one MODEL"),
         (
