@@ -15,7 +15,7 @@ import numpy as np
 
 from hetcl.analysis import extraction, yardstick
 from hetcl.analysis.contrast.plotting import save
-from hetcl.analysis.statistics import Bins, Estimate, mean_of
+from hetcl.analysis.statistics import Bins, Estimate, mean_of, paired_difference, proportion
 from hetcl.analysis.where import questions, report_text
 from hetcl.analysis.where.annotated import Asked, Both, Located, open_asked
 from hetcl.analysis.where.cells import iou_of, mean_iou, paired_mean_iou
@@ -53,7 +53,8 @@ class Answer:
     measure: str
     level: str
     values: np.ndarray
-    """float64 ``[n]`` in 0..1, whose mean is the figure; or int64 ``[n, 3, K]``: counts of mean IoU."""
+    """Float64 ``[n]`` in 0..1, whose mean is the figure; bool ``[n]``, a share; or int64 ``[n, 3, K]``: counts of mean
+    IoU."""
     index: np.ndarray
     """int64 ``[n]``: which images."""
     more: Mapping[str, Any]
@@ -65,13 +66,18 @@ class Answer:
 
     def estimate(self) -> Estimate:
         """The figure with its interval over images."""
+        if self.values.dtype == bool:
+            return proportion(int(self.values.sum()), len(self.values))
         return mean_iou(self.values) if self.values.ndim == 3 else _mean(self.values)
 
     def minus(self, other: Answer) -> Estimate:
         """The difference on the same images."""
-        if self.values.ndim == 3:
-            return paired_mean_iou(self.values, other.values)
-        return _mean(self.values - other.values, least=-1.0)
+        a, b = self.values, other.values
+        if a.dtype == bool:
+            return paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
+        if a.ndim == 3:
+            return paired_mean_iou(a, b)
+        return _mean(a - b, least=-1.0)
 
 
 def _mean(values: np.ndarray, least: float = 0.0) -> Estimate:
@@ -233,7 +239,7 @@ class Where(Session):
             }
             more, level = {"penalty": share}, feature.partition("x")[0]
             yield Answer("localization", "iou", level, iou, index, more)
-            yield Answer("localization", "found75", level, (iou >= GOOD).astype(np.float64), index, more)
+            yield Answer("localization", "found75", level, iou >= GOOD, index, more)
 
     def _with_boxes(
         self, entry: Entry, feature: str, part: Located
