@@ -9,7 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from hetcl.analysis.extract import Extractor, Renormalize
+from hetcl.analysis.extractor import Extractor, Renormalize
 from hetcl.cli import main
 from hetcl.model.pyramid import build_pyramid
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetcl.analysis import extraction, yardstick
+from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast.run import contrast
 from hetcl.cli import main
 from hetcl.errors import InputError
@@ -348,9 +348,9 @@ def test_what_was_added_is_used_again_and_added_later_where_it_was_off(
     few: dict[str, Any] = {"images": 40, "views": ["standard"]}
     run(trained, out, yardstick="none", **few)
     jobs: list[int] = []
-    extract = extraction.extract
+    extract = feature_pass.extract
     monkeypatch.setattr(
-        extraction, "extract", lambda passes, **k: (jobs.append(len(passes[0][0])), extract(passes, **k))
+        feature_pass, "extract", lambda passes, **k: (jobs.append(len(passes[0][0])), extract(passes, **k))
     )
     first = run(trained, out, resume=True, **few)
     again = run(trained, out, resume=True, **few)

@@ -75,6 +75,11 @@ class Store:
         return sum(self._rows[name] * kind.itemsize for name, kind in self._files.items())
 
     @property
+    def lost(self) -> int:
+        """Images that could not be used, once the features are whole."""
+        return self.images - int(self._facts().get("kept", self.images))
+
+    @property
     def finished(self) -> bool:
         """Whether the features are whole and undamaged. Reads all of them when it is first asked."""
         facts = self._facts()

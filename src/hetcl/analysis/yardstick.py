@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 
-from hetcl.analysis.extract import Extractor, features_of
+from hetcl.analysis.extractor import Extractor, features_of
 from hetcl.errors import InputError
 from hetcl.model.embedding import Embedding
 from hetcl.model.norm_statistics import batch_norms, is_unmeasured, measuring

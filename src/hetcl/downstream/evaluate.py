@@ -22,7 +22,7 @@ from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import under
-from hetcl.downstream.report_text import plain, say_outcome, write_outcome
+from hetcl.downstream.report_text import plain, say_metrics, write_results
 from hetcl.errors import InputError
 from hetcl.paths import create, expand
 from hetcl.quantities import count, duration
@@ -137,16 +137,17 @@ class Evaluation(Session):
         self.reporter.start("looking at images", 0, len(self.data))
         look = EvaluationContext(self.fabric, self.workers, s.channels_last, s.max_bad, self._advance)
         with self.working():
-            seen, outcome = evaluate_on(model, self.data, look, self._keep)
+            seen, metrics = evaluate_on(model, self.data, look, self._keep)
         report: dict[str, Any] = {}
         if self.main:
-            report = self._report(seen, outcome)
+            report = self._report(seen, metrics)
             images = range(len(self.data))
-            write_outcome(
+            write_results(
                 self.out, self.data, seen, model=model, look=look, images=images, examples=s.examples
             )
+            write_report(self.out / "evaluation.json", report)  # last: where it is, the evaluation is whole
             with self.reporter.reporting():
-                self._say(report, outcome)
+                self._say(report, metrics)
         self.fabric.barrier()
         return report
 
@@ -211,7 +212,7 @@ class Evaluation(Session):
         path = Path(self.data.name(index))
         return str(path.relative_to(self.above).with_suffix("")) if self.above else path.stem
 
-    def _report(self, seen: EvaluationResult, outcome: Metrics) -> dict[str, Any]:
+    def _report(self, seen: EvaluationResult, metrics: Metrics) -> dict[str, Any]:
         """The content of evaluation.json."""
         report: dict[str, Any] = {
             "kind": "hetcl-evaluation",
@@ -225,17 +226,16 @@ class Evaluation(Session):
                 "left_out": dict(self.data.skipped.counts),
                 "bad": [[r.name, r.reason] for r in seen.bad],
             },
-            "figures": plain(outcome.figures),
-            "per_class": {name: plain(row) for name, row in outcome.per_class.items()},
+            "figures": plain(metrics.figures),
+            "per_class": {name: plain(row) for name, row in metrics.per_class.items()},
             "machine": self.machine(precision=self.precision),
             "memory_mb": peak_memory(self.fabric.device),
             "seconds": self.seconds(),
         }
-        write_report(self.out / "evaluation.json", report)
         return report
 
-    def _say(self, report: Mapping[str, Any], outcome: Metrics) -> None:
-        say_outcome(self.reporter, outcome, len(self.data))
+    def _say(self, report: Mapping[str, Any], metrics: Metrics) -> None:
+        say_metrics(self.reporter, metrics, len(self.data))
         if report["data"]["bad"]:
             name, reason = report["data"]["bad"][0]
             self.reporter.warn(

@@ -24,7 +24,7 @@ from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import KIND, example_words, new_plan, part_words, resumed_plan, scaled
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import names_of
-from hetcl.downstream.report_text import figure_names, plain, say_outcome, write_outcome
+from hetcl.downstream.report_text import figure_names, plain, say_metrics, write_results
 from hetcl.downstream.task import LOSSES, Finetune
 from hetcl.errors import InputError
 from hetcl.quantities import count, duration
@@ -276,15 +276,15 @@ class FinetuneRun(TrainingSession):
         """Write what was learned; a run that was done already is evaluated again."""
         if task.last is None:
             task.last = self._evaluate(task.raw)
-        seen, outcome = task.last
+        seen, metrics = task.last
         if not self.main:
             return
         self._write_backbone(task.raw)
         seconds = self.seconds()
         self.folder.write_summary(
             {
-                "figures": plain(outcome.figures),
-                "per_class": {name: plain(row) for name, row in outcome.per_class.items()},
+                "figures": plain(metrics.figures),
+                "per_class": {name: plain(row) for name, row in metrics.per_class.items()},
                 "data": {
                     "train": self.train.description,
                     "test": self.val.description,
@@ -295,12 +295,12 @@ class FinetuneRun(TrainingSession):
                 "seconds_of_this_process": seconds,
             }
         )
-        write_outcome(
+        write_results(
             self.folder.path, self.val, seen, model=task.raw, look=self._look(), images=range(len(self.val))
         )
         with self.reporter.reporting():
             megabytes = peak_memory(self.fabric.device)
-            say_outcome(self.reporter, outcome, len(self.val))
+            say_metrics(self.reporter, metrics, len(self.val))
             last = f"done in {duration(seconds)}, {megabytes:,} MB at most: {self.folder.path}"
             self.reporter.say(last, style="bold")
 

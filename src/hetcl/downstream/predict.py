@@ -62,7 +62,7 @@ def evaluate_on(
     if hasattr(data, "label_map"):
         seen = segment(model, data, look, images=range(len(data)), keep=keep)
         assert seen.confusion is not None
-        return seen, seen.confusion.outcome(data.classes)
+        return seen, seen.confusion.metrics(data.classes)
     seen = detect(model, data, look, images=range(len(data)))
     return seen, score(data, seen.predictions)
 

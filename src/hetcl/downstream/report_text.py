@@ -61,14 +61,14 @@ def shown(value: float) -> str:
     return "-" if math.isnan(value) else f"{value:.1f}"
 
 
-def table(outcome: Metrics, most: int = 100) -> Table:
+def table(metrics: Metrics, most: int = 100) -> Table:
     """Figures of each class and of all, in percent; of very many classes the best and the worst."""
-    columns = list(dict.fromkeys(name for row in outcome.per_class.values() for name in row))
+    columns = list(dict.fromkeys(name for row in metrics.per_class.values() for name in row))
     out = Table(box=None, pad_edge=False)
     out.add_column("class")
     for column in columns:
         out.add_column(in_words(column), justify="right")
-    rows = list(outcome.per_class.items())
+    rows = list(metrics.per_class.items())
     if len(rows) > most and columns:
         rows = sorted(
             rows, key=lambda r: (math.isnan(r[1].get(columns[0], math.nan)), -r[1].get(columns[0], 0))
@@ -80,9 +80,9 @@ def table(outcome: Metrics, most: int = 100) -> Table:
     return out
 
 
-def sentences(outcome: Metrics, images: int) -> list[str]:
+def sentences(metrics: Metrics, images: int) -> list[str]:
     """The figures in a line or two."""
-    f = outcome.figures
+    f = metrics.figures
     out = []
     for kind in ("box", "mask"):
         names = [n for n in f if n.startswith(f"{kind}_")]
@@ -97,13 +97,13 @@ def sentences(outcome: Metrics, images: int) -> list[str]:
     return [*out, f"in percent, on {count(images, 'image')}"]
 
 
-def say_outcome(reporter: Reporter, outcome: Metrics, images: int) -> None:
+def say_metrics(reporter: Reporter, metrics: Metrics, images: int) -> None:
     """The table of classes where there are several, and the figures."""
     reporter.say("")
-    if len(outcome.per_class) > 1:
-        reporter.show(table(outcome))
+    if len(metrics.per_class) > 1:
+        reporter.show(table(metrics))
         reporter.say("")
-    for line in sentences(outcome, images):
+    for line in sentences(metrics, images):
         reporter.say(line)
 
 
@@ -112,7 +112,7 @@ def plain(figures: dict[str, float]) -> dict[str, float | None]:
     return {name: None if math.isnan(value) else value for name, value in figures.items()}
 
 
-def write_outcome(
+def write_results(
     folder: Path,
     data: Any,
     seen: EvaluationResult,

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetcl.analysis.geometry import alignment, uniformity
 from hetcl.analysis.probe.knn import knn_accuracy as knn_accuracy
+from hetcl.analysis.vector_spread import alignment, uniformity
 from hetcl.draws import Key, permute
 from hetcl.methods import METHODS, parts_of
 from hetcl.model.infonce import logits_of, top1, top1_in_batch

@@ -72,6 +72,10 @@ def resumed_plan(
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = folder.read_settings(newer=False)
+    if "kind" in saved:
+        raise InputError(
+            f"--out {folder.path} holds a run of another command ({saved['kind']}); name a new folder"
+        )
     then = build_saved(
         PretrainSettings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
         beside=lambda: folder.check_settings(saved, FIELDS),

@@ -23,13 +23,14 @@ from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step
 from hetcl.pretraining.dry_run import Rehearsed, memory_of, rehearse
-from hetcl.pretraining.knn_check import KnnCheck
+from hetcl.pretraining.knn_monitor import KnnCheck
 from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
 from hetcl.quantities import count, duration
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
 from hetcl.settings import StageSettings, stages_of, to_dict
+from hetcl.signals import StopSignal
 from hetcl.training.devices import chosen_kernels
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
@@ -146,13 +147,15 @@ class PretrainRun(TrainingSession):
     def _stages(self, todo: Mapping[str, StageSettings], last: dict[str, Any] | None) -> None:
         """Train what is left to train; ``last`` is the state that a resumed run goes on from."""
         before: Weights | None = self.init
-        for name, stage in todo.items():
-            resumed = last if last is not None and last["stage"] == name else None
-            if last is not None and resumed is None:
-                continue  # done; the checkpoint holds all that a later stage took from it
-            task = self._task(name, stage, None if resumed else before)
-            self._train(task, stage, resumed)
-            before, last = read_weights(str(self.folder.checkpoints / f"{name}.ckpt")), None
+        with StopSignal() as signal:
+            for name, stage in todo.items():
+                signal.check("stopped between two stages; go on with --resume")
+                resumed = last if last is not None and last["stage"] == name else None
+                if last is not None and resumed is None:
+                    continue  # done; the checkpoint holds all that a later stage took from it
+                task = self._task(name, stage, None if resumed else before)
+                self._train(task, stage, resumed)
+                before, last = read_weights(str(self.folder.checkpoints / f"{name}.ckpt")), None
 
     def _todo(self) -> dict[str, StageSettings]:
         """The stages to train, by name, in order."""

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 
-from hetcl.analysis import extraction
+from hetcl.analysis import feature_pass
 from hetcl.analysis.contrast.run import contrast
 from hetcl.analysis.contrast.search_results import FIFO_BATCH
 from hetcl.cli import main
@@ -182,14 +182,14 @@ def test_other_dims_bins_and_models_cost_no_second_pass(
         raise AssertionError("a second pass")
 
     with monkeypatch.context() as m:
-        m.setattr(extraction, "extract", refuse)
+        m.setattr(feature_pass, "extract", refuse)
         report = run(hcl, images, out, resume=True, dims=[4], bins=5, gallery=10)
         assert "pca-4" in {r["vector"] for r in report["results"]}
         assert len(report["results"][0]["bins"]) == 6
     seen: list[int] = []
-    extract = extraction.extract
+    extract = feature_pass.extract
     monkeypatch.setattr(
-        extraction, "extract", lambda passes, **k: (seen.append(len(passes[0][0])), extract(passes, **k))
+        feature_pass, "extract", lambda passes, **k: (seen.append(len(passes[0][0])), extract(passes, **k))
     )
     assert len(run([hcl, moco], images, out, resume=True)["differences"]) > 0
     assert seen == [2]  # the new model alone, under two kinds of views
@@ -198,7 +198,7 @@ def test_other_dims_bins_and_models_cost_no_second_pass(
 def test_stopped_and_resumed_gives_the_same_features(
     both: Path, hcl: Path, images: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    out, write, calls = tmp_path / "out", extraction.Store.write, itertools.count()
+    out, write, calls = tmp_path / "out", feature_pass.Store.write, itertools.count()
 
     def stop_after_some(self: Any, *args: Any, **kwargs: Any) -> None:
         write(self, *args, **kwargs)
@@ -206,7 +206,7 @@ def test_stopped_and_resumed_gives_the_same_features(
             signal.raise_signal(signal.SIGTERM)
 
     with monkeypatch.context() as m:
-        m.setattr(extraction.Store, "write", stop_after_some)
+        m.setattr(feature_pass.Store, "write", stop_after_some)
         with pytest.raises(Stopped, match="--resume"):
             run(hcl, images, out)
     assert not (out / "contrast.json").exists()

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from hetcl.analysis import extraction
+from hetcl.analysis import feature_pass
 from hetcl.analysis.probe.linear import LinearTask
 from hetcl.analysis.probe.parts import open_parts
 from hetcl.analysis.probe.run import probe
@@ -268,13 +268,13 @@ def test_the_moco_recipe_on_fewer_images_than_a_batch(hcl: Path, data: Path, tmp
 def test_an_encoder_that_moved_is_noticed(
     hcl: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    look = extraction.look
+    look = feature_pass.look
 
     def careless(module: Any, *args: Any, **kwargs: Any) -> Any:
         next(module.encoder.embedding.branches.parameters()).data.add_(1e-3)
         return look(module, *args, **kwargs)
 
-    monkeypatch.setattr(extraction, "look", careless)
+    monkeypatch.setattr(feature_pass, "look", careless)
     with pytest.raises(WorkFailed, match="changed while they were probed"):
         run(hcl, data, tmp_path / "out", linear="none")
     assert not (tmp_path / "out" / "probe.json").exists()
@@ -287,7 +287,7 @@ def test_resumed_it_computes_no_features_again(
     hcl: Path, data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first = run(hcl, data, tmp_path / "out")
-    monkeypatch.setattr(extraction, "look", lambda *_, **__: pytest.fail("computed again"))
+    monkeypatch.setattr(feature_pass, "look", lambda *_, **__: pytest.fail("computed again"))
     second = run(hcl, data, tmp_path / "out", resume=True, knn=[3])
     assert second["knn"]["3"] == first["knn"]["3"]
     assert second["linear"] == first["linear"]
@@ -300,14 +300,14 @@ def test_stopped_while_looking_it_keeps_what_was_computed(
     shutil.copytree(data, tmp_path / "data", dirs_exist_ok=True)
     (tmp_path / "data" / "class1" / "7.png").write_bytes(b"")
     first = run(hcl, tmp_path / "data", tmp_path / "whole")
-    look, calls = extraction.look, itertools.count()
+    look, calls = feature_pass.look, itertools.count()
 
     def stop(*args: Any, **kwargs: Any) -> Any:
         if next(calls) in (2, 4):
             signal.raise_signal(signal.SIGINT)
         return look(*args, **kwargs)
 
-    monkeypatch.setattr(extraction, "look", stop)
+    monkeypatch.setattr(feature_pass, "look", stop)
     for at in (24, 40):
         with pytest.raises(Stopped, match=f"stopped after {at} of 60 images; go on with --resume"):
             run(hcl, tmp_path / "data", tmp_path / "out", resume=True)

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import hetcl
-from hetcl.analysis import extraction
+from hetcl.analysis import feature_pass
 from hetcl.analysis.where.run import QUESTIONS
 from hetcl.cli import main
 from hetcl.errors import InputError, Stopped
@@ -86,7 +86,7 @@ def test_asked_again_nothing_is_computed_twice(
     def never(*_: object, **__: object) -> None:
         raise AssertionError("computed again")
 
-    monkeypatch.setattr(extraction, "extract", never)
+    monkeypatch.setattr(feature_pass, "extract", never)
     assert figures(ask([hcl, moco], out, resume=True)) == figures(found)
 
 
@@ -97,7 +97,7 @@ def test_stopped_and_resumed_it_ends_in_the_same(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    whole, calls = extraction._Pass.__call__, 0
+    whole, calls = feature_pass._Pass.__call__, 0
 
     def interrupted(self: Any, *args: Any) -> None:
         nonlocal calls
@@ -106,7 +106,7 @@ def test_stopped_and_resumed_it_ends_in_the_same(
         if calls == 3:
             os.kill(os.getpid(), signal.SIGTERM)
 
-    monkeypatch.setattr(extraction._Pass, "__call__", interrupted)
+    monkeypatch.setattr(feature_pass._Pass, "__call__", interrupted)
     with pytest.raises(Stopped, match="go on with --resume"):
         ask([hcl, moco], tmp_path / "out")
     assert not (tmp_path / "out" / "where.json").exists()

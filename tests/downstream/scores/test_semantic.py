@@ -53,7 +53,7 @@ def test_equals_a_loop_over_pixels(seed: int, kind: type) -> None:
     for said, truth in made:
         whole.add(said.astype(kind), truth)
     figures, ious = naive(made)
-    outcome = whole.outcome(NAMES)
+    outcome = whole.metrics(NAMES)
     assert whole.counts.dtype == np.int64
     assert outcome.figures == pytest.approx(figures, abs=1e-10)
     assert {name: outcome.per_class[name]["iou"] for name in ious} == pytest.approx(ious, abs=1e-10)
@@ -81,7 +81,7 @@ def test_rows_are_truths() -> None:
 def test_nothing_counted_is_nan() -> None:
     confusion = Confusion(2)
     confusion.add(np.full((2, 2), 7), np.full((2, 2), 255, dtype=np.uint8))
-    assert all(np.isnan(value) for value in confusion.outcome(("a", "b")).figures.values())
+    assert all(np.isnan(value) for value in confusion.metrics(("a", "b")).figures.values())
 
 
 @pytest.mark.parametrize(

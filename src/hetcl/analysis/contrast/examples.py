@@ -37,7 +37,7 @@ def sheet_of(
 
 def choose(tested: Tested, *, bins: int, count: int) -> list[tuple[str, int]]:
     """``(label of the bin, row)`` of typical successes and failures, in the order of the bins."""
-    held, edges = tested.outcomes["full"].read(), Bins(bins)
+    held, edges = tested.searched["full"].read(), Bins(bins)
     found: dict[tuple[int, bool], list[tuple[int, float]]] = {}
     for rows in chunks(len(held)):
         some, places = held[rows], edges.assign(overlap_of(tested.features, rows))
@@ -60,8 +60,12 @@ def _example(
     tested: Tested, source: Source, pairs: Pairs, policy: ViewPolicy, size: int, label: str, row: int
 ) -> Example:
     """The images of one query: its original with both crops, its views, and what was found."""
-    outcome = tested.outcomes["full"].read()[row]
-    index, found, success = int(tested.features.index[row]), int(outcome["found"]), bool(outcome["rank"] == 1)
+    row_found = tested.searched["full"].read()[row]
+    index, found, success = (
+        int(tested.features.index[row]),
+        int(row_found["found"]),
+        bool(row_found["rank"] == 1),
+    )
     own = pairs.render([index], policy, size)
     other = pairs.render([found], policy, size) if not success and found >= 0 else None
     boxes = own.boxes[:, 0].tolist()
@@ -76,8 +80,8 @@ def _example(
         found_original=None if other is None else open_image(source.sample(found)).pixels(),
         found_box=None if other is None else tuple(other.boxes[1, 0].tolist()),
         iou=float(overlap_of(tested.features, slice(row, row + 1))[0]),
-        right=float(outcome["right"]),
-        wrong=float(outcome["wrong"]),
+        right=float(row_found["right"]),
+        wrong=float(row_found["wrong"]),
     )
 
 

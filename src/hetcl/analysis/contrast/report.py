@@ -34,7 +34,7 @@ class Tested:
     views: str
     features_name: str
     features: Features
-    outcomes: dict[str, SearchResults]
+    searched: dict[str, SearchResults]
     """By vector, ``full`` first."""
     geometry: dict[str, dict[str, float]]
     """Of each part: uniformity and effective rank."""
@@ -78,8 +78,8 @@ def overview(
 
 def results_of(tested: Tested, *, bins: int, confidence: float) -> Iterator[dict[str, Any]]:
     """A row for each vector."""
-    for name, outcomes in tested.outcomes.items():
-        tally, ties, held = Tally(Bins(bins)), 0, outcomes.read()
+    for name, searched in tested.searched.items():
+        tally, ties, held = Tally(Bins(bins)), 0, searched.read()
         for rows in chunks(len(held)):
             some = held[rows]
             tally.add(some["rank"], overlap_of(tested.features, rows))
@@ -89,9 +89,9 @@ def results_of(tested: Tested, *, bins: int, confidence: float) -> Iterator[dict
             "model": tested.name,
             "views": tested.views,
             "vector": name,
-            "dims": outcomes.vector.dims,
-            "total": sum(outcomes.vector.dims.values()),
-            "variance_kept": outcomes.vector.variance_kept,
+            "dims": searched.vector.dims,
+            "total": sum(searched.vector.dims.values()),
+            "variance_kept": searched.vector.variance_kept,
             **{k: estimate(v) for k, v in overall.items()},
             "ties": ties / len(held),
             "bins": tally.by_bin(confidence),
@@ -100,7 +100,7 @@ def results_of(tested: Tested, *, bins: int, confidence: float) -> Iterator[dict
 
 def parts_of(tested: Tested) -> Iterator[dict[str, Any]]:
     """A row for each part of the full vector: geometry, and what it contributes to right and wrong matches."""
-    held = tested.outcomes["full"].read()
+    held = tested.searched["full"].read()
     names = list(tested.features.dims)
     sums = np.zeros((len(names), 2))
     for rows in chunks(len(held)):
@@ -143,11 +143,11 @@ def compare(
             continue
         if not all(np.array_equal(a.features.index[r], b.features.index[r]) for r in chunks(len(a.features))):
             continue
-        for name in a.outcomes.keys() & b.outcomes.keys():
-            left, right, tally = a.outcomes[name].read(), b.outcomes[name].read(), PairedTally()
+        for name in a.searched.keys() & b.searched.keys():
+            left, right, tally = a.searched[name].read(), b.searched[name].read(), PairedTally()
             for rows in chunks(len(left)):
                 tally.add(left[rows]["rank"], right[rows]["rank"])
             differences = {k: estimate(v) for k, v in tally.differences(confidence).items()}
             out.append({"views": a.views, "vector": name, "models": [a.name, b.name], **differences})
-    order = {name: i for i, name in enumerate(dict.fromkeys(v for t in tested for v in t.outcomes))}
+    order = {name: i for i, name in enumerate(dict.fromkeys(v for t in tested for v in t.searched))}
     return sorted(out, key=lambda row: (row["views"], row["models"], order[row["vector"]]))

@@ -14,14 +14,14 @@ from itertools import combinations
 from pathlib import Path
 from typing import Any
 
-from hetcl.analysis import extraction, yardstick
+from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast import figures, plotting, report_text, verdict
 from hetcl.analysis.contrast.examples import sheet_of
 from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
 from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
-from hetcl.analysis.extract import Extractor
+from hetcl.analysis.extractor import Extractor
 from hetcl.analysis.store import Store, plain
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
@@ -174,12 +174,11 @@ class Test(Session):
             claim(self.lock, lambda: _check_out(self.out, self.resume), lambda: features.mkdir(exist_ok=True))
         self.fabric.barrier()
         self._introduce()
-        try:
-            with StopSignal() as signal:
-                self._extract(signal)
-                tested = self._search(signal)
-        finally:
-            self.reporter.stop()
+        with self.working(), StopSignal() as signal:
+            self._extract(signal)
+            stores = {s.views: s.folder for s in self.subjects}  # models share their images
+            feature_pass.check_lost([*stores.values()], self.settings.max_bad, self.out / "bad_images.csv")
+            tested = self._search(signal)
         report: dict[str, Any] = {}
         if self.main:
             report = self._report(tested)
@@ -235,10 +234,10 @@ class Test(Session):
                 )  # fmt: skip
         columns = ("query", "key")
         jobs = [
-            extraction.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns)
+            feature_pass.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns)
             for t in todo
         ]
-        extraction.extract(
+        feature_pass.extract(
             [(jobs, self._pairs(todo))], fabric=self.fabric, reporter=self.reporter, signal=signal,
             channels_last=s.channels_last, left_out=self.out / "bad_images.csv", max_bad=s.max_bad,
             fewer="name another --out, or set images to test on fewer",
@@ -252,7 +251,7 @@ class Test(Session):
             images=self.images, pin=self.fabric.device.type == "cuda",
         )  # fmt: skip
 
-    # ---- features to outcomes ------------------------------------------------------------------------------------
+    # ---- features to search results ------------------------------------------------------------------------------
 
     def _search(self, signal: StopSignal) -> list[Tested]:
         """Search for every query with every vector, where that has not been done."""
@@ -278,7 +277,7 @@ class Test(Session):
                 Tested(entry.name, subject.views, entry.features, features, held, found.geometry, gallery)
             )
         self.skipped = list(dict.fromkeys(self.skipped))
-        todo = [one for t in tested for one in t.outcomes.values() if not one.store.finished]
+        todo = [one for t in tested for one in t.searched.values() if not one.store.finished]
         done, total = 0, sum(len(one.features) for one in todo)
         if not todo:
             return tested
@@ -299,7 +298,7 @@ class Test(Session):
         self.reporter.stop()
         return tested
 
-    # ---- outcomes to people --------------------------------------------------------------------------------------
+    # ---- results to people --------------------------------------------------------------------------------------
 
     def _report(self, tested: Sequence[Tested]) -> dict[str, Any]:
         """The content of contrast.json."""

@@ -13,7 +13,7 @@ import torch
 
 from hetcl.analysis.contrast import pca
 from hetcl.analysis.contrast.pca import CannotProject, Projection
-from hetcl.analysis.geometry import effective_rank, uniformity
+from hetcl.analysis.vector_spread import effective_rank, uniformity
 
 CHUNK = 4096
 """Rows read at a time."""

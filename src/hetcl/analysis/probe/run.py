@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from hetcl import __version__
-from hetcl.analysis import extraction, yardstick
-from hetcl.analysis.extract import Extractor, features_of, look
+from hetcl.analysis import feature_pass, yardstick
+from hetcl.analysis.extractor import Extractor, features_of, look
 from hetcl.analysis.probe.bank import Bank
 from hetcl.analysis.probe.knn import knn_hits
 from hetcl.analysis.probe.linear import COLUMNS, LinearTask, logistic_regression
@@ -52,6 +52,8 @@ from hetcl.weights.encoder import digest_of, load_encoder
 SCHEMA = 1
 """Version of probe.json; it rises when a name changes its meaning or goes away."""
 KIND = "hetcl-probe"
+LINEAR = ("model", "data", "epochs", "lr", "batch", "seed", "window", "size", "features")
+"""What a linear probe by SGD is a function of, and what a resumed one must have as it was."""
 KEPT = "; the features are kept: go on with --resume"
 
 
@@ -129,7 +131,16 @@ def _has_labels(s: Any, data: str) -> bool:
 
 
 def _begin(folder: RunFolder, resume: bool, model: str | Sequence[str], data: str, settings: Any) -> None:
-    """Make the folder and save what was asked."""
+    """Make the folder and save what was asked. Raises ``InputError`` for another linear probe by SGD than is there."""
+    if settings.linear == "moco" and folder.settings.is_file() and any(folder.checkpoints.glob("*.ckpt")):
+        then, now = folder.read_settings(), {"model": model, "data": data, **to_dict(settings)}
+        held = {"model": then.get("model"), "data": then.get("data"), **then.get("settings", {})}
+        differ = [f"{k} was {held.get(k)}, now {now[k]}" for k in LINEAR if k in held and held[k] != now[k]]
+        if held.get("linear") == "moco" and differ:
+            raise InputError(
+                f"{folder.path} holds a linear probe by SGD of other settings: {', '.join(differ)}; set them back, or "
+                "name a new --out"
+            )
     claim(folder.lock, lambda: _check_out(folder, resume))
     tree = {"kind": KIND, "model": model, "data": data, "hetcl": __version__, "settings": to_dict(settings)}
     folder.write_settings(tree)
@@ -259,11 +270,12 @@ class Probe(Session):
         if have := sum(len(bank.part) for bank in banks if bank not in missing):
             self.reporter.say(f"features  of {count(have, 'image')} are here already")
         if missing:
-            extraction.extract(
+            feature_pass.extract(
                 [self._pass(bank) for bank in missing], fabric=fabric, reporter=self.reporter, signal=signal,
                 channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
                 fewer="or set images to train on fewer",
             )  # fmt: skip
+        feature_pass.check_lost([bank.store for bank in banks], s.max_bad, self.folder.bad_images)
         self._check_enough(*banks)
         return banks
 
@@ -272,14 +284,14 @@ class Probe(Session):
         root, batch = self.folder.path / "features", self.settings.batch
         return Bank(part, Store(root, name, key, columns, images=len(part), batch=batch))
 
-    def _pass(self, bank: Bank) -> tuple[list[extraction.Job], Central]:
+    def _pass(self, bank: Bank) -> tuple[list[feature_pass.Job], Central]:
         """What is to be computed for a bank."""
         views = Central(
             bank.part.source, bank.part.index, size=self.size, batch=self.settings.batch,
             workers=workers_of(self.settings.workers), pin=self.fabric.device.type == "cuda",
         )  # fmt: skip
         columns = ("features",)
-        job = extraction.Job(
+        job = feature_pass.Job(
             self.encoder, self.feature, POLICIES["none"], self.size, bank.store, columns, unit=False
         )
         return [job], views

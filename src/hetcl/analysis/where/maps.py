@@ -11,8 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from hetcl.analysis import extraction
-from hetcl.analysis.extract import LEVELS, Extractor
+from hetcl.analysis import feature_pass
+from hetcl.analysis.extractor import LEVELS, Extractor
 from hetcl.analysis.store import Store
 from hetcl.analysis.where import questions
 from hetcl.analysis.where.annotated import Asked, Both, Located
@@ -94,15 +94,28 @@ class Maps:
         branches: Any = {} if encoder.embedding is None else encoder.embedding.branches
         return levels | {name: int(b.side) for name, b in branches.items() if hasattr(b, "side")}
 
+    def stores(self, asked: Sequence[str]) -> list[Store]:
+        """One store for each part that the questions look at; models share their images."""
+        entry = self.entries[0]
+        out = [
+            self.of_images(entry, names[0], part)
+            for both, names in self._needed(asked)
+            for part in both
+            if names
+        ]
+        if "correspondence" in asked:
+            out.append(self.of_crops(entry, next(iter(self.matched(entry.encoder)))))
+        return out
+
     def passes(
         self, asked: Sequence[str], *, workers: int, pin: bool
-    ) -> list[tuple[list[extraction.Job], extraction.Views]]:
+    ) -> list[tuple[list[feature_pass.Job], feature_pass.Views]]:
         """What is to be extracted for these questions: for each part the stores that are not whole, and the images."""
-        out: list[tuple[list[extraction.Job], extraction.Views]] = []
+        out: list[tuple[list[feature_pass.Job], feature_pass.Views]] = []
         for both, features in self._needed(asked):
             for part in both:
                 jobs = [
-                    extraction.Job(
+                    feature_pass.Job(
                         e.encoder, f, POLICIES["none"], self.size, store, ("features",), unit=False
                     )
                     for e in self.entries
@@ -122,7 +135,7 @@ class Maps:
                     out.append((jobs, central))
         if "correspondence" in asked:
             jobs = [
-                extraction.Job(
+                feature_pass.Job(
                     e.encoder,
                     f,
                     self.policy,

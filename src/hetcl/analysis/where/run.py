@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from hetcl.analysis import extraction, yardstick
+from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast.plotting import save
 from hetcl.analysis.statistics import Bins, Estimate, mean_of, paired_difference, proportion
 from hetcl.analysis.where import questions, report_text
@@ -143,6 +143,9 @@ class Where(Session):
         report: dict[str, Any] = {}
         with self.working(), StopSignal() as signal:
             self._extract(signal)
+            feature_pass.check_lost(
+                self.maps.stores(self.questions), self.settings.max_bad, self.out / "bad_images.csv"
+            )
             if self.main:
                 report = self._report(
                     {e.name: {a.key: a for a in self._answers(e, signal)} for e in self.entries}
@@ -179,7 +182,7 @@ class Where(Session):
                     images=len(part), workers=self.workers,
                     stop=partial(signal.check, "stopped before the first image" + KEPT),
                 )  # fmt: skip
-        extraction.extract(
+        feature_pass.extract(
             passes, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
             left_out=self.out / "bad_images.csv", max_bad=s.max_bad, fewer="or set images and test_images to fewer",
         )  # fmt: skip

@@ -51,7 +51,7 @@ class Confusion:
             raise InputError(f"counts of {counts.shape} classes cannot be added to {self.counts.shape}")
         self.counts += counts
 
-    def outcome(self, names: Sequence[str]) -> Metrics:
+    def metrics(self, names: Sequence[str]) -> Metrics:
         """``miou``, ``pixel_accuracy``, ``mean_accuracy``; per class ``iou`` and ``accuracy``.
 
         IoU is NaN for a class that is neither in truth nor in prediction, accuracy for one that is not in the truth;

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from hetcl.analysis.geometry import alignment, effective_rank, uniformity
+from hetcl.analysis.vector_spread import alignment, effective_rank, uniformity
 
 
 def unit(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -14,7 +14,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
-from hetcl.analysis.extract import look
+from hetcl.analysis.extractor import look
 from hetcl.errors import InputError
 from hetcl.model.group_norm import group_batch_norm
 from hetcl.model.norm_statistics import is_unmeasured, measuring

@@ -17,12 +17,12 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
-from hetcl.analysis.extract import Extractor, look
+from hetcl.analysis.extractor import Extractor, look
 from hetcl.analysis.store import Store
 from hetcl.errors import WorkFailed
 from hetcl.quantities import count, duration
 from hetcl.signals import StopSignal
-from hetcl.training.bad_images import BadImages
+from hetcl.training.bad_images import BadImages, too_many
 from hetcl.training.devices import not_finite_because
 from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter
@@ -100,6 +100,17 @@ def extract(
         for store in stores:
             store.finish()
     fabric.barrier()
+
+
+def check_lost(stores: Sequence[Store], max_bad: float, left_out: Path) -> None:
+    """Raises ``WorkFailed`` where more than ``max_bad`` of the images of finished stores were unusable.
+
+    Ranks count their own images while the pass goes on, and a resumed pass what it sees itself; here all of them count.
+    """
+    lost, images = sum(s.lost for s in stores), sum(s.images for s in stores)
+    if lost > max_bad * images:
+        stated = too_many(lost, f"{images} images", max_bad, f"{left_out} lists them")
+        raise WorkFailed(f"{stated} and go on with --resume")
 
 
 def _check_room(stores: Sequence[Store], images: int, fewer: str) -> None:

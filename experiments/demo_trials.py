@@ -1,0 +1,66 @@
+"""What would make the demo learn? Variants of the recipe ``demo``, each asked where the main object is.
+
+    python experiments/demo_trials.py --out DIR [--only NAME,...] [--threads N]
+
+Each variant is trained (``hetcl pretrain``, goes on where it was stopped), then all are asked together, beside random
+weights and their own stage 1, on the same 600 of the scenes that no variant has seen (``hetcl probe --ask
+localization``). docs/results.md says what came out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from pathlib import Path
+
+VARIANTS = {
+    "as-it-is": "",
+    "small-stage1": "--stage1.temperature 0.1 --stage1.queue 256 --stage2.lr 0.05",
+    "batch-negatives": "--batch_negatives true --stage1.queue 256 --stage2.queue 256 --stage2.lr 0.05",
+    "wide": "--data scenes:24000 --stage1.epochs 1 --stage2.epochs 1 --batch_negatives true --stage1.queue 256 "
+    "--stage2.queue 256 --stage2.lr 0.05",
+}
+"""Name -> what differs from the recipe. A hypothesis each: none; the stage 1 of small and a larger step in stage 2;
+negatives of the same weights; six times the scenes, each seen once."""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--out", type=Path, required=True)
+    parser.add_argument("--only", default=",".join(VARIANTS))
+    parser.add_argument("--threads", default="0")
+    args = parser.parse_args()
+    names = args.only.split(",")
+    if unknown := set(names) - set(VARIANTS):
+        parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(VARIANTS)}")
+    hetcl = [sys.executable, "-m", "hetcl.cli"]
+    args.out.mkdir(parents=True, exist_ok=True)
+    for name in names:
+        run = args.out / name
+        if not (run / "backbone.safetensors").is_file():
+            given = VARIANTS[name].split()
+            data = [] if "--data" in given else ["--data", "scenes:4000"]
+            words = [
+                "pretrain",
+                *data,
+                "--out",
+                str(run),
+                "--recipe",
+                "demo",
+                "--resume",
+                "--threads",
+                args.threads,
+            ]
+            subprocess.run([*hetcl, *words, *given], check=True)
+    runs = [str(args.out / name) for name in names]
+    where = "--data scenes:3000 --ask localization --images 1500 --test_images 600 --resume".split()
+    return subprocess.run(
+        [*hetcl, "probe", *runs, *where, "--out", str(args.out / "where")], check=False
+    ).returncode
+
+
+if __name__ == "__main__":
+    sys.exit(main())
