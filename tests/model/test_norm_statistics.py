@@ -15,6 +15,7 @@ from hetcl.errors import InputError
 from hetcl.images.scenes import ScenesSource
 from hetcl.model.norm_statistics import is_unmeasured, measuring
 from hetcl.model.pyramid import build_pyramid
+from hetcl.pretraining import knn_monitor
 from hetcl.pretraining.knn_monitor import KnnCheck
 from hetcl.types import BadImage, Sample
 

@@ -86,7 +86,8 @@ class ProbeSettings(AnalysisSettings):
     """What to test on then; auto: val, or test where val has no labels."""
     ask: tuple[str, ...] = ("auto",)
     """what (kNN and linear accuracy on labels), where, or by name: correspondence (cells of two crops), localization
-    (the main object's box), dense-knn and dense-linear (the class of each cell); auto: all that DATA can answer."""
+    (the main object's box), dense-knn and dense-linear (the class of each cell); auto: where of annotated sets
+    (coco:ROOT ...) and of several MODELs, else what."""
     boxes: str = ""
     """Where: a CSV file (key,left,top,right,bottom; pixels, the last one included) with the main object's box of each
     image, by its name without ending."""

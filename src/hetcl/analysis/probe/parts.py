@@ -60,7 +60,7 @@ def open_parts(
     if source.classes is None:
         raise InputError(
             f"{data} has no labels, which a probe needs{why_none(source)}: in shards each KEY.jpg has a KEY.cls with "
-            "the number of its class; in a folder each class has a sub-folder"
+            "the number of its class; in a folder each class has a sub-folder. --ask where needs no labels"
         )
     index, label = labels_of(source)
     unlabelled = len(source) - len(index)

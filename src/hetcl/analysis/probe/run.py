@@ -30,7 +30,6 @@ from hetcl.analysis.store import Store
 from hetcl.analysis.where.annotated import LAYOUTS
 from hetcl.analysis.where.run import QUESTIONS, Where
 from hetcl.errors import InputError, WorkFailed
-from hetcl.images.sources import open_source
 from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.quantities import count, duration
@@ -119,15 +118,8 @@ def _asked(settings: Any, models: Sequence[str], data: str) -> list[str] | None:
     if not where:
         annotated = data.startswith(tuple(f"{name}:" for name in LAYOUTS if name != "scenes"))
         if not (annotated or settings.boxes or len(models) > 1):
-            return None if _has_labels(settings, data) else []
+            return None
     return [] if "where" in where else sorted(where, key=QUESTIONS.index)
-
-
-def _has_labels(s: Any, data: str) -> bool:
-    source = open_source(
-        data, split=s.data_split, folder_classes=s.folder_classes, window=s.window, strict=True
-    )
-    return source.classes is not None
 
 
 def _begin(folder: RunFolder, resume: bool, model: str | Sequence[str], data: str, settings: Any) -> None:

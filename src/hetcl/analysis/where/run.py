@@ -205,8 +205,10 @@ class Where(Session):
         for feature in self.maps.matched(entry.encoder):
             rows = self.maps.of_crops(entry, feature).read()
             seen = rows["cells"] > 0
-            if not seen.any():
-                raise WorkFailed("no two crops of an image overlap; set views to a policy with larger crops")
+            if seen.sum() < 2:
+                raise WorkFailed(
+                    "the crops of fewer than two images overlap; give more images, or set views to a policy with larger crops"
+                )
             order = np.argsort(rows["index"][seen], kind="stable")
             index = rows["index"][seen][order]
             place = bins.assign(rows["iou"][seen])
