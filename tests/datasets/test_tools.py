@@ -179,7 +179,7 @@ def test_other_tools_are_named_with_the_fix(tmp_path: Path, tool: str) -> None:
 
 def test_the_documents_split_one_file_for_all(tmp_path: Path) -> None:
     place(tmp_path, {"train": ("result.json", "images")})
-    text = (Path(__file__).parents[3] / "docs" / "data.md").read_text("utf-8")
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
     named: dict[str, Any] = {}
     exec(text.split("```python")[1].split("```")[0], named)
     named["split"](str(tmp_path), "result.json")

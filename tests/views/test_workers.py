@@ -377,6 +377,7 @@ def test_with_other_ranks_a_signal_waits_for_the_batch(monkeypatch: pytest.Monke
     monkeypatch.setattr(workers, "LOOK", 0.05)
     monkeypatch.setattr(torch.distributed, "is_initialized", lambda: True)
     monkeypatch.setattr(torch.distributed, "get_world_size", lambda: 2)
+    monkeypatch.setattr(torch.distributed, "get_rank", lambda: 0)
     for seconds, given_up in ((0.5, False), (600, True)):
         pool = Pool(partial(slowly, seconds), 1, False)
         with StopSignal():

@@ -207,7 +207,8 @@ class Where(Session):
             seen = rows["cells"] > 0
             if seen.sum() < 2:
                 raise WorkFailed(
-                    "the crops of fewer than two images overlap; give more images, or set views to a policy with larger crops"
+                    "the crops of fewer than two images overlap; give more images, or set views to a policy with "
+                    "larger crops"
                 )
             order = np.argsort(rows["index"][seen], kind="stable")
             index = rows["index"][seen][order]
