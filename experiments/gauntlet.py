@@ -419,6 +419,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for given, known in ((args.kinds, KINDS), (args.verbs, VERBS)):
         if unknown := set(given.split(",")) - set(known):
             parser.error(f"there is no {', '.join(sorted(unknown))}; there are {', '.join(known)}")
+    for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
+        signal.signal(number, signal.default_int_handler)
     root, began = args.out or Path(tempfile.mkdtemp()), time.monotonic()
     table = gauntlet(
         root,

@@ -62,7 +62,7 @@ def test_a_full_disk_under_a_checkpoint(finished: Path, says: Says, monkeypatch:
         full(disk, "last.ckpt.part")
         said = says.pretrain(status=1)
     assert "cannot write new/checkpoints/last.ckpt: the disk is full" in said
-    assert "make room, and run the command again (with --resume" in said
+    assert "make room and go on with --resume" in said
     assert not list(checkpoints.iterdir())
     for name in ("stage1.ckpt", "backbone.safetensors"):
         with monkeypatch.context() as disk:

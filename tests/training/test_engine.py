@@ -180,7 +180,7 @@ def test_a_full_disk_keeps_what_was_saved(
         if step == 4:
             monkeypatch.setattr(broken, full)
 
-    with pytest.raises(WorkFailed, match=r"cannot write .*: the disk is full; .* with --resume"):
+    with pytest.raises(WorkFailed, match=r"cannot write .*: the disk is full; .* go on with --resume"):
         loop_of(Line(disturb=disturb), tmp_path, checkpoint_every=2).fit()
     monkeypatch.undo()
     found = checkpoint.latest(tmp_path / "checkpoints")

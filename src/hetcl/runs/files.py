@@ -28,8 +28,8 @@ def disk_problem(path: Path, error: OSError) -> WorkFailed:
     full = error.errno in (errno.ENOSPC, errno.EDQUOT)
     why, mend = ("the disk is full", "make room") if full else (error.strerror or error, "mend that")
     return WorkFailed(
-        f"cannot write {path}: {why}; what was saved before is intact: {mend}, and run the command again (with "
-        "--resume, where it has that)"
+        f"cannot write {path}: {why}; what was saved before is intact: {mend} and go on with --resume (or run the "
+        "command again, where it has none)"
     )
 
 
