@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ import hetcl
 from hetcl.analysis import feature_pass
 from hetcl.analysis.where.run import QUESTIONS
 from hetcl.cli import main
-from hetcl.errors import InputError, Stopped
+from hetcl.errors import InputError, Stopped, WorkFailed
 
 SCENES = "scenes:30@64"
 QUICK: dict[str, Any] = {
@@ -166,21 +167,30 @@ def test_what_and_where_share_a_folder(hcl: Path, tmp_path: Path) -> None:
         (1, {"boxes": "no.csv"}, "boxes of its own"),
         (1, {"grid": 65}, "grid 65 .* 64 pixels"),
         (1, {"data": "coco:nowhere"}, "there is no folder nowhere"),
-        (1, {"images": 1}, None),
     ],
 )
 def test_bad_input_is_one_line_and_writes_nothing(
-    models: int, more: dict[str, Any], match: str | None, hcl: Path, moco: Path, images: Path, tmp_path: Path
+    models: int, more: dict[str, Any], match: str, hcl: Path, moco: Path, images: Path, tmp_path: Path
 ) -> None:
     data = str(more.pop("data", SCENES)).replace("IMAGES", str(images))
-    with pytest.raises(InputError if match else Exception) as caught:
+    with pytest.raises(InputError) as caught:
         ask([hcl, moco][:models], tmp_path / "out", data=data, **more)
     assert "\n" not in str(caught.value)
-    if match:
-        import re
+    assert re.search(match.replace("IMAGES", str(images)), str(caught.value)), str(caught.value)
+    assert not (tmp_path / "out").exists()
 
-        assert re.search(match.replace("IMAGES", str(images)), str(caught.value)), str(caught.value)
-        assert not (tmp_path / "out").exists()
+
+def test_too_few_images_for_a_regression(hcl: Path, tmp_path: Path) -> None:
+    with pytest.raises(WorkFailed, match="19 images with a box to fit and 20 to test on: too few"):
+        ask(hcl, tmp_path / "out", images=19)
+
+
+def test_boxes_of_other_images(hcl: Path, images: Path, tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("key,left,top,right,bottom\n0001.png,0,0,3,3\n")
+    with pytest.raises(
+        InputError, match=r"no box for any of the 32 images that were looked at, .* such as \d{4}$"
+    ):
+        ask(hcl, tmp_path / "out", data=str(images), boxes=str(tmp_path / "boxes.csv"))
 
 
 def test_the_command_says_what_was_found(

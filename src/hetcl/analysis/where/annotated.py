@@ -5,6 +5,7 @@ n images of a part.
 
 from __future__ import annotations
 
+import contextlib
 import csv
 import hashlib
 import logging
@@ -22,7 +23,7 @@ from hetcl.errors import InputError
 from hetcl.images.sources import open_held_out, open_source
 from hetcl.paths import expand
 from hetcl.textfiles import read_text
-from hetcl.types import Sample, Source
+from hetcl.types import BadImage, Sample, Source
 
 log = logging.getLogger(__name__)
 
@@ -30,6 +31,8 @@ LAYOUTS = ("coco", "lvis", "voc", "cityscapes", "scenes")
 """Data sets that say where things are."""
 COLUMNS = ("key", "left", "top", "right", "bottom")
 """Of a file of boxes: pixels, the last one included."""
+FIRST = 64
+"""Images of each part that are looked at: one at least must have a box in such a file."""
 
 
 class Located:
@@ -46,6 +49,7 @@ class Located:
 
     def __init__(self, data: Any, index: np.ndarray, boxes: dict[str, np.ndarray] | None = None) -> None:
         self.data, self.index, self._boxes = data, index, boxes
+        self._known: dict[tuple[int, int], np.ndarray | None] = {}  # all models and levels ask the same
         self.prefers_window: int = getattr(data, "prefers_window", 0)
         self.fingerprint: str = data.fingerprint
         self.hash = hashlib.blake2b(index.tobytes(), digest_size=6).hexdigest()
@@ -82,6 +86,11 @@ class Located:
 
     def box(self, index: int) -> np.ndarray | None:
         """The main object's box in shares of the image, ``[4]``; None where there is none. Raises ``BadImage``."""
+        if (index, 0) not in self._known:
+            self._known[index, 0] = self._box(index)
+        return self._known[index, 0]
+
+    def _box(self, index: int) -> np.ndarray | None:
         if self._boxes is not None:
             sample = self.data.sample(int(self.index[index]))
             box = self._boxes.get(PurePosixPath(sample.name).stem)
@@ -92,13 +101,16 @@ class Located:
 
     def cells(self, index: int, side: int) -> np.ndarray:
         """The class of each cell: int16 ``[side, side]``, -1 void. Raises ``BadImage``."""
+        if (found := self._known.get((index, side))) is not None:
+            return found
         place = int(self.index[index])
         if hasattr(self.data, "label_map"):
             label_map = self.data.label_map(place).astype(np.int16)
             label_map[label_map == 255] = VOID
         else:
             label_map = painted(self.data.annotations(place))
-        return cell_labels(label_map, side)
+        self._known[index, side] = found = cell_labels(label_map, side)
+        return found
 
 
 def painted(found: Any) -> np.ndarray:
@@ -170,6 +182,8 @@ def open_asked(
     if not colon or layout not in LAYOUTS:
         sets, rows, held_out = _plain(data, holdout, seed, data_split, test_split, window)
         both = some(sets, rows, read_boxes(boxes) if boxes else None)
+        if boxes:
+            _check_keys(boxes, both)
         return Asked(both, both if boxes else None, None, (), held_out)
     if boxes:
         raise InputError(f"--boxes {boxes}: {data} has boxes of its own; leave it out")
@@ -232,6 +246,22 @@ def _plain(
     aside = np.zeros(n, np.bool_)
     aside[permute(np.arange(held), n, seed, "where", "holdout")] = True
     return (source, source), (np.flatnonzero(~aside), np.flatnonzero(aside)), True
+
+
+def _check_keys(path: str, both: Both) -> None:
+    """Raises ``InputError`` when none of the first images of both parts has a box in the file."""
+    names = []
+    for part in both:
+        for i in range(min(FIRST, len(part))):
+            with contextlib.suppress(BadImage):
+                names.append(part.sample(i).name)
+                if part.box(i) is not None:
+                    return
+    if names:
+        raise InputError(
+            f"--boxes {path} has no box for any of the {len(names)} images that were looked at, e.g. {names[0]}: its "
+            f"keys must be names without ending, such as {PurePosixPath(names[0]).stem}"
+        )
 
 
 def read_boxes(path: str) -> dict[str, np.ndarray]:

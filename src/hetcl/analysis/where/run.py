@@ -103,8 +103,7 @@ class Where(Session):
     ) -> None:  # fmt: skip
         super().__init__()
         self.data, self.out, self.claim = data, folder.path, claim
-        self.folder, self.settings = folder, settings
-        s = settings
+        self.settings = s = settings
         self.asked: Asked = open_asked(
             data, boxes=s.boxes, images=s.images, test_images=s.test_images, holdout=s.holdout, seed=s.seed,
             data_split=s.data_split, test_split=s.test_split, window=s.window,
