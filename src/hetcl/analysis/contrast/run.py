@@ -17,6 +17,7 @@ from typing import Any
 from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast import figures, plotting, report_text, verdict
 from hetcl.analysis.contrast.examples import sheet_of
+from hetcl.analysis.contrast.part_examples import part_sheet
 from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
 from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
@@ -382,8 +383,22 @@ class Test(Session):
                 t, self.source, pairs, policy=subject.policy, size=subject.entry.size,
                 bins=self.settings.bins, count=self.settings.examples,
             )  # fmt: skip
+            name = subject.folder.path.name.rsplit("-", 1)[0]
+            write_atomic(place / f"examples-{name}.png", image)
+            if len(t.features.dims) > 1:
+                beside = self._random_beside(subject, tested)
+                image = part_sheet(
+                    t, beside, self.source, pairs, policy=subject.policy, size=subject.entry.size
+                )
+                write_atomic(place / f"parts-{name}.png", image)
             pairs.close()
-            write_atomic(place / f"examples-{subject.folder.path.name.rsplit('-', 1)[0]}.png", image)
+
+    def _random_beside(self, subject: Subject, tested: Sequence[Tested]) -> Tested | None:
+        """The embedding with random weights that a model's own is held against, under the same views."""
+        held = next((h for h in self.held if h.embedding == subject.entry.name), None)
+        return next(
+            (t for t in tested if held and t.name == held.random_embedding and t.views == subject.views), None
+        )
 
     def _say(self, report: Mapping[str, Any]) -> None:
         """The verdict, the table and the other sentences."""
