@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "hetcl"
 
 GROUND = {
     *("types", "errors", "draws", "printable", "quantities", "paths", "textfiles", "trees", "machine"),
-    *("signals", "methods", "ranks"),
+    *("signals", "methods", "ranks", "boxes"),
 }
 """Modules that every room may import; they import only each other."""
 

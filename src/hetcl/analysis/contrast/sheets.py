@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hetcl.analysis.text import shortened
+from hetcl.boxes import Box
 
-Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 CELL, GAP, LINE, HEAD = 112, 8, 16, 24
