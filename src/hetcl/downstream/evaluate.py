@@ -26,10 +26,10 @@ from hetcl.downstream.report_text import plain, say_metrics, write_results
 from hetcl.errors import InputError
 from hetcl.paths import create, expand
 from hetcl.quantities import count, duration
-from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
+from hetcl.runs.resume import check_own, latest
 from hetcl.settings import resolve_evaluate, to_dict
 from hetcl.training.devices import peak_memory
 from hetcl.training.session import Session
@@ -74,13 +74,9 @@ def evaluate(
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    held = held_in(out) - {"log.txt"}
-    if held - set(OURS):
-        raise InputError(f"--out {out} holds something that is no evaluation; name a new or empty folder")
-    if "evaluation.json" in held and not overwrite:
-        raise InputError(
-            f"--out {out} holds an evaluation; add --overwrite to replace it, or name a new folder"
-        )
+    held = held_in(out)
+    again = "evaluation.json" in held and not overwrite
+    check_own(out, "an evaluation", foreign=not held <= {*OURS}, again=again, add="--overwrite to replace it")
 
 
 @dataclass(frozen=True)
@@ -279,7 +275,7 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     Raises:
         InputError: no checkpoint, or one that does not fit.
     """
-    found = checkpoint.latest(folder.checkpoints)
+    found = latest(folder.checkpoints)
     if found is None:
         raise InputError(f"{folder.path} has no checkpoint yet; let it train first")
     path, content = found.path, found.state

@@ -30,6 +30,7 @@ from hetcl.errors import InputError
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
+from hetcl.runs.resume import check_run, is_known, refuse_other_data
 from hetcl.settings import FinetuneSettings, to_dict
 from hetcl.training.devices import peak_memory, use_threads
 from hetcl.training.memory import Need, outlook
@@ -72,8 +73,8 @@ def finetune(
         Stopped: a signal came; the run saved itself.
     """
     folder = RunFolder(out)
-    with reserved(folder.lock, lambda: folder.check(resume=resume)):
-        if resume and folder.settings.is_file():
+    with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
+        if is_known(folder, resume=resume):
             plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
         else:
             plan = new_plan(init, data, recipe, allow_partial, overrides)
@@ -105,11 +106,7 @@ class FinetuneRun(TrainingSession):
         parts = joined(spec, train, val, **part_words(s))
         self.train, self.val, self.notes = parts.train, parts.val, self.notes + parts.notes
         now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
-        if any(plan.get(name, value) != value for name, value in now.items()):
-            raise InputError(
-                f"{plan['data']} does not hold what the run in {folder.path} began with (other images or "
-                "annotations); give the same data, or start a new folder"
-            )
+        refuse_other_data(folder, spec, plan, now)
         self.classes = names_of(self.train)
         self.examples, notes = examples_of(self.train, spec, **example_words(s))
         self.notes += notes
@@ -173,11 +170,7 @@ class FinetuneRun(TrainingSession):
 
     def _last_state(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
-        found = self.open_folder(["finetune"], known="arch" in self.plan)
-        if found and (found.state.get("kind") != KIND or found.state.get("arch") != self.arch):
-            raise InputError(
-                f"{found.path} is of another run; put back the run's own checkpoint or start a new folder"
-            )
+        found = self.open_folder(["finetune"], known="arch" in self.plan, kind=KIND, arch=self.arch)
         figures = figure_names(self.val, self.settings.model)
         settings = {
             "kind": KIND,
@@ -193,7 +186,9 @@ class FinetuneRun(TrainingSession):
             "hetcl": __version__,
             "settings": to_dict(self.asked),
         }
-        self.settle(found, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"), settings)
+        self.notes += self.settle(
+            found, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"), settings
+        )
         return found.state if found else None
 
     def _introduce(self) -> None:

@@ -29,6 +29,7 @@ from hetcl.quantities import count, duration
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
+from hetcl.runs.resume import check_run, is_known, refuse_other_data
 from hetcl.settings import StageSettings, stages_of, to_dict
 from hetcl.signals import StopSignal
 from hetcl.training.devices import chosen_kernels
@@ -74,8 +75,8 @@ def pretrain(
     """
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
-    with reserved(folder.lock, lambda: folder.check(resume=resume)):
-        if resume and folder.settings.is_file():
+    with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
+        if is_known(folder, resume=resume):
             plan = resumed_plan(folder, data, recipe, init, allow_partial, overrides)
         else:
             plan = new_plan(data, recipe, init, allow_partial, overrides)
@@ -109,10 +110,9 @@ class PretrainRun(TrainingSession):
                 "class, or leave folder_classes out"
             )
         self.labelled = with_labels(self.source)
-        if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
-            raise InputError(
-                f"{plan.data} does not hold the images that the run in {folder.path} began with "
-                "(other files, another order or changed files); give the same data, or start a new folder"
+        if plan.fingerprint is not None:
+            refuse_other_data(
+                folder, plan.data, {"fingerprint": plan.fingerprint}, {"fingerprint": self.source.fingerprint}
             )
         self.init: Weights | None = None
         if plan.init is not None and not self.begun:
@@ -200,12 +200,8 @@ class PretrainRun(TrainingSession):
     def _last_state(self, stages: Sequence[str]) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
         ended = [f"{name}.ckpt" for name in reversed(stages)]
-        found = self.open_folder(stages, ended, known=self.plan.fingerprint is not None)
-        if found and found.state.get("arch") != self.settings.backbone:
-            raise InputError(
-                f"{found.path} is of the backbone {found.state.get('arch')}, this run's is {self.settings.backbone}; "
-                "put back the run's own checkpoint or start a new folder"
-            )
+        known = self.plan.fingerprint is not None
+        found = self.open_folder(stages, ended, known=known, arch=self.settings.backbone)
         settings = {
             "data": absolute_data(self.plan.data),
             "recipe": self.plan.recipe,
@@ -216,7 +212,7 @@ class PretrainRun(TrainingSession):
             "hetcl": __version__,
             "settings": to_dict(self.plan.settings),
         }
-        self.settle(found, monitors.columns(t.method for t in self._todo().values()), settings)
+        self.notes += self.settle(found, monitors.columns(t.method for t in self._todo().values()), settings)
         return found.state if found else None
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:

@@ -32,6 +32,7 @@ from hetcl.quantities import count, duration
 from hetcl.runs.folder import write_atomic
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
+from hetcl.runs.resume import check_own
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
 from hetcl.training.devices import precision_on, workers_of
@@ -84,14 +85,8 @@ def contrast(
 def _check_out(out: Path, resume: bool) -> None:
     held = held_in(out)
     ours = {name for name in held if name.partition(".damaged")[0].removesuffix(".part") in OURS}
-    if held - ours or (held and not held & {"contrast.json", "features"}):
-        raise InputError(
-            f"--out {out} holds something that is no contrastive test; name a new or empty folder"
-        )
-    if held and not resume:
-        raise InputError(
-            f"--out {out} holds a contrastive test; add --resume to use its features again, or name a new folder"
-        )
+    foreign = bool(held - ours) or (bool(held) and not held & {"contrast.json", "features"})
+    check_own(out, "a contrastive test", foreign=foreign, again=bool(held) and not resume)
 
 
 @dataclass(frozen=True)
