@@ -17,8 +17,7 @@ from hetcl import __version__
 from hetcl.datasets import repeat_factors
 from hetcl.datasets.annotations import Metrics
 from hetcl.downstream.build import build_model, model_words, take_weights
-from hetcl.downstream.dry_run import try_one
-from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader
+from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader, first_usable
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import KIND, example_words, new_plan, part_words, resumed_plan, scaled
@@ -33,6 +32,7 @@ from hetcl.runs.output import reserved
 from hetcl.runs.resume import check_run, is_known, refuse_other_data
 from hetcl.settings import FinetuneSettings, to_dict
 from hetcl.training.devices import peak_memory, use_threads
+from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.memory import Need, outlook
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
@@ -98,7 +98,7 @@ class FinetuneRun(TrainingSession):
         self.plan = plan
         self.asked: FinetuneSettings = plan["settings"]
         self.settings, self.notes = scaled(self.asked)
-        use_threads(self.asked.threads)  # before the trial
+        use_threads(self.asked.threads)  # before the dry run
         s, spec = self.settings, plan["data"]
         train, val = (
             open_part(spec, split, s.model, follow_links=s.follow_links) for split in ("train", "val")
@@ -117,14 +117,15 @@ class FinetuneRun(TrainingSession):
         )
         if not self.begun:
             self._read_init()
+        self.dry: DryRun | None = None
         if "arch" not in plan:
-            self.trial = try_one(self._model, self.examples, seed=s.seed)  # before anything is written
+            self._dry_run()  # before anything is written
         self.start(s, folder.log, folder.tensorboard, batch=s.batch)
         if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
             self.notes.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
             self.settings = replace(s, norm="tuned")
         self.keep_ledger(s.max_bad, len(self.examples))
-        self.memory = self._memory() if hasattr(self, "trial") else ""
+        self.memory = self._memory(self.dry) if self.dry is not None else ""
 
     def _read_init(self) -> None:
         """The backbone's weights. Raises ``InputError``."""
@@ -134,14 +135,36 @@ class FinetuneRun(TrainingSession):
         self.arch = weights.arch
         self.facts = input_facts(weights.facts, weights.arch, weights.origin)
 
-    def _memory(self) -> str:
+    def _dry_run(self) -> None:
+        """Train on one image, on the CPU, and forget it. Raises ``InputError``."""
+        image, target = first_usable(self.examples, self.settings.seed)
+        self.example_bytes = sum(t.numel() * t.element_size() for t in (image, *target.values()))
+        images: Any = [image.float().div_(255)]
+        targets: Any = [target]
+        if "boxes" not in target:
+            images, targets = torch.stack(images * 2), torch.stack([target["labels"]] * 2)
+
+        def build() -> nn.Module:
+            torch.manual_seed(self.settings.seed)
+            return self._model()
+
+        self.dry = dry_run(
+            build,
+            lambda model: model(images, targets),
+            lambda losses: torch.stack([loss.float() for loss in losses.values()]).sum(),
+            images=len(images),
+            failure=f"the model does not train on an image of {self.examples.description}",
+            advice="change the sizes, neck, model or backbone",
+        )
+
+    def _memory(self, dry: DryRun) -> str:
         """What training will take, in words; warns where there is less. Raises ``InputError``."""
-        trial, s, device = self.trial, self.settings, self.fabric.device
+        s, device = self.settings, self.fabric.device
         here = 1 if device.type == "cuda" else max(1, s.devices)  # processes that share the memory
         batch = s.batch // self.fabric.world_size
         half = 0.6 if self.precision == "bf16" else 1.0
-        step = 3 * trial.weights + round(half * batch * trial.activations)
-        need = Need(here * step, here * room(self.workers, batch * trial.image))
+        step = 3 * dry.weights + round(half * batch * dry.activations)
+        need = Need(here * step, here * room(self.workers, batch * self.example_bytes))
         stated, warned = outlook(need, device, "lower batch, workers or the sizes of images")
         self.notes += [warned] if warned else []
         return stated
@@ -205,8 +228,8 @@ class FinetuneRun(TrainingSession):
         self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
         for line in self.notes:
             self.reporter.warn(line)
-        if hasattr(self, "trial"):
-            seconds = self.trial.seconds * s.steps * s.batch / self.fabric.world_size
+        if self.dry is not None:
+            seconds = self.dry.seconds * s.steps * s.batch / self.fabric.world_size
             if self.fabric.device.type == "cpu" and seconds > 86400:
                 self.reporter.warn(
                     f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes "

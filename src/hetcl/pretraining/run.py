@@ -22,8 +22,8 @@ from hetcl.methods import METHODS
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step
-from hetcl.pretraining.dry_run import Rehearsed, memory_of, rehearse
 from hetcl.pretraining.knn_monitor import KnnCheck
+from hetcl.pretraining.memory import memory_of
 from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
 from hetcl.quantities import count, duration
 from hetcl.runs import checkpoint
@@ -33,6 +33,7 @@ from hetcl.runs.resume import check_run, is_known, refuse_other_data
 from hetcl.settings import StageSettings, stages_of, to_dict
 from hetcl.signals import StopSignal
 from hetcl.training.devices import chosen_kernels
+from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.training.task import Task
@@ -117,7 +118,7 @@ class PretrainRun(TrainingSession):
         self.init: Weights | None = None
         if plan.init is not None and not self.begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
-        self.rehearsed = self._rehearse() if plan.fingerprint is None else {}
+        self.dry_runs = self._dry_runs() if plan.fingerprint is None else {}
         self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
         self.window = common_window(plan, self.source, self.fabric)
         supervised = any(METHODS[stage.method].labels for stage in self._todo().values())
@@ -162,10 +163,10 @@ class PretrainRun(TrainingSession):
         todo = stages_of(self.settings)
         return {"stage2": todo["stage2"]} if self.plan.init is not None and len(todo) == 2 else todo
 
-    def _rehearse(self) -> dict[str, Rehearsed]:
-        """Find what cannot run before anything is written. Raises ``InputError``."""
-        s, init = self.settings, self.init
-        rehearsed = {}
+    def _dry_runs(self) -> dict[str, DryRun]:
+        """One for each stage, before anything is written. Raises ``InputError`` for what cannot run."""
+        s, init, found = self.settings, self.init, {}
+        images = min(2, s.batch // s.groups)  # two do, since batch norm fails on one where it fails at all
         for name, stage in self._todo().items():
             if METHODS[stage.method].labels and self.source.classes is None:
                 raise InputError(
@@ -179,15 +180,19 @@ class PretrainRun(TrainingSession):
                     install(model, weights.query, weights.origin, arch=weights.arch)
                 return model
 
-            rehearsed[name] = rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
+            found[name] = dry_run(
+                build, lambda model: model(torch.zeros(images, 3, s.size, s.size)), images=images,
+                failure=f"the model of {name} does not run on {count(images, 'image')} of {s.size} pixels",
+                advice="change size, batch, groups or backbone, or the width of the branches",
+            )  # fmt: skip
             init = None  # the first stage takes it
-        return rehearsed
+        return found
 
     def _memory(self) -> str:
         """What the largest stage will take, in words; warns where there is less. Raises ``InputError``."""
         s, fabric = self.settings, self.fabric
         stages = [
-            (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.rehearsed.items()
+            (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.dry_runs.items()
         ]
         stated, warned = memory_of(
             stages, batch=s.batch // fabric.world_size,
