@@ -59,7 +59,9 @@ class OneBatch:
 
 def ours(method: str, fused: bool, args: argparse.Namespace, fabric: Fabric) -> Callable[[], None]:
     """A step of a stage."""
-    model = build_embedding(method, args.backbone, seed=0, side=args.size // 16, fused=fused)
+    model = build_embedding(
+        method, args.backbone, seed=0, words={"spatial": {"side": args.size // 16, "fused": fused}}
+    )
     pair = MomentumPair(model, groups=args.groups).to(fabric.device, memory_format=torch.channels_last)
     stage = Contrast(
         method, pair=pair, queue=KeyQueue(args.queue, model.dims).to(fabric.device),

@@ -59,7 +59,7 @@ def save(path: Path, model: nn.Module) -> Path:
 @torch.no_grad()
 def untrained(views: list[Tensor], seed: int) -> nn.Module:
     """Random weights, with the statistics that a run of learning rate 0 ends with."""
-    model = build_embedding("moco-v2", ARCH, seed=seed, semantic_dim=24).train()
+    model = build_embedding("moco-v2", ARCH, seed=seed, words={"semantic": {"dim": 24}}).train()
     for x in views * 5:
         model(x)
     return model
@@ -68,7 +68,7 @@ def untrained(views: list[Tensor], seed: int) -> nn.Module:
 @pytest.fixture(scope="module")
 def trained(views: list[Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that has learned: 40 steps of contrast between views."""
-    model = build_embedding("moco-v2", ARCH, seed=7, semantic_dim=24).train()
+    model = build_embedding("moco-v2", ARCH, seed=7, words={"semantic": {"dim": 24}}).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     draws = torch.Generator().manual_seed(0)
     for _ in range(40):

@@ -87,7 +87,9 @@ def contrast_stage(
     **settings: Any,
 ) -> Contrast:
     """The stage that a run would build, in float64, on a small model."""
-    model = build_embedding(method, backbone, seed=seed, semantic_dim=16, side=side, width=12)
+    model = build_embedding(
+        method, backbone, seed=seed, words={"semantic": {"dim": 16}, "spatial": {"side": side, "width": 12}}
+    )
     pair = MomentumPair(model, momentum=key_momentum, groups=groups).double()
     pair = pair.to(memory_format=torch.channels_last)
     store = KeyQueue(queue, model.dims, seed=seed).double()  # type: ignore[arg-type]

@@ -66,7 +66,11 @@ def curve(method: str) -> dict[str, list[float]]:
         "weight_decay": stage.weight_decay,
     }
     model = build_embedding(
-        method, "timm:test_resnet", seed=SEED, semantic_dim=16, side=4, width=8, classes=len(source.classes)
+        method,
+        "timm:test_resnet",
+        seed=SEED,
+        words={"semantic": {"dim": 16}, "spatial": {"side": 4, "width": 8}},
+        classes=len(source.classes),
     ).double()
     task: Contrast | Supervised
     if method == "supervised":

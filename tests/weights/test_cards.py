@@ -42,7 +42,7 @@ def a_run(arch: str = "timm:test_resnet") -> RunFolder:
     tree = {"data": "/somewhere/private", "recipe": "smoke", "hetcl": "0.0.7"}
     run.write_settings(tree | {"settings": {"backbone": arch, "size": 64, "stage1": {"epochs": 3}}})
     run.write_summary({"machine": {"commit": "abc123def456"}, "data": {"images": 77}})
-    query = build_embedding("moco-v2", arch, seed=0, semantic_dim=8).state_dict()
+    query = build_embedding("moco-v2", arch, seed=0, words={"semantic": {"dim": 8}}).state_dict()
     facts = {"arch": arch, "method": "moco-v2", "size": 64, "semantic_dim": 8}
     checkpoint.save(run.checkpoints / "stage1.ckpt", {"task": {"query": query}, **facts})
     return run

@@ -68,7 +68,15 @@ def a_backbone(arch: str, path: str = "source.safetensors", **facts: Any) -> str
 def an_encoder(method: str = "hcl", key: bool = True, **more: Any) -> str:
     arch = "timm:test_resnet"
     both = [
-        shaken(build_embedding(method, arch, seed=s, semantic_dim=8, side=4, width=8, **more)).state_dict()
+        shaken(
+            build_embedding(
+                method,
+                arch,
+                seed=s,
+                words={"semantic": {"dim": 8}, "spatial": {"side": 4, "width": 8}},
+                **more,
+            )
+        ).state_dict()
         for s in (1, 2)
     ]
     spatial = {"side": 4, "width": 8, "fused": False}

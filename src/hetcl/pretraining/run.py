@@ -18,7 +18,7 @@ from hetcl.errors import InputError
 from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
-from hetcl.methods import METHODS
+from hetcl.methods import METHODS, branch_words, facts_of
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step
@@ -313,8 +313,7 @@ class PretrainRun(TrainingSession):
                 "arch": s.backbone,
                 "method": stage.method,
                 "size": s.size,
-                "semantic_dim": s.semantic.dim,
-                "spatial": {"side": s.spatial.side, "width": s.spatial.width, "fused": s.spatial.fused},
+                **facts_of(branch_words(s)),
             },
         )
         if resumed is not None:

@@ -15,12 +15,12 @@ import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
-from hetcl.methods import method_of
+from hetcl.methods import method_of, words_in
 from hetcl.model.build import build_embedding
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid, build_pyramid
 from hetcl.runs.folder import RunFolder
-from hetcl.weights.facts import InputFacts, branch_words
+from hetcl.weights.facts import InputFacts
 from hetcl.weights.sources import Weights, install, no_arch, read_weights, stated_facts
 
 
@@ -85,7 +85,7 @@ def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
     """What builds pyramid and branches as the checkpoint describes them, from a seed."""
     assert weights.arch is not None
     method = method_of(branches, weights.facts.get("method"))
-    return partial(build_embedding, method, weights.arch, **(branch_words(weights.facts) or {}))
+    return partial(build_embedding, method, weights.arch, words=words_in(weights.facts))
 
 
 def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:

@@ -16,12 +16,13 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
+from hetcl.methods import fact_names, words_in
 from hetcl.paths import expand_spec
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.weights import published, unpack
 from hetcl.weights.architectures import Asked
-from hetcl.weights.facts import BRANCHES, InputFacts, branch_words, input_facts
+from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.importers import Imported, import_state, state_of
 from hetcl.weights.matched import Matched, allowed, patterns, some
 from hetcl.weights.names import is_constant, names_of
@@ -187,8 +188,10 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> Weights:
         isinstance(e, Mapping) and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in e.items())
         for e in encoders
     )
-    facts: dict[str, Any] = {name: content[name] for name in ("method", "size", *BRANCHES) if name in content}
-    if not sound or branch_words(facts) is None:
+    facts: dict[str, Any] = {
+        name: content[name] for name in ("method", "size", *fact_names()) if name in content
+    }
+    if not sound or words_in(facts) is None:
         raise InputError(f"{path} is no checkpoint as hetcl writes them; give the run's own")
     key = dict(task["key"]) if "key" in task else None
     return Weights(str(path), content["arch"], dict(task["query"]), key, facts)
@@ -200,7 +203,7 @@ def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: 
     Raises:
         InputError: a key that is none of an encoder, a momentum copy that is not one, or values that are not finite.
     """
-    if arch is None or branch_words(facts) is None:
+    if arch is None or words_in(facts) is None:
         raise InputError(f"{origin}: the facts in its header do not describe an encoder; export it anew")
     query = {n: v for n, v in content.items() if not n.startswith("key.")}
     key = {n.removeprefix("key."): v for n, v in content.items() if n.startswith("key.")}

@@ -21,11 +21,11 @@ import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
+from hetcl.methods import fact_names
 from hetcl.model.pyramid import STRIDES, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
 from hetcl.paths import expand_spec
 from hetcl.runs.folder import RunFolder, machine
 from hetcl.weights.cards import Facts
-from hetcl.weights.facts import BRANCHES
 from hetcl.weights.load_code import Target
 from hetcl.weights.names import library_model, library_names, names_of
 from hetcl.weights.plain_resnet import detectron2_name, plain_resnet
@@ -194,7 +194,7 @@ def to_full(m: Material, file: Path) -> Payload:
     broken = [n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if broken:
         raise InputError(f"{m.model} holds values that are not finite, e.g. in {broken[0]}")
-    more = {name: m.weights.facts[name] for name in BRANCHES if name in m.weights.facts}
+    more = {name: m.weights.facts[name] for name in fact_names() if name in m.weights.facts}
     library, _, name = m.facts.arch.partition(":")
     return Payload(seal(state, _header(m, "encoder", **more)), state, Target("full", library, name))
 
