@@ -231,13 +231,13 @@ def _listening() -> Iterator[None]:
 
     from hetcl.ranks import first_process
 
-    stated: set[str] = set()
+    shown: set[str] = set()
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             line = ("! " if record.levelno >= logging.WARNING else "") + printable(record.getMessage())
-            if line not in stated and first_process():
-                stated.add(line)
+            if line not in shown and first_process():
+                shown.add(line)
                 with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
                     print(line, file=sys.stderr, flush=True)
 

@@ -165,9 +165,9 @@ class FinetuneRun(TrainingSession):
         half = 0.6 if self.precision == "bf16" else 1.0
         step = 3 * dry.weights + round(half * batch * dry.activations)
         need = Need(here * step, here * room(self.workers, batch * self.example_bytes))
-        stated, warned = outlook(need, device, "lower batch, workers or the sizes of images")
+        text, warned = outlook(need, device, "lower batch, workers or the sizes of images")
         self.notes += [warned] if warned else []
-        return stated
+        return text
 
     def _model(self) -> nn.Module:
         """With the backbone's weights in it, if they were read."""

@@ -59,10 +59,10 @@ def under(data: Any, names: Sequence[str], here: str, there: str) -> tuple[Any, 
     if more or not found:
         counted = [f"{name} ({count(objects[name], 'object')})" if name in objects else name for name in more]
         maps = hasattr(data, "label_map")
-        stated = f"{there} lacks {_listed(counted)}" * bool(more) + "; " * bool(more and lacking)
-        stated += f"it lacks {_listed(lacking)}" * bool(lacking)
+        why = f"{there} lacks {_listed(counted)}" * bool(more) + "; " * bool(more and lacking)
+        why += f"it lacks {_listed(lacking)}" * bool(lacking)
         raise InputError(
-            f"{here} has other classes than {there}{', and none in common' * (not found)}: {stated}"
+            f"{here} has other classes than {there}{', and none in common' * (not found)}: {why}"
             f"{_fix(theirs, names, maps=maps)}"
         )
     if lacking:

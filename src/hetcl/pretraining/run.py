@@ -194,13 +194,13 @@ class PretrainRun(TrainingSession):
         stages = [
             (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.dry_runs.items()
         ]
-        stated, warned = memory_of(
+        text, warned = memory_of(
             stages, batch=s.batch // fabric.world_size,
             pieces=s.accumulate, size=s.size, precision=self.precision,
             device=fabric.device, processes=s.devices, workers=self.workers,
         )  # fmt: skip
         self.notes += [warned] if warned else []
-        return stated
+        return text
 
     def _last_state(self, stages: Sequence[str]) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""

@@ -251,12 +251,12 @@ def _numbers(values: Sequence[float]) -> str:
 
 def _code_block(target: Target, file: Path, ran: str) -> list[str]:
     text = ran or code(target)
-    stated = (
+    line = (
         "The check ran this code as it stands."
         if ran
         else f"{target.format} is not installed here, so this code was not run; what was checked, and how, is below."
     )
-    return [stated, "", *fenced("python", f"FILE = {_quoted(file.name)}\n\n{text}"), ""]
+    return [line, "", *fenced("python", f"FILE = {_quoted(file.name)}\n\n{text}"), ""]
 
 
 def _check_lines(proof: Proof) -> list[str]:
@@ -276,10 +276,10 @@ def _made_by(run: Mapping[str, Any] | None) -> list[str]:
         return []
     import yaml
 
-    stated = f"Trained by hetcl {run.get('hetcl') or ''}".rstrip()
-    stated += f", commit {run['commit']}" if run.get("commit") else ""
-    stated += f", recipe {run['recipe']}" if run.get("recipe") else ""
-    stated += f", on {run['images']} images" if run.get("images") else ""
-    lines = ["## Made by", "", markdown(f"{stated}, with these settings:")]
+    line = f"Trained by hetcl {run.get('hetcl') or ''}".rstrip()
+    line += f", commit {run['commit']}" if run.get("commit") else ""
+    line += f", recipe {run['recipe']}" if run.get("recipe") else ""
+    line += f", on {run['images']} images" if run.get("images") else ""
+    lines = ["## Made by", "", markdown(f"{line}, with these settings:")]
     text = yaml.safe_dump(run["settings"], sort_keys=False, allow_unicode=True).rstrip()
     return [*lines, "", *fenced("yaml", text), ""]

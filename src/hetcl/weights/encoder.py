@@ -90,11 +90,11 @@ def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
 
 def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:
     """The embedding with the checkpoint's weights in it."""
-    stated = install(embedding, weights.query, weights.origin, arch=weights.arch)
+    notes = install(embedding, weights.query, weights.origin, arch=weights.arch)
     broken = [n for n, v in weights.query.items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    if stated or broken:
+    if notes or broken:
         raise InputError(
-            f"{weights.origin}: its branches cannot be used ({stated[0] if stated else f'not finite: {broken[0]}'}); "
+            f"{weights.origin}: its branches cannot be used ({notes[0] if notes else f'not finite: {broken[0]}'}); "
             "give the run's backbone.safetensors to use the backbone alone"
         )
     assert isinstance(embedding, Embedding)

@@ -19,7 +19,7 @@ from typing import Any
 from torch import Tensor
 
 from hetcl.errors import InputError
-from hetcl.weights.architectures import Asked, arch_of
+from hetcl.weights.architectures import ModelSpec, arch_of
 from hetcl.weights.heads import Head, find_head
 from hetcl.weights.matched import Account, Matched, allowed, some
 from hetcl.weights.names import Names, names_of
@@ -105,7 +105,7 @@ def _is_state(value: Any) -> bool:
     return bool(tensors) and all(tensors) and all(isinstance(n, str) for n in value)
 
 
-def import_state(state: Mapping[str, Tensor], asked: Asked, others: Sequence[str] = ()) -> Imported:
+def import_state(state: Mapping[str, Tensor], spec: ModelSpec, others: Sequence[str] = ()) -> Imported:
     """An embedding's weights from a stranger's state dict.
 
     Args:
@@ -115,15 +115,15 @@ def import_state(state: Mapping[str, Tensor], asked: Asked, others: Sequence[str
     Raises:
         InputError: keys that nothing explains, several encoders, or values that are not finite.
     """
-    origin = asked.origin
+    origin = spec.origin
     account = Account()
     if others:
         account.notes.append(f"other state dicts in the file, not taken: {', '.join(others)}")
-    arch = asked.arch or arch_of(state) or _named(asked.stated, state) or asked.fallback
+    arch = spec.arch or arch_of(state) or _named(spec.stated, state) or spec.fallback
     if arch is None:
         bare = {f"pyramid.{name}": value for name, value in without_prefixes(state).items()}
         return Imported(None, bare, None, {}, Matched(origin, None, tuple(state)))
-    if asked.arch is None:
+    if spec.arch is None:
         account.notes.append(f"taken for {arch}")
     names = names_of(arch)
     towers = find_towers(state, names)
@@ -134,11 +134,11 @@ def import_state(state: Mapping[str, Tensor], asked: Asked, others: Sequence[str
         )
     query, key = chosen(towers, state, origin, account)
     heads = {
-        t.prefix: find_head(state, t.prefix, names.channels[-1], moco=_is_moco(t, state, asked.moco))
+        t.prefix: find_head(state, t.prefix, names.channels[-1], moco=_is_moco(t, state, spec.moco))
         for t in (query, key)
         if t
     }
-    return _assemble(state, asked, names, query, key, heads, account)
+    return _assemble(state, spec, names, query, key, heads, account)
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------
@@ -166,7 +166,7 @@ def _is_moco(tower: Tower, state: Mapping[str, Tensor], moco: bool) -> bool:
 
 def _assemble(
     state: Mapping[str, Tensor],
-    asked: Asked,
+    spec: ModelSpec,
     names: Names,
     query: Tower,
     key: Tower | None,
@@ -174,7 +174,7 @@ def _assemble(
     account: Account,
 ) -> Imported:
     """Takes what fits, explains the rest, refuses what is left."""
-    faults, origin, allow = _Faults(), asked.origin, asked.allow
+    faults, origin, allow = _Faults(), spec.origin, spec.allow
     parts = []
     for tower in (query, key) if key else (query,):
         part = {f"pyramid.{n}": state[k] for n, k in _fitting(state, tower, names, faults, allow).items()}

@@ -193,13 +193,13 @@ class Test(Session):
             shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
-            stated = ""
+            unsure = ""
             if not (s.size or encoder.size):
-                stated = " (its weights do not say at which size it was trained; see --size)"
+                unsure = " (its weights do not say at which size it was trained; see --size)"
             say(
                 f"model     {encoder.name}: {encoder.pyramid.arch} at {own[0].size} pixels, {', '.join(kinds)}"
                 + (f" ({shown})" if shown else "")
-                + stated
+                + unsure
             )
             if not encoder.facts.ours:
                 say(f"          its images with {encoder.facts}")
@@ -329,7 +329,7 @@ class Test(Session):
         }
         report["verdict"] = verdict.verdicts(report)
         lines = [row["line"] for row in report["verdict"]]
-        report["said"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
+        report["sentences"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
         report |= {"machine": self.machine(), "seconds": self.seconds()}
         write_report(self.out / "contrast.json", report)
         return report
@@ -384,12 +384,12 @@ class Test(Session):
         """The verdict, the table and the other sentences."""
         verdicts = len(report["verdict"])
         self.reporter.say("")
-        for line in report["said"][:verdicts]:
+        for line in report["sentences"][:verdicts]:
             self.reporter.say(line, style="bold")
         self.reporter.show(report_text.table(report))
         for line in report["skipped"]:
             self.reporter.warn(line)
-        for line in report["said"][verdicts:]:
+        for line in report["sentences"][verdicts:]:
             self.reporter.say(line)
         self.reporter.say(
             f"done in {duration(report['seconds'])}: {self.out / 'contrast.json'}, {self.out / 'figures'}"

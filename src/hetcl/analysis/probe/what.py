@@ -375,7 +375,7 @@ class Probe(TrainingSession):
                 a, b = ranks == 1, hits[best]
                 gap = paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), n)
                 report["difference"] = {"k": best, "top1": asdict(gap)}
-        report["said"] = [*self.notes, *sentences(report)]
+        report["sentences"] = [*self.notes, *sentences(report)]
         report |= {"machine": self.machine(), "seconds": self.seconds()}
         write_report(self.folder.path / "probe.json", report)
         return report
@@ -384,7 +384,7 @@ class Probe(TrainingSession):
         """The table and the sentences."""
         self.reporter.say("")
         self.reporter.show(table(report))
-        for line in report["said"]:
+        for line in report["sentences"]:
             self.reporter.say(line)
         self.reporter.say(f"done in {duration(report['seconds'])}: {self.folder.path / 'probe.json'}")
 
