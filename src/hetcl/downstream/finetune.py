@@ -38,7 +38,7 @@ from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.views.workers import room
 from hetcl.weights.facts import InputFacts, input_facts
-from hetcl.weights.sealed import seal
+from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
 
@@ -324,10 +324,6 @@ class FinetuneRun(TrainingSession):
 
     def _write_backbone(self, model: nn.Module) -> None:
         """The fine-tuned backbone, for whoever wants it alone."""
-        state = {
-            name: (value.float() if value.is_floating_point() else value).contiguous()
-            for name, value in pyramid_state(model).items()
-        }
         facts = {"arch": self.arch, **self.facts.to_dict()}
         facts.pop("source")
-        write_atomic(self.folder.backbone, seal(state, facts))
+        write_atomic(self.folder.backbone, seal_backbone(pyramid_state(model), facts))

@@ -40,7 +40,7 @@ from hetcl.training.task import Task
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.facts import input_facts
-from hetcl.weights.sealed import seal
+from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, install, read_weights
 
 
@@ -333,13 +333,7 @@ class PretrainRun(TrainingSession):
             return
         s = self.settings
         final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
-        backbone = {
-            name.removeprefix("pyramid."): (
-                value.float() if value.is_floating_point() else value
-            ).contiguous()
-            for name, value in final.query.items()
-            if name.startswith("pyramid.")
-        }
+        backbone = {n.removeprefix("pyramid."): v for n, v in final.query.items() if n.startswith("pyramid.")}
         facts = {
             "arch": s.backbone,
             "method": [stage.method for stage in todo.values()],
@@ -348,11 +342,11 @@ class PretrainRun(TrainingSession):
             "std": list(IMAGENET_STD),
             "channels": "RGB",
         }
-        write_atomic(self.folder.backbone, seal(backbone, facts))
+        write_atomic(self.folder.backbone, seal_backbone(backbone, facts))
         rows = self.metrics.rows()
         last = {
             str(r["stage"]): r for r in rows if "loss" in r and r["stage"] in todo
-        }  # the last row of each
+        }  # of each the last row
         knn = [r["knn"] for r in rows if "knn" in r]
         seconds = self.seconds()
         summary = {
