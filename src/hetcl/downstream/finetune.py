@@ -6,7 +6,7 @@ The order: open the data, settle the settings, try one image, make or resume the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +24,7 @@ from hetcl.downstream.plan import KIND, example_words, new_plan, part_words, res
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import names_of
 from hetcl.downstream.report_text import figure_names, plain, say_metrics, write_results
-from hetcl.downstream.task import LOSSES, Finetune
+from hetcl.downstream.task import LOSSES, Finetune, FinetuneConfig
 from hetcl.errors import InputError
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
@@ -249,11 +249,9 @@ class FinetuneRun(TrainingSession):
         model = self._model().to(fabric.device)
         if s.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        config = FinetuneConfig(**{f.name: getattr(s, f.name) for f in fields(FinetuneConfig)})
         return Finetune(
-            model, fabric=fabric, loader=loader, steps=s.steps, evaluations=s.evaluations, batch=s.batch, lr=s.lr,
-            sgd_momentum=s.sgd_momentum, weight_decay=s.weight_decay, norm_weight_decay=s.norm_weight_decay,
-            clip_grad=s.clip_grad, precise_bn=s.precise_bn, channels_last=s.channels_last, seed=s.seed,
-            evaluate=self._evaluate,
+            model, config, fabric=fabric, loader=loader, evaluate=self._evaluate,
             on_bad=lambda bad: self.bad.see(s.batch // fabric.world_size, bad),
         )  # fmt: skip
 

@@ -61,16 +61,12 @@ def build_task(
         "photometric": Photometric(stage.views, dtype=dtype),
         "evaluate": evaluate,
         "on_bad": on_bad,
-        "epochs": stage.epochs,
-        "batch": s.batch,
-        "seed": s.seed,
-        "accumulate": s.accumulate,
-        "channels_last": s.channels_last,
-        "knn_every": s.knn.every,
-        "lr": stage.lr,
-        "sgd_momentum": stage.sgd_momentum,
-        "weight_decay": stage.weight_decay,
-    }
+        "config": stages.StageConfig(
+            epochs=stage.epochs, batch=s.batch, lr=stage.lr, sgd_momentum=stage.sgd_momentum,
+            weight_decay=stage.weight_decay, seed=s.seed, accumulate=s.accumulate, channels_last=s.channels_last,
+            knn_every=s.knn.every,
+        ),
+    }  # fmt: skip
 
     def place(module: Any) -> Any:
         module = module.to(fabric.device, dtype)
