@@ -118,9 +118,13 @@ def branch_words(settings: Any) -> dict[str, dict[str, Any]]:
     }
 
 
-def _place(kind: str, word: str) -> tuple[str, ...]:
-    """Where a checkpoint holds a keyword: ``semantic_dim``; of a kind with several ``spatial``, ``side``."""
-    return (f"{kind}_{word}",) if len(KINDS[kind].defaults) == 1 else (kind, word)
+def facts_of(words: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
+    """What :func:`branch_words` gave, as checkpoints hold it: ``semantic_dim``, ``spatial: {side, ...}``."""
+    facts: dict[str, Any] = {}
+    for kind, given in words.items():
+        single = len(given) == 1
+        facts |= {f"{kind}_{word}": value for word, value in given.items()} if single else {kind: dict(given)}
+    return {name: value for name, value in facts.items() if value != {}}
 
 
 def fact_names() -> tuple[str, ...]:
@@ -128,31 +132,19 @@ def fact_names() -> tuple[str, ...]:
     return tuple(facts_of({kind: entry.defaults for kind, entry in KINDS.items()}))
 
 
-def facts_of(words: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
-    """What :func:`branch_words` gave, as a checkpoint or a header holds it."""
-    facts: dict[str, Any] = {}
-    for kind, given in words.items():
-        for word, value in given.items():
-            *group, name = _place(kind, word)
-            (facts.setdefault(group[0], {}) if group else facts)[name] = value
-    return facts
-
-
 def words_in(facts: Mapping[str, Any]) -> dict[str, dict[str, Any]] | None:
     """The keywords that :func:`facts_of` laid down; None where they cannot be."""
     words: dict[str, dict[str, Any]] = {}
     for kind, entry in KINDS.items():
-        for word, value in entry.defaults.items():
-            *group, name = _place(kind, word)
-            held = facts.get(group[0]) or {} if group else facts
-            if not isinstance(held, Mapping):
-                return None
-            found = held.get(name, value)
-            found = bool(found) if isinstance(value, bool) else found
-            if not isinstance(found, int) or (not isinstance(value, bool) and not 0 < found <= WIDEST):
-                return None
-            words.setdefault(kind, {})[word] = found
-    return words
+        held = facts.get(kind) or {}
+        if not isinstance(held, Mapping):
+            return None
+        held = {word: facts.get(f"{kind}_{word}", held.get(word, v)) for word, v in entry.defaults.items()}
+        words[kind] = {
+            w: bool(held[w]) if isinstance(v, bool) else held[w] for w, v in entry.defaults.items()
+        }
+    numbers = [n for given in words.values() for n in given.values() if not isinstance(n, bool)]
+    return words if all(isinstance(n, int) and 0 < n <= WIDEST for n in numbers) else None
 
 
 def method_of(parts: Collection[str], stated: object = None) -> str:

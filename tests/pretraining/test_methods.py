@@ -125,7 +125,7 @@ def test_a_new_kind_of_branch_is_built_and_described_by_its_entry(monkeypatch: p
     assert model.dims == {"semantic": 8, "edges": 25}
     facts = facts_of(words)
     assert (facts["semantic_dim"], facts["edges"]) == (8, {"side": 5, "width": 8})
-    assert words_in(facts) | {"class": {}} == words
+    assert words_in(facts) == words
     assert set(fact_names()) == {"semantic_dim", "spatial", "edges"}
     for wrong in ({"edges": 5}, {"edges": {"side": 0}}, {"edges": {"side": 1 << 20}}, {"semantic_dim": "8"}):
         assert words_in(facts | wrong) is None

@@ -21,7 +21,7 @@ from hetcl.downstream.build import MODEL_WORDS, build_model, model_words
 from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
-from hetcl.downstream.renamed import under
+from hetcl.downstream.renamed import Wrapped, under
 from hetcl.downstream.report_text import plain, say_metrics, write_results
 from hetcl.errors import InputError
 from hetcl.paths import create, expand
@@ -80,19 +80,13 @@ def _check_out(out: Path, overwrite: bool) -> None:
 
 
 @dataclass(frozen=True)
-class FirstImages:
+class FirstImages(Wrapped):
     """The first images of a data set, for a quick look: a detection set of its own."""
 
-    data: Any
     length: int
 
     def __len__(self) -> int:
         return self.length
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "data":  # (asked for while a copy is being made)
-            raise AttributeError(name)
-        return getattr(self.data, name)
 
 
 class Evaluation(Session):

@@ -74,10 +74,8 @@ def finetune(
     """
     folder = RunFolder(out)
     with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
-        if is_known(folder, resume=resume):
-            plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
-        else:
-            plan = new_plan(init, data, recipe, allow_partial, overrides)
+        asked = (init, data, recipe, allow_partial, overrides)
+        plan = resumed_plan(folder, *asked) if is_known(folder, resume=resume) else new_plan(*asked)
         return FinetuneRun(folder, plan, resume=resume).go()
 
 

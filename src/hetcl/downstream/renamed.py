@@ -124,13 +124,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Renamed:
-    """A detection set under other classes, which hold all of its own that have objects."""
+class Wrapped:
+    """A set with something of its own; the rest is that of ``data``."""
 
     data: Any
-    classes: tuple[Category, ...]
-    labels: np.ndarray
-    """int64: which of ``classes`` each class of the set is; -1 for a class without objects that is none of them."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -139,6 +136,15 @@ class Renamed:
         if name == "data":  # (asked for while a copy is being made)
             raise AttributeError(name)
         return getattr(self.data, name)
+
+
+@dataclass(frozen=True)
+class Renamed(Wrapped):
+    """A detection set under other classes, which hold all of its own that have objects."""
+
+    classes: tuple[Category, ...]
+    labels: np.ndarray
+    """int64: which of ``classes`` each class of the set is; -1 for a class without objects that is none of them."""
 
     def annotations(self, index: int) -> Annotations:
         """What is in an image, with the new labels."""
@@ -151,21 +157,12 @@ class Renamed:
 
 
 @dataclass(frozen=True)
-class RenamedMaps:
+class RenamedMaps(Wrapped):
     """A segmentation set under other classes, which hold all of its own."""
 
-    data: Any
     classes: tuple[str, ...]
     labels: np.ndarray
     """int64: which of ``classes`` each class of the set is."""
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "data":
-            raise AttributeError(name)
-        return getattr(self.data, name)
 
     def label_map(self, index: int) -> np.ndarray:
         """uint8 ``[H, W]``: class of each pixel, 255 where it does not count. Raises ``BadImage``."""

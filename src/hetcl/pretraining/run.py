@@ -77,10 +77,8 @@ def pretrain(
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
     with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
-        if is_known(folder, resume=resume):
-            plan = resumed_plan(folder, data, recipe, init, allow_partial, overrides)
-        else:
-            plan = new_plan(data, recipe, init, allow_partial, overrides)
+        asked = (data, recipe, init, allow_partial, overrides)
+        plan = resumed_plan(folder, *asked) if is_known(folder, resume=resume) else new_plan(*asked)
         with chosen_kernels(deterministic=plan.settings.deterministic):
             return PretrainRun(folder, plan, resume=resume).go()
 

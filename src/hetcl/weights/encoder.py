@@ -21,7 +21,7 @@ from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid, build_pyramid
 from hetcl.runs.folder import RunFolder
 from hetcl.weights.facts import InputFacts
-from hetcl.weights.sources import Weights, install, no_arch, read_weights, stated_facts
+from hetcl.weights.sources import Weights, install, no_arch, pyramid_of, read_weights, stated_facts
 
 
 @dataclass(frozen=True)
@@ -70,15 +70,11 @@ def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Enco
         fresh = _builder(weights, branches)
         embedding = _embedding(weights, fresh(seed=0))
         digest = digest_of(embedding.state_dict(), facts)
-        return Encoder(model, name_of(model), _pyramid(embedding), embedding, size, facts, digest, fresh)
-    holder = nn.Module()
-    holder.pyramid = build_pyramid(weights.arch)
-    install(holder, _part(weights.query, "pyramid."), weights.origin)
-    pyramid = _pyramid(holder)
+        assert isinstance(embedding.pyramid, Pyramid)
+        return Encoder(model, name_of(model), embedding.pyramid, embedding, size, facts, digest, fresh)
+    pyramid, fresh = pyramid_of(weights), partial(build_pyramid, weights.arch)
     digest = digest_of(pyramid.state_dict(), facts)
-    return Encoder(
-        model, name_of(model), pyramid, None, size, facts, digest, partial(build_pyramid, weights.arch)
-    )
+    return Encoder(model, name_of(model), pyramid, None, size, facts, digest, fresh)
 
 
 def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
@@ -99,16 +95,6 @@ def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:
         )
     assert isinstance(embedding, Embedding)
     return embedding.eval()
-
-
-def _pyramid(module: nn.Module) -> Pyramid:
-    pyramid = module.pyramid
-    assert isinstance(pyramid, Pyramid)
-    return pyramid.eval()
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n: v for n, v in state.items() if n.startswith(prefix)}
 
 
 def digest_of(state: Mapping[str, Tensor], facts: InputFacts) -> str:

@@ -24,10 +24,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
 from hetcl.errors import InputError, Stopped, WorkFailed
-from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid
+from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid
 from hetcl.paths import create, expand
 from hetcl.runs.folder import machine
 from hetcl.runs.lock import NAME, FolderLock
@@ -37,7 +36,7 @@ from hetcl.weights.encoder import name_of
 from hetcl.weights.export_proof import Proof
 from hetcl.weights.facts import input_facts
 from hetcl.weights.matched import some
-from hetcl.weights.sources import Weights, install, no_arch, read_weights
+from hetcl.weights.sources import Weights, no_arch, pyramid_of, read_weights
 from hetcl.weights.writers import Material, Payload
 
 
@@ -161,12 +160,9 @@ def _material(model: str, allow_partial: str | Sequence[str]) -> Material:
         )
     if any(n.endswith("running_var") and bool((v < 0).any()) for n, v in weights.query.items()):
         raise InputError(f"{model} holds a negative variance in its batch norms: its statistics are broken")
-    holder = nn.Module()
-    holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
-    own = {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}
-    install(holder, own, weights.origin, arch=weights.arch)
+    pyramid = pyramid_of(weights)
     assert isinstance(pyramid, ResNetPyramid | WrappedPyramid)
-    return Material(model, weights, pyramid.eval().float(), _facts(pyramid.arch, weights))
+    return Material(model, weights, pyramid.float(), _facts(pyramid.arch, weights))
 
 
 def _facts(arch: str, weights: Weights) -> Facts:

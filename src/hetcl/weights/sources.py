@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from hetcl.errors import InputError
 from hetcl.methods import fact_names, words_in
+from hetcl.model.pyramid import Pyramid, build_pyramid
 from hetcl.paths import expand_spec
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
@@ -233,8 +234,6 @@ def _weights(spec: ModelSpec, found: Imported, facts: Mapping[str, Any]) -> Weig
 
 
 def _random(arch: str) -> State:
-    from hetcl.model.pyramid import build_pyramid
-
     return build_pyramid(arch, seed=0).state_dict()
 
 
@@ -335,17 +334,21 @@ def load_backbone(model: str, *, allow_partial: str | Sequence[str] = ()) -> nn.
     Raises:
         InputError: no such weights, broken ones, or a file that does not say its architecture.
     """
-    from hetcl.model.pyramid import build_pyramid
-
     weights = read_weights(model, allow_partial=allow_partial)
     if weights.arch is None:
         raise InputError(no_arch(model))
-    holder = nn.Module()
-    holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
-    install(holder, {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}, weights.origin)
-    backbone: Any = pyramid.eval()
+    backbone: Any = pyramid_of(weights)
     backbone.facts = stated_facts(weights, model)
     return backbone
+
+
+def pyramid_of(weights: Weights) -> Pyramid:
+    """The backbone of weights of known architecture, in eval mode. Raises ``InputError`` as :func:`install`."""
+    holder = nn.Module()
+    holder.pyramid = pyramid = build_pyramid(str(weights.arch), seed=0)
+    own = {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}
+    install(holder, own, weights.origin, arch=weights.arch)
+    return pyramid.eval()
 
 
 def stated_facts(weights: Weights, model: str) -> InputFacts:
