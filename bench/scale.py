@@ -29,7 +29,7 @@ import numpy as np
 
 from hetcl.images.shard_index import RECORD
 from hetcl.images.shards import ShardSource
-from hetcl.images.tables import Table
+from hetcl.images.tables import TableFile
 from hetcl.views.loader import ViewLoader
 from hetcl.views.policies import POLICIES
 
@@ -120,7 +120,7 @@ def measure(table: Path, steps: int, batch: int) -> dict[str, float]:
     """Open the index and take steps from all over an epoch; private and mapped memory in MB, microseconds a step."""
     before, mapped = memory()
     peak, out = before, {"private_before_mb": before}
-    source = ShardSource(Table(table), name="a dry run")
+    source = ShardSource(TableFile(table), name="a dry run")
     for name, window in WINDOWS.items():
         loaders = [
             ViewLoader(

@@ -26,7 +26,7 @@ from lightning_fabric import Fabric
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
-from hetcl.pretraining.stages import Contrast
+from hetcl.pretraining.stages import Contrast, StageConfig
 from hetcl.types import ViewBatch, ViewPolicy
 from hetcl.views.photometric import NOTHING, Photometric
 
@@ -59,14 +59,18 @@ class OneBatch:
 
 def ours(method: str, fused: bool, args: argparse.Namespace, fabric: Fabric) -> Callable[[], None]:
     """A step of a stage."""
-    model = build_embedding(method, args.backbone, seed=0, side=args.size // 16, fused=fused)
+    model = build_embedding(
+        method, args.backbone, seed=0, words={"spatial": {"side": args.size // 16, "fused": fused}}
+    )
     pair = MomentumPair(model, groups=args.groups).to(fabric.device, memory_format=torch.channels_last)
+    config = StageConfig(
+        epochs=1, batch=args.batch, lr=0.03, sgd_momentum=0.9, weight_decay=1e-4, channels_last=True
+    )
     stage = Contrast(
-        method, pair=pair, queue=KeyQueue(args.queue, model.dims).to(fabric.device),
-        lr=0.03, sgd_momentum=0.9, weight_decay=1e-4, temperature=0.2, mask_own=True, fabric=fabric,
+        method, config, pair=pair, queue=KeyQueue(args.queue, model.dims).to(fabric.device),
+        temperature=0.2, mask_own=True, fabric=fabric,
         loader=OneBatch(args.batch, args.size), photometric=Photometric(NO_CHANGE),
         evaluate=lambda _: {}, on_bad=lambda _: None,
-        epochs=1, batch=args.batch, seed=0, accumulate=1, channels_last=True, knn_every=0,
     )  # fmt: skip
     batches, step = stage.batches(0, 0), iter(range(10**9))
     return lambda: void(stage.step(next(batches), next(step)))

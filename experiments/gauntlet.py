@@ -33,6 +33,7 @@ from pathlib import Path
 from safetensors.numpy import load
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+from gauntlet_files import DAMAGES, checkpoints
 from gauntlet_processes import KINDS as PROCESSES
 
 HERE = "--threads 1 --workers 0 --device cpu".split()
@@ -259,48 +260,7 @@ def _child(argv: list[str], log: str, root: str) -> None:
     os._exit(status)
 
 
-def checkpoints(folder: Path) -> set[str]:
-    """Digests of all checkpoints, under whatever name they lie there."""
-    files = [p for p in (folder / "checkpoints").glob("*") if p.is_file()] if folder.is_dir() else []
-    return {hashlib.sha256(p.read_bytes()).hexdigest() for p in files}
-
-
 # ---- damaged files ---------------------------------------------------------------------------------------------------
-
-
-def truncate(path: Path, rng: random.Random) -> None:
-    data = path.read_bytes()
-    path.write_bytes(data[: rng.randrange(len(data) or 1)])
-
-
-def flip(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes() or b"\0")
-    data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
-    path.write_bytes(data)
-
-
-def zero(path: Path, rng: random.Random) -> None:
-    data = bytearray(path.read_bytes())
-    start = rng.randrange(max(1, len(data) - 4095))
-    data[start : start + 4096] = bytes(len(data[start : start + 4096]))
-    path.write_bytes(data)
-
-
-def remove(path: Path, _: random.Random) -> None:
-    path.unlink()
-
-
-def folder(path: Path, _: random.Random) -> None:
-    path.unlink()
-    path.mkdir()
-
-
-def link(path: Path, _: random.Random) -> None:
-    path.unlink()
-    path.symlink_to(path.name + ".nowhere")
-
-
-DAMAGES = (truncate, flip, zero, remove, folder, link)
 
 
 def damaged_files(ground: Ground, verbs: Sequence[str], tries: int) -> Iterator[tuple[str, str, str | None]]:
@@ -398,10 +358,8 @@ def gauntlet(
                 row["lost"] += why is not None
                 if why is not None:
                     print(f"LOST  {kind}: {verb}, {what}: {why}", flush=True)
-            print(
-                f"{kind}: {sum(row['tries'] for (of, _), row in table.items() if of == kind)} tries",
-                flush=True,
-            )
+            tried = sum(row["tries"] for (of, _), row in table.items() if of == kind)
+            print(f"{kind}: {tried} tries", flush=True)
     return table
 
 
@@ -422,14 +380,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for number in (signal.SIGINT, signal.SIGTERM):  # a shell's background jobs ignore the first
         signal.signal(number, signal.default_int_handler)
     root, began = args.out or Path(tempfile.mkdtemp()), time.monotonic()
-    table = gauntlet(
-        root,
-        kinds=args.kinds.split(","),
-        verbs=args.verbs.split(","),
-        tries=args.tries,
-        seed=args.seed,
-        limit=args.limit,
-    )
+    kinds, verbs = args.kinds.split(","), args.verbs.split(",")
+    table = gauntlet(root, kinds=kinds, verbs=verbs, tries=args.tries, seed=args.seed, limit=args.limit)
     print(f"{'kind':<16}{'verb':<12}{'tries':>6}{'survived':>10}{'lost':>6}")
     for (kind, verb), row in sorted(table.items()):
         print(f"{kind:<16}{verb:<12}{row['tries']:>6}{row['tries'] - row['lost']:>10}{row['lost']:>6}")

@@ -2,10 +2,10 @@
 
     python experiments/where_seeds.py --data 'train-0000.tar' --test coco:ROOT,scenes:3000 --out DIR [--seeds 0,1,2]
 
-Each method is trained on the same images by the recipe ``small`` at 48 pixels (``hetcl pretrain``; goes on where it was
-stopped), then the models of a seed are asked together, beside random weights (``hetcl probe --ask where``). Printed: for
-each figure the mean over seeds of the paired difference to random weights, and each seed's own. docs/results.md says
-what came out.
+Each method is trained on the same images by the recipe ``small`` at 48 pixels (``hetcl pretrain``; goes on where it
+was stopped), then the models of a seed are asked together, beside random weights (``hetcl probe --ask where``).
+Printed: for each figure the mean over seeds of the paired difference to random weights, and each seed's own.
+docs/results.md says what came out.
 """
 
 from __future__ import annotations
@@ -56,7 +56,9 @@ def main() -> int:
             asked = "localization" if test.startswith("scenes:") else "where"
             out = args.out / seed / f"test-{i}"
             words = [*(str(args.out / seed / name) for name in names), "--data", test, "--out", str(out)]
-            words += f"--ask {asked} --images 1500 --test_images 600 --threads {args.threads} --resume".split()
+            words += (
+                f"--ask {asked} --images 1500 --test_images 600 --threads {args.threads} --resume".split()
+            )
             if not (out / "where.json").is_file():
                 subprocess.run([*hetcl, "probe", *words], check=True)
             report = json.loads((out / "where.json").read_text())
@@ -67,7 +69,9 @@ def main() -> int:
                     found.setdefault((f"{test} {' '.join(key)}", d["first"]), []).append(100 * d["value"])
         for (figure, name), values in found.items():
             each = ", ".join(f"{v:+.1f}" for v in values)
-            print(f"{figure}: {name} minus random weights {statistics.mean(values):+.1f} ({each})", flush=True)
+            print(
+                f"{figure}: {name} minus random weights {statistics.mean(values):+.1f} ({each})", flush=True
+            )
     return 0
 
 

@@ -248,7 +248,7 @@ def test_recipes_that_share_a_step_differ_in_epochs_alone() -> None:
 def test_one_optimiser_step(recipe: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every stage with its own backbone, method, views, loss and optimiser: finite figures, and weights that move."""
     settings = shrunk(recipe)
-    monkeypatch.setattr(PretrainRun, "_rehearse", lambda self: {})  # the step is the proof here
+    monkeypatch.setattr(PretrainRun, "_dry_runs", lambda self: {})  # the step is the proof here
     run = PretrainRun(RunFolder(tmp_path), Plan("scenes:16", recipe, None, settings, None), resume=False)
     for name, stage in stages_of(run.settings).items():
         task: Any = run._task(name, stage, None)

@@ -346,7 +346,13 @@ def ranks(section: Section, scale: Scale) -> dict[str, Any]:
     source, policy = ScenesSource(scale.scenes), POLICIES["crop"]
     pairs = Pairs(source, [policy], size=scale.size, batch=64, seed=0)
     crops = [found[policy, scale.size] for _, found in pairs.run(range(pairs.steps))]
-    model = build_embedding("hcl", scale.backbone, seed=0, side=scale.size // 16, width=32).double().train()
+    model = (
+        build_embedding(
+            "hcl", scale.backbone, seed=0, words={"spatial": {"side": scale.size // 16, "width": 32}}
+        )
+        .double()
+        .train()
+    )
     normal = Photometric(policy, dtype=torch.float64)
 
     @torch.no_grad()

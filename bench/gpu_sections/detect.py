@@ -25,7 +25,7 @@ from gpu_sections.steps import memory
 from hetcl.downstream.build import MODEL_WORDS, build_model
 from hetcl.downstream.loader import Batch
 from hetcl.downstream.models.scaling import IMAGENET
-from hetcl.downstream.task import Finetune
+from hetcl.downstream.task import Finetune, FinetuneConfig
 from hetcl.settings import resolve_finetune, to_dict
 
 RECIPES = {
@@ -135,10 +135,13 @@ def made_batch(settings: Any, scale: Scale, count: int) -> Batch:
 
 def stepped(model: nn.Module, given: Batch, fabric: Fabric, scale: Scale) -> dict[str, Any]:
     """A training step as a run makes it (torchvision's model goes through the same one)."""
+    config = FinetuneConfig(
+        steps=1, evaluations=1, batch=len(given.images), lr=1e-4, sgd_momentum=0.9, weight_decay=1e-4,
+        norm_weight_decay=0.0, channels_last=True,
+    )  # fmt: skip
     task = Finetune(
-        model.to(fabric.device, memory_format=torch.channels_last), fabric=fabric, loader=NoLoader(), steps=1,
-        evaluations=1, batch=len(given.images), lr=1e-4, sgd_momentum=0.9, weight_decay=1e-4, norm_weight_decay=0.0,
-        clip_grad=0.0, precise_bn=0, channels_last=True, seed=0, evaluate=lambda _: None, on_bad=lambda _: None,
+        model.to(fabric.device, memory_format=torch.channels_last), config, fabric=fabric, loader=NoLoader(),
+        evaluate=lambda _: None, on_bad=lambda _: None,
     )  # fmt: skip
     free(fabric.device)
     batch = given.to(fabric.device)

@@ -12,12 +12,20 @@ import os
 import re
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from hetcl import arguments
 from hetcl.errors import InputError, Stopped, WorkFailed, others_ended, out_of_memory
 from hetcl.machine import check_libraries, memory
 from hetcl.paths import shelter
 from hetcl.printable import printable
+
+FOLDER = ("out", "resume", "allow_partial")
+
+
+def _given(args: argparse.Namespace, *names: str) -> dict[str, Any]:
+    """Arguments by name."""
+    return {name: getattr(args, name) for name in names}
 
 
 def demo(args: argparse.Namespace, _: list[str]) -> None:
@@ -29,15 +37,7 @@ def demo(args: argparse.Namespace, _: list[str]) -> None:
 def pretrain(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.pretraining.run import pretrain
 
-    pretrain(
-        data=args.data,
-        out=args.out,
-        recipe=args.recipe,
-        resume=args.resume,
-        init=args.init,
-        allow_partial=args.allow_partial,
-        overrides=overrides,
-    )
+    pretrain(**_given(args, "data", "recipe", "init", *FOLDER), overrides=overrides)
 
 
 def recipes(args: argparse.Namespace, _: list[str]) -> None:
@@ -68,41 +68,19 @@ def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
 def contrast(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.analysis.contrast.run import contrast
 
-    contrast(
-        args.models,
-        data=args.data,
-        out=args.out,
-        resume=args.resume,
-        allow_partial=args.allow_partial,
-        overrides=overrides,
-    )
+    contrast(args.models, **_given(args, "data", *FOLDER), overrides=overrides)
 
 
 def probe(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.analysis.probe.run import probe
 
-    probe(
-        args.models,
-        data=args.data,
-        out=args.out,
-        resume=args.resume,
-        allow_partial=args.allow_partial,
-        overrides=overrides,
-    )
+    probe(args.models, **_given(args, "data", *FOLDER), overrides=overrides)
 
 
 def finetune(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.downstream.finetune import finetune
 
-    finetune(
-        init=args.init,
-        data=args.data,
-        out=args.out,
-        recipe=args.recipe,
-        resume=args.resume,
-        allow_partial=args.allow_partial,
-        overrides=overrides,
-    )
+    finetune(**_given(args, "data", "recipe", "init", *FOLDER), overrides=overrides)
 
 
 def evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -114,13 +92,7 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
 def export(args: argparse.Namespace, _: list[str]) -> None:
     from hetcl.weights.exporters import export
 
-    for path in export(
-        args.model,
-        format=args.format,
-        out=args.out,
-        overwrite=args.overwrite,
-        allow_partial=args.allow_partial,
-    ):
+    for path in export(args.model, **_given(args, "format", "out", "overwrite", "allow_partial")):
         print(path)
 
 
@@ -231,13 +203,13 @@ def _listening() -> Iterator[None]:
 
     from hetcl.ranks import first_process
 
-    stated: set[str] = set()
+    shown: set[str] = set()
 
     class Console(logging.Handler):
         def emit(self, record: logging.LogRecord) -> None:
             line = ("! " if record.levelno >= logging.WARNING else "") + printable(record.getMessage())
-            if line not in stated and first_process():
-                stated.add(line)
+            if line not in shown and first_process():
+                shown.add(line)
                 with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
                     print(line, file=sys.stderr, flush=True)
 

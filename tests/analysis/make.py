@@ -20,7 +20,9 @@ SIZE = 32
 def write_checkpoint(path: Path, *, method: str = "hcl", seed: int = 0, change: Any = None) -> Path:
     """A checkpoint as a run leaves it, with random weights; ``change`` may alter the state dict in place."""
     spatial = {"side": 4, "width": 8, "fused": True}
-    model = build_embedding(method, ARCH, seed=seed, semantic_dim=24, side=4, width=8)
+    model = build_embedding(
+        method, ARCH, seed=seed, words={"semantic": {"dim": 24}, "spatial": {"side": 4, "width": 8}}
+    )
     # Statistics away from their defaults, as a trained encoder has them.
     model.train()
     with torch.no_grad():

@@ -14,7 +14,7 @@ from tests.pretraining import processes
 QUICK = (
     "--batch 16 --workers 0 --threads 1 --device cpu --dims 8 --examples 0 --views crop --gallery 20".split()
 )
-KEPT = ("test", "views", "models", "results", "parts", "differences", "skipped", "said")
+KEPT = ("test", "views", "models", "results", "parts", "differences", "skipped", "sentences")
 
 
 def command(models: list[Path], out: Path, *more: str) -> list[str]:

@@ -59,7 +59,7 @@ def save(path: Path, model: nn.Module) -> Path:
 @torch.no_grad()
 def untrained(views: list[Tensor], seed: int) -> nn.Module:
     """Random weights, with the statistics that a run of learning rate 0 ends with."""
-    model = build_embedding("moco-v2", ARCH, seed=seed, semantic_dim=24).train()
+    model = build_embedding("moco-v2", ARCH, seed=seed, words={"semantic": {"dim": 24}}).train()
     for x in views * 5:
         model(x)
     return model
@@ -68,7 +68,7 @@ def untrained(views: list[Tensor], seed: int) -> nn.Module:
 @pytest.fixture(scope="module")
 def trained(views: list[Tensor], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """An encoder that has learned: 40 steps of contrast between views."""
-    model = build_embedding("moco-v2", ARCH, seed=7, semantic_dim=24).train()
+    model = build_embedding("moco-v2", ARCH, seed=7, words={"semantic": {"dim": 24}}).train()
     optimizer = torch.optim.Adam(model.parameters(), lr=0.003)
     draws = torch.Generator().manual_seed(0)
     for _ in range(40):
@@ -97,7 +97,7 @@ def test_an_encoder_that_learned_is_said_to_have_learned(
     assert row["status"] == "learned"
     assert (row["model"], row["judged"], row["views"]) == ("trained", "trained pooled", "standard")
     assert row["difference"]["low"] > 0
-    assert report["said"][0] == row["line"]
+    assert report["sentences"][0] == row["line"]
     said = capsys.readouterr().out.splitlines()
     lines = [i for i, line in enumerate(said) if line == row["line"]]
     (table,) = (i for i, line in enumerate(said) if "top-1" in line)
@@ -235,7 +235,7 @@ def test_each_model_has_a_yardstick_of_its_own_architecture_and_size(
     dims = {m["name"]: m["dims"] for m in report["models"]}
     assert dims["random test_resnet embedding"] == {"semantic": 24, "spatial": 16}
     assert dims["random test_resnet embedding for moco"] == {"semantic": 24}
-    assert any(line.startswith("Not compared with each other") for line in report["said"])
+    assert any(line.startswith("Not compared with each other") for line in report["sentences"])
     compared = {frozenset(d["models"]) for d in report["differences"]}
     assert frozenset(("random resnet18 pooled", "random test_resnet pooled")) not in compared
 

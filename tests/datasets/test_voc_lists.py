@@ -10,7 +10,7 @@ import pytest
 
 from hetcl.datasets import open_detection, open_segmentation
 from hetcl.datasets.annotations import DetectionSet
-from hetcl.downstream.parts import Parts, joined
+from hetcl.downstream.parts import JoinedParts, joined
 from hetcl.errors import InputError
 from tests.downstream import layouts
 
@@ -247,7 +247,7 @@ def test_images_in_train_and_val_stay_in_train_and_are_told(voc: Path) -> None:
     (lists(voc) / "val.txt").write_text("\n".join(names[:2]))
     words: dict[str, Any] = {"model": "faster-rcnn", "max_bad": 0.1, "detections": 100}
 
-    def both() -> Parts:
+    def both() -> JoinedParts:
         return joined("voc", *(open_detection(f"voc:{voc}", split) for split in ("train", "val")), **words)
 
     parts = both()

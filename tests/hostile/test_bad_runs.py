@@ -124,7 +124,7 @@ def test_tensorboard_reads_what_was_written(finished: Path) -> None:
             ["--recipe", "small"],
             "more. Leave them as they were (or leave --recipe out), or start a new folder",
         ),
-        (["--data", "scenes:17"], "does not hold the images that the run in run began with"),
+        (["--data", "scenes:17"], "does not hold what the run in run began with"),
         (["--data", "missing"], "missing does not exist"),
         (["--init", "torchvision:resnet18"], "the run in run began with random weights; leave it out"),
         (["--stage1.epoch", "3"], "unknown setting 'stage1.epoch'"),

@@ -292,7 +292,7 @@ def test_pickles_and_bytes_of_checkpoints(tmp_path: Path) -> None:
 
 def test_settings(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "run")
-    folder.create(resume=False)
+    folder.checkpoints.mkdir(parents=True)
     tree = {
         "settings": {"batch": 8, "views": ["crop"], "stage1": {"epochs": 1}},
         "data": "scenes:9",

@@ -20,7 +20,7 @@ from hetcl.images.folder_source import FolderSource
 from hetcl.images.shard_index import RECORD
 from hetcl.images.shards import ShardSource
 from hetcl.images.sources import open_source
-from hetcl.images.tables import Table, TableError, TableWriter, cache_folder, strings
+from hetcl.images.tables import TableError, TableFile, TableWriter, cache_folder, strings
 from tests.damage import DAMAGES, Damage, spoil
 from tests.images.make import create_sparse, folder
 
@@ -37,7 +37,7 @@ def test_what_is_written_is_read(tmp_path: Path, texts: list[bytes], numbers: li
             writer.append("number", np.int64(number).tobytes())
         writer.meta["about"] = "é"
         writer.finish()
-    table = pickle.loads(pickle.dumps(Table(tmp_path / "x")))
+    table = pickle.loads(pickle.dumps(TableFile(tmp_path / "x")))
     assert list(table.strings("text")) == texts
     assert table["number"].tolist() == numbers
     assert (table.length("text"), table.length("number")) == (len(texts), len(numbers))
@@ -58,9 +58,9 @@ def test_broken_table(tmp_path: Path, cut: int) -> None:
         writer.finish()
     (tmp_path / "x").write_bytes((tmp_path / "x").read_bytes()[:cut])
     with pytest.raises(TableError):
-        Table(tmp_path / "x")
+        TableFile(tmp_path / "x")
     with pytest.raises(TableError):
-        Table(tmp_path / "missing")
+        TableFile(tmp_path / "missing")
 
 
 @settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -74,7 +74,7 @@ def test_a_damaged_table_is_made_again_or_says_the_same(tmp_path: Path, damage: 
         writer.finish()
     spoil(tmp_path / "x", damage, seed)
     with suppress(TableError):
-        table = Table(tmp_path / "x")
+        table = TableFile(tmp_path / "x")
         assert list(table.strings("t")) == [b"abc"] * 300
         assert table["n"].tolist() == list(range(300))
         assert table.meta == {"about": "x"}
@@ -109,7 +109,7 @@ def test_hundred_million_images_in_shards(tmp_path: Path) -> None:
     maps["shard.ends"][:] = 8
     del maps
     with little_memory():
-        source = pickle.loads(pickle.dumps(ShardSource(Table(tmp_path / "huge"), name="huge")))
+        source = pickle.loads(pickle.dumps(ShardSource(TableFile(tmp_path / "huge"), name="huge")))
         assert len(source) == HUGE
         assert [source.label(i) for i in places] == [i % 3 for i in places]
         assert [int(source.table["image"][i]["offset"]) for i in places] == [512 + i for i in places]
@@ -123,7 +123,7 @@ def test_hundred_million_images_in_a_folder(tmp_path: Path) -> None:
     maps["path.ends"][-2:] = (36, 45)
     del maps
     with little_memory():
-        source = FolderSource(str(tmp_path), Table(tmp_path / "huge"))
+        source = FolderSource(str(tmp_path), TableFile(tmp_path / "huge"))
         assert len(source) == HUGE
         assert source.path(HUGE - 1) == b"a/last.jp"
 

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from hetcl.errors import InputError
 from hetcl.images.shard_index import RECORD, merged
 from hetcl.images.sources import open_source
-from hetcl.images.tars import Found, members
+from hetcl.images.tars import TarRest, members
 from hetcl.types import Source
 from tests.images.make import encoded, pixels, shard, tar
 
@@ -171,7 +171,7 @@ def test_repeated_images_against_a_slow_reference(rows: list[tuple[int, int]]) -
         first = next(i for i, (o, y) in enumerate(rows) if o == offset and (y >= 0) == bool(labels))
         if at == first:
             expected.append((offset, label if len(labels) < 2 else -1))
-    found = Found()
+    found = TarRest()
     out, again = merged(records, found)
     assert list(zip(out["offset"].tolist(), out["label"].tolist(), strict=True)) == expected
     assert again == found.again == len(rows) - len(expected)

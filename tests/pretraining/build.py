@@ -12,7 +12,7 @@ from torch import Tensor
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
-from hetcl.pretraining.stages import Contrast
+from hetcl.pretraining.stages import Contrast, StageConfig
 from hetcl.training.devices import PRECISIONS
 from hetcl.types import ViewBatch, ViewPolicy
 from hetcl.views.photometric import COLUMNS, IMAGENET_MEAN, IMAGENET_STD, NOTHING, Photometric
@@ -56,7 +56,7 @@ def fabric(precision: str = "fp64") -> Fabric:
     return made
 
 
-def common(batches: Sequence[ViewBatch], *, seed: int = 3, accumulate: int = 1) -> dict[str, Any]:
+def common(batches: Sequence[ViewBatch], *, seed: int = 3, accumulate: int = 1, **sgd: Any) -> dict[str, Any]:
     """Keywords that every stage takes."""
     return {
         "fabric": fabric(),
@@ -64,12 +64,9 @@ def common(batches: Sequence[ViewBatch], *, seed: int = 3, accumulate: int = 1) 
         "photometric": Photometric(ViewPolicy(), dtype=torch.float64),
         "evaluate": lambda pyramid: {},
         "on_bad": lambda batch: None,
-        "epochs": 1,
-        "batch": len(batches[0].index),
-        "seed": seed,
-        "accumulate": accumulate,
-        "channels_last": True,
-        "knn_every": 0,
+        "config": StageConfig(
+            epochs=1, batch=len(batches[0].index), seed=seed, accumulate=accumulate, channels_last=True, **sgd
+        ),
     }
 
 
@@ -87,9 +84,12 @@ def contrast_stage(
     **settings: Any,
 ) -> Contrast:
     """The stage that a run would build, in float64, on a small model."""
-    model = build_embedding(method, backbone, seed=seed, semantic_dim=16, side=side, width=12)
+    model = build_embedding(
+        method, backbone, seed=seed, words={"semantic": {"dim": 16}, "spatial": {"side": side, "width": 12}}
+    )
     pair = MomentumPair(model, momentum=key_momentum, groups=groups).double()
     pair = pair.to(memory_format=torch.channels_last)
     store = KeyQueue(queue, model.dims, seed=seed).double()  # type: ignore[arg-type]
-    kept = common(batches, seed=seed, accumulate=accumulate)
+    sgd = {name: settings.pop(name) for name in ("lr", "sgd_momentum", "weight_decay")}
+    kept = common(batches, seed=seed, accumulate=accumulate, **sgd)
     return Contrast("stage1", pair=pair, queue=store, **kept, **settings)

@@ -17,7 +17,7 @@ from hetcl.images.sources import open_source
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
-from hetcl.pretraining.stages import Contrast, Supervised
+from hetcl.pretraining.stages import Contrast, StageConfig, Supervised
 from hetcl.settings import resolve
 from hetcl.training.schedule import schedule
 from hetcl.views.loader import ViewLoader
@@ -55,18 +55,21 @@ def curve(method: str) -> dict[str, list[float]]:
         "photometric": Photometric(stage.views, dtype=torch.float64),
         "evaluate": lambda pyramid: {},
         "on_bad": lambda batch: None,
-        "epochs": 2,
-        "batch": B,
-        "seed": SEED,
-        "accumulate": 1,
-        "channels_last": False,
-        "knn_every": 0,
-        "lr": stage.lr,
-        "sgd_momentum": stage.sgd_momentum,
-        "weight_decay": stage.weight_decay,
+        "config": StageConfig(
+            epochs=2,
+            batch=B,
+            seed=SEED,
+            lr=stage.lr,
+            sgd_momentum=stage.sgd_momentum,
+            weight_decay=stage.weight_decay,
+        ),
     }
     model = build_embedding(
-        method, "timm:test_resnet", seed=SEED, semantic_dim=16, side=4, width=8, classes=len(source.classes)
+        method,
+        "timm:test_resnet",
+        seed=SEED,
+        words={"semantic": {"dim": 16}, "spatial": {"side": 4, "width": 8}},
+        classes=len(source.classes),
     ).double()
     task: Contrast | Supervised
     if method == "supervised":

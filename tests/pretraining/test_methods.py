@@ -8,12 +8,26 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 from typing import get_args
 
 import pytest
 import torch
 
-from hetcl.methods import METHODS, method_of, parts_of
+from hetcl.methods import (
+    KINDS,
+    METHODS,
+    BranchEntry,
+    Kind,
+    Method,
+    branch_words,
+    fact_names,
+    facts_of,
+    method_of,
+    parts_of,
+    words_in,
+)
+from hetcl.model import branches
 from hetcl.model.build import build_embedding
 from hetcl.pretraining.monitors import columns, line
 from hetcl.settings import StageSettings, documented
@@ -21,12 +35,12 @@ from hetcl.views.policies import POLICIES
 
 TWIN = """
 import sys
-from hetcl.methods import METHODS, Branch, Method
+from hetcl.methods import METHODS, BranchEntry, Method
 from hetcl.types import ViewPolicy
 
 METHODS["twin"] = Method(
     "hcl with a coarse map beside the fine one",
-    {"semantic": Branch("semantic"), "spatial": Branch("spatial"), "coarse": Branch("spatial", {"side": 2})},
+    {name: BranchEntry(name) for name in ("semantic", "spatial")} | {"coarse": BranchEntry("spatial", {"side": 2})},
     ViewPolicy(flip_p=0.0, blur_p=0.0),
 )
 from hetcl.cli import main
@@ -81,7 +95,13 @@ def test_the_settings_know_the_methods_of_the_table_and_contrast_their_views() -
 
 @pytest.mark.parametrize("name", list(METHODS))
 def test_an_encoder_has_the_parts_of_its_entry_and_is_known_by_them(name: str) -> None:
-    model = build_embedding(name, "timm:test_resnet", seed=0, semantic_dim=8, side=2, width=4, classes=3)
+    model = build_embedding(
+        name,
+        "timm:test_resnet",
+        seed=0,
+        words={"semantic": {"dim": 8}, "spatial": {"side": 2, "width": 4}},
+        classes=3,
+    )
     parts = {key.split(".")[1] for key in model.state_dict() if key.startswith("branches.")}
     assert parts == set(METHODS[name].branches)
     assert METHODS[method_of(parts)].branches.keys() == parts
@@ -89,11 +109,36 @@ def test_an_encoder_has_the_parts_of_its_entry_and_is_known_by_them(name: str) -
     assert method_of(parts, "of a later hetcl") == method_of(parts)
 
 
+def test_a_new_kind_of_branch_is_built_and_described_by_its_entry(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Edges(branches.SpatialBranch):
+        pass
+
+    monkeypatch.setattr(branches, "Edges", Edges, raising=False)
+    monkeypatch.setitem(KINDS, "edges", Kind("Edges", False, {"side": 3, "width": 8}))
+    method = Method(
+        "", {"semantic": BranchEntry("semantic"), "edges": BranchEntry("edges")}, METHODS["hcl"].views
+    )
+    monkeypatch.setitem(METHODS, "edged", method)
+    words = branch_words(SimpleNamespace(semantic=SimpleNamespace(dim=8), edges=SimpleNamespace(side=5)))
+    assert words["edges"] == {"side": 5, "width": 8}
+    model = build_embedding("edged", "timm:test_resnet", seed=0, words=words)
+    assert model.dims == {"semantic": 8, "edges": 25}
+    facts = facts_of(words)
+    assert (facts["semantic_dim"], facts["edges"]) == (8, {"side": 5, "width": 8})
+    assert words_in(facts) == words
+    assert set(fact_names()) == {"semantic_dim", "spatial", "edges"}
+    for wrong in ({"edges": 5}, {"edges": {"side": 0}}, {"edges": {"side": 1 << 20}}, {"semantic_dim": "8"}):
+        assert words_in(facts | wrong) is None
+
+
 def test_two_branches_of_a_kind_start_from_different_weights(monkeypatch: pytest.MonkeyPatch) -> None:
     hcl = METHODS["hcl"]
     twins = {**hcl.branches, "other": hcl.branches["spatial"]}
     monkeypatch.setitem(METHODS, "twins", type(hcl)("", twins, hcl.views))
-    one, two = (build_embedding(m, "timm:test_resnet", seed=3, side=2, width=4) for m in ("hcl", "twins"))
+    one, two = (
+        build_embedding(m, "timm:test_resnet", seed=3, words={"spatial": {"side": 2, "width": 4}})
+        for m in ("hcl", "twins")
+    )
     ours, theirs = one.state_dict(), two.state_dict()
     assert all(torch.equal(ours[key], theirs[key]) for key in ours)
     key = "smooth.weight"

@@ -225,7 +225,7 @@ def files(out: Path) -> dict[str, bytes]:
     [
         (["--resume", "--stage2.lr", "0.5"], "stage2.lr was 0.05, now 0.5"),
         (["--resume", "--recipe", "demo"], "backbone was timm:test_resnet, now"),
-        (["--resume", "--data", "scenes:28"], "does not hold the images"),
+        (["--resume", "--data", "scenes:28"], "does not hold what the run"),
         (["--resume", "--init", "torchvision:resnet18:random"], "began with random weights"),
         ([*SMALL, "--data", DATA], "add --resume"),
     ],

@@ -1,6 +1,6 @@
 """A plain ResNet in detectron2's names, written from its documentation: a slow and obvious oracle for exports.
 
-Modules, where ``hetcl/weights/verify.py`` uses functions; each convolution owns its batch norm as ``norm``.
+Modules, where ``hetcl/weights/plain_resnet.py`` uses functions; each convolution owns its batch norm as ``norm``.
 """
 
 from __future__ import annotations

@@ -11,6 +11,7 @@ import torch
 
 from hetcl.errors import InputError
 from hetcl.runs import checkpoint
+from hetcl.runs.resume import latest
 
 
 def test_what_was_saved_comes_back(tmp_path: Path) -> None:
@@ -41,17 +42,17 @@ def test_a_checkpoint_that_is_cut_short_gives_way_to_the_one_before(share: float
         checkpoint.save(tmp_path / "last.ckpt", state, keep_previous=True)
     data = (tmp_path / "last.ckpt").read_bytes()
     (tmp_path / "last.ckpt").write_bytes(data[: int(len(data) * share)])
-    found = checkpoint.latest(tmp_path)
+    found = latest(tmp_path)
     assert found is not None
     assert (found[0].name, found[1]["number"]) == ("previous.ckpt", 0)
 
 
 def test_nothing_found_is_none_and_only_broken_ones_are_an_error(tmp_path: Path) -> None:
-    assert checkpoint.latest(tmp_path) is None
+    assert latest(tmp_path) is None
     (tmp_path / "last.ckpt").write_bytes(b"PK\x03\x04 half a")
     (tmp_path / "previous.ckpt").write_bytes(b"")
     with pytest.raises(InputError, match=r"cannot read checkpoint .*last\.ckpt"):
-        checkpoint.latest(tmp_path)
+        latest(tmp_path)
 
 
 class Evil:

@@ -18,6 +18,7 @@ from hetcl.runs import checkpoint
 from hetcl.runs.checkpoint import Damaged
 from hetcl.runs.files import seal, set_aside, unseal
 from hetcl.runs.folder import RunFolder, Table
+from hetcl.runs.resume import checkpoint_of, latest, settle
 from hetcl.trees import TreeError
 from tests.damage import DAMAGES, Damage, spoil
 
@@ -97,7 +98,7 @@ def test_the_spare_and_then_the_end_of_a_stage_take_its_place(tmp_path: Path) ->
     save_all(tmp_path)
     names = ("last.ckpt", "previous.ckpt", "stage1.ckpt")
     for number, name in ((2, names[0]), (1, names[1]), (0, names[2])):
-        found = checkpoint.latest(tmp_path, ["stage1.ckpt"])
+        found = latest(tmp_path, ["stage1.ckpt"])
         assert found is not None
         assert (found.path.name, found.state["epoch"]) == (name, number)
         assert (found.notes is None) == (name == "last.ckpt")
@@ -106,17 +107,17 @@ def test_the_spare_and_then_the_end_of_a_stage_take_its_place(tmp_path: Path) ->
             assert f"{found.path} takes its place" in found.notes
         spoil(tmp_path / name, DAMAGES[0], seed=number + 40)
     with pytest.raises(InputError, match="there is no other to go on from"):
-        checkpoint.latest(tmp_path, ["stage1.ckpt"])
+        latest(tmp_path, ["stage1.ckpt"])
 
 
 def test_a_damaged_one_never_becomes_the_spare(tmp_path: Path) -> None:
     """A kill after the first save of a run that went on from the spare must leave something to go on from."""
     run = RunFolder(tmp_path)
-    run.create(resume=True)
+    run.checkpoints.mkdir()
     save_all(run.checkpoints)
     spoil(run.checkpoints / "last.ckpt", DAMAGES[2])
-    found = checkpoint.resume(run, ["stage1"])
-    told = checkpoint.settle(found, Table(run.metrics, COLUMNS), Table(run.timing, COLUMNS))
+    found = checkpoint_of(run, ["stage1"])
+    told = settle(found, Table(run.metrics, COLUMNS), Table(run.timing, COLUMNS))
     assert "takes its place" in told[0]
     checkpoint.save(run.checkpoints / "last.ckpt", state(5), keep_previous=True)
     for name in ("last.ckpt", "previous.ckpt"):
@@ -128,7 +129,7 @@ def test_a_newer_one_is_not_passed_over(tmp_path: Path) -> None:
     save_all(tmp_path)
     torch.save({"hetcl": checkpoint.FORMAT + 1}, tmp_path / "last.ckpt")
     with pytest.raises(InputError, match="upgrade hetcl"):
-        checkpoint.latest(tmp_path)
+        latest(tmp_path)
 
 
 @pytest.mark.parametrize("layout", ["x", torch.zeros(3), None, True])
@@ -140,11 +141,11 @@ def test_a_layout_that_is_no_number_is_no_checkpoints(layout: object, tmp_path: 
 
 def test_metrics_that_state_more_bytes_than_there_are_count_as_none(tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.create(resume=True)
+    run.checkpoints.mkdir()
     claims = torch.zeros(1, dtype=torch.uint8).expand(10**12)
     checkpoint.save(run.checkpoints / "last.ckpt", state(1) | {"metrics": claims})
-    found = checkpoint.resume(run, ["stage1"])
-    checkpoint.settle(found, Table(run.metrics, COLUMNS), Table(run.timing, COLUMNS))
+    found = checkpoint_of(run, ["stage1"])
+    settle(found, Table(run.metrics, COLUMNS), Table(run.timing, COLUMNS))
 
 
 @pytest.mark.parametrize(
@@ -160,10 +161,10 @@ def test_metrics_that_state_more_bytes_than_there_are_count_as_none(tmp_path: Pa
 )
 def test_states_of_something_else_are_refused(spoiled: dict[str, Any], tmp_path: Path) -> None:
     run = RunFolder(tmp_path)
-    run.create(resume=True)
+    run.checkpoints.mkdir()
     checkpoint.save(run.checkpoints / "last.ckpt", state(1) | spoiled)
     with pytest.raises(InputError, match="is of another run"):
-        checkpoint.resume(run, ["stage1"])
+        checkpoint_of(run, ["stage1"])
 
 
 def test_a_file_system_without_hard_links_keeps_a_spare_as_well(
@@ -184,7 +185,7 @@ def test_a_file_system_without_hard_links_keeps_a_spare_as_well(
 def lonely(path: Path, rows: str) -> RunFolder:
     """A run without a checkpoint."""
     run = RunFolder(path)
-    run.create(resume=True)
+    run.checkpoints.mkdir()
     run.metrics.write_text(rows)
     return run
 
@@ -200,7 +201,7 @@ def lonely(path: Path, rows: str) -> RunFolder:
 def test_a_run_that_lost_its_checkpoints_is_not_begun_again(rows: str, tmp_path: Path) -> None:
     run = lonely(tmp_path, rows)
     with pytest.raises(InputError, match="its checkpoints are gone; put them back"):
-        checkpoint.resume(run, ["stage1", "stage2"])
+        checkpoint_of(run, ["stage1", "stage2"])
     assert run.metrics.read_text() == rows
 
 
@@ -209,7 +210,7 @@ def test_a_run_that_has_ended_is_not_begun_again(name: str, tmp_path: Path) -> N
     run = lonely(tmp_path, "")
     (tmp_path / name).touch()
     with pytest.raises(InputError, match=f"has ended .{name}. and has no checkpoint to go on from"):
-        checkpoint.resume(run, ["stage1"])
+        checkpoint_of(run, ["stage1"])
 
 
 @pytest.mark.parametrize(
@@ -217,8 +218,8 @@ def test_a_run_that_has_ended_is_not_begun_again(name: str, tmp_path: Path) -> N
 )
 def test_a_run_that_was_killed_before_its_first_checkpoint_begins_again(rows: str, tmp_path: Path) -> None:
     run = lonely(tmp_path, rows)
-    assert checkpoint.resume(run, ["stage1"]) is None
-    told = checkpoint.settle(None, Table(run.metrics, COLUMNS), Table(run.timing, COLUMNS))
+    assert checkpoint_of(run, ["stage1"]) is None
+    told = settle(None, Table(run.metrics, COLUMNS), Table(run.timing, COLUMNS))
     assert told == (["no checkpoint was saved yet: the run begins again"] if "stage1" in rows else [])
     assert run.metrics.read_text() == "stage,epoch,step,loss,knn\n"
 

@@ -1,4 +1,4 @@
-"""Run folders: which are taken for runs, tables that can be cut back, small files written wholly."""
+"""Run folders: tables that can be cut back, small files written wholly."""
 
 from __future__ import annotations
 
@@ -11,37 +11,6 @@ import pytest
 
 from hetcl.errors import InputError, WorkFailed
 from hetcl.runs.folder import RunFolder, Table, write_atomic
-
-
-def test_a_new_or_empty_folder_is_taken(tmp_path: Path) -> None:
-    RunFolder(tmp_path / "a" / "b").create(resume=False)
-    assert (tmp_path / "a" / "b" / "checkpoints").is_dir()
-    (tmp_path / "empty").mkdir()
-    RunFolder(tmp_path / "empty").create(resume=True)
-
-
-def test_what_a_folder_may_not_hold(tmp_path: Path) -> None:
-    run = RunFolder(tmp_path / "run")
-    run.create(resume=False)
-    run.write_settings({"data": "x"})
-    with pytest.raises(InputError, match="add --resume"):
-        run.create(resume=False)
-    run.create(resume=True)
-    (tmp_path / "photos").mkdir()
-    (tmp_path / "photos" / "a.jpg").touch()
-    for resume in (False, True):
-        with pytest.raises(InputError, match="not empty and holds no run"):
-            RunFolder(tmp_path / "photos").create(resume=resume)
-        with pytest.raises(InputError, match="is a file"):
-            RunFolder(tmp_path / "photos" / "a.jpg").create(resume=resume)
-
-
-def test_checkpoints_without_settings_are_not_overwritten(tmp_path: Path) -> None:
-    (tmp_path / "checkpoints").mkdir()
-    RunFolder(tmp_path).create(resume=True)  # killed before its settings were written
-    (tmp_path / "checkpoints" / "last.ckpt").touch()
-    with pytest.raises(InputError, match="holds no run"):
-        RunFolder(tmp_path).create(resume=True)
 
 
 def test_settings_come_back_and_broken_ones_are_named(tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ from hetcl.errors import InputError
 from hetcl.ranks import first_process
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.lock import FolderLock
+from hetcl.runs.resume import check_run
 
 HOLD = """
 import os, sys, time
@@ -175,23 +176,7 @@ def test_a_fork_lets_nothing_go(tmp_path: Path) -> None:
             FolderLock(tmp_path).hold()
 
 
-def test_a_run_that_was_begun_meanwhile_is_not_written_over(tmp_path: Path) -> None:
-    """Two jobs with --resume find no run; one begins it and is killed before the other comes to write."""
-    late, early = RunFolder(tmp_path), RunFolder(tmp_path)
-    with early.lock:
-        early.begin(resume=True, known=False)
-        early.write_settings({"settings": {}})
-        with pytest.raises(InputError, match="is being written"):
-            late.begin(resume=True, known=False)
-    with late.lock, pytest.raises(InputError, match=r"a run was begun in .* meanwhile"):
-        late.begin(resume=True, known=False)
-    with late.lock, pytest.raises(InputError, match="add --resume"):
-        late.begin(resume=False, known=False)
-    with late.lock:
-        late.begin(resume=True, known=True)
-
-
 def test_a_lock_is_no_content(tmp_path: Path) -> None:
     (tmp_path / ".lock").touch()
     (tmp_path / ".lock.json").touch()
-    RunFolder(tmp_path).create(resume=False)
+    check_run(RunFolder(tmp_path), resume=False)

@@ -80,7 +80,7 @@ class Line:
 def loop_of(task: Line, path: Path, *, resumed_bytes: int = 0, **settings: Any) -> Loop:
     """A loop as ``pretrain`` would make it, quiet."""
     folder = RunFolder(path)
-    folder.create(resume=True)
+    folder.checkpoints.mkdir(parents=True, exist_ok=True)
     folder.write_settings({})
     metrics = Table(folder.metrics, COLUMNS)
     metrics.cut(resumed_bytes)

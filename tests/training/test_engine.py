@@ -18,6 +18,7 @@ import torch
 
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.runs import checkpoint
+from hetcl.runs.resume import latest
 from hetcl.signals import ALWAYS, OTHERS, StopSignal, asked
 from hetcl.training.engine import Loop
 from hetcl.training.meters import Meters
@@ -92,7 +93,7 @@ def test_killed_before_any_step_it_ends_the_same(every: int, tmp_path: Path) -> 
         path = tmp_path / str(at)
         with pytest.raises(Killed):
             loop_of(Line(disturb=killer(at)), path, log_every=3, checkpoint_every=every).fit()
-        found = checkpoint.latest(path / "checkpoints")
+        found = latest(path / "checkpoints")
         state = found[1] if found else None
         again = Line()
         size = state["metrics_bytes"] if state else 0
@@ -183,7 +184,7 @@ def test_a_full_disk_keeps_what_was_saved(
     with pytest.raises(WorkFailed, match=r"cannot write .*: the disk is full; .* go on with --resume"):
         loop_of(Line(disturb=disturb), tmp_path, checkpoint_every=2).fit()
     monkeypatch.undo()
-    found = checkpoint.latest(tmp_path / "checkpoints")
+    found = latest(tmp_path / "checkpoints")
     assert found is not None
     assert (found[0].name, found[1]["step"]) == ("last.ckpt", 4)
     assert not list((tmp_path / "checkpoints").glob("last.ckpt.part"))
@@ -215,7 +216,7 @@ def test_a_signal_saves_and_stops(number: int, at: int, tmp_path: Path) -> None:
     with pytest.raises(Stopped, match=f"stopped at step {at + 1} of line after saving") as stopped:
         loop_of(Line(disturb=disturb), tmp_path, log_every=3).fit()
     assert stopped.value.signum == number
-    found = checkpoint.latest(tmp_path / "checkpoints")
+    found = latest(tmp_path / "checkpoints")
     assert found is not None
     assert found[1]["epoch"] * 5 + found[1]["step"] == at + 1
     whole, again = Line(), Line()
@@ -245,7 +246,7 @@ class Interrupted(Line):
 
 
 def resumed_like_the_whole(path: Path, tmp_path: Path, **settings: Any) -> None:
-    found = checkpoint.latest(path / "checkpoints")
+    found = latest(path / "checkpoints")
     assert found is not None
     whole, again = Line(), Line()
     loop_of(whole, tmp_path / "whole", **settings).fit()
@@ -271,7 +272,7 @@ def test_a_signal_while_something_is_waited_for_saves(
 def test_what_was_trained_is_saved_before_an_error_in_the_data(error: Exception, tmp_path: Path) -> None:
     with pytest.raises(type(error), match=str(error)):
         loop_of(Interrupted(error, step=7), tmp_path / "run", log_every=3).fit()
-    found = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    found = latest(tmp_path / "run" / "checkpoints")
     assert found is not None
     assert (found[1]["epoch"], found[1]["step"]) == (1, 2)
     resumed_like_the_whole(tmp_path / "run", tmp_path, log_every=3)
@@ -282,7 +283,7 @@ def test_a_checkpoint_comes_by_time(minutes: float, step: int, tmp_path: Path) -
     """A kill costs no more than that; and it changes no number."""
     with pytest.raises(Killed):
         loop_of(Line(disturb=killer(7)), tmp_path / "run", checkpoint_minutes=minutes).fit()
-    found = checkpoint.latest(tmp_path / "run" / "checkpoints")
+    found = latest(tmp_path / "run" / "checkpoints")
     assert found is not None
     assert found[1]["epoch"] * 5 + found[1]["step"] == step
     resumed_like_the_whole(tmp_path / "run", tmp_path, checkpoint_minutes=minutes)

@@ -14,9 +14,10 @@ from torch import nn
 from hetcl.cli import main
 from hetcl.errors import InputError
 from hetcl.machine import Room
-from hetcl.pretraining import dry_run as rehearsal
-from hetcl.pretraining.dry_run import Rehearsed, memory_of, rehearse
+from hetcl.pretraining import memory as memory_of_stages
+from hetcl.pretraining.memory import memory_of
 from hetcl.training import memory
+from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.memory import OWN, Need, bytes_of, outlook
 from tests.pretraining.small import command
 
@@ -58,7 +59,7 @@ def test_what_a_way_back_needs_is_held(images: int) -> None:
 def test_a_step_is_weights_queue_activations_and_images(monkeypatch: pytest.MonkeyPatch) -> None:
     room(monkeypatch, 10**15, 10**15)
     seen: list[Need] = []
-    monkeypatch.setattr(rehearsal, "outlook", lambda need, *_: (seen.append(need), ("", ""))[1])
+    monkeypatch.setattr(memory_of_stages, "outlook", lambda need, *_: (seen.append(need), ("", ""))[1])
     common: dict[str, Any] = {
         "batch": 8,
         "pieces": 2,
@@ -67,7 +68,7 @@ def test_a_step_is_weights_queue_activations_and_images(monkeypatch: pytest.Monk
         "processes": 1,
         "workers": 0,
     }
-    one = Rehearsed(weights=1000, activations=100, length=16)
+    one = DryRun(seconds=1.0, weights=1000, activations=100, length=16)
     memory_of([(one, "hcl", 50)], precision="fp32", **common)
     images = 8 * 300
     assert seen[0].device == 4 * 1000 + 4 * 50 * 16 + 4 * 100 + 5 * 3 * images
@@ -77,10 +78,15 @@ def test_a_step_is_weights_queue_activations_and_images(monkeypatch: pytest.Monk
     assert memory_of([], precision="fp32", **common) == ("", "")
 
 
-def test_a_rehearsal_tells_what_it_has_seen() -> None:
+def test_a_dry_run_tells_what_it_has_seen() -> None:
     made = nn.Sequential(nn.Flatten(), nn.Linear(3 * 4 * 4, 10))
-    found = rehearse(lambda: made, name="a", images=2, size=4)
-    assert found == Rehearsed(weights=4 * (480 + 10), activations=4 * (48 + 10), length=0)
+    found = dry_run(lambda: made, lambda m: m(torch.zeros(2, 3, 4, 4)), images=2, failure="no", advice="none")
+    assert (found.weights, found.activations, found.length) == (4 * (480 + 10), 4 * (48 + 10), 0)
+    assert made[1].weight.grad is None
+    dry_run(
+        lambda: made, lambda m: m(torch.zeros(2, 3, 4, 4)), torch.sum, images=2, failure="no", advice="none"
+    )
+    assert made[1].weight.grad is not None
 
 
 # ---- saying --------------------------------------------------------------------------------------------------------

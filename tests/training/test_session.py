@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from hetcl.errors import InputError, WorkFailed
-from hetcl.training.dry_run import dry_run
+from hetcl.training.dry_run import refusing
 from hetcl.training.session import Session
 
 
@@ -56,8 +56,8 @@ def test_a_dry_run_names_what_fails_and_draws_nothing() -> None:
 
     before = torch.get_rng_state()
     said = r"^it does not run \(first\); do other things$"
-    with pytest.raises(InputError, match=said), dry_run("it does not run", "do other things"):
+    with pytest.raises(InputError, match=said), refusing("it does not run", "do other things"):
         fail()
     assert torch.equal(torch.get_rng_state(), before)
-    with pytest.raises(ZeroDivisionError), dry_run("it does not run", "do other things"):
+    with pytest.raises(ZeroDivisionError), refusing("it does not run", "do other things"):
         _ = 1 / 0

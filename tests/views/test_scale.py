@@ -11,7 +11,7 @@ import pytest
 
 from hetcl.images.shard_index import RECORD
 from hetcl.images.shards import ShardSource
-from hetcl.images.tables import Table
+from hetcl.images.tables import TableFile
 from hetcl.views.loader import ViewLoader
 from hetcl.views.policies import POLICIES
 from tests.images.make import create_sparse
@@ -38,7 +38,7 @@ def table(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("window", [0, 16 * SHARD])
 def test_steps_over_a_hundred_million_images(table: Path, window: int) -> None:
     tracemalloc.start()
-    source = ShardSource(Table(table), name="huge")
+    source = ShardSource(TableFile(table), name="huge")
     loaders = [
         ViewLoader(
             pickle.loads(pickle.dumps(source)),

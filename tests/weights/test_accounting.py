@@ -214,9 +214,9 @@ def test_any_file_name_stands_on_a_card_as_code() -> None:
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="needs a system with signals")
 def test_a_signal_leaves_nothing() -> None:
     code = (
-        "import sys, time; from hetcl.weights import exporters, verify; from hetcl.cli import main\n"
+        "import sys, time; from hetcl.weights import export_proof; from hetcl.cli import main\n"
         "def slow(*a, **k):\n    print('checking', flush=True); time.sleep(60)\n"
-        "verify.run_code = slow; sys.exit(main(sys.argv[1:]))"
+        "export_proof.run_code = slow; sys.exit(main(sys.argv[1:]))"
     )
     words = ["export", "torchvision:resnet18:random", "--format", "torchvision", "--out", "a.pth"]
     process = subprocess.Popen(

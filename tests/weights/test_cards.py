@@ -19,11 +19,12 @@ from hetcl.model.build import build_embedding
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
-from hetcl.weights import exporters
-from hetcl.weights.cards import Facts, Target, code, configurations
+from hetcl.weights import export_proof, exporters
+from hetcl.weights.cards import Facts, configurations
 from hetcl.weights.exporters import export
+from hetcl.weights.load_code import Target, code
+from hetcl.weights.plain_resnet import PlainResNet
 from hetcl.weights.sources import Weights
-from hetcl.weights.verify import PlainResNet
 
 FACTS = Facts(
     "torchvision:resnet50", ("moco-v2", "hcl"), 224, (0.5, 0.4, 0.3), (0.2, 0.25, 0.3), "RGB", False
@@ -37,11 +38,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def a_run(arch: str = "timm:test_resnet") -> RunFolder:
     run = RunFolder("run")
-    run.create(resume=False)
+    run.checkpoints.mkdir(parents=True)
     tree = {"data": "/somewhere/private", "recipe": "smoke", "hetcl": "0.0.7"}
     run.write_settings(tree | {"settings": {"backbone": arch, "size": 64, "stage1": {"epochs": 3}}})
     run.write_summary({"machine": {"commit": "abc123def456"}, "data": {"images": 77}})
-    query = build_embedding("moco-v2", arch, seed=0, semantic_dim=8).state_dict()
+    query = build_embedding("moco-v2", arch, seed=0, words={"semantic": {"dim": 8}}).state_dict()
     facts = {"arch": arch, "method": "moco-v2", "size": 64, "semantic_dim": 8}
     checkpoint.save(run.checkpoints / "stage1.ckpt", {"task": {"query": query}, **facts})
     return run
@@ -187,8 +188,8 @@ def test_code_for_detectron2_is_not_said_to_have_run() -> None:
 
 def test_ran_code_stands_on_the_card_as_it_ran(monkeypatch: pytest.MonkeyPatch) -> None:
     ran = []
-    real = exporters.verify.run_code
-    monkeypatch.setattr(exporters.verify, "run_code", lambda c, f: ran.append(c) or real(c, f))
+    real = export_proof.run_code
+    monkeypatch.setattr(export_proof, "run_code", lambda c, f: ran.append(c) or real(c, f))
     export("torchvision:resnet18:random", format="mmdet", out="out.pth")
     block = re.findall(r"^```python\n(.*?)^```", Path("out.pth.md").read_text("utf-8"), re.M | re.S)[0]
     assert block == 'FILE = "out.pth"\n\n' + ran[0].rstrip() + "\n"

@@ -25,7 +25,7 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.model.build import build_embedding
 from hetcl.model.pyramid import build_pyramid
 from hetcl.runs import checkpoint
-from hetcl.weights import exporters, verify
+from hetcl.weights import export_proof, exporters
 from hetcl.weights.cards import PURPOSES
 from hetcl.weights.encoder import load_encoder
 from hetcl.weights.exporters import FORMATS, card_of, export
@@ -68,7 +68,15 @@ def a_backbone(arch: str, path: str = "source.safetensors", **facts: Any) -> str
 def an_encoder(method: str = "hcl", key: bool = True, **more: Any) -> str:
     arch = "timm:test_resnet"
     both = [
-        shaken(build_embedding(method, arch, seed=s, semantic_dim=8, side=4, width=8, **more)).state_dict()
+        shaken(
+            build_embedding(
+                method,
+                arch,
+                seed=s,
+                words={"semantic": {"dim": 8}, "spatial": {"side": 4, "width": 8}},
+                **more,
+            )
+        ).state_dict()
         for s in (1, 2)
     ]
     spatial = {"side": 4, "width": 8, "fused": False}
@@ -97,7 +105,7 @@ def left() -> set[str]:
 
 def arrays(file: str) -> dict[str, np.ndarray]:
     with open(file, "rb") as f:
-        return verify.ArraysOnly(f).load()["model"]
+        return export_proof.ArraysOnly(f).load()["model"]
 
 
 # ---- out and in again ------------------------------------------------------------------------------------------------
@@ -168,7 +176,7 @@ def test_the_pickle_is_plain_and_any_numpy_can_read_it() -> None:
     assert b"numpy._core" not in data
     assert b"numpy.core" not in data
     with open("out.pkl", "rb") as f:
-        content = verify.ArraysOnly(f, encoding="latin1").load()
+        content = export_proof.ArraysOnly(f, encoding="latin1").load()
     assert content.keys() == {"model", "__author__", "matching_heuristics"}
     assert type(content) is type(content["model"]) is dict
     assert content["matching_heuristics"] is True
@@ -466,7 +474,7 @@ def test_facts_of_branches_that_got_lost_fail_the_export(monkeypatch: pytest.Mon
 def test_an_older_file_outlives_a_failed_export(monkeypatch: pytest.MonkeyPatch) -> None:
     a_backbone("torchvision:resnet18")
     Path("out.pth").write_bytes(b"mine")
-    monkeypatch.setattr(verify, "TOLERANCE", -1.0)
+    monkeypatch.setattr(export_proof, "TOLERANCE", -1.0)
     failed("C2 differs", overwrite=True)
     assert Path("out.pth").read_bytes() == b"mine"
 

@@ -46,7 +46,9 @@ def resnet18() -> dict[str, Tensor]:
 
 
 def embedding(method: str = "hcl", seed: int = 0, **more: Any) -> nn.Module:
-    return build_embedding(method, ARCH, seed=seed, semantic_dim=8, side=4, width=8, **more)
+    return build_embedding(
+        method, ARCH, seed=seed, words={"semantic": {"dim": 8}, "spatial": {"side": 4, "width": 8}}, **more
+    )
 
 
 def a_checkpoint(path: Path, method: str = "hcl", seed: int = 1) -> dict[str, Any]:

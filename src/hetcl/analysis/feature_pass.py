@@ -109,8 +109,8 @@ def check_lost(stores: Sequence[Store], max_bad: float, left_out: Path) -> None:
     """
     lost, images = sum(s.lost for s in stores), sum(s.images for s in stores)
     if lost > max_bad * images:
-        stated = too_many(lost, f"{images} images", max_bad, f"{left_out} lists them")
-        raise WorkFailed(f"{stated} and go on with --resume")
+        message = too_many(lost, f"{images} images", max_bad, f"{left_out} lists them")
+        raise WorkFailed(f"{message} and go on with --resume")
 
 
 def _check_room(stores: Sequence[Store], images: int, fewer: str) -> None:

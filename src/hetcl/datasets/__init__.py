@@ -99,6 +99,6 @@ def _meant(spec: str, folder: str, layouts: Iterable[str]) -> str:
     """What lies in the folder of a spec without one of these layouts in front, with the spec to write."""
     roots = (Path(expand(text.strip())) for text in (spec, folder) if text.strip())
     root = next((path for path in roots if path.is_dir()), None)
-    stated = one_line(root) if root else ""
-    named = re.search(r"name it (\w+):", stated)
-    return stated if named and named[1] in layouts else ""
+    sentence = one_line(root) if root else ""
+    named = re.search(r"name it (\w+):", sentence)
+    return sentence if named and named[1] in layouts else ""

@@ -6,12 +6,12 @@ from __future__ import annotations
 from pathlib import Path
 
 from hetcl.datasets.files import Files
-from hetcl.datasets.part_files import WORDS, Found, called, folders_in
+from hetcl.datasets.part_files import WORDS, PartFile, called, folders_in
 from hetcl.datasets.recognise import one_line
 from hetcl.errors import InputError
 
 
-def annotation_file(files: Files, split: str) -> Found:
+def annotation_file(files: Files, split: str) -> PartFile:
     """The annotations of ``train`` or ``val``.
 
     ``annotations/instances_{split}2017.json`` or ``instances_{split}.json``; else the JSON file whose name, or whose
@@ -24,7 +24,7 @@ def annotation_file(files: Files, split: str) -> Found:
     names = [f"annotations/instances_{split}2017.json", f"annotations/instances_{split}.json"]
     for name in names:
         if (root / name).is_file():
-            return Found(root / name, f"{split}2017" if "2017" in name else split)
+            return PartFile(root / name, f"{split}2017" if "2017" in name else split)
     for words in WORDS[split]:
         found = called(files, words)
         if len(found) > 1:
@@ -40,7 +40,7 @@ def annotation_file(files: Files, split: str) -> Found:
     raise InputError(f"{root}: has neither {' nor '.join(names)}{hint}")
 
 
-def _alone(root: Path, other: Found, split: str) -> str:
+def _alone(root: Path, other: PartFile, split: str) -> str:
     """A hint where one part alone is there."""
     where, beside = other.path.relative_to(root).as_posix(), {"train": "train", "val": "valid"}[split]
     return (

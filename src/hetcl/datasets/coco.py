@@ -220,11 +220,11 @@ class Instances:
 
     def _labels(self, image: dict[str, Any], field: str) -> list[int]:
         """LVIS's lists of categories for an image, as labels."""
-        labels, stated = [], image.get(field) or ()
-        if not isinstance(stated, list | tuple):
+        labels, listed = [], image.get(field) or ()
+        if not isinstance(listed, list | tuple):
             self._keep(f"{field} that is no list, taken for empty", image["file_name"])
             return []
-        for category in stated:
+        for category in listed:
             found = self._classes.find(category)
             if found is None:
                 self._skip(f"unknown category in {field}", f"{image['file_name']} (category {category})")

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
+from hetcl.boxes import box_iou
 from hetcl.datasets.annotations import Segment
 from hetcl.datasets.masks import box_of
 
@@ -292,13 +293,7 @@ class _Judge:
 
     def _overlaps(self, way: Convention, outlines: np.ndarray) -> np.ndarray:
         """float64, intersection over union of the outlined boxes and their outlines' boxes."""
-        boxes = self._pixels(way)[self.outlined]
-        shared = (np.minimum(boxes[:, 2:], outlines[:, 2:]) - np.maximum(boxes[:, :2], outlines[:, :2])).clip(
-            0
-        )
-        areas = [(corners[:, 2:] - corners[:, :2]).clip(0).prod(1) for corners in (boxes, outlines)]
-        whole = areas[0] + areas[1] - shared.prod(1)
-        return np.divide(shared.prod(1), whole, out=np.zeros(len(boxes)), where=whole > 0)
+        return box_iou(self._pixels(way)[self.outlined], outlines)
 
     def _pixels(self, way: Convention) -> np.ndarray:
         corners = way.read(self.values)

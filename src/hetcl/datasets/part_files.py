@@ -24,7 +24,7 @@ FOLDERS = ("annotations", "annotation", "labels", "ann", "json")
 
 
 @dataclass(frozen=True)
-class Found:
+class PartFile:
     """A file of annotations."""
 
     path: Path
@@ -63,11 +63,11 @@ def head(path: Path) -> str:
     return data.decode("utf-16" if wide else "utf-8-sig", errors="replace")
 
 
-def called(files: Files, words: tuple[str, ...]) -> list[Found]:
+def called(files: Files, words: tuple[str, ...]) -> list[PartFile]:
     """Files of annotations of a part: those of the clearest name, where several are there."""
     root = files.root
     every = [word for groups in WORDS.values() for group in groups for word in group]
-    found: list[tuple[bool, Found]] = []
+    found: list[tuple[bool, PartFile]] = []
     for folder in [root, *(f for f in folders_in(root) if f.name.lower() in (*FOLDERS, *every))]:
         for below in (
             folder,
@@ -78,7 +78,7 @@ def called(files: Files, words: tuple[str, ...]) -> list[Found]:
                 if not (bare(word) in words and path.is_file()) or tokens(path.stem) & OTHERS:
                     continue
                 if is_coco(head(files.alone(path))):
-                    found.append((bool(tokens(path.stem) & {"instances", "coco"}), Found(path, word)))
+                    found.append((bool(tokens(path.stem) & {"instances", "coco"}), PartFile(path, word)))
     clear = [file for sure, file in found if sure]
     return clear or [file for _, file in found]
 
@@ -103,7 +103,7 @@ def bare(word: str) -> str:
     return word.lower().rstrip("0123456789")
 
 
-def parts_of(root: Path) -> dict[str, list[Found]]:
+def parts_of(root: Path) -> dict[str, list[PartFile]]:
     """The files of annotations of each part that is there; none where a link leads out of ``root``."""
     files = Files(root)
     try:

@@ -55,13 +55,13 @@ def what_lies_in(root: Path) -> str:
     """A sentence about a folder: the file that was found, whose it is, and the fix; empty where nothing is known."""
     files = list(islice(_below(root), MOST))
     finders = (_layout_of_ours, _coco, _json, _yolo, _xml, _others, _one_below)
-    return next((stated for find in finders if (stated := find(root, files))), "")
+    return next((sentence for find in finders if (sentence := find(root, files))), "")
 
 
 def one_line(root: Path) -> str:
     """``what_lies_in`` to be put behind another sentence."""
-    stated = what_lies_in(root)
-    return f"; {stated}" if stated else ""
+    sentence = what_lies_in(root)
+    return f"; {sentence}" if sentence else ""
 
 
 def _below(root: Path) -> Iterator[Path]:

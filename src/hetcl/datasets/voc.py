@@ -22,7 +22,7 @@ from hetcl.datasets.packed import PackedDetection, Packer, box_fault
 from hetcl.datasets.segments import Unusable
 from hetcl.datasets.sizes import check_sizes
 from hetcl.datasets.voc_lists import (
-    Entry,
+    ListEntry,
     VocList,
     every,
     image_of,
@@ -41,7 +41,7 @@ EDGES = ("xmin", "ymin", "xmax", "ymax")
 
 
 @dataclass(frozen=True)
-class Thing:
+class VocObject:
     """An ``object`` of an XML file: n-th, from 1."""
 
     n: int
@@ -59,7 +59,7 @@ class Sheet:
     """What an XML file says; size (0, 0) where it does not say one."""
 
     size: tuple[int, int]
-    things: tuple[Thing, ...]
+    things: tuple[VocObject, ...]
     guessed: bool = False
     """Whether it is not of the encoding that it declares (UTF-8 where none) and was read as Windows-1252."""
 
@@ -112,7 +112,7 @@ def voc_detection(files: Files, split: str) -> PackedDetection:
 
 def _add(
     packer: Packer,
-    thing: Thing,
+    thing: VocObject,
     size: tuple[int, int],
     label: dict[str, int],
     boxes: Boxes,
@@ -196,8 +196,8 @@ def _pairs_alike(names: list[str]) -> list[tuple[str, str]]:
     return [(first, second) for first, second in pairs if first != second]
 
 
-def _read(root: Path, files: Files, entries: list[Entry], skipped: Skipped) -> dict[Entry, Sheet]:
-    sheets: dict[Entry, Sheet] = {}
+def _read(root: Path, files: Files, entries: list[ListEntry], skipped: Skipped) -> dict[ListEntry, Sheet]:
+    sheets: dict[ListEntry, Sheet] = {}
     for year, stem in entries:
         where = path_of(year, "Annotations", f"{stem}.xml")
         found = files.first([where]) or files.like(
@@ -227,19 +227,19 @@ def read_xml(path: Path) -> Sheet:
     return Sheet(size or (0, 0), things, guessed)
 
 
-def _thing(n: int, entry: ElementTree.Element) -> Thing:
+def _thing(n: int, entry: ElementTree.Element) -> VocObject:
     name = strip(entry.findtext("name") or "")
     difficult = values.flag(entry.findtext("difficult"))
     if entry.find("bndbox") is None:
-        return Thing(n, name, None, "object without a bndbox", difficult)
+        return VocObject(n, name, None, "object without a bndbox", difficult)
     texts = [strip(entry.findtext(f"bndbox/{edge}") or "") for edge in EDGES]
     lacking = [edge for edge, text in zip(EDGES, texts, strict=True) if not text]
     if lacking:
-        return Thing(n, name, None, f"bndbox without {lacking[0]}", difficult)
+        return VocObject(n, name, None, f"bndbox without {lacking[0]}", difficult)
     read = values.numbers(texts, 4)
     if read is None:
-        return Thing(n, name, None, "bndbox with a value that is no number", difficult)
-    return Thing(n, name, (read[0], read[1], read[2], read[3]), "", difficult)
+        return VocObject(n, name, None, "bndbox with a value that is no number", difficult)
+    return VocObject(n, name, (read[0], read[1], read[2], read[3]), "", difficult)
 
 
 def _parsed(path: Path) -> tuple[ElementTree.Element, bool]:
@@ -275,7 +275,7 @@ def _text(data: bytes, path: Path) -> tuple[str, bool]:
     return decode(data, str(path), warn=False), not marked
 
 
-def _image(root: Path, files: Files, entry: Entry, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:
+def _image(root: Path, files: Files, entry: ListEntry, size: tuple[int, int]) -> tuple[str, tuple[int, int]]:
     """Name of an entry's image, and its size, from its header where the XML says none. Raises ``Unusable``."""
     name = image_of(files, entry)
     if name is None:

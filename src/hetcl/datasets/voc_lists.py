@@ -24,7 +24,7 @@ _KNOWN = (*IMAGES, "Annotations", "SegmentationClass", "SegmentationClassAug", "
 FLAGS = ("1", "0", "-1")
 """What may stand behind a name in VOC's lists of one class."""
 
-Entry = tuple[str, str]
+ListEntry = tuple[str, str]
 """Folder of the year (relative to the root), and the image's name without ending, with its folders below JPEGImages."""
 
 
@@ -32,7 +32,7 @@ Entry = tuple[str, str]
 class VocList:
     """The images of a part of a set, and the lists that name them."""
 
-    entries: list[Entry]
+    entries: list[ListEntry]
     lists: tuple[str, ...]
     """Paths of the lists relative to the root, each with its number of images: ``ImageSets/Main/val.txt (200)``."""
     notes: tuple[str, ...] = ()
@@ -64,7 +64,7 @@ def path_of(year: str, folder: str, name: str) -> str:
     return f"{folder}/{name}" if year == "." else f"{year}/{folder}/{name}"
 
 
-def image_of(files: Files, entry: Entry) -> str | None:
+def image_of(files: Files, entry: ListEntry) -> str | None:
     """The image of an entry."""
     year, stem = entry
     return files.image((path_of(year, folder, "").rstrip("/") for folder in IMAGES), stem)
@@ -227,7 +227,7 @@ def every(files: Files, folders: Iterable[str], kind: str, names: Sequence[str])
     return together(part for lists in found if (part := next((p for p in lists if p is not None), None)))
 
 
-def without(part: VocList, held: Iterable[Entry]) -> VocList:
+def without(part: VocList, held: Iterable[ListEntry]) -> VocList:
     """One list, trainval, without the images that are for validation, which its words say."""
     gone = set(held)
     kept = [entry for entry in part.entries if entry not in gone]

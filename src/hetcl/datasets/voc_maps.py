@@ -16,7 +16,7 @@ from hetcl.datasets.annotations import Skipped
 from hetcl.datasets.files import Files, read_indices, stored_size
 from hetcl.datasets.maps import VOID, MapSet
 from hetcl.datasets.voc_lists import (
-    Entry,
+    ListEntry,
     VocList,
     image_of,
     lists_there,
@@ -130,7 +130,7 @@ def _part(files: Files, year: str, split: str, skipped: Skipped) -> VocList | No
     return None if both is None else without(both, val.entries if val else ())
 
 
-def _pairs(files: Files, entries: list[Entry], split: str, skipped: Skipped) -> list[tuple[str, str]]:
+def _pairs(files: Files, entries: list[ListEntry], split: str, skipped: Skipped) -> list[tuple[str, str]]:
     folders = ("SegmentationClassAug", "SegmentationClass") if split == "train" else ("SegmentationClass",)
     found = []
     for year, stem in entries:

@@ -21,15 +21,15 @@ from hetcl.downstream.build import MODEL_WORDS, build_model, model_words
 from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
-from hetcl.downstream.renamed import under
+from hetcl.downstream.renamed import Wrapped, under
 from hetcl.downstream.report_text import plain, say_metrics, write_results
 from hetcl.errors import InputError
 from hetcl.paths import create, expand
 from hetcl.quantities import count, duration
-from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, disk_problem
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
+from hetcl.runs.resume import check_own, latest
 from hetcl.settings import resolve_evaluate, to_dict
 from hetcl.training.devices import peak_memory
 from hetcl.training.session import Session
@@ -74,29 +74,19 @@ def evaluate(
 
 
 def _check_out(out: Path, overwrite: bool) -> None:
-    held = held_in(out) - {"log.txt"}
-    if held - set(OURS):
-        raise InputError(f"--out {out} holds something that is no evaluation; name a new or empty folder")
-    if "evaluation.json" in held and not overwrite:
-        raise InputError(
-            f"--out {out} holds an evaluation; add --overwrite to replace it, or name a new folder"
-        )
+    held = held_in(out)
+    again = "evaluation.json" in held and not overwrite
+    check_own(out, "an evaluation", foreign=not held <= {*OURS}, again=again, add="--overwrite to replace it")
 
 
 @dataclass(frozen=True)
-class FirstImages:
+class FirstImages(Wrapped):
     """The first images of a data set, for a quick look: a detection set of its own."""
 
-    data: Any
     length: int
 
     def __len__(self) -> int:
         return self.length
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "data":  # (asked for while a copy is being made)
-            raise AttributeError(name)
-        return getattr(self.data, name)
 
 
 class Evaluation(Session):
@@ -279,7 +269,7 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     Raises:
         InputError: no checkpoint, or one that does not fit.
     """
-    found = checkpoint.latest(folder.checkpoints)
+    found = latest(folder.checkpoints)
     if found is None:
         raise InputError(f"{folder.path} has no checkpoint yet; let it train first")
     path, content = found.path, found.state

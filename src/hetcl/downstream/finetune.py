@@ -6,7 +6,7 @@ The order: open the data, settle the settings, try one image, make or resume the
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +17,28 @@ from hetcl import __version__
 from hetcl.datasets import repeat_factors
 from hetcl.datasets.annotations import Metrics
 from hetcl.downstream.build import build_model, model_words, take_weights
-from hetcl.downstream.dry_run import try_one
-from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader
+from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader, first_usable
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import KIND, example_words, new_plan, part_words, resumed_plan, scaled
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import names_of
 from hetcl.downstream.report_text import figure_names, plain, say_metrics, write_results
-from hetcl.downstream.task import LOSSES, Finetune
+from hetcl.downstream.task import LOSSES, Finetune, FinetuneConfig
 from hetcl.errors import InputError
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
+from hetcl.runs.resume import check_run, is_known, refuse_other_data
 from hetcl.settings import FinetuneSettings, to_dict
 from hetcl.training.devices import peak_memory, use_threads
+from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.memory import Need, outlook
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.views.workers import room
 from hetcl.weights.facts import InputFacts, input_facts
-from hetcl.weights.sealed import seal
+from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
 
@@ -72,11 +73,9 @@ def finetune(
         Stopped: a signal came; the run saved itself.
     """
     folder = RunFolder(out)
-    with reserved(folder.lock, lambda: folder.check(resume=resume)):
-        if resume and folder.settings.is_file():
-            plan = resumed_plan(folder, init, data, recipe, allow_partial, overrides)
-        else:
-            plan = new_plan(init, data, recipe, allow_partial, overrides)
+    with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
+        asked = (init, data, recipe, allow_partial, overrides)
+        plan = resumed_plan(folder, *asked) if is_known(folder, resume=resume) else new_plan(*asked)
         return FinetuneRun(folder, plan, resume=resume).go()
 
 
@@ -97,7 +96,7 @@ class FinetuneRun(TrainingSession):
         self.plan = plan
         self.asked: FinetuneSettings = plan["settings"]
         self.settings, self.notes = scaled(self.asked)
-        use_threads(self.asked.threads)  # before the trial
+        use_threads(self.asked.threads)  # before the dry run
         s, spec = self.settings, plan["data"]
         train, val = (
             open_part(spec, split, s.model, follow_links=s.follow_links) for split in ("train", "val")
@@ -105,11 +104,7 @@ class FinetuneRun(TrainingSession):
         parts = joined(spec, train, val, **part_words(s))
         self.train, self.val, self.notes = parts.train, parts.val, self.notes + parts.notes
         now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
-        if any(plan.get(name, value) != value for name, value in now.items()):
-            raise InputError(
-                f"{plan['data']} does not hold what the run in {folder.path} began with (other images or "
-                "annotations); give the same data, or start a new folder"
-            )
+        refuse_other_data(folder, spec, plan, now)
         self.classes = names_of(self.train)
         self.examples, notes = examples_of(self.train, spec, **example_words(s))
         self.notes += notes
@@ -120,14 +115,15 @@ class FinetuneRun(TrainingSession):
         )
         if not self.begun:
             self._read_init()
+        self.dry: DryRun | None = None
         if "arch" not in plan:
-            self.trial = try_one(self._model, self.examples, seed=s.seed)  # before anything is written
+            self._dry_run()  # before anything is written
         self.start(s, folder.log, folder.tensorboard, batch=s.batch)
         if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
             self.notes.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
             self.settings = replace(s, norm="tuned")
         self.keep_ledger(s.max_bad, len(self.examples))
-        self.memory = self._memory() if hasattr(self, "trial") else ""
+        self.memory = self._memory(self.dry) if self.dry is not None else ""
 
     def _read_init(self) -> None:
         """The backbone's weights. Raises ``InputError``."""
@@ -137,17 +133,39 @@ class FinetuneRun(TrainingSession):
         self.arch = weights.arch
         self.facts = input_facts(weights.facts, weights.arch, weights.origin)
 
-    def _memory(self) -> str:
+    def _dry_run(self) -> None:
+        """Train on one image, on the CPU, and forget it. Raises ``InputError``."""
+        image, target = first_usable(self.examples, self.settings.seed)
+        self.example_bytes = sum(t.numel() * t.element_size() for t in (image, *target.values()))
+        images: Any = [image.float().div_(255)]
+        targets: Any = [target]
+        if "boxes" not in target:
+            images, targets = torch.stack(images * 2), torch.stack([target["labels"]] * 2)
+
+        def build() -> nn.Module:
+            torch.manual_seed(self.settings.seed)
+            return self._model()
+
+        self.dry = dry_run(
+            build,
+            lambda model: model(images, targets),
+            lambda losses: torch.stack([loss.float() for loss in losses.values()]).sum(),
+            images=len(images),
+            failure=f"the model does not train on an image of {self.examples.description}",
+            advice="change the sizes, neck, model or backbone",
+        )
+
+    def _memory(self, dry: DryRun) -> str:
         """What training will take, in words; warns where there is less. Raises ``InputError``."""
-        trial, s, device = self.trial, self.settings, self.fabric.device
+        s, device = self.settings, self.fabric.device
         here = 1 if device.type == "cuda" else max(1, s.devices)  # processes that share the memory
         batch = s.batch // self.fabric.world_size
         half = 0.6 if self.precision == "bf16" else 1.0
-        step = 3 * trial.weights + round(half * batch * trial.activations)
-        need = Need(here * step, here * room(self.workers, batch * trial.image))
-        stated, warned = outlook(need, device, "lower batch, workers or the sizes of images")
+        step = 3 * dry.weights + round(half * batch * dry.activations)
+        need = Need(here * step, here * room(self.workers, batch * self.example_bytes))
+        text, warned = outlook(need, device, "lower batch, workers or the sizes of images")
         self.notes += [warned] if warned else []
-        return stated
+        return text
 
     def _model(self) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
@@ -173,11 +191,7 @@ class FinetuneRun(TrainingSession):
 
     def _last_state(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
-        found = self.open_folder(["finetune"], known="arch" in self.plan)
-        if found and (found.state.get("kind") != KIND or found.state.get("arch") != self.arch):
-            raise InputError(
-                f"{found.path} is of another run; put back the run's own checkpoint or start a new folder"
-            )
+        found = self.open_folder(["finetune"], known="arch" in self.plan, kind=KIND, arch=self.arch)
         figures = figure_names(self.val, self.settings.model)
         settings = {
             "kind": KIND,
@@ -193,7 +207,9 @@ class FinetuneRun(TrainingSession):
             "hetcl": __version__,
             "settings": to_dict(self.asked),
         }
-        self.settle(found, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"), settings)
+        self.notes += self.settle(
+            found, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"), settings
+        )
         return found.state if found else None
 
     def _introduce(self) -> None:
@@ -210,8 +226,8 @@ class FinetuneRun(TrainingSession):
         self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
         for line in self.notes:
             self.reporter.warn(line)
-        if hasattr(self, "trial"):
-            seconds = self.trial.seconds * s.steps * s.batch / self.fabric.world_size
+        if self.dry is not None:
+            seconds = self.dry.seconds * s.steps * s.batch / self.fabric.world_size
             if self.fabric.device.type == "cpu" and seconds > 86400:
                 self.reporter.warn(
                     f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes "
@@ -231,11 +247,9 @@ class FinetuneRun(TrainingSession):
         model = self._model().to(fabric.device)
         if s.channels_last:
             model = model.to(memory_format=torch.channels_last)
+        config = FinetuneConfig(**{f.name: getattr(s, f.name) for f in fields(FinetuneConfig)})
         return Finetune(
-            model, fabric=fabric, loader=loader, steps=s.steps, evaluations=s.evaluations, batch=s.batch, lr=s.lr,
-            sgd_momentum=s.sgd_momentum, weight_decay=s.weight_decay, norm_weight_decay=s.norm_weight_decay,
-            clip_grad=s.clip_grad, precise_bn=s.precise_bn, channels_last=s.channels_last, seed=s.seed,
-            evaluate=self._evaluate,
+            model, config, fabric=fabric, loader=loader, evaluate=self._evaluate,
             on_bad=lambda bad: self.bad.see(s.batch // fabric.world_size, bad),
         )  # fmt: skip
 
@@ -306,10 +320,6 @@ class FinetuneRun(TrainingSession):
 
     def _write_backbone(self, model: nn.Module) -> None:
         """The fine-tuned backbone, for whoever wants it alone."""
-        state = {
-            name: (value.float() if value.is_floating_point() else value).contiguous()
-            for name, value in pyramid_state(model).items()
-        }
         facts = {"arch": self.arch, **self.facts.to_dict()}
         facts.pop("source")
-        write_atomic(self.folder.backbone, seal(state, facts))
+        write_atomic(self.folder.backbone, seal_backbone(pyramid_state(model), facts))

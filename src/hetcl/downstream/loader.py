@@ -23,7 +23,7 @@ from hetcl.datasets.annotations import Annotations, DetectionSet, SegmentationSe
 from hetcl.draws import Key, generator, permute
 from hetcl.errors import InputError
 from hetcl.types import BadImage, BadRecord
-from hetcl.views.loader import or_another
+from hetcl.views.loader import TRIES, or_another
 from hetcl.views.workers import Pool
 
 MOST_BYTES = 4 << 30
@@ -322,3 +322,16 @@ def _from(step: int) -> Iterator[int]:
     while True:
         yield step
         step += 1
+
+
+def first_usable(examples: Examples, seed: int) -> Any:
+    """The first usable image and its target, for a dry run. Raises ``InputError``."""
+    reason = ""
+    for index in range(min(TRIES, len(examples))):
+        try:
+            return examples(index, generator(seed, "trial", index))
+        except BadImage as error:
+            reason = reason or f"{examples.name(index)}: {error}"
+    raise InputError(
+        f"{examples.description}: none of the first images can be used ({reason}); check the data"
+    )

@@ -32,7 +32,7 @@ USUAL = {"train_aug": (10_582, "VOC 2012 with SBD"), "trainval": (16_551, "VOC 2
 
 
 @dataclass
-class Parts:
+class JoinedParts:
     """The training and the validation part of a data set, under the classes of the training part."""
 
     train: Any
@@ -56,7 +56,7 @@ def joined(
     max_bad: float,
     detections: int,
     train_list: str = "",
-) -> Parts:
+) -> JoinedParts:
     """Both parts under one set of classes, judged.
 
     Args:
@@ -77,7 +77,7 @@ def joined(
     notes += judge(val, here, model=model, detections=detections)
     notes += _shared(train, val) + _list(train, train_list)
     notes += _judge_maps(train, f"the training part of {spec}") if model == "fcn" else _not_in(train, val)
-    return Parts(train, val, notes)
+    return JoinedParts(train, val, notes)
 
 
 def check_missing(data: DetectionSet | SegmentationSet, max_bad: float) -> None:

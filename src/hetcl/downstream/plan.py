@@ -8,7 +8,8 @@ from dataclasses import replace
 from typing import Any
 
 from hetcl.errors import InputError
-from hetcl.runs.folder import RunFolder, absolute
+from hetcl.runs.folder import RunFolder
+from hetcl.runs.resume import refuse_changes, refuse_other, saved_by
 from hetcl.settings import MAY_CHANGE as FREE
 from hetcl.settings import (
     FinetuneSettings,
@@ -17,7 +18,6 @@ from hetcl.settings import (
     finetune_from_dict,
     flatten,
     given_in,
-    refuse_changes,
     resolve_finetune,
     to_dict,
 )
@@ -64,20 +64,12 @@ def resumed_plan(
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> dict[str, Any]:
     """What the folder holds, with what may change from the arguments. Raises on anything else that differs."""
-    saved = folder.read_settings(newer=False)
-    if saved.get("kind") != KIND:
-        raise InputError(f"--out {folder.path} holds a run of another command; name a new folder")
+    saved = saved_by(folder, KIND)
     then = saved_settings(folder, saved)
-    for name, given in (("init", init), ("data", data)):
-        if given is not None and saved.get(name) not in (given, absolute(given)):
-            raise InputError(
-                f"--{name} {given}: the run in {folder.path} began with {saved.get(name)}; leave it out"
-            )
-    if allow_partial and list(patterns(allow_partial)) != saved.get("allow_partial"):
-        raise InputError(f"--allow-partial: the run in {folder.path} began otherwise; leave it out")
+    refuse_other(folder, saved, {"init": init, "data": data}, patterns(allow_partial))
     base = resolve_finetune(recipe) if recipe is not None else then
     now = finetune_from_dict({**flatten(to_dict(base)), **given_in(FinetuneSettings, overrides)}, "the run")
-    refuse_changes(then, now, folder.path, but=MAY_CHANGE)
+    refuse_changes(folder, flatten(to_dict(then)), flatten(to_dict(now)), but=MAY_CHANGE)
     return saved | {"settings": now}
 
 

@@ -84,9 +84,9 @@ def detect(
                 continue
             image = found.to(look.fabric.device).float().div_(255)
             with look.fabric.autocast():
-                stated = model([image])[0]
+                output = model([image])[0]
             truth = data.annotations(index)
-            mine.append((index, prediction_of(stated, truth.image_id, truth.name)))
+            mine.append((index, prediction_of(output, truth.image_id, truth.name)))
     every = sorted((pair for pairs in _gathered(mine) for pair in pairs), key=lambda pair: pair[0])
     seen = EvaluationResult(
         [p for _, p in every], None, _all_bad(bad, len(images), look.max_bad, data.description)
@@ -94,17 +94,17 @@ def detect(
     return seen
 
 
-def prediction_of(stated: dict[str, Tensor], image_id: int | str, name: str) -> Prediction:
+def prediction_of(output: dict[str, Tensor], image_id: int | str, name: str) -> Prediction:
     """A detector's output for one image (labels from 1) as a :class:`Prediction`; ``name`` for messages."""
-    boxes, scores = stated["boxes"].double().cpu().numpy(), stated["scores"].double().cpu().numpy()
+    boxes, scores = output["boxes"].double().cpu().numpy(), output["scores"].double().cpu().numpy()
     if not (np.isfinite(boxes).all() and np.isfinite(scores).all()):
         raise WorkFailed(f"the detections of {name} are not finite: the weights are broken")
     order = np.argsort(-scores, kind="stable")
     found = None
-    if "masks" in stated:
-        bitmaps = stated["masks"][:, 0].to(torch.uint8).cpu().numpy()
+    if "masks" in output:
+        bitmaps = output["masks"][:, 0].to(torch.uint8).cpu().numpy()
         found = tuple(masks.encode(bitmaps[i]) for i in order)
-    return Prediction(image_id, boxes[order], scores[order], stated["labels"].cpu().numpy()[order] - 1, found)
+    return Prediction(image_id, boxes[order], scores[order], output["labels"].cpu().numpy()[order] - 1, found)
 
 
 def segment(

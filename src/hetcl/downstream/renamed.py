@@ -59,10 +59,10 @@ def under(data: Any, names: Sequence[str], here: str, there: str) -> tuple[Any, 
     if more or not found:
         counted = [f"{name} ({count(objects[name], 'object')})" if name in objects else name for name in more]
         maps = hasattr(data, "label_map")
-        stated = f"{there} lacks {_listed(counted)}" * bool(more) + "; " * bool(more and lacking)
-        stated += f"it lacks {_listed(lacking)}" * bool(lacking)
+        why = f"{there} lacks {_listed(counted)}" * bool(more) + "; " * bool(more and lacking)
+        why += f"it lacks {_listed(lacking)}" * bool(lacking)
         raise InputError(
-            f"{here} has other classes than {there}{', and none in common' * (not found)}: {stated}"
+            f"{here} has other classes than {there}{', and none in common' * (not found)}: {why}"
             f"{_fix(theirs, names, maps=maps)}"
         )
     if lacking:
@@ -124,13 +124,10 @@ def _listed(names: Sequence[str]) -> str:
 
 
 @dataclass(frozen=True)
-class Renamed:
-    """A detection set under other classes, which hold all of its own that have objects."""
+class Wrapped:
+    """A set with something of its own; the rest is that of ``data``."""
 
     data: Any
-    classes: tuple[Category, ...]
-    labels: np.ndarray
-    """int64: which of ``classes`` each class of the set is; -1 for a class without objects that is none of them."""
 
     def __len__(self) -> int:
         return len(self.data)
@@ -139,6 +136,15 @@ class Renamed:
         if name == "data":  # (asked for while a copy is being made)
             raise AttributeError(name)
         return getattr(self.data, name)
+
+
+@dataclass(frozen=True)
+class Renamed(Wrapped):
+    """A detection set under other classes, which hold all of its own that have objects."""
+
+    classes: tuple[Category, ...]
+    labels: np.ndarray
+    """int64: which of ``classes`` each class of the set is; -1 for a class without objects that is none of them."""
 
     def annotations(self, index: int) -> Annotations:
         """What is in an image, with the new labels."""
@@ -151,21 +157,12 @@ class Renamed:
 
 
 @dataclass(frozen=True)
-class RenamedMaps:
+class RenamedMaps(Wrapped):
     """A segmentation set under other classes, which hold all of its own."""
 
-    data: Any
     classes: tuple[str, ...]
     labels: np.ndarray
     """int64: which of ``classes`` each class of the set is."""
-
-    def __len__(self) -> int:
-        return len(self.data)
-
-    def __getattr__(self, name: str) -> Any:
-        if name == "data":
-            raise AttributeError(name)
-        return getattr(self.data, name)
 
     def label_map(self, index: int) -> np.ndarray:
         """uint8 ``[H, W]``: class of each pixel, 255 where it does not count. Raises ``BadImage``."""

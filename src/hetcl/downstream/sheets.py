@@ -40,7 +40,7 @@ Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
-class Entry:
+class KeyEntry:
     """A line of the key."""
 
     text: str
@@ -76,18 +76,18 @@ def detection_sheet(
         if len(names) == 1:  # objects are told apart instead of classes
             notes = [(name, i) for i, (name, _) in enumerate(notes)]
         left = _drawn(pixels, truth.boxes, notes, truth.segments)
-        stated = predictions.get(truth.image_id)
+        prediction = predictions.get(truth.image_id)
         right, n, words = pixels, 0, list[tuple[str, int]]()
-        if stated is not None:
-            keep = np.flatnonzero(stated.scores >= CONFIDENT)
+        if prediction is not None:
+            keep = np.flatnonzero(prediction.scores >= CONFIDENT)
             n = len(keep)
-            shade = stated.labels[keep].tolist() if len(names) > 1 else range(n)
+            shade = prediction.labels[keep].tolist() if len(names) > 1 else range(n)
             words = [
-                (f"{names[stated.labels[i]]} {stated.scores[i]:.2f}", s)
+                (f"{names[prediction.labels[i]]} {prediction.scores[i]:.2f}", s)
                 for i, s in zip(keep, shade, strict=True)
             ]
-            found = None if stated.masks is None else [stated.masks[i] for i in keep]
-            right = _drawn(pixels, stated.boxes[keep], words, found)
+            found = None if prediction.masks is None else [prediction.masks[i] for i in keep]
+            right = _drawn(pixels, prediction.boxes[keep], words, found)
         used |= {label for _, label in [*notes, *words]}
         titles = (
             f"{_short(truth.name)}: truth, {len(truth.labels)}",
@@ -95,8 +95,8 @@ def detection_sheet(
         )
         pairs.append((left, right, *titles))
     if len(names) == 1:
-        return _sheet(pairs, [Entry(f"{names[0]}: each object in a colour of its own", None)])
-    return _sheet(pairs, [Entry(names[label], color(label)) for label in sorted(used)])
+        return _sheet(pairs, [KeyEntry(f"{names[0]}: each object in a colour of its own", None)])
+    return _sheet(pairs, [KeyEntry(names[label], color(label)) for label in sorted(used)])
 
 
 def segmentation_sheet(
@@ -115,21 +115,21 @@ def segmentation_sheet(
                 continue
             with torch.no_grad():
                 image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-                stated = label_map(model, image, look)
-            right = float(((stated == truth) & (truth != VOID)).sum() / max(1, (truth != VOID).sum()))
+                predicted = label_map(model, image, look)
+            right = float(((predicted == truth) & (truth != VOID)).sum() / max(1, (truth != VOID).sum()))
             titles = (
                 f"{_short(data.name(index))}: truth",
                 f"found, {right:.0%} of the pixels that count right",
             )
-            pairs.append((_colored(pixels, truth, plain), _colored(pixels, stated, plain), *titles))
-            used |= set(np.unique(truth).tolist()) | set(np.unique(stated).tolist())
+            pairs.append((_colored(pixels, truth, plain), _colored(pixels, predicted, plain), *titles))
+            used |= set(np.unique(truth).tolist()) | set(np.unique(predicted).tolist())
     finally:
         model.train(training)
     key = [
-        Entry(printable(data.classes[label]), None if plain and label == 0 else color(label))
+        KeyEntry(printable(data.classes[label]), None if plain and label == 0 else color(label))
         for label in sorted(used - {VOID})
     ]
-    return _sheet(pairs, [*key, *[Entry("does not count", (90, 90, 90), hatched=True)] * (VOID in used)])
+    return _sheet(pairs, [*key, *[KeyEntry("does not count", (90, 90, 90), hatched=True)] * (VOID in used)])
 
 
 def _short(name: str) -> str:
@@ -224,7 +224,7 @@ def _hatch(shape: tuple[int, ...], period: int) -> np.ndarray:
     return (np.add.outer(np.arange(shape[0]), np.arange(shape[1])) % period) < period / 2
 
 
-def _sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray, str, str]], key: Sequence[Entry]) -> bytes | None:
+def _sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray, str, str]], key: Sequence[KeyEntry]) -> bytes | None:
     """Two pairs in a row, each with a line above; the key on top."""
     if not pairs:
         return None
@@ -250,7 +250,7 @@ def _sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray, str, str]], key: Sequen
     return out.getvalue()
 
 
-def _key_places(key: Sequence[Entry], width: int) -> tuple[list[tuple[int, int]], int]:
+def _key_places(key: Sequence[KeyEntry], width: int) -> tuple[list[tuple[int, int]], int]:
     """The upper left corner of each entry, from left to right and down, and the height of all."""
     places, x, y = [], GAP, GAP
     for entry in key:
@@ -262,7 +262,7 @@ def _key_places(key: Sequence[Entry], width: int) -> tuple[list[tuple[int, int]]
     return places, y + STRIP if key else 0
 
 
-def _draw_entry(sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: Entry, x: int, y: int) -> None:
+def _draw_entry(sheet: Image.Image, draw: ImageDraw.ImageDraw, entry: KeyEntry, x: int, y: int) -> None:
     side = STRIP - 6
     if entry.hatched:
         stripes = np.where(_hatch((side, side), 8)[..., None], 90, 220).astype(np.uint8)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -24,18 +25,35 @@ SHORT = dict(zip(LOSSES, ("objectness", "rpn box", "class", "box", "mask"), stri
 """Their names in a line for people."""
 
 
+@dataclass(frozen=True)
+class FinetuneConfig:
+    """The numbers of fine-tuning, as its settings name them."""
+
+    steps: int
+    """S, in all."""
+    evaluations: int
+    """E; a period of S / E steps ends with one (S must be a multiple)."""
+    batch: int
+    lr: float
+    sgd_momentum: float
+    weight_decay: float
+    norm_weight_decay: float
+    clip_grad: float = 0.0
+    """Largest norm of the gradient; 0: none."""
+    precise_bn: int = 0
+    """Batches over which batch norm's statistics are measured anew before the last evaluation; 0: none."""
+    channels_last: bool = False
+    seed: int = 0
+
+
 class Finetune:
     """Trains a detector or a segmenter, all layers of it.
 
     Args:
         model: on the device; gives named losses in training (``hetcl.downstream.models``).
         loader: gives its batches.
-        steps: S, in all.
-        evaluations: E; a period of S / E steps ends with one (S must be a multiple).
         evaluate: the model -> what was seen and its figures; called on every rank.
         on_bad: called with the unusable images of each batch.
-        precise_bn: batches over which batch norm's statistics are measured anew before the last evaluation; 0: none.
-        clip_grad: largest norm of the gradient; 0: none.
     """
 
     name = "finetune"
@@ -45,34 +63,20 @@ class Finetune:
     def __init__(
         self,
         model: nn.Module,
+        config: FinetuneConfig,
         *,
         fabric: Fabric,
         loader: TargetLoader,
-        steps: int,
-        evaluations: int,
-        batch: int,
-        lr: float,
-        sgd_momentum: float,
-        weight_decay: float,
-        norm_weight_decay: float,
-        clip_grad: float,
-        precise_bn: int,
-        channels_last: bool,
-        seed: int,
         evaluate: Callable[[nn.Module], tuple[EvaluationResult, Metrics]],
         on_bad: Callable[[tuple[BadRecord, ...]], None],
     ) -> None:
-        self.fabric, self.loader, self.seed = fabric, loader, seed
-        self.epochs, self.steps_per_epoch, self.images_per_step = evaluations, steps // evaluations, batch
-        self.clip_grad, self.precise_bn, self._evaluate, self._on_bad = (
-            clip_grad,
-            precise_bn,
-            evaluate,
-            on_bad,
-        )
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
-        groups = param_groups(model, lr, weight_decay, norm_weight_decay)
-        optimizer: Any = torch.optim.SGD(groups, lr=lr, momentum=sgd_momentum)
+        self.fabric, self.loader, self._evaluate, self._on_bad = fabric, loader, evaluate, on_bad
+        self.seed, self.clip_grad, self.precise_bn = config.seed, config.clip_grad, config.precise_bn
+        self.epochs, self.images_per_step = config.evaluations, config.batch
+        self.steps_per_epoch = config.steps // config.evaluations
+        self.format = torch.channels_last if config.channels_last else torch.contiguous_format
+        groups = param_groups(model, config.lr, config.weight_decay, config.norm_weight_decay)
+        optimizer: Any = torch.optim.SGD(groups, lr=config.lr, momentum=config.sgd_momentum)
         self.raw = model
         self.model, self.optimizer = fabric.setup(model, optimizer)
         self.model.train()

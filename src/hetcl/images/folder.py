@@ -213,8 +213,8 @@ class Folder:
     def _label(self, name: str) -> int:
         exact, folded = self._numbers
         number = exact.get(name, folded.get(fold(name), -1))
-        if number < 0 and (stated := besides(name)):  # test/test_cat for train/train_cat
-            other = self._spoken.get(stated, -1)
+        if number < 0 and (word := besides(name)):  # test/test_cat for train/train_cat
+            other = self._spoken.get(word, -1)
             spoken = other >= 0 and (split_of(name)[0] or split_of(self.classes[other])[0])
             number = other if spoken else -1
         return number

@@ -13,7 +13,7 @@ from itertools import accumulate
 import numpy as np
 
 from hetcl.images.decode import MAX_BYTES, too_large
-from hetcl.images.tables import Table
+from hetcl.images.tables import TableFile
 from hetcl.types import BadImage, Sample
 
 
@@ -44,7 +44,7 @@ class FolderSource:
     def __init__(
         self,
         root: str,
-        table: Table,
+        table: TableFile,
         *,
         runs: Sequence[Span] | None = None,
         classes: tuple[str, ...] | None = None,
@@ -117,7 +117,7 @@ def _merged(runs: Sequence[Span]) -> list[Span]:
     return out
 
 
-def _fingerprint(table: Table, runs: Sequence[Span]) -> str:
+def _fingerprint(table: TableFile, runs: Sequence[Span]) -> str:
     """Of the paths in their order; runs consist of whole folders."""
     at = 0
     for run in runs:

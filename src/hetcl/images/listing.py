@@ -29,7 +29,7 @@ from hetcl.images.formats import (
     Aside,
     looks_like_image,
 )
-from hetcl.images.tables import Table, TableError, TableWriter, strings
+from hetcl.images.tables import TableError, TableFile, TableWriter, strings
 
 log = logging.getLogger(__name__)
 
@@ -170,7 +170,7 @@ def _images_among(path: bytes, names: list[bytes]) -> list[bytes]:
     return [name for name in names if is_one(name)]
 
 
-def listing(root: str, cache: Path) -> Table:
+def listing(root: str, cache: Path) -> TableFile:
     """The table of the images below ``root``: from the cache, or listed anew when a folder has changed.
 
     Two files: ``folder-KEY-FINGERPRINT.table`` holds the paths (``path``) and, of every folder with images in itself,
@@ -202,10 +202,10 @@ def _rules() -> str:
     return f"{_VERSION} {' '.join(sorted(EXTENSIONS))}"
 
 
-def _still_valid(root: str, seen: Path) -> Table | None:
+def _still_valid(root: str, seen: Path) -> TableFile | None:
     try:
-        folders = Table(seen)
-        table = Table(seen.parent / folders.meta["table"])
+        folders = TableFile(seen)
+        table = TableFile(seen.parent / folders.meta["table"])
         times = folders["mtime"]
         # What a link points to may have come since, which changes no folder here.
         if folders.meta.get("rules") != _rules() or BROKEN in table.meta["aside"]:
@@ -219,7 +219,7 @@ def _still_valid(root: str, seen: Path) -> Table | None:
         return None
 
 
-def _list(root: str, cache: Path, key: str, seen: Path) -> Table:
+def _list(root: str, cache: Path, key: str, seen: Path) -> TableFile:
     listed = time.time_ns()
     digest = hashlib.blake2b(digest_size=8)
     columns = {**strings("path"), **strings("folder"), "first": "<i8", "digest": "<u8"}
@@ -256,7 +256,7 @@ def _list(root: str, cache: Path, key: str, seen: Path) -> Table:
         folders.meta.update(table=written.name, listed_ns=listed, rules=_rules())
         folders.finish()
     _forget_old(cache, f"folder-{key}-*.table", keep=written)
-    return Table(written)
+    return TableFile(written)
 
 
 def _nothing(root: str, found: Walk) -> str:
@@ -283,7 +283,7 @@ def _forget_old(cache: Path, pattern: str, keep: Path) -> None:
 class Branch:
     """A folder of a listing with all below it: its images and those folders lie side by side in the table."""
 
-    table: Table = field(repr=False)
+    table: TableFile = field(repr=False)
     path: bytes
     """Relative to the root of the listing; empty for the root itself."""
     low: int
@@ -291,7 +291,7 @@ class Branch:
     """Rows ``[low, high)`` of ``folder``: itself, where it has images of its own, and the folders below."""
 
     @classmethod
-    def root(cls, table: Table) -> Branch:
+    def root(cls, table: TableFile) -> Branch:
         """The whole listing."""
         return cls(table, b"", 0, table.length("folder"))
 

@@ -21,8 +21,8 @@ from hetcl.images.labels import LabelReader
 from hetcl.images.locks import locked
 from hetcl.images.remote import Shard, TransferError, locate
 from hetcl.images.splits import split_shards
-from hetcl.images.tables import Table, TableError, TableWriter, strings
-from hetcl.images.tars import Entry, Found, entries
+from hetcl.images.tables import TableError, TableFile, TableWriter, strings
+from hetcl.images.tars import TarEntry, TarRest, entries
 
 log = logging.getLogger(__name__)
 
@@ -36,7 +36,7 @@ _SAY_EVERY = 30
 
 def prepare(
     files: Sequence[str], cache: Path, *, cache_bytes: int | None = None, window: int = 0
-) -> tuple[Table, Copies | None, int]:
+) -> tuple[TableFile, Copies | None, int]:
     """Everything a :class:`ShardSource` needs for local and remote shards.
 
     Args:
@@ -69,7 +69,7 @@ def prepare(
     return table, copies, window
 
 
-def index(shards: Sequence[Shard], cache: Path, copies: Copies | None = None) -> Table:
+def index(shards: Sequence[Shard], cache: Path, copies: Copies | None = None) -> TableFile:
     """The table of the images in ``shards``: from the cache, or made by one process while others wait.
 
     The cache is keyed by the paths, sizes and times of change of local shards, and by the addresses and states of
@@ -88,13 +88,13 @@ def index(shards: Sequence[Shard], cache: Path, copies: Copies | None = None) ->
         key.update(_stamp(shard).encode("utf-8", "surrogateescape"))
     place = cache / f"shards-{key.hexdigest()}.table"
     try:
-        return Table(place)
+        return TableFile(place)
     except TableError:
         pass
     try:
         with locked(place.with_suffix(".lock")):
             try:
-                return Table(place)  # another process was first
+                return TableFile(place)  # another process was first
             except TableError:
                 return _index(shards, place, copies or Copies(cache))
     except OSError as error:
@@ -117,7 +117,7 @@ def _stamp(shard: Shard) -> str:
     return f"{os.path.realpath(shard.path)}\0{status.st_size}\0{status.st_mtime_ns}\0"
 
 
-def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
+def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> TableFile:
     digest = hashlib.blake2b(digest_size=8)
     label = LabelReader()
     columns = {
@@ -127,9 +127,9 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
         **strings("shard"),
         **strings("url"),
     }
-    count, labelled, stated = 0, 0, time.monotonic()
+    count, labelled, last_said = 0, 0, time.monotonic()
     numbers = np.zeros(0, np.int64)
-    found = Found()
+    found = TarRest()
     with TableWriter(place, columns) as table:
         for number, shard in enumerate(shards):
             start, name = count, shard.url or shard.path
@@ -154,9 +154,9 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
                 table.append("start", np.int64(start).tobytes())
             else:
                 log.warning("%s holds no images", name)
-            if time.monotonic() - stated > _SAY_EVERY:
+            if time.monotonic() - last_said > _SAY_EVERY:
                 log.info("%d of %d shards indexed, %s images", number + 1, len(shards), f"{count:,}")
-                stated = time.monotonic()
+                last_said = time.monotonic()
         first = shards[0].url or shards[0].path
         if not count:
             raise InputError(
@@ -179,10 +179,10 @@ def _index(shards: Sequence[Shard], place: Path, copies: Copies) -> Table:
                 numbers,
             ),
         )
-        return Table(table.finish())
+        return TableFile(table.finish())
 
 
-def merged(records: np.ndarray, found: Found) -> tuple[np.ndarray, int]:
+def merged(records: np.ndarray, found: TarRest) -> tuple[np.ndarray, int]:
     """The images of one shard with each once, though links repeat it: the first that has a label, else the first.
 
     Args:
@@ -209,7 +209,7 @@ def merged(records: np.ndarray, found: Found) -> tuple[np.ndarray, int]:
 
 
 def _said(
-    name: str, found: Found, label: LabelReader, count: int, labelled: int, numbers: np.ndarray
+    name: str, found: TarRest, label: LabelReader, count: int, labelled: int, numbers: np.ndarray
 ) -> list[tuple[int, str]]:
     """What a person should know of shards, a line each with its level of ``logging``."""
     lines = []
@@ -287,7 +287,7 @@ def _said(
     return lines
 
 
-def _entries(shard: Shard, copies: Copies, label: LabelReader, found: Found) -> Iterator[Entry]:
+def _entries(shard: Shard, copies: Copies, label: LabelReader, found: TarRest) -> Iterator[TarEntry]:
     """The images of a shard; a remote one is fetched when it is not here, and stays as long as this lasts."""
     try:
         with copies.held(shard) as path:

@@ -15,7 +15,7 @@ from hetcl.images.shard_index import prepare
 from hetcl.images.shards import ShardSource
 from hetcl.images.split_words import UNLABELLED
 from hetcl.images.splits import split_shards
-from hetcl.images.tables import Table
+from hetcl.images.tables import TableFile
 from hetcl.types import Source
 
 
@@ -65,7 +65,7 @@ class Shards:
             like = prepare(self.parts["train"], self.cache, cache_bytes=self.room[0], window=self.room[1])[0]
         return self._source(self.parts[split], like)
 
-    def _source(self, files: Sequence[str], like: Table | None = None) -> Source:
+    def _source(self, files: Sequence[str], like: TableFile | None = None) -> Source:
         """The source over ``files``; ``like``: the training images, whose classes it has."""
         table, copies, window = prepare(files, self.cache, cache_bytes=self.room[0], window=self.room[1])
         self._said += [(level, line) for level, line in table.meta["stated"]]

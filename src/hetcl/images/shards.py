@@ -14,7 +14,7 @@ from hetcl.images.copies import Copies
 from hetcl.images.decode import MAX_BYTES, too_large
 from hetcl.images.labels import plausible
 from hetcl.images.remote import Shard, TransferError
-from hetcl.images.tables import Table
+from hetcl.images.tables import TableFile
 from hetcl.images.tars import BLOCK
 from hetcl.types import BadImage, Sample
 
@@ -37,7 +37,7 @@ class ShardSource:
 
     def __init__(
         self,
-        table: Table,
+        table: TableFile,
         *,
         name: str,
         classes: tuple[str, ...] | None = None,

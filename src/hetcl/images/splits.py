@@ -123,8 +123,8 @@ def _of_classes(groups: Mapping[tuple[str, ...], dict[str, list[Branch]]]) -> bo
 
 def _alike(others: tuple[str, ...], plain: list[Branch]) -> bool:
     """Whether folders that are of no split say nothing but what those of splits say besides."""
-    stated = {word for word in others if len(word) > 1}
-    return all(words_of(b.name) and set(words_of(b.name)) - NEUTRAL == stated for b in plain)
+    rest = {word for word in others if len(word) > 1}
+    return all(words_of(b.name) and set(words_of(b.name)) - NEUTRAL == rest for b in plain)
 
 
 def _settled(found: dict[str, list[T]], name: Callable[[T], str]) -> dict[str, list[T]]:

@@ -140,7 +140,7 @@ def _crc(file: IO[bytes], size: int) -> int:
     return crc
 
 
-class Table:
+class TableFile:
     """A table opened for reading: columns are memory maps, made when first asked for.
 
     Pickles as its path alone, so it costs nothing to send to a worker process.
@@ -179,8 +179,8 @@ class Table:
         self._places: dict[str, dict[str, Any]] = footer["columns"]
         self._maps: dict[str, np.ndarray] = {}
 
-    def __reduce__(self) -> tuple[type[Table], tuple[str, bool]]:
-        return Table, (self.path, False)
+    def __reduce__(self) -> tuple[type[TableFile], tuple[str, bool]]:
+        return TableFile, (self.path, False)
 
     def __getitem__(self, column: str) -> np.ndarray:
         found = self._maps.get(column)

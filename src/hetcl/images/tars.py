@@ -41,7 +41,7 @@ _FOLDERS_AT_MOST = 64
 
 
 @dataclass(frozen=True)
-class Entry:
+class TarEntry:
     """One image of a shard: the member that holds it, and its label (-1 for none)."""
 
     key: str
@@ -51,7 +51,7 @@ class Entry:
 
 
 @dataclass
-class Found:
+class TarRest:
     """What was met in shards besides the images."""
 
     aside: Aside = field(default_factory=Aside)
@@ -88,7 +88,7 @@ class Member:
     size: int
 
 
-def members(path: str, found: Found | None = None) -> Iterator[Member]:
+def members(path: str, found: TarRest | None = None) -> Iterator[Member]:
     """The plain files of a tar, by one pass over its headers; links to files in it are among them, in their places.
 
     A tar with links is passed over twice more, to find what they link to.
@@ -100,7 +100,7 @@ def members(path: str, found: Found | None = None) -> Iterator[Member]:
     Raises:
         InputError: unreadable, compressed, not a tar, cut short, or two archives joined.
     """
-    found = found or Found()
+    found = found or TarRest()
     targets: dict[str, Member] | None = None
     for member in _headers(path):
         if member.isreg() and not member.issparse():
@@ -263,9 +263,9 @@ class _Group:
             self.others.append((extension, member))
 
 
-def entries(path: str, label: LabelReader | None = None, found: Found | None = None) -> Iterator[Entry]:
+def entries(path: str, label: LabelReader | None = None, found: TarRest | None = None) -> Iterator[TarEntry]:
     """The images of a shard in their order; what belongs to no image is counted in ``found``."""
-    label, found = label or LabelReader(), found or Found()
+    label, found = label or LabelReader(), found or TarRest()
     extra = 0
     with _open(path) as file:
         for group in _groups(path, file, found):
@@ -283,7 +283,7 @@ def entries(path: str, label: LabelReader | None = None, found: Found | None = N
                 found.numbers = _number_beside(path, file, group)
             if len(found.folders) < _FOLDERS_AT_MOST and "/" in group.key:
                 found.folders.add("/".join(group.key.removeprefix("./").split("/")[:-1][:2]))
-            yield Entry(group.key, member.offset, member.size, number)
+            yield TarEntry(group.key, member.offset, member.size, number)
     if extra:
         log.warning(
             "%s: %d more images share the key of another (the part before the first dot) and are left out: "
@@ -319,7 +319,7 @@ def _text(path: str, file: IO[bytes], member: Member) -> bytes:
         raise _unreadable(path, error) from error
 
 
-def _groups(path: str, file: IO[bytes], found: Found) -> Iterator[_Group]:
+def _groups(path: str, file: IO[bytes], found: TarRest) -> Iterator[_Group]:
     group: _Group | None = None
     for member in members(path, found):
         key, extension = split_name(member.name)

@@ -9,7 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import nn
 
-from hetcl.methods import METHODS
+from hetcl.methods import METHODS, branch_words
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
@@ -29,11 +29,8 @@ def build_model(settings: PretrainSettings, stage: StageSettings, classes: int |
     Args:
         classes: how many the data has, for supervised training.
     """
-    s = settings
-    return build_embedding(
-        stage.method, s.backbone, seed=s.seed, semantic_dim=s.semantic.dim, side=s.spatial.side,
-        width=s.spatial.width, fused=s.spatial.fused, classes=classes,
-    )  # fmt: skip
+    s, words = settings, branch_words(settings)
+    return build_embedding(stage.method, s.backbone, seed=s.seed, classes=classes, words=words)
 
 
 def build_task(
@@ -64,16 +61,12 @@ def build_task(
         "photometric": Photometric(stage.views, dtype=dtype),
         "evaluate": evaluate,
         "on_bad": on_bad,
-        "epochs": stage.epochs,
-        "batch": s.batch,
-        "seed": s.seed,
-        "accumulate": s.accumulate,
-        "channels_last": s.channels_last,
-        "knn_every": s.knn.every,
-        "lr": stage.lr,
-        "sgd_momentum": stage.sgd_momentum,
-        "weight_decay": stage.weight_decay,
-    }
+        "config": stages.StageConfig(
+            epochs=stage.epochs, batch=s.batch, lr=stage.lr, sgd_momentum=stage.sgd_momentum,
+            weight_decay=stage.weight_decay, seed=s.seed, accumulate=s.accumulate, channels_last=s.channels_last,
+            knn_every=s.knn.every,
+        ),
+    }  # fmt: skip
 
     def place(module: Any) -> Any:
         module = module.to(fabric.device, dtype)

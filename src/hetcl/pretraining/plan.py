@@ -13,9 +13,10 @@ from hetcl.errors import InputError
 from hetcl.images.sources import open_validation
 from hetcl.images.subset import with_labels
 from hetcl.methods import METHODS
-from hetcl.runs.folder import RunFolder, absolute
+from hetcl.runs.folder import RunFolder
+from hetcl.runs.resume import refuse_changes, refuse_other, saved_by
 from hetcl.settings import MAY_CHANGE as FREE
-from hetcl.settings import PretrainSettings, build_saved, check, refuse_changes, resolve
+from hetcl.settings import PretrainSettings, build_saved, check, flatten, resolve, to_dict
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
@@ -71,11 +72,7 @@ def resumed_plan(
     overrides: Mapping[str, Any] | Sequence[str],
 ) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
-    saved = folder.read_settings(newer=False)
-    if "kind" in saved:
-        raise InputError(
-            f"--out {folder.path} holds a run of another command ({saved['kind']}); name a new folder"
-        )
+    saved = saved_by(folder, None)
     then = build_saved(
         PretrainSettings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
         beside=lambda: folder.check_settings(saved, FIELDS),
@@ -89,17 +86,9 @@ def resumed_plan(
         allow_partial=tuple(map(str, saved["allow_partial"])),
         window=saved["window"],
     )
-    if init is not None and plan.init not in (init, absolute(init)):
-        raise InputError(
-            f"--init {init}: the run in {folder.path} began with {plan.init or 'random weights'}; leave it out"
-        )
-    if allow_partial and patterns(allow_partial) != plan.allow_partial:
-        raise InputError(
-            f"--allow-partial: the run in {folder.path} began with {', '.join(plan.allow_partial) or 'none'}; "
-            "leave it out"
-        )
+    refuse_other(folder, saved, {"init": init}, patterns(allow_partial))
     now = resolve(recipe, overrides, then=then)
-    refuse_changes(then, now, folder.path, but=MAY_CHANGE)
+    refuse_changes(folder, flatten(to_dict(then)), flatten(to_dict(now)), but=MAY_CHANGE)
     return replace(plan, data=data or plan.data, settings=now)
 
 

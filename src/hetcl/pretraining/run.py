@@ -18,27 +18,29 @@ from hetcl.errors import InputError
 from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
-from hetcl.methods import METHODS
+from hetcl.methods import METHODS, branch_words, facts_of
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step
-from hetcl.pretraining.dry_run import Rehearsed, memory_of, rehearse
 from hetcl.pretraining.knn_monitor import KnnCheck
+from hetcl.pretraining.memory import memory_of
 from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
 from hetcl.quantities import count, duration
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
+from hetcl.runs.resume import check_run, is_known, refuse_other_data
 from hetcl.settings import StageSettings, stages_of, to_dict
 from hetcl.signals import StopSignal
 from hetcl.training.devices import chosen_kernels
+from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.training.task import Task
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.facts import input_facts
-from hetcl.weights.sealed import seal
+from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, install, read_weights
 
 
@@ -74,11 +76,9 @@ def pretrain(
     """
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
-    with reserved(folder.lock, lambda: folder.check(resume=resume)):
-        if resume and folder.settings.is_file():
-            plan = resumed_plan(folder, data, recipe, init, allow_partial, overrides)
-        else:
-            plan = new_plan(data, recipe, init, allow_partial, overrides)
+    with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
+        asked = (data, recipe, init, allow_partial, overrides)
+        plan = resumed_plan(folder, *asked) if is_known(folder, resume=resume) else new_plan(*asked)
         with chosen_kernels(deterministic=plan.settings.deterministic):
             return PretrainRun(folder, plan, resume=resume).go()
 
@@ -109,15 +109,14 @@ class PretrainRun(TrainingSession):
                 "class, or leave folder_classes out"
             )
         self.labelled = with_labels(self.source)
-        if plan.fingerprint is not None and plan.fingerprint != self.source.fingerprint:
-            raise InputError(
-                f"{plan.data} does not hold the images that the run in {folder.path} began with "
-                "(other files, another order or changed files); give the same data, or start a new folder"
+        if plan.fingerprint is not None:
+            refuse_other_data(
+                folder, plan.data, {"fingerprint": plan.fingerprint}, {"fingerprint": self.source.fingerprint}
             )
         self.init: Weights | None = None
         if plan.init is not None and not self.begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
-        self.rehearsed = self._rehearse() if plan.fingerprint is None else {}
+        self.dry_runs = self._dry_runs() if plan.fingerprint is None else {}
         self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
         self.window = common_window(plan, self.source, self.fabric)
         supervised = any(METHODS[stage.method].labels for stage in self._todo().values())
@@ -162,10 +161,10 @@ class PretrainRun(TrainingSession):
         todo = stages_of(self.settings)
         return {"stage2": todo["stage2"]} if self.plan.init is not None and len(todo) == 2 else todo
 
-    def _rehearse(self) -> dict[str, Rehearsed]:
-        """Find what cannot run before anything is written. Raises ``InputError``."""
-        s, init = self.settings, self.init
-        rehearsed = {}
+    def _dry_runs(self) -> dict[str, DryRun]:
+        """One for each stage, before anything is written. Raises ``InputError`` for what cannot run."""
+        s, init, found = self.settings, self.init, {}
+        images = min(2, s.batch // s.groups)  # two do, since batch norm fails on one where it fails at all
         for name, stage in self._todo().items():
             if METHODS[stage.method].labels and self.source.classes is None:
                 raise InputError(
@@ -179,33 +178,33 @@ class PretrainRun(TrainingSession):
                     install(model, weights.query, weights.origin, arch=weights.arch)
                 return model
 
-            rehearsed[name] = rehearse(build, name=name, images=min(2, s.batch // s.groups), size=s.size)
+            found[name] = dry_run(
+                build, lambda model: model(torch.zeros(images, 3, s.size, s.size)), images=images,
+                failure=f"the model of {name} does not run on {count(images, 'image')} of {s.size} pixels",
+                advice="change size, batch, groups or backbone, or the width of the branches",
+            )  # fmt: skip
             init = None  # the first stage takes it
-        return rehearsed
+        return found
 
     def _memory(self) -> str:
         """What the largest stage will take, in words; warns where there is less. Raises ``InputError``."""
         s, fabric = self.settings, self.fabric
         stages = [
-            (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.rehearsed.items()
+            (one, getattr(s, name).method, getattr(s, name).queue) for name, one in self.dry_runs.items()
         ]
-        stated, warned = memory_of(
+        text, warned = memory_of(
             stages, batch=s.batch // fabric.world_size,
             pieces=s.accumulate, size=s.size, precision=self.precision,
             device=fabric.device, processes=s.devices, workers=self.workers,
         )  # fmt: skip
         self.notes += [warned] if warned else []
-        return stated
+        return text
 
     def _last_state(self, stages: Sequence[str]) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
         ended = [f"{name}.ckpt" for name in reversed(stages)]
-        found = self.open_folder(stages, ended, known=self.plan.fingerprint is not None)
-        if found and found.state.get("arch") != self.settings.backbone:
-            raise InputError(
-                f"{found.path} is of the backbone {found.state.get('arch')}, this run's is {self.settings.backbone}; "
-                "put back the run's own checkpoint or start a new folder"
-            )
+        known = self.plan.fingerprint is not None
+        found = self.open_folder(stages, ended, known=known, arch=self.settings.backbone)
         settings = {
             "data": absolute_data(self.plan.data),
             "recipe": self.plan.recipe,
@@ -216,7 +215,7 @@ class PretrainRun(TrainingSession):
             "hetcl": __version__,
             "settings": to_dict(self.plan.settings),
         }
-        self.settle(found, monitors.columns(t.method for t in self._todo().values()), settings)
+        self.notes += self.settle(found, monitors.columns(t.method for t in self._todo().values()), settings)
         return found.state if found else None
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
@@ -312,8 +311,7 @@ class PretrainRun(TrainingSession):
                 "arch": s.backbone,
                 "method": stage.method,
                 "size": s.size,
-                "semantic_dim": s.semantic.dim,
-                "spatial": {"side": s.spatial.side, "width": s.spatial.width, "fused": s.spatial.fused},
+                **facts_of(branch_words(s)),
             },
         )
         if resumed is not None:
@@ -333,13 +331,7 @@ class PretrainRun(TrainingSession):
             return
         s = self.settings
         final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
-        backbone = {
-            name.removeprefix("pyramid."): (
-                value.float() if value.is_floating_point() else value
-            ).contiguous()
-            for name, value in final.query.items()
-            if name.startswith("pyramid.")
-        }
+        backbone = {n.removeprefix("pyramid."): v for n, v in final.query.items() if n.startswith("pyramid.")}
         facts = {
             "arch": s.backbone,
             "method": [stage.method for stage in todo.values()],
@@ -348,11 +340,11 @@ class PretrainRun(TrainingSession):
             "std": list(IMAGENET_STD),
             "channels": "RGB",
         }
-        write_atomic(self.folder.backbone, seal(backbone, facts))
+        write_atomic(self.folder.backbone, seal_backbone(backbone, facts))
         rows = self.metrics.rows()
         last = {
             str(r["stage"]): r for r in rows if "loss" in r and r["stage"] in todo
-        }  # the last row of each
+        }  # of each the last row
         knn = [r["knn"] for r in rows if "knn" in r]
         seconds = self.seconds()
         summary = {

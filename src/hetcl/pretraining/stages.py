@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -34,11 +35,29 @@ Evaluate = Callable[[nn.Module], dict[str, float]]
 """Figures of a backbone (the kNN check)."""
 
 
+@dataclass(frozen=True)
+class StageConfig:
+    """The numbers of a stage, as its settings name them."""
+
+    epochs: int
+    batch: int
+    """Images in a step, over all ranks."""
+    lr: float
+    """Of SGD over every parameter of the encoder, as the next two."""
+    sgd_momentum: float
+    weight_decay: float
+    seed: int = 0
+    accumulate: int = 1
+    """Pieces in which each rank takes its part of the batch."""
+    channels_last: bool = False
+    knn_every: int = 0
+    """Epochs between kNN checks; 0: never."""
+
+
 class _Stage:
     """What every method shares: batches, views, the optimiser, the kNN check, messages.
 
     Args:
-        lr, sgd_momentum, weight_decay: of SGD over every parameter of ``encoder``.
         encoder: what is trained, on the device, and whose backbone is checked.
         encoders: the encoder, and the one that follows it where there is one.
     """
@@ -46,34 +65,27 @@ class _Stage:
     def __init__(
         self,
         name: str,
+        config: StageConfig,
         *,
         fabric: Fabric,
         loader: ViewLoader,
         photometric: Photometric,
         evaluate: Evaluate,
         on_bad: Callable[[ViewBatch], None],
-        epochs: int,
-        batch: int,
-        seed: int,
-        accumulate: int,
-        channels_last: bool,
-        knn_every: int,
-        lr: float,
-        sgd_momentum: float,
-        weight_decay: float,
         encoder: nn.Module,
         encoders: nn.Module,
     ) -> None:
         self.lr_setting, self.slow_evaluation = f"{name}.lr", False
         self.name, self.fabric, self.loader, self.photometric = name, fabric, loader, photometric
         self._evaluate, self._on_bad = evaluate, on_bad
-        self.epochs, self.steps_per_epoch, self.images_per_step = epochs, loader.steps_per_epoch, batch
-        self.seed, self.accumulate, self.knn_every = seed, accumulate, knn_every
-        self.format = torch.channels_last if channels_last else torch.contiguous_format
+        c = config
+        self.epochs, self.steps_per_epoch, self.images_per_step = c.epochs, loader.steps_per_epoch, c.batch
+        self.seed, self.accumulate, self.knn_every = c.seed, c.accumulate, c.knn_every
+        self.format = torch.channels_last if c.channels_last else torch.contiguous_format
         self.watch = monitors.Watch()
         self.encoder, self.encoders = encoder, encoders
         optimizer = torch.optim.SGD(
-            encoder.parameters(), lr=lr, momentum=sgd_momentum, weight_decay=weight_decay
+            encoder.parameters(), lr=c.lr, momentum=c.sgd_momentum, weight_decay=c.weight_decay
         )
         self.trained, self.optimizer = fabric.setup(encoder, optimizer)
         encoders.train()
@@ -160,6 +172,7 @@ class Contrast(_Stage):
     def __init__(
         self,
         name: str,
+        config: StageConfig,
         *,
         pair: MomentumPair,
         queue: KeyQueue,
@@ -168,7 +181,7 @@ class Contrast(_Stage):
         batch_negatives: bool = False,
         **common: Any,
     ) -> None:
-        super().__init__(name, encoder=pair.query, encoders=pair, **common)
+        super().__init__(name, config, encoder=pair.query, encoders=pair, **common)
         self.pair, self.queue, self.temperature = pair, queue, temperature
         self.mask_own, self.batch_negatives = mask_own, batch_negatives
         self.watch.settle = monitors.settling(
@@ -258,13 +271,14 @@ class Supervised(_Stage):
     def __init__(
         self,
         name: str,
+        config: StageConfig,
         *,
         model: nn.Module,
         groups: int,
         **common: Any,
     ) -> None:
         self.model, self.groups = group_batch_norm(model, groups), groups
-        super().__init__(name, encoder=self.model, encoders=self.model, **common)
+        super().__init__(name, config, encoder=self.model, encoders=self.model, **common)
 
     def step(self, batch: ViewBatch, step: int) -> dict[str, Tensor]:
         """One step of SGD on the cross-entropy."""

@@ -1,4 +1,4 @@
-"""Checkpoints: saved wholly or not at all, tested and loaded without running code, refused when they do not fit."""
+"""Checkpoints: saved wholly or not at all, tested and loaded without running code."""
 
 from __future__ import annotations
 
@@ -8,17 +8,14 @@ import pickle
 import struct
 import warnings
 import zipfile
-from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 
 from hetcl.errors import InputError
 from hetcl.runs import archive
 from hetcl.runs.files import disk_problem, replacing
-from hetcl.runs.folder import RunFolder
-from hetcl.runs.table import Table
 
 FORMAT = 1
 """Version of the layout; a newer one is refused with the words to upgrade."""
@@ -90,101 +87,6 @@ def load(path: Path) -> dict[str, Any]:
     if state["hetcl"] > FORMAT:
         raise InputError(f"{path} was written by a newer hetcl (layout {state['hetcl']}); upgrade hetcl")
     return state
-
-
-class Found(NamedTuple):
-    """What a run can go on from."""
-
-    path: Path
-    state: dict[str, Any]
-    notes: str | None
-    """What a person should know: that it is not the newest."""
-    damaged: tuple[Path, ...]
-    """Newer ones that cannot be read."""
-
-    def set_damaged_aside(self) -> None:
-        """Move newer ones that cannot be read out of the way, or the next save would keep one for the spare."""
-        for path in self.damaged:
-            try:
-                os.replace(path, path.with_name(f"{path.name}.damaged"))
-            except OSError as e:
-                raise disk_problem(path, e) from None
-
-
-def latest(folder: Path, others: Sequence[str] = ()) -> Found | None:
-    """The newest sound one of ``last.ckpt``, ``previous.ckpt`` and ``others`` in ``folder``; None when there is none.
-
-    Raises:
-        InputError: there are some, and none can be read; or the newest is of a newer hetcl.
-    """
-    passed: list[str] = []
-    damaged: dict[Path, str] = {}
-    for name in ("last.ckpt", "previous.ckpt", *others):
-        path = folder / name
-        try:
-            state = load(path)
-        except Damaged as e:
-            if os.path.lexists(path):
-                damaged[path] = str(e)
-            passed.append(f"{name} {'cannot be read' if path in damaged else 'is gone'}")
-            continue
-        why = "".join(f" ({text.rpartition(': it is ')[2]})" for text in damaged.values())
-        notes = f"{', '.join(passed)}; {path} takes its place{why}" if passed else None
-        return Found(path, state, notes, tuple(damaged))
-    if damaged:
-        raise InputError(
-            f"{next(iter(damaged.values()))}, and there is no other to go on from; put back a sound one, or start a "
-            "new folder"
-        )
-    return None
-
-
-def resume(run: RunFolder, stages: Sequence[str], others: Sequence[str] = ()) -> Found | None:
-    """What training goes on from, or None when it has to begin at its beginning.
-
-    Args:
-        stages: names of the stages that the run has.
-        others: further checkpoints that hold a whole state, the newest first.
-
-    Raises:
-        InputError: the checkpoints cannot be read, are none of a training, or are gone though the run got further.
-    """
-    found = latest(run.checkpoints, others)
-    if found is None:
-        run.check_nothing_lost()
-        return None
-    s = found.state
-    numbers = [s.get(name) for name in ("epoch", "step", "metrics_bytes")]
-    whole = all(isinstance(n, int) and n >= 0 for n in numbers) and isinstance(s.get("task"), dict)
-    if not whole or s.get("stage") not in stages:
-        raise InputError(
-            f"{found.path} is of another run; put back the run's own checkpoint or start a new folder"
-        )
-    return found
-
-
-def settle(found: Found | None, metrics: Table, timing: Table) -> list[str]:
-    """Have the tables be as they were when a checkpoint was saved, and damaged checkpoints out of the way.
-
-    Args:
-        found: what training goes on from; None: it begins.
-
-    Returns:
-        what a person should know.
-
-    Raises:
-        WorkFailed: the disk refused.
-    """
-    if found is None:
-        begun = "no checkpoint was saved yet: the run begins again" if metrics.read() else None
-        notes = [begun, metrics.cut(0), timing.cut(0)]
-    else:
-        held = found.state.get("metrics")
-        plain = isinstance(held, torch.Tensor) and held.dtype == torch.uint8 and held.is_contiguous()
-        saved = held.numpy().tobytes() if plain else None  # type: ignore[union-attr]
-        found.set_damaged_aside()
-        notes = [found.notes, metrics.cut(found.state["metrics_bytes"], saved), timing.cut(None)]
-    return [line for line in notes if line]
 
 
 def load_tensors(path: Path) -> Any:

@@ -8,7 +8,6 @@ the end. docs/reliability.md says how each is protected, and what becomes of a d
 
 from __future__ import annotations
 
-import contextlib
 import os
 import platform
 import re
@@ -28,7 +27,6 @@ from hetcl.runs.files import disk_problem as disk_problem
 from hetcl.runs.files import seal, unseal
 from hetcl.runs.files import write_atomic as write_atomic
 from hetcl.runs.lock import FolderLock
-from hetcl.runs.output import held_in, making
 from hetcl.runs.table import Table as Table
 from hetcl.trees import LONGEST, TreeError, parse_yaml
 
@@ -62,17 +60,6 @@ class RunFolder:
         self.summary = self.path / "summary.json"
         self.lock = FolderLock(self.path)
 
-    def check(self, *, resume: bool) -> None:
-        """Raises ``InputError`` when the folder holds a run and ``resume`` is off, or is not a run at all."""
-        held = held_in(self.path, "a folder for the run") - {"log.txt"}
-        if held and self.settings.is_file() and not resume:
-            raise InputError(
-                f"--out {self.path} holds a run; add --resume to go on with it, or name a new folder"
-            )
-        if held and not self.settings.is_file() and not self._unborn(held):
-            raise InputError(f"--out {self.path} is not empty and holds no run; name a new or empty folder")
-        self.check_kinds()
-
     def check_kinds(self) -> None:
         """Raises ``InputError`` when something else is where a file or folder of the run belongs: before the work."""
         tables = (self.metrics, self.timing, self.bad_images)
@@ -88,60 +75,6 @@ class RunFolder:
             if not right:
                 what = "folder" if path == self.tensorboard else "plain file"
                 raise InputError(f"{path} is no {what}; move it away and go on with --resume")
-
-    def create(self, *, resume: bool) -> None:
-        """Make the folder. Raises ``InputError`` when that cannot be, or as :meth:`check`."""
-        self.check(resume=resume)
-        with making(self.path, "run folder"):
-            self.checkpoints.mkdir(parents=True, exist_ok=True)
-
-    def begin(self, *, resume: bool, known: bool) -> None:
-        """Make and lock the folder, and look again whether it may be written.
-
-        Args:
-            known: what is to be done was read from the folder.
-
-        Raises:
-            InputError: as :meth:`create`, or another process was here since the folder was first looked at.
-        """
-        self.create(resume=resume)
-        self.lock.hold()
-        self.check(resume=resume)
-        if self.settings.is_file() and not known:
-            raise InputError(
-                f"a run was begun in {self.path} meanwhile; give the command again to go on with it"
-            )
-
-    def _unborn(self, held: set[str]) -> bool:
-        """A folder whose run was killed before its settings were written."""
-        return held <= {"checkpoints", "settings.yaml.part"} and not any(self.checkpoints.glob("*.ckpt"))
-
-    def check_nothing_lost(self) -> None:
-        """For a run without any checkpoint: raises ``InputError`` unless all that is here is soon made again."""
-        done = next((p for p in (self.backbone, self.summary) if p.exists()), None)
-        if done is not None:
-            raise InputError(
-                f"{self.path} holds a run that has ended ({done.name}) and has no checkpoint to go on from; put its "
-                "checkpoints back, or name a new folder"
-            )
-        rows = self._progress()
-        first = next((i for i, (_, epoch, _) in enumerate(rows) if epoch), len(rows))
-        if len(rows) > first + 1:  # a checkpoint follows the row of an epoch's end
-            stage, _, step = rows[-1]
-            raise InputError(
-                f"the run in {self.path} got to step {step} of {stage}, and its checkpoints are gone; put them back, "
-                f"name a new folder, or remove {self.metrics} to begin again"
-            )
-
-    def _progress(self) -> list[tuple[str, int, int]]:
-        """Stage, epoch and step of the rows of metrics.csv, whatever else has become of it."""
-        rows = []
-        with contextlib.suppress(OSError):
-            for line in self.metrics.read_bytes().splitlines() if self.metrics.is_file() else ():
-                with contextlib.suppress(ValueError):
-                    stage, epoch, step, *_ = line.split(b",")
-                    rows.append((stage.decode(), int(epoch), int(step)))
-        return rows
 
     # ---- settings ------------------------------------------------------------------------------------------------
 

@@ -39,7 +39,7 @@ def reserved(lock: FolderLock, check: Callable[[], None]) -> Iterator[FolderLock
 
 
 @contextlib.contextmanager
-def making(folder: Path, what: str = "folder") -> Iterator[None]:
+def making(folder: Path, what: str) -> Iterator[None]:
     """Inside, an ``OSError`` is the ``InputError`` that the folder cannot be made."""
     try:
         yield
@@ -51,13 +51,14 @@ def claim(
     lock: FolderLock,
     check: Callable[[], None],
     prepare: Callable[[], object] = lambda: None,
+    what: str = "folder",
 ) -> None:
     """Make and lock the folder, look again whether it may be written, and prepare what is in it.
 
     Raises:
         InputError: it cannot be made or written, or ``check`` says no.
     """
-    with making(lock.folder):
+    with making(lock.folder, what):
         lock.folder.mkdir(parents=True, exist_ok=True)
         lock.hold()
         check()

@@ -14,7 +14,7 @@ from hetcl.settings.downstream import (
     resolve_evaluate,
     resolve_finetune,
 )
-from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, refuse_changes, to_dict
+from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, to_dict
 from hetcl.settings.pretrain import PretrainSettings, StageSettings, check, from_dict, resolve, stages_of
 from hetcl.settings.recipes import recipe_names, recipe_text
 
@@ -38,7 +38,6 @@ __all__ = [
     "keys_of",
     "recipe_names",
     "recipe_text",
-    "refuse_changes",
     "resolve",
     "resolve_contrast",
     "resolve_evaluate",

@@ -208,23 +208,6 @@ def resolve_as(
     return build(cls, given | {key: (value, "") for key, value in given_in(cls, overrides).items()}, check)
 
 
-def refuse_changes(then: Any, now: Any, folder: Path, *, but: Collection[str]) -> None:
-    """Raises ``InputError`` when the settings with which a run is resumed differ from those that it began with.
-
-    Args:
-        but: names of settings that may differ.
-    """
-    old, new = flatten(to_dict(then)), flatten(to_dict(now))
-    differ = [k for k in new if old[k] != new[k] and k not in but]
-    if differ:
-        words = ", ".join(f"{k} was {old[k]}, now {new[k]}" for k in differ[:5])
-        words += f", and {len(differ) - 5} more" if len(differ) > 5 else ""
-        raise InputError(
-            f"--resume with other settings than {folder} began with: {words}. Leave them as they were (or leave "
-            "--recipe out), or start a new folder"
-        )
-
-
 def build_saved(
     cls: type[T],
     tree: Mapping[str, Any],

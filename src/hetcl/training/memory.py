@@ -90,14 +90,14 @@ def outlook(need: Need, device: torch.device, advice: str) -> tuple[str, str]:
         ]
     else:
         rooms = [(need.device + need.host + OWN, memory())]
-    stated, warned = [], []
+    lines, warned = [], []
     for bytes_, room in rooms:
         if room is None:
             continue
         about = f"about {bytes_ / 1e9:.1f} GB, and {room}"
-        stated.append(about)
+        lines.append(about)
         if bytes_ > HOPELESS * room.limit:
             raise InputError(f"this would need {about}: {advice}")
         if bytes_ > room.free:
             warned.append(f"this will need {about}: memory may run out, which ends it; {advice}")
-    return "; ".join(stated), "; ".join(warned)
+    return "; ".join(lines), "; ".join(warned)

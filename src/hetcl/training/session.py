@@ -11,7 +11,7 @@ from typing import Any
 from lightning_fabric import Fabric
 
 from hetcl.errors import InputError, WorkFailed
-from hetcl.runs import checkpoint
+from hetcl.runs import resume as resuming
 from hetcl.runs.folder import RunFolder, Table, machine
 from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
@@ -104,8 +104,7 @@ class TrainingSession(Session):
     def __init__(self, folder: RunFolder, *, resume: bool) -> None:
         super().__init__()
         self.folder, self.resume = folder, resume
-        self.begun = resume and any(folder.checkpoints.glob("*.ckpt"))
-        """Whether there is a checkpoint: it holds what the run began with, whose file may be gone by now."""
+        self.begun = resuming.is_begun(folder, resume=resume)
 
     def keep_ledger(self, max_bad: float, images: int) -> None:
         """Count unusable images of ``images``, and list them in the folder."""
@@ -114,28 +113,35 @@ class TrainingSession(Session):
         self.notes += [self.bad.list.notes] if self.bad.list.notes else []
 
     def open_folder(
-        self, stages: Sequence[str], ended: Sequence[str] = (), *, known: bool
-    ) -> checkpoint.Found | None:
+        self, stages: Sequence[str], ended: Sequence[str] = (), *, known: bool, **of: str
+    ) -> resuming.LastCheckpoint | None:
         """Make and lock the folder; every rank finds the checkpoint to go on from.
 
-        Args: ``known`` as of ``RunFolder.begin``; the others as of ``checkpoint.resume``.
+        Args: ``known`` as of ``resume.begin``; the others as of ``resume.checkpoint_of``.
         """
         if self.main:
-            self.folder.begin(resume=self.resume, known=known)
+            resuming.begin(self.folder, resume=self.resume, known=known)
         self.fabric.barrier()
-        return checkpoint.resume(self.folder, stages, ended) if self.resume else None
+        return resuming.checkpoint_of(self.folder, stages, ended, **of) if self.resume else None
 
     def settle(
-        self, found: checkpoint.Found | None, columns: Sequence[str], settings: Mapping[str, Any]
-    ) -> None:
-        """Save settings.yaml, and have the tables be as they were at the checkpoint."""
-        self.metrics = Table(self.folder.metrics, columns)
+        self,
+        found: resuming.LastCheckpoint | None,
+        columns: Sequence[str],
+        settings: Mapping[str, Any] | None = None,
+    ) -> list[str]:
+        """Have the tables be as they were at the checkpoint; what a person should know.
+
+        Args: ``settings``: of settings.yaml, where that is not written yet.
+        """
+        self.metrics, notes = Table(self.folder.metrics, columns), list[str]()
         if self.main:
             # First, since a folder that holds anything else without settings is not taken for a run.
-            self.folder.write_settings(settings)
-            timing = Table(self.folder.timing, TIMING_COLUMNS)
-            self.notes += checkpoint.settle(found, self.metrics, timing)
+            if settings is not None:
+                self.folder.write_settings(settings)
+            notes = resuming.settle(found, self.metrics, Table(self.folder.timing, TIMING_COLUMNS))
         self.fabric.barrier()
+        return notes
 
     def loop(self, task: Task, learning_rate: Schedule, **how: Any) -> Loop:
         """The loop that trains ``task`` into the folder; ``how`` as of ``Loop``."""

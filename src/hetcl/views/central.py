@@ -9,6 +9,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import numpy as np
 
+from hetcl.boxes import Box
 from hetcl.types import BadImage, BadRecord, Source, ViewBatch, ViewPolicy
 from hetcl.views import crops, photometric
 from hetcl.views.loader import Cuts, bad_record, blank, collate, render
@@ -70,5 +71,5 @@ class Central:
         color = np.broadcast_to(photometric.NOTHING, (1, len(views), len(photometric.NOTHING))).copy()
         return collate(views, images, color, tuple(bad), self.source.classes is not None)
 
-    def _box(self, width: int, height: int) -> list[crops.Box]:
+    def _box(self, width: int, height: int) -> list[Box]:
         return [(0, 0, width, height) if self.whole else crops.centre_box(width, height, self.size)]

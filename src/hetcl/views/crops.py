@@ -1,4 +1,4 @@
-"""Crop rectangles in the plane of the upright original, their overlap, and cutting them out (worker processes).
+"""Crop rectangles in the plane of the upright original, and cutting them out (worker processes).
 
 A box is (left, top, right, bottom) in pixels of the original, whatever scale the image was decoded at.
 V views, S side of a view in pixels.
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
-Box = tuple[float, float, float, float]
-"""(left, top, right, bottom) in pixels."""
+from hetcl.boxes import Box
 
 LARGE = 1_000_000
 """Pixels from which an image may be decoded at a reduced scale. Below it the crops of a 224-pixel view seldom
@@ -71,15 +70,6 @@ def centre_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:
     side = max(round(short * 224 / 256), min(short, size))
     left, top = (width - side) // 2, (height - side) // 2
     return left, top, left + side, top + side
-
-
-def box_iou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """Intersection over union of boxes ``[..., 4]``, pair by pair: ``[...]`` (0 where both are empty)."""
-    a, b = np.asarray(a, np.float64), np.asarray(b, np.float64)
-    sides = np.minimum(a[..., 2:], b[..., 2:]) - np.maximum(a[..., :2], b[..., :2])
-    common = sides.clip(0).prod(-1)
-    union = (a[..., 2:] - a[..., :2]).prod(-1) + (b[..., 2:] - b[..., :2]).prod(-1) - common
-    return np.divide(common, union, out=np.zeros_like(common), where=union > 0)
 
 
 def reduction(width: int, height: int, boxes: Sequence[Box], size: int) -> int:

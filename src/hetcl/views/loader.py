@@ -15,6 +15,7 @@ from typing import Any, TypeVar
 import numpy as np
 import torch
 
+from hetcl.boxes import Box
 from hetcl.draws import Key, generator
 from hetcl.errors import InputError
 from hetcl.images.decode import open_image
@@ -32,7 +33,7 @@ TRIES = 50
 class Cuts:
     """The views of one image, before they are collated."""
 
-    boxes: list[crops.Box]
+    boxes: list[Box]
     """V rectangles in the plane of the original."""
     size: tuple[int, int]
     """Width and height of the original in pixels."""
@@ -45,7 +46,7 @@ class Cuts:
 def render(
     source: Source,
     index: int,
-    choose: Callable[[int, int], list[crops.Box]],
+    choose: Callable[[int, int], list[Box]],
     size: int,
     out: np.ndarray,
     *,
@@ -244,7 +245,7 @@ class ViewLoader:
             row[:] = photometric.draw(self.policy, rng)
             places.append(rng.random((crops.TRIES, 4)))
 
-        def choose(width: int, height: int) -> list[crops.Box]:
+        def choose(width: int, height: int) -> list[Box]:
             area, ratio = self.policy.area, self.policy.ratio
             return [crops.box_from(draws, width, height, area, ratio) for draws in places]
 

@@ -1,4 +1,4 @@
-"""Which ResNet of torchvision's a state dict is of, by its shapes alone."""
+"""A MODEL and its architecture: what the user and the file say (:class:`ModelSpec`), and what the shapes say."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ BLOCKS = {
 
 
 @dataclass(frozen=True)
-class Asked:
+class ModelSpec:
     """A MODEL, taken apart; of what it says about its architecture the first that is there decides."""
 
     origin: str

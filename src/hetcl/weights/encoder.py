@@ -15,13 +15,13 @@ import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
-from hetcl.methods import method_of
+from hetcl.methods import method_of, words_in
 from hetcl.model.build import build_embedding
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid, build_pyramid
 from hetcl.runs.folder import RunFolder
-from hetcl.weights.facts import InputFacts, branch_words
-from hetcl.weights.sources import Weights, install, no_arch, read_weights, stated_facts
+from hetcl.weights.facts import InputFacts
+from hetcl.weights.sources import Weights, install, no_arch, pyramid_of, read_weights, stated_facts
 
 
 @dataclass(frozen=True)
@@ -70,45 +70,31 @@ def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Enco
         fresh = _builder(weights, branches)
         embedding = _embedding(weights, fresh(seed=0))
         digest = digest_of(embedding.state_dict(), facts)
-        return Encoder(model, name_of(model), _pyramid(embedding), embedding, size, facts, digest, fresh)
-    holder = nn.Module()
-    holder.pyramid = build_pyramid(weights.arch)
-    install(holder, _part(weights.query, "pyramid."), weights.origin)
-    pyramid = _pyramid(holder)
+        assert isinstance(embedding.pyramid, Pyramid)
+        return Encoder(model, name_of(model), embedding.pyramid, embedding, size, facts, digest, fresh)
+    pyramid, fresh = pyramid_of(weights), partial(build_pyramid, weights.arch)
     digest = digest_of(pyramid.state_dict(), facts)
-    return Encoder(
-        model, name_of(model), pyramid, None, size, facts, digest, partial(build_pyramid, weights.arch)
-    )
+    return Encoder(model, name_of(model), pyramid, None, size, facts, digest, fresh)
 
 
 def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
     """What builds pyramid and branches as the checkpoint describes them, from a seed."""
     assert weights.arch is not None
     method = method_of(branches, weights.facts.get("method"))
-    return partial(build_embedding, method, weights.arch, **(branch_words(weights.facts) or {}))
+    return partial(build_embedding, method, weights.arch, words=words_in(weights.facts))
 
 
 def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:
     """The embedding with the checkpoint's weights in it."""
-    stated = install(embedding, weights.query, weights.origin, arch=weights.arch)
+    notes = install(embedding, weights.query, weights.origin, arch=weights.arch)
     broken = [n for n, v in weights.query.items() if v.is_floating_point() and not bool(v.isfinite().all())]
-    if stated or broken:
+    if notes or broken:
         raise InputError(
-            f"{weights.origin}: its branches cannot be used ({stated[0] if stated else f'not finite: {broken[0]}'}); "
+            f"{weights.origin}: its branches cannot be used ({notes[0] if notes else f'not finite: {broken[0]}'}); "
             "give the run's backbone.safetensors to use the backbone alone"
         )
     assert isinstance(embedding, Embedding)
     return embedding.eval()
-
-
-def _pyramid(module: nn.Module) -> Pyramid:
-    pyramid = module.pyramid
-    assert isinstance(pyramid, Pyramid)
-    return pyramid.eval()
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {n: v for n, v in state.items() if n.startswith(prefix)}
 
 
 def digest_of(state: Mapping[str, Tensor], facts: InputFacts) -> str:

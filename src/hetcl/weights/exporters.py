@@ -2,8 +2,8 @@
 
     export("run", format="detectron2", out="backbone.pkl")
 
-The order: read the weights, write them under a hidden name, load that back and compare (``verify.py``), and only then
-give the file its name and put the card beside it (``cards.py``). A check that fails leaves nothing.
+The order: read the weights, write them under a hidden name, load that back and compare (``export_proof.py``), and only
+then give the file its name and put the card beside it (``cards.py``). A check that fails leaves nothing.
 """
 
 from __future__ import annotations
@@ -12,7 +12,6 @@ import contextlib
 import difflib
 import errno
 import hashlib
-import importlib.util
 import os
 import shutil
 import signal
@@ -25,21 +24,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
 
 from hetcl.errors import InputError, Stopped, WorkFailed
-from hetcl.model.embedding import Embedding
-from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid
+from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid
 from hetcl.paths import create, expand
 from hetcl.runs.folder import machine
 from hetcl.runs.lock import NAME, FolderLock
-from hetcl.weights import cards, verify, writers
-from hetcl.weights.cards import PURPOSES, Facts, Target
-from hetcl.weights.encoder import load_encoder, name_of
+from hetcl.weights import cards, export_proof, writers
+from hetcl.weights.cards import PURPOSES, Facts
+from hetcl.weights.encoder import name_of
+from hetcl.weights.export_proof import Proof
 from hetcl.weights.facts import input_facts
 from hetcl.weights.matched import some
-from hetcl.weights.sources import Weights, install, no_arch, read_weights
-from hetcl.weights.verify import Proof
+from hetcl.weights.sources import Weights, no_arch, pyramid_of, read_weights
 from hetcl.weights.writers import Material, Payload
 
 
@@ -163,12 +160,9 @@ def _material(model: str, allow_partial: str | Sequence[str]) -> Material:
         )
     if any(n.endswith("running_var") and bool((v < 0).any()) for n, v in weights.query.items()):
         raise InputError(f"{model} holds a negative variance in its batch norms: its statistics are broken")
-    holder = nn.Module()
-    holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
-    own = {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}
-    install(holder, own, weights.origin, arch=weights.arch)
+    pyramid = pyramid_of(weights)
     assert isinstance(pyramid, ResNetPyramid | WrappedPyramid)
-    return Material(model, weights, pyramid.eval().float(), _facts(pyramid.arch, weights))
+    return Material(model, weights, pyramid.float(), _facts(pyramid.arch, weights))
 
 
 def _facts(arch: str, weights: Weights) -> Facts:
@@ -254,149 +248,40 @@ def _disk(file: Path, error: OSError) -> WorkFailed:
     return WorkFailed(f"cannot write {file}: {why}; {mend} and export again")
 
 
-# ---- checks ----------------------------------------------------------------------------------------------------------
-
-
-def _images(m: Material, target: Target) -> list[Tensor]:
-    """Random images that the library's model takes."""
-    size = getattr(m.pyramid, "size", None)
-    if size is None and target.library == "timm":
-        import timm
-
-        config: Any = timm.get_pretrained_cfg(target.name)
-        if (
-            config is not None and config.fixed_input_size
-        ):  # a pyramid can let go of it, the plain model cannot
-            size = tuple(config.input_size[-2:])
-    images = verify.images(size=size)
-    try:
-        with torch.no_grad():
-            m.pyramid(images[0])
-    except RuntimeError:  # a model that takes whole multiples of its largest stride alone
-        images = verify.images(size=(96, 128))
-    return images
-
-
-def _proof(by: str, keys: int, gaps: tuple[float, ...], images: list[Tensor]) -> Proof:
-    return Proof(by, keys, gaps, tuple((int(x.shape[2]), int(x.shape[3])) for x in images))
-
-
-def _check_code(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
-    """Runs the card's code; its ``model`` has the file's weights, its ``backbone`` the source's maps."""
-    code = cards.code(p.target)
-    names = verify.run_code(code, file)
-    added = {n for n in names["model"].state_dict() if n.endswith("num_batches_tracked") and n not in p.state}
-    left = added | set(p.target.missing)
-    held = {n: v for n, v in names["model"].state_dict().items() if n not in left}
-    keys = verify.same_weights(held, p.state)
-    images = _images(m, p.target)
-    gaps = verify.differences(m.pyramid, verify.maps_of(names["backbone"], p.target.last), images)
-    if "same" in names:
-        verify.differences(m.pyramid, names["same"], images)
-    return _proof(_version(p.target.library), keys, gaps, images), code
-
-
-def _check_full(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
-    code = cards.code(p.target)
-    names = verify.run_code(code, file)
-    again = read_weights(str(file))
-    keys = verify.same_weights(again.query | {f"key.{n}": v for n, v in (again.key or {}).items()}, p.state)
-    images = _images(m, p.target)
-    _check_parts(load_encoder(m.model).embedding, names["embedding"], images)
-    gaps = verify.differences(m.pyramid, names["backbone"], images)
-    return _proof(_version("hetcl"), keys, gaps, images), code
-
-
-@torch.no_grad()
-def _check_parts(source: Embedding | None, loaded: Embedding | None, images: list[Tensor]) -> None:
-    """Raises ``WorkFailed`` when the vectors differ: the branches' shape is in the facts, not in the weights alone."""
-    if source is None and loaded is None:
-        return
-    if source is None or loaded is None or source.dims != loaded.dims:
-        raise WorkFailed("the encoder that is read back has other branches")
-    for batch in images:
-        ours, theirs = source(batch), loaded(batch)
-        for name, vectors in ours.items():
-            if float((vectors - theirs[name]).abs().max()) > verify.TOLERANCE:  # they have unit length
-                raise WorkFailed(f"the {name} part of the encoder that is read back differs")
-
-
-def _check_detectron2(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
-    with open(file, "rb") as f:
-        content = verify.ArraysOnly(f).load()
-    if (content.keys() - {"model"}) != {"__author__", "matching_heuristics"} or content[
-        "matching_heuristics"
-    ] is not True:
-        raise WorkFailed("the pickle has other entries than model, __author__ and matching_heuristics")
-    keys = verify.same_weights(content["model"], p.state)
-    images = verify.images()
-    gaps = verify.check_resnet(m.pyramid, content["model"], images, detectron2=True)
-    by = "hetcl's own ResNet in detectron2's names (a ResNet written apart from the one that was trained)"
-    if importlib.util.find_spec("detectron2") is None:
-        return _proof(by, keys, gaps, images), ""
-    code = cards.code(p.target)
-    try:
-        names = verify.run_code(code, file)
-    except ImportError:
-        return _proof(f"{by}; the detectron2 that is installed does not import", keys, gaps, images), ""
-    held = {n: v for n, v in names["backbone"].state_dict().items() if not n.endswith("num_batches_tracked")}
-    keys = verify.same_weights(held, p.state)
-    gaps = verify.differences(m.pyramid, verify.maps_of(names["backbone"]), images)
-    return _proof(_version("detectron2"), keys, gaps, images), code
-
-
-def _check_mmdet(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
-    code = cards.code(p.target)
-    names = verify.run_code(code, file)
-    keys = verify.same_weights(names["checkpoint"]["state_dict"], p.state)
-    held = {n: v for n, v in names["model"].state_dict().items() if not n.startswith("fc.")}
-    verify.same_weights({f"backbone.{n}": v for n, v in held.items()}, p.state)
-    images = verify.images()
-    gaps = verify.check_resnet(m.pyramid, names["state"], images, detectron2=False)
-    by = f"{_version('torchvision')}, whose names mm's ResNets have, and hetcl's own ResNet in those names"
-    return _proof(by, keys, gaps, images), code
-
-
-def _check_onnx(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(file), full_check=True)
-    except Exception as e:  # of several kinds
-        raise WorkFailed(f"onnx's own checker refuses it ({type(e).__name__})") from e
-    runtime = importlib.util.find_spec("onnxruntime") is not None
-    code = cards.code(p.target) if runtime else cards.onnx_by_reference(p.target)
-    names = verify.run_code(code, file)
-    images = _images(m, p.target)
-    gaps = verify.differences(m.pyramid, verify.maps_of(names["backbone"]), images)
-    return _proof(_version("onnxruntime" if runtime else "onnx"), 0, gaps, images), code
-
-
-def _version(package: str) -> str:
-    from importlib.metadata import PackageNotFoundError, version
-
-    try:
-        return f"{package} {version(package)}"
-    except PackageNotFoundError:
-        return package
-
-
 FORMATS: dict[str, Format] = {
     name: Format(PURPOSES[name], suffixes, why, write, check)
     for name, suffixes, why, write, check in (
-        ("torchvision", (".pth", ".pt"), "a file of torch.save", writers.to_torchvision, _check_code),
-        ("timm", (".pth", ".pt", ".safetensors"), "timm goes by them", writers.to_timm, _check_code),
+        (
+            "torchvision",
+            (".pth", ".pt"),
+            "a file of torch.save",
+            writers.to_torchvision,
+            export_proof.check_code,
+        ),
+        (
+            "timm",
+            (".pth", ".pt", ".safetensors"),
+            "timm goes by them",
+            writers.to_timm,
+            export_proof.check_code,
+        ),
         (
             "detectron2",
             (".pkl",),
             "detectron2 knows its pickles by it",
             writers.to_detectron2,
-            _check_detectron2,
+            export_proof.check_detectron2,
         ),
-        ("mmdet", (".pth", ".pt"), "a file of torch.save", writers.to_mmdet, _check_mmdet),
-        ("onnx", (".onnx",), "as all readers expect", writers.to_onnx, _check_onnx),
-        ("safetensors", (".safetensors",), "readers go by it", writers.to_safetensors, _check_code),
-        ("full", (".safetensors",), "readers go by it", writers.to_full, _check_full),
+        ("mmdet", (".pth", ".pt"), "a file of torch.save", writers.to_mmdet, export_proof.check_mmdet),
+        ("onnx", (".onnx",), "as all readers expect", writers.to_onnx, export_proof.check_onnx),
+        (
+            "safetensors",
+            (".safetensors",),
+            "readers go by it",
+            writers.to_safetensors,
+            export_proof.check_code,
+        ),
+        ("full", (".safetensors",), "readers go by it", writers.to_full, export_proof.check_full),
     )
 }
 """By name: what it is for, how it is written, how it is checked."""

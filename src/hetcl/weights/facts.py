@@ -10,10 +10,6 @@ from hetcl.errors import InputError
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
 from hetcl.weights.published import timm_facts
 
-BRANCHES = ("semantic_dim", "spatial")
-"""Facts of a checkpoint or a header that describe its branches, besides ``method``."""
-WIDEST = 1 << 16
-"""Of the numbers by which a header describes branches, which are built before their weights are looked at."""
 Triple = tuple[float, float, float]
 
 
@@ -86,20 +82,6 @@ def input_facts(stated: Mapping[str, Any], arch: str, origin: str) -> InputFacts
             f"{origin}: the mean, std or channel order that it states cannot be; state them anew"
         )
     return InputFacts(mean, std, size if isinstance(size, int) and size > 0 else None, order, source)
-
-
-def branch_words(facts: Mapping[str, Any]) -> dict[str, Any] | None:
-    """The keywords by which ``build_embedding`` makes the branches that facts describe; None where they cannot be."""
-    spatial = facts.get("spatial") or {}
-    if not isinstance(spatial, Mapping):
-        return None
-    words = {
-        "semantic_dim": facts.get("semantic_dim", 128),
-        "side": spatial.get("side", 14),
-        "width": spatial.get("width", 256),
-    }
-    sound = all(isinstance(n, int) and 0 < n <= WIDEST for n in words.values())
-    return words | {"fused": bool(spatial.get("fused", True))} if sound else None
 
 
 def _triple(values: Any) -> Triple | None:

@@ -1,9 +1,9 @@
 """What strangers' files look like: from a file's content to the names of an embedding, every key accounted for.
 
 Nothing here is told the layout of a file. The names that an architecture's weights have (``names.py``) are looked for
-under every prefix; where they are found is an encoder, and the words of its prefix say whether it is the query's
-(``encoder_q``, ``student``) or the momentum copy (``encoder_k``, ``momentum_backbone``, ``teacher``). So these read
-alike: the official MoCo releases (v1 and v2; ``module.encoder_q.``, ``encoder_q.`` or no prefix), lightly
+under every prefix (``prefixes.py``); where they are found is an encoder, and the words of its prefix say whether it is
+the query's (``encoder_q``, ``student``) or the momentum copy (``encoder_k``, ``momentum_backbone``, ``teacher``). So
+these read alike: the official MoCo releases (v1 and v2; ``module.encoder_q.``, ``encoder_q.`` or no prefix), lightly
 (``backbone``, ``backbone_momentum``, ``projection_head``; also as ``nn.Sequential(*children)``), solo-learn
 (``momentum_backbone``, ``projector``), mmpretrain, mmselfsup and DenseCL (``backbone``, ``neck``, ``encoder_k.0``),
 DINO (``student``, ``teacher``), and what wrappers leave (``module.``, ``model.``, ``net.``, ``_orig_mod.``).
@@ -12,18 +12,18 @@ DINO (``student``, ``teacher``), and what wrappers leave (``module.``, ``model.`
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
 
 from hetcl.errors import InputError
-from hetcl.weights.architectures import Asked, arch_of
+from hetcl.weights.architectures import ModelSpec, arch_of
 from hetcl.weights.heads import Head, find_head
-from hetcl.weights.matched import Matched, allowed, some
+from hetcl.weights.matched import Account, Matched, allowed, some
 from hetcl.weights.names import Names, names_of
-from hetcl.weights.towers import KEY, QUERY, TRANSPARENT, Tower, find_towers
+from hetcl.weights.prefixes import TRANSPARENT, Tower, chosen, find_towers, without_prefixes
 
 State = dict[str, Tensor]
 
@@ -57,20 +57,6 @@ class Imported:
     facts: Mapping[str, Any]
     """``method`` and ``semantic_dim`` where the file has MoCo's head; else empty."""
     matched: Matched
-
-
-@dataclass
-class _Account:
-    """Where each key goes, filled while a file is read."""
-
-    taken: set[str] = field(default_factory=set)
-    ignored: dict[str, list[str]] = field(default_factory=dict)
-    notes: list[str] = field(default_factory=list)
-
-    def ignore(self, reason: str, keys: Iterable[str]) -> None:
-        for key in keys:
-            if key not in self.taken:
-                self.ignored.setdefault(reason, []).append(key)
 
 
 def state_of(content: Any, origin: str) -> tuple[dict[str, Tensor], str | None, list[str]]:
@@ -119,7 +105,7 @@ def _is_state(value: Any) -> bool:
     return bool(tensors) and all(tensors) and all(isinstance(n, str) for n in value)
 
 
-def import_state(state: Mapping[str, Tensor], asked: Asked, others: Sequence[str] = ()) -> Imported:
+def import_state(state: Mapping[str, Tensor], spec: ModelSpec, others: Sequence[str] = ()) -> Imported:
     """An embedding's weights from a stranger's state dict.
 
     Args:
@@ -129,14 +115,15 @@ def import_state(state: Mapping[str, Tensor], asked: Asked, others: Sequence[str
     Raises:
         InputError: keys that nothing explains, several encoders, or values that are not finite.
     """
-    origin = asked.origin
-    account = _Account()
+    origin = spec.origin
+    account = Account()
     if others:
         account.notes.append(f"other state dicts in the file, not taken: {', '.join(others)}")
-    arch = asked.arch or arch_of(state) or _named(asked.stated, state) or asked.fallback
+    arch = spec.arch or arch_of(state) or _named(spec.stated, state) or spec.fallback
     if arch is None:
-        return _of_unknown(state, origin)
-    if asked.arch is None:
+        bare = {f"pyramid.{name}": value for name, value in without_prefixes(state).items()}
+        return Imported(None, bare, None, {}, Matched(origin, None, tuple(state)))
+    if spec.arch is None:
         account.notes.append(f"taken for {arch}")
     names = names_of(arch)
     towers = find_towers(state, names)
@@ -145,13 +132,13 @@ def import_state(state: Mapping[str, Tensor], asked: Asked, others: Sequence[str
             f"{origin} does not fit {names.arch}: all of its {len(names.shapes)} weights missing, "
             f"{len(state)} unknown (e.g. {some(list(state))}){_hint(state, names)}"
         )
-    query, key = _choose(towers, state, origin, account)
+    query, key = chosen(towers, state, origin, account)
     heads = {
-        t.prefix: find_head(state, t.prefix, names.channels[-1], moco=_is_moco(t, state, asked.moco))
+        t.prefix: find_head(state, t.prefix, names.channels[-1], moco=_is_moco(t, state, spec.moco))
         for t in (query, key)
         if t
     }
-    return _assemble(state, asked, names, query, key, heads, account)
+    return _assemble(state, spec, names, query, key, heads, account)
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------
@@ -170,59 +157,6 @@ def _named(stated: str | None, state: Mapping[str, Tensor]) -> str | None:
     return best[1] if best else None
 
 
-def _of_unknown(state: Mapping[str, Tensor], origin: str) -> Imported:
-    """A state dict of no known architecture: wrappers' prefixes are taken off, the rest is for the model to judge."""
-    out = dict(state)
-    words = (*TRANSPARENT, *QUERY, *KEY, "backbone", "encoder")
-    while True:
-        firsts = {name.partition(".")[0] for name in out}
-        first = firsts.pop()
-        if firsts or first not in words or any("." not in name for name in out):
-            break
-        out = {name.partition(".")[2]: value for name, value in out.items()}
-    query = {f"pyramid.{name}": value for name, value in out.items()}
-    return Imported(None, query, None, {}, Matched(origin, None, tuple(state)))
-
-
-def _choose(
-    towers: list[Tower], state: Mapping[str, Tensor], origin: str, account: _Account
-) -> tuple[Tower, Tower | None]:
-    """Query and key encoder among the encoders of a file."""
-    queries = [t for t in towers if t.words & QUERY and not t.words & KEY]
-    keys = [t for t in towers if t.words & KEY]
-    plain = [t for t in towers if t not in queries and t not in keys]
-    if queries and plain and not keys and any("query_backbone" in t.words for t in queries):
-        plain, keys = [], plain  # lightly's benchmarks: `backbone` is the momentum copy of `query_backbone`
-    again = [t for t in plain if queries and _equal(state, t, queries[0])]
-    account.ignore("the same encoder under another name", (k for t in again for k in t.keys.values()))
-    candidates = queries + [t for t in plain if t not in again]
-    if len(candidates) > 1:
-        raise InputError(
-            f"{origin} holds several encoders ({', '.join(repr(t.prefix) for t in candidates)}); "
-            "save the state dict of the one you mean alone"
-        )
-    if not candidates:
-        if len(keys) > 1:
-            raise InputError(
-                f"{origin} holds several encoders ({', '.join(repr(t.prefix) for t in keys)}); "
-                "save the state dict of the one you mean alone"
-            )
-        account.notes.append(f"the only encoder is under {keys[0].prefix!r}")
-        return keys[0], None
-    query = candidates[0]
-    key = keys[0] if len(keys) == 1 else None
-    if key is not None:
-        account.notes.append(f"encoder from {query.prefix!r}, its momentum copy from {key.prefix!r}")
-    elif keys:
-        account.notes.append(f"encoder from {query.prefix!r}; several momentum copies, none taken")
-        account.ignore("other copies of the encoder", (k for t in keys for k in t.keys.values()))
-    return query, key
-
-
-def _equal(state: Mapping[str, Tensor], a: Tower, b: Tower) -> bool:
-    return a.keys.keys() == b.keys.keys() and all(state[a.keys[n]].equal(state[b.keys[n]]) for n in a.keys)
-
-
 def _is_moco(tower: Tower, state: Mapping[str, Tensor], moco: bool) -> bool:
     """Whether a linear ``fc`` of an encoder is MoCo-v1's head and no classifier."""
     return (
@@ -232,15 +166,15 @@ def _is_moco(tower: Tower, state: Mapping[str, Tensor], moco: bool) -> bool:
 
 def _assemble(
     state: Mapping[str, Tensor],
-    asked: Asked,
+    spec: ModelSpec,
     names: Names,
     query: Tower,
     key: Tower | None,
     heads: Mapping[str, Head],
-    account: _Account,
+    account: Account,
 ) -> Imported:
     """Takes what fits, explains the rest, refuses what is left."""
-    faults, origin, allow = _Faults(), asked.origin, asked.allow
+    faults, origin, allow = _Faults(), spec.origin, spec.allow
     parts = []
     for tower in (query, key) if key else (query,):
         part = {f"pyramid.{n}": state[k] for n, k in _fitting(state, tower, names, faults, allow).items()}
@@ -278,7 +212,7 @@ def _assemble(
     return Imported(names.arch, parts[0], parts[1] if key else None, facts, matched)
 
 
-def _compare_heads(parts: Sequence[State], key: Tower, origin: str, account: _Account) -> None:
+def _compare_heads(parts: Sequence[State], key: Tower, origin: str, account: Account) -> None:
     """Raises ``InputError`` when the momentum copy has another head than the encoder."""
     query, copy = ({n: v.shape for n, v in p.items() if n.startswith("branches.")} for p in parts)
     if query and not copy:
@@ -332,7 +266,7 @@ def _fitting(
     return out
 
 
-def _add_counters(part: State, names: Names, account: _Account, tower: Tower) -> None:
+def _add_counters(part: State, names: Names, account: Account, tower: Tower) -> None:
     """Batch norm's counters, which old files and frozen batch norms lack; zero, as nothing here reads them."""
     import torch
 
@@ -345,7 +279,7 @@ def _add_counters(part: State, names: Names, account: _Account, tower: Tower) ->
 
 
 def _explain(
-    state: Mapping[str, Tensor], names: Names, query: Tower, key: Tower | None, account: _Account
+    state: Mapping[str, Tensor], names: Names, query: Tower, key: Tower | None, account: Account
 ) -> list[str]:
     """Notes why keys are not needed; returns those that nothing explains."""
     explained = account.taken.union(*account.ignored.values()) if account.ignored else set(account.taken)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 
@@ -40,6 +40,20 @@ class Matched:
         if self.unexpected:
             out.append(f"{self.origin}: not used, as allowed: {some(self.unexpected)}")
         return out
+
+
+@dataclass
+class Account:
+    """Where each key goes, filled while a file is read; at its end a :class:`Matched`."""
+
+    taken: set[str] = field(default_factory=set)
+    ignored: dict[str, list[str]] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    def ignore(self, reason: str, keys: Iterable[str]) -> None:
+        for key in keys:
+            if key not in self.taken:
+                self.ignored.setdefault(reason, []).append(key)
 
 
 def some(names: Sequence[str], most: int = 3) -> str:

@@ -50,12 +50,6 @@ def is_constant(name: str) -> bool:
     return name.split(".")[-1].startswith("_tensor_constant")
 
 
-def pyramid_names(arch: str, state: Mapping[str, T]) -> dict[str, T]:
-    """``state`` with the library's names replaced by the pyramid's; all other names stay as they are."""
-    table = names_of(arch).to_pyramid
-    return {table.get(name, name): value for name, value in state.items()}
-
-
 def library_names(arch: str, state: Mapping[str, T]) -> dict[str, T]:
     """``state`` with the pyramid's names replaced by the library's; all other names stay, but for ``is_constant``'s."""
     table = names_of(arch).to_library

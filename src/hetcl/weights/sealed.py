@@ -25,6 +25,12 @@ def seal(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
     return save(dict(state), {ENTRY: json.dumps(whole, sort_keys=True)})
 
 
+def seal_backbone(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
+    """A backbone's weights as :func:`seal` gives them, floating numbers in fp32."""
+    float32 = {n: (v.float() if v.is_floating_point() else v).contiguous() for n, v in state.items()}
+    return seal(float32, facts)
+
+
 def unseal(state: Mapping[str, Tensor], metadata: Mapping[str, str]) -> dict[str, Any]:
     """The facts in a header; empty for a file that is not hetcl's.
 

@@ -16,12 +16,14 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
+from hetcl.methods import fact_names, words_in
+from hetcl.model.pyramid import Pyramid, build_pyramid
 from hetcl.paths import expand_spec
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder
 from hetcl.weights import published, unpack
-from hetcl.weights.architectures import Asked
-from hetcl.weights.facts import BRANCHES, InputFacts, branch_words, input_facts
+from hetcl.weights.architectures import ModelSpec
+from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.importers import Imported, import_state, state_of
 from hetcl.weights.matched import Matched, allowed, patterns, some
 from hetcl.weights.names import is_constant, names_of
@@ -62,14 +64,14 @@ def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Se
     Raises:
         InputError: naming the file and what is wrong with it.
     """
-    asked = _taken_apart(expand_spec(model), arch, patterns(allow_partial))
-    weights = _of_library(asked) if asked.path is None else _of_file(asked, asked.path)
+    spec = _taken_apart(expand_spec(model), arch, patterns(allow_partial))
+    weights = _of_library(spec) if spec.path is None else _of_file(spec, spec.path)
     for line in weights.matched.lines() if weights.matched and weights.arch is not None else ():
         log.info(line)
     return weights
 
 
-def _taken_apart(model: str, fallback: str | None, allow: tuple[str, ...]) -> Asked:
+def _taken_apart(model: str, fallback: str | None, allow: tuple[str, ...]) -> ModelSpec:
     """A MODEL by the grammar; of a run, its last checkpoint. Raises ``InputError``."""
     library, colon, rest = model.partition(":")
     if not model.strip():
@@ -77,22 +79,22 @@ def _taken_apart(model: str, fallback: str | None, allow: tuple[str, ...]) -> As
     if colon and library in ("torchvision", "timm"):
         name, several, which = rest.partition(":")
         if several and Path(which).is_file():
-            return Asked(model, Path(which), arch=f"{library}:{name}", allow=allow)
+            return ModelSpec(model, Path(which), arch=f"{library}:{name}", allow=allow)
         if library == "timm" and "." in name and not several:
             bare, tag = name.split(".", 1)
             raise InputError(
                 f"{model}: write timm:{bare}:{tag} for those weights, or timm:{bare} for random ones"
             )
-        return Asked(model, arch=f"{library}:{name}", which=which, allow=allow)
+        return ModelSpec(model, arch=f"{library}:{name}", which=which, allow=allow)
     if colon and library == "moco":
-        return Asked(model, Path(rest), fallback=fallback, moco=True, allow=allow)
+        return ModelSpec(model, Path(rest), fallback=fallback, moco=True, allow=allow)
     path = Path(model)
     if path.is_dir():
         path = _last_checkpoint(path)
-        return Asked(str(path), path, allow=allow)
+        return ModelSpec(str(path), path, allow=allow)
     if not path.is_file():
         raise InputError(f"no weights {model!r}: {GRAMMAR}")
-    return Asked(model, path, fallback=fallback, allow=allow)
+    return ModelSpec(model, path, fallback=fallback, allow=allow)
 
 
 def _last_checkpoint(path: Path) -> Path:
@@ -119,21 +121,21 @@ def _last_stage(tree: Mapping[str, Any]) -> str | None:
     return "stage2.ckpt" if stage.get("epochs") else "stage1.ckpt"
 
 
-def _of_library(asked: Asked) -> Weights:
+def _of_library(spec: ModelSpec) -> Weights:
     """Random or published weights of torchvision or timm."""
-    model, arch, which = asked.origin, str(asked.arch), asked.which
+    model, arch, which = spec.origin, str(spec.arch), spec.which
     if which in ("", "random"):
         return Weights(model, arch, {f"pyramid.{n}": v for n, v in _random(arch).items()}, None)
     names = names_of(arch)  # an unknown architecture is the first fault to speak of
     if "/" in which or Path(which).suffix in (".pth", ".pt", ".safetensors", ".ckpt", ".bin", ".tar"):
         raise InputError(f"{model}: there is no file {which}")
     state, facts = published.fetch(model, names.arch, which)
-    return _weights(asked, import_state(state, asked), facts)
+    return _weights(spec, import_state(state, spec), facts)
 
 
-def _of_file(asked: Asked, path: Path) -> Weights:
+def _of_file(spec: ModelSpec, path: Path) -> Weights:
     """A checkpoint of hetcl's, a whole encoder of ``hetcl export --format full``, or a stranger's file."""
-    origin, arch = asked.origin, asked.arch
+    origin, arch = spec.origin, spec.arch
     if not path.is_file():
         raise InputError(f"{origin}: there is no file {str(path)!r}")
     content, facts = unpack.open_file(path)
@@ -151,10 +153,10 @@ def _of_file(asked: Asked, path: Path) -> Weights:
             names_of(stated)
         except InputError as e:
             raise InputError(f"{origin} says that it is of {stated}: {e}") from None
-    found = import_state(state, replace(asked, arch=arch or stated, stated=word), others)
-    if asked.moco and found.arch is None:
+    found = import_state(state, replace(spec, arch=arch or stated, stated=word), others)
+    if spec.moco and found.arch is None:
         raise InputError(no_arch(origin, str(path)))
-    return _weights(asked, found, facts)
+    return _weights(spec, found, facts)
 
 
 def _bare(arch: str) -> str:
@@ -187,8 +189,10 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> Weights:
         isinstance(e, Mapping) and all(isinstance(n, str) and isinstance(v, Tensor) for n, v in e.items())
         for e in encoders
     )
-    facts: dict[str, Any] = {name: content[name] for name in ("method", "size", *BRANCHES) if name in content}
-    if not sound or branch_words(facts) is None:
+    facts: dict[str, Any] = {
+        name: content[name] for name in ("method", "size", *fact_names()) if name in content
+    }
+    if not sound or words_in(facts) is None:
         raise InputError(f"{path} is no checkpoint as hetcl writes them; give the run's own")
     key = dict(task["key"]) if "key" in task else None
     return Weights(str(path), content["arch"], dict(task["query"]), key, facts)
@@ -200,7 +204,7 @@ def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: 
     Raises:
         InputError: a key that is none of an encoder, a momentum copy that is not one, or values that are not finite.
     """
-    if arch is None or branch_words(facts) is None:
+    if arch is None or words_in(facts) is None:
         raise InputError(f"{origin}: the facts in its header do not describe an encoder; export it anew")
     query = {n: v for n, v in content.items() if not n.startswith("key.")}
     key = {n.removeprefix("key."): v for n, v in content.items() if n.startswith("key.")}
@@ -219,19 +223,17 @@ def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: 
     return Weights(origin, arch, query, key or None, facts, Matched(origin, arch, tuple(content)))
 
 
-def _weights(asked: Asked, found: Imported, facts: Mapping[str, Any]) -> Weights:
+def _weights(spec: ModelSpec, found: Imported, facts: Mapping[str, Any]) -> Weights:
     """Weights of what was imported; what was allowed to be missing is filled with random weights."""
     query, key = found.query, found.key
     if found.arch is not None and found.matched.missing:
         fresh = {f"pyramid.{n}": v for n, v in _random(found.arch).items()}
         query = fresh | query
         key = None if key is None else fresh | key
-    return Weights(asked.origin, found.arch, query, key, dict(found.facts) | dict(facts), found.matched)
+    return Weights(spec.origin, found.arch, query, key, dict(found.facts) | dict(facts), found.matched)
 
 
 def _random(arch: str) -> State:
-    from hetcl.model.pyramid import build_pyramid
-
     return build_pyramid(arch, seed=0).state_dict()
 
 
@@ -277,7 +279,7 @@ def install(
         )
     pyramid = [n for n in pyramid if n in state and _alike(state[n], own[n])]
     take = {n: state[n] for n in pyramid}
-    stated = []
+    notes = []
     branches = sorted({n.split(".")[1] for n in [*own, *state] if n.startswith("branches.")})
     for branch in branches:
         prefix = f"branches.{branch}."
@@ -286,18 +288,18 @@ def install(
         if ours and ours == theirs and all(_alike(state[n], own[n]) for n in ours):
             take |= {n: state[n] for n in ours}
         elif ours:
-            stated.append(
+            notes.append(
                 f"{branch} branch: starts afresh" + (" (another shape in the file)" if theirs else "")
             )
         else:
-            stated.append(f"{branch} branch of {origin}: not used")
+            notes.append(f"{branch} branch of {origin}: not used")
     broken = [n for n in take if take[n].is_floating_point() and not bool(take[n].isfinite().all())]
     if broken:
         raise InputError(
             f"{origin} holds values that are not finite, e.g. in {broken[0].removeprefix('pyramid.')}"
         )
     module.load_state_dict(take, strict=False)
-    return stated
+    return notes
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:
@@ -332,17 +334,21 @@ def load_backbone(model: str, *, allow_partial: str | Sequence[str] = ()) -> nn.
     Raises:
         InputError: no such weights, broken ones, or a file that does not say its architecture.
     """
-    from hetcl.model.pyramid import build_pyramid
-
     weights = read_weights(model, allow_partial=allow_partial)
     if weights.arch is None:
         raise InputError(no_arch(model))
-    holder = nn.Module()
-    holder.pyramid = pyramid = build_pyramid(weights.arch, seed=0)
-    install(holder, {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}, weights.origin)
-    backbone: Any = pyramid.eval()
+    backbone: Any = pyramid_of(weights)
     backbone.facts = stated_facts(weights, model)
     return backbone
+
+
+def pyramid_of(weights: Weights) -> Pyramid:
+    """The backbone of weights of known architecture, in eval mode. Raises ``InputError`` as :func:`install`."""
+    holder = nn.Module()
+    holder.pyramid = pyramid = build_pyramid(str(weights.arch), seed=0)
+    own = {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}
+    install(holder, own, weights.origin, arch=weights.arch)
+    return pyramid.eval()
 
 
 def stated_facts(weights: Weights, model: str) -> InputFacts:

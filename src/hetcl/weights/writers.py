@@ -9,8 +9,9 @@ import contextlib
 import importlib.util
 import io
 import json
+import logging
 import pickle
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -20,13 +21,14 @@ import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
-from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid, build_pyramid, seeded
+from hetcl.methods import fact_names
+from hetcl.model.pyramid import STRIDES, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
 from hetcl.paths import expand_spec
 from hetcl.runs.folder import RunFolder, machine
-from hetcl.weights import verify
-from hetcl.weights.cards import Facts, Target
-from hetcl.weights.facts import BRANCHES
+from hetcl.weights.cards import Facts
+from hetcl.weights.load_code import Target
 from hetcl.weights.names import library_model, library_names, names_of
+from hetcl.weights.plain_resnet import detectron2_name, plain_resnet
 from hetcl.weights.sealed import seal
 from hetcl.weights.sources import Weights
 
@@ -133,7 +135,7 @@ def _with_maps(m: Material, target: Target) -> Target:
         given = list(body.feature_info.out_indices)  # of some models not every level is given
         return replace(target, indices=tuple(given[int(i)] for i in pyramid.pick), last=pyramid.last)
     size = getattr(m.pyramid, "size", None) or (64, 96)
-    found = verify.stage_modules(library_model(f"torchvision:{target.name}", device="cpu"), size)
+    found = stage_modules(library_model(f"torchvision:{target.name}", device="cpu"), size)
     return replace(target, stages=tuple(n for n, _ in found), last=tuple(last for _, last in found))
 
 
@@ -192,17 +194,15 @@ def to_full(m: Material, file: Path) -> Payload:
     broken = [n for n, v in state.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if broken:
         raise InputError(f"{m.model} holds values that are not finite, e.g. in {broken[0]}")
-    more = {name: m.weights.facts[name] for name in BRANCHES if name in m.weights.facts}
+    more = {name: m.weights.facts[name] for name in fact_names() if name in m.weights.facts}
     library, _, name = m.facts.arch.partition(":")
     return Payload(seal(state, _header(m, "encoder", **more)), state, Target("full", library, name))
 
 
 def to_detectron2(m: Material, file: Path) -> Payload:
-    net = verify.plain_resnet(m.state, m.facts.arch)
+    net = plain_resnet(m.state, m.facts.arch)
     state = {
-        verify.detectron2_name(n): v.float()
-        for n, v in m.state.items()
-        if not n.endswith("num_batches_tracked")
+        detectron2_name(n): v.float() for n, v in m.state.items() if not n.endswith("num_batches_tracked")
     }
     content = {
         "model": {n: v.numpy() for n, v in state.items()},
@@ -225,7 +225,7 @@ class _ArrayPickler(pickle.Pickler):
 
 
 def to_mmdet(m: Material, file: Path) -> Payload:
-    net = verify.plain_resnet(m.state, m.facts.arch)
+    net = plain_resnet(m.state, m.facts.arch)
     if net.groups == 1 and net.width_per_group != 64:
         raise InputError(
             f"{m.facts.arch} is a wide ResNet, which mmdetection does not have; export it as onnx"
@@ -246,7 +246,7 @@ def to_onnx(m: Material, file: Path) -> Payload:
     shapes = None if size else ({0: "batch", 2: "height", 3: "width"},)
     example = torch.zeros(2, 3, *(size or (96, 128)))
     try:
-        with verify.quiet(), torch.no_grad():
+        with quiet(), torch.no_grad():
             program = torch.onnx.export(
                 m.pyramid,
                 (example,),
@@ -268,3 +268,45 @@ def to_onnx(m: Material, file: Path) -> Payload:
     entry.key, entry.value = "hetcl", json.dumps(_header(m, "graph"), sort_keys=True)
     library, _, name = m.facts.arch.partition(":")
     return Payload(graph.SerializeToString(), {}, Target("onnx", library, name))
+
+
+@torch.no_grad()
+def stage_modules(model: nn.Module, size: tuple[int, int]) -> list[tuple[str, bool]]:
+    """Where a whole torchvision model has C2..C5: ``[(module name, whether it gives [B, H, W, C]), ...]``.
+
+    The last child or grandchild whose output has the grid of each stride (``size`` divides by 32).
+    """
+    found: dict[int, tuple[str, bool]] = {}
+
+    def note(name: str) -> Callable[..., None]:
+        def hook(_: nn.Module, __: Any, out: Any) -> None:
+            if isinstance(out, Tensor) and out.ndim == 4:
+                for stride in STRIDES:
+                    grid = (size[0] // stride, size[1] // stride)
+                    if grid in (tuple(out.shape[2:]), tuple(out.shape[1:3])):
+                        found[stride] = (name, tuple(out.shape[2:]) != grid)
+
+        return hook
+
+    named = [(n, m) for n, m in model.named_modules() if n and n.count(".") < 2]
+    handles = [m.register_forward_hook(note(n)) for n, m in named]
+    try:
+        model.eval()(torch.zeros(1, 3, *size))
+    finally:
+        for handle in handles:
+            handle.remove()
+    return [found[s] for s in STRIDES]
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """timm warns of the classifier that a backbone leaves out; we would report the hidden file's keys."""
+    loggers = [logging.getLogger(name) for name in ("timm", "hetcl.weights")]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)

@@ -139,7 +139,7 @@ def report(
         "parts": parts,
         "differences": differences,
         "skipped": [],
-        "said": [],
+        "sentences": [],
     }
 
 

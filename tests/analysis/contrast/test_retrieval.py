@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from hetcl.analysis import search
-from hetcl.analysis.contrast.retrieval import Found, first_in_first_out, gallery_length, retrieve
+from hetcl.analysis.contrast.retrieval import Ranked, first_in_first_out, gallery_length, retrieve
 from tests.reference import retrieval as reference
 
 Make = Callable[[np.random.Generator, int, int], np.ndarray]
@@ -61,14 +61,14 @@ def noisy(r: np.random.Generator, features: np.ndarray, noise: float) -> np.ndar
 
 def ask(
     query: np.ndarray, key: np.ndarray, gallery: np.ndarray, index: np.ndarray, gallery_index: np.ndarray
-) -> Found:
+) -> Ranked:
     q, k, g, i, j = (
         torch.from_numpy(np.ascontiguousarray(x)) for x in (query, key, gallery, index, gallery_index)
     )
     return retrieve(q, k, g, i, j)
 
 
-def same(found: Found, expected: list[reference.Answer]) -> None:
+def same(found: Ranked, expected: list[reference.Answer]) -> None:
     assert found.rank.tolist() == [a.rank for a in expected]
     assert found.image.tolist() == [a.image for a in expected]
     assert found.place.tolist() == [a.place for a in expected]

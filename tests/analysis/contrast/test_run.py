@@ -233,7 +233,7 @@ def test_one_image_is_refused_and_two_are_called_few(hcl: Path, tmp_path: Path) 
     report = run(hcl, write_images(tmp_path / "two", 2), tmp_path / "out2")
     assert report["test"]["gallery"] == 1
     assert any("pca-8" in line and "images" in line for line in report["skipped"])
-    assert any("1 other image" in line or "gallery" in line for line in report["said"])
+    assert any("1 other image" in line or "gallery" in line for line in report["sentences"])
 
 
 def test_images_that_are_all_the_same_are_told(hcl: Path, tmp_path: Path) -> None:
@@ -242,7 +242,7 @@ def test_images_that_are_all_the_same_are_told(hcl: Path, tmp_path: Path) -> Non
     row = result(report, "hcl", "none", "full")
     assert row["top1"]["value"] == 0
     assert row["ties"] == 1
-    assert any("exactly as similar" in line or "the same" in line for line in report["said"])
+    assert any("exactly as similar" in line or "the same" in line for line in report["sentences"])
 
 
 def test_constant_features_are_all_ties(images: Path, tmp_path: Path) -> None:
@@ -256,7 +256,7 @@ def test_constant_features_are_all_ties(images: Path, tmp_path: Path) -> None:
     row = result(report, "constant", "crop", "full")
     assert (row["top1"]["value"], row["ties"]) == (0, 1)
     assert any("no variance" in line or "constant" in line for line in report["skipped"])
-    assert any("same vector" in line or "collapse" in line for line in report["said"])
+    assert any("same vector" in line or "collapse" in line for line in report["sentences"])
 
 
 def test_features_that_are_not_finite_stop_the_work_with_the_models_name(

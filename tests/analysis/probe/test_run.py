@@ -128,8 +128,8 @@ def test_what_can_be_told_is_told(hcl: Path, data: Path, tmp_path: Path) -> None
     assert report["linear"]["top5"]["value"] == 1
     assert report["backbone_unchanged"]
     assert report["difference"]["k"] in (3, 20)
-    assert any("by guessing 33.3%" in line for line in report["said"])
-    assert "No difference can be told" in " ".join(report["said"])
+    assert any("by guessing 33.3%" in line for line in report["sentences"])
+    assert "No difference can be told" in " ".join(report["sentences"])
 
 
 def test_labels_that_mean_nothing_are_near_chance(hcl: Path, tmp_path: Path) -> None:
@@ -142,12 +142,12 @@ def test_labels_that_mean_nothing_are_near_chance(hcl: Path, tmp_path: Path) -> 
     (data / "all").rmdir()
     report = run(hcl, data, tmp_path / "out", holdout=0.5)
     assert report["linear"]["top1"]["low"] < 0.5 < report["linear"]["top1"]["high"] + 0.1
-    assert any("No better than guessing" in line for line in report["said"])
+    assert any("No better than guessing" in line for line in report["sentences"])
 
 
 def test_a_k_above_the_training_images_is_said(hcl: Path, data: Path, tmp_path: Path) -> None:
     report = run(hcl, data, tmp_path / "out", knn=[1000], linear="none")
-    assert any("k = 1000: there are only 48 training images" in line for line in report["said"])
+    assert any("k = 1000: there are only 48 training images" in line for line in report["sentences"])
 
 
 # ---- which images --------------------------------------------------------------------------------------------------
@@ -197,7 +197,7 @@ def test_unusable_images_and_missing_classes_are_counted_also_when_resumed(hcl: 
         assert report["data"]["left_out"] == 3
         assert report["data"]["train_images"] + report["data"]["test_images"] == 34
         assert sum(report["data"]["missing"].values()) == 1
-        assert any("3 images could not be used" in line for line in report["said"])
+        assert any("3 images could not be used" in line for line in report["sentences"])
     with open(tmp_path / "out" / "bad_images.csv", newline="") as f:
         assert sorted(Path(row["name"]).name for row in csv.DictReader(f)) == ["0.png", "11.png", "3.png"]
     with pytest.raises(WorkFailed, match="max_bad"):
@@ -262,7 +262,7 @@ def test_the_moco_recipe_on_fewer_images_than_a_batch(hcl: Path, data: Path, tmp
     report = run(hcl, data, tmp_path / "out", linear="moco", epochs=2, batch=500)
     assert report["linear"]["batch"] == 48
     assert report["linear"]["lr"] == pytest.approx(30 * 48 / 256)
-    assert any("batch 500 -> 48" in line for line in report["said"])
+    assert any("batch 500 -> 48" in line for line in report["sentences"])
 
 
 def test_an_encoder_that_moved_is_noticed(

@@ -9,7 +9,8 @@ import torch
 from torchvision.models.detection.image_list import ImageList
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 
-from hetcl.downstream.models.proposals import RATIOS, Anchors, ProposalHead, RegionPool, proposals
+from hetcl.downstream.models.anchors import RATIOS, Anchors
+from hetcl.downstream.models.proposals import ProposalHead, RegionPool, proposals
 from tests.downstream.models.making import small
 
 

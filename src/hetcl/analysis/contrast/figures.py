@@ -6,7 +6,7 @@ Free of torch.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from matplotlib.axes import Axes
@@ -40,6 +40,16 @@ Row = Mapping[str, Any]
 
 
 # ---- against overlap -----------------------------------------------------------------------------------------------
+
+
+def figures_of(report: Report, views: str) -> Iterator[tuple[str, Figure]]:
+    """The figures that the results under some views allow, each with its kind."""
+    vectors = [r["vector"] for r in report["results"] if r["views"] == views]
+    yield "overlap", overlap(report, views)
+    if any(v.startswith("pca-") for v in vectors):
+        yield "dimensions", dimensions(report, views)
+    if any("@" in v for v in vectors):
+        yield "splits", splits(report, views)
 
 
 def overlap(report: Report, views: str) -> Figure:

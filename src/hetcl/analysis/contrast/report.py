@@ -16,8 +16,8 @@ import numpy as np
 from hetcl.analysis.contrast.search_results import SearchResults
 from hetcl.analysis.contrast.vectors import Features
 from hetcl.analysis.statistics import Bins, Estimate, PairedTally, Tally, proportion
+from hetcl.boxes import box_iou
 from hetcl.types import ViewPolicy
-from hetcl.views.crops import box_iou
 
 SCHEMA = 1
 """Version of contrast.json: raised when a name changes its meaning or goes away."""

@@ -172,10 +172,10 @@ def _headline(report: Report) -> Iterator[str]:
             )
         if found:
             several = len(found) > 1
-            stated = [_list(some) + f" ({how})" * several for how, some in found.items()]
+            shares = [_list(some) + f" ({how})" * several for how, some in found.items()]
             chance = percent(test["chance"])
             yield (
-                f"{views}: the other view is found among {test['gallery']:,} other images by {_list(stated, '; ')}"
+                f"{views}: the other view is found among {test['gallery']:,} other images by {_list(shares, '; ')}"
                 + (f"; chance {chance}." if several else f" (chance {chance}).")
             )
 
@@ -284,7 +284,7 @@ def _overlap(report: Report) -> Iterator[str]:
     if views is None:
         return
     short = _short(report)
-    stated: dict[str, list[str]] = {"rises": [], "falls": [], "does not clearly rise": []}
+    by_verb: dict[str, list[str]] = {"rises": [], "falls": [], "does not clearly rise": []}
     own = [m["name"] for m in named(report)]
     for row in (r for r in _results(report, views=views, vector="full") if r["model"] in own):
         held = [b for b in row["bins"] if b["count"] >= HELD and b["top1"] is not None]
@@ -295,10 +295,10 @@ def _overlap(report: Report) -> Iterator[str]:
             "rises" if b["low"] > a["high"] else "falls" if b["high"] < a["low"] else "does not clearly rise"
         )
         name = short.get(row["model"], row["model"])
-        stated[verb].append(
+        by_verb[verb].append(
             f"{name} from {percent(a['value'])} {_bin(low)} to {percent(b['value'])} {_bin(high)}"
         )
-    lines = [f"accuracy {verb} with overlap: {_list(who, '; ')}." for verb, who in stated.items() if who]
+    lines = [f"accuracy {verb} with overlap: {_list(who, '; ')}." for verb, who in by_verb.items() if who]
     none = f"{percent(report['views'][views]['no_overlap']['value'])} of the pairs do not overlap at all."
     lines = [*lines[:-1], f"{lines[-1]} {none}"] if lines else [none]
     yield from (f"{views}: {line}" for line in lines)
@@ -319,7 +319,7 @@ def _contributions(report: Report) -> Iterator[str]:
     short = _short(report)
     for model in [m for m in report["models"] if len(m["dims"]) > 1][:PARTED]:
         parts = list(model["dims"])
-        stated = []
+        lines = []
         for views in report["views"]:
             rows = [_row(report, views=views, model=model["name"], vector=v) for v in ("full", *parts)]
             if any(r is None for r in rows) or (rows[0] and _near_chance(report, rows[0])):
@@ -327,25 +327,25 @@ def _contributions(report: Report) -> Iterator[str]:
             full, *single = [r["top1"]["value"] for r in rows if r is not None]
             gain, best = signed(100 * (full - max(single))), parts[single.index(max(single))]
             shown = ", ".join(f"{p} {percent(v)}" for p, v in zip(parts, single, strict=True))
-            stated.append(f"{views}: {shown}, together {percent(full)}, {gain} points over {best} alone")
-        if stated:
-            yield f"{short[model['name']]}, each part alone. {_list(stated, '; ')}."
+            lines.append(f"{views}: {shown}, together {percent(full)}, {gain} points over {best} alone")
+        if lines:
+            yield f"{short[model['name']]}, each part alone. {_list(lines, '; ')}."
 
 
 def _compressed(report: Report) -> Iterator[str]:
     """What is lost by the shortest PCA, for the first kind of views."""
     views, short = next(iter(report["views"]), ""), _short(report)
-    stated = []
+    lines = []
     for model in report["models"]:
         full = _row(report, views=views, model=model["name"], vector="full")
         least = min(_halves(report, views=views, model=model["name"]), key=lambda r: r["total"], default=None)
         if full is not None and least is not None and not _near_chance(report, full):
             change = signed(100 * (least["top1"]["value"] - full["top1"]["value"]))
-            stated.append(
+            lines.append(
                 f"{short[model['name']]} {change} points from {full['total']} to {least['total']} dimensions"
             )
-    if stated:
-        yield f"{views}, PCA: {_list(stated, '; ')}."
+    if lines:
+        yield f"{views}, PCA: {_list(lines, '; ')}."
 
 
 # ---- reading the report --------------------------------------------------------------------------------------------

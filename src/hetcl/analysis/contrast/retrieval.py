@@ -23,7 +23,7 @@ INF = float("inf")
 
 
 @dataclass(frozen=True)
-class Found:
+class Ranked:
     """What each query of a batch found."""
 
     rank: Tensor
@@ -40,7 +40,7 @@ class Found:
 
 @dataclass(frozen=True)
 class Contribution:
-    """What each part adds to the two similarities of :class:`Found`; over the parts they sum to them."""
+    """What each part adds to the two similarities of :class:`Ranked`; over the parts they sum to them."""
 
     right: dict[str, Tensor]
     """float32 ``[B]`` for each part: similarity with the own key."""
@@ -48,7 +48,7 @@ class Contribution:
     """float32 ``[B]`` for each part: similarity with the most similar gallery key, or minus infinity."""
 
 
-class Projection(Protocol):
+class Projector(Protocol):
     """A map of features that retrieval applies to queries and keys alike, such as PCA."""
 
     @property
@@ -79,10 +79,10 @@ def first_in_first_out(
     dims: dict[str, int],
     gallery: int,
     batch: int,
-    project: Projection | None = None,
+    project: Projector | None = None,
     device: torch.device | str = "cpu",
     rows: tuple[int, int] | None = None,
-) -> Iterator[tuple[slice, Found, Contribution]]:
+) -> Iterator[tuple[slice, Ranked, Contribution]]:
     """Retrieval over a whole data set with a gallery that is first in, first out, batch by batch as in training.
 
     The batch that starts at row s is compared with the keys of the :func:`gallery_length` rows before it, cyclic; where
@@ -150,8 +150,8 @@ def _cyclic(begin: int, count: int, n: int, step: int) -> Iterator[tuple[int, in
         count, begin = count - (last - begin), last % n
 
 
-def _host(found: Found) -> Found:
-    return Found(*(getattr(found, f.name).cpu() for f in fields(found)))
+def _host(found: Ranked) -> Ranked:
+    return Ranked(*(getattr(found, f.name).cpu() for f in fields(found)))
 
 
 def _contribution(
@@ -177,7 +177,7 @@ def _check_finite(features: Tensor, name: str, *, offset: int) -> None:
 
 
 @torch.no_grad()
-def retrieve(query: Tensor, key: Tensor, gallery: Tensor, index: Tensor, gallery_index: Tensor) -> Found:
+def retrieve(query: Tensor, key: Tensor, gallery: Tensor, index: Tensor, gallery_index: Tensor) -> Ranked:
     """See :func:`hetcl.analysis.search.search`."""
     rank, place = search(query, key, gallery, index, gallery_index)
     wrong, image = torch.full_like(rank, -INF, dtype=torch.float32), place
@@ -185,4 +185,4 @@ def retrieve(query: Tensor, key: Tensor, gallery: Tensor, index: Tensor, gallery
         nearest, none = place.clamp(min=0), place < 0
         wrong = dot(query, gallery[nearest]).float().masked_fill(none, -INF)
         image = gallery_index[nearest].masked_fill(none, -1)
-    return Found(rank, place, image, dot(query, key).float(), wrong)
+    return Ranked(rank, place, image, dot(query, key).float(), wrong)

@@ -33,6 +33,7 @@ from hetcl.quantities import count, duration
 from hetcl.runs.folder import write_atomic
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
+from hetcl.runs.resume import check_own
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
 from hetcl.training.devices import precision_on, workers_of
@@ -85,14 +86,8 @@ def contrast(
 def _check_out(out: Path, resume: bool) -> None:
     held = held_in(out)
     ours = {name for name in held if name.partition(".damaged")[0].removesuffix(".part") in OURS}
-    if held - ours or (held and not held & {"contrast.json", "features"}):
-        raise InputError(
-            f"--out {out} holds something that is no contrastive test; name a new or empty folder"
-        )
-    if held and not resume:
-        raise InputError(
-            f"--out {out} holds a contrastive test; add --resume to use its features again, or name a new folder"
-        )
+    foreign = bool(held - ours) or (bool(held) and not held & {"contrast.json", "features"})
+    check_own(out, "a contrastive test", foreign=foreign, again=bool(held) and not resume)
 
 
 @dataclass(frozen=True)
@@ -112,16 +107,9 @@ class Test(Session):
     __test__ = False  # (not a test of pytest's)
 
     def __init__(
-        self,
-        models: Sequence[str],
-        data: str,
-        out: Path,
-        settings: Any,
-        allow_partial: str | Sequence[str] = (),
-        *,
-        lock: FolderLock,
-        resume: bool,
-    ) -> None:
+        self, models: Sequence[str], data: str, out: Path, settings: Any,
+        allow_partial: str | Sequence[str] = (), *, lock: FolderLock, resume: bool,
+    ) -> None:  # fmt: skip
         super().__init__()
         self.settings = s = settings
         self.data, self.out, self.lock, self.resume = data, out, lock, resume
@@ -199,13 +187,13 @@ class Test(Session):
             shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
-            stated = ""
+            unsure = ""
             if not (s.size or encoder.size):
-                stated = " (its weights do not say at which size it was trained; see --size)"
+                unsure = " (its weights do not say at which size it was trained; see --size)"
             say(
                 f"model     {encoder.name}: {encoder.pyramid.arch} at {own[0].size} pixels, {', '.join(kinds)}"
                 + (f" ({shown})" if shown else "")
-                + stated
+                + unsure
             )
             if not encoder.facts.ours:
                 say(f"          its images with {encoder.facts}")
@@ -335,7 +323,7 @@ class Test(Session):
         }
         report["verdict"] = verdict.verdicts(report)
         lines = [row["line"] for row in report["verdict"]]
-        report["said"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
+        report["sentences"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
         report |= {"machine": self.machine(), "seconds": self.seconds()}
         write_report(self.out / "contrast.json", report)
         return report
@@ -368,11 +356,8 @@ class Test(Session):
         place = self.out / "figures"
         place.mkdir(exist_ok=True)
         for views in report["views"]:
-            plotting.save(figures.overlap(report, views), place / f"overlap-{plain(views)}")
-            if any(r["views"] == views and r["vector"].startswith("pca-") for r in report["results"]):
-                plotting.save(figures.dimensions(report, views), place / f"dimensions-{plain(views)}")
-            if any(r["views"] == views and "@" in r["vector"] for r in report["results"]):
-                plotting.save(figures.splits(report, views), place / f"splits-{plain(views)}")
+            for kind, figure in figures.figures_of(report, views):
+                plotting.save(figure, place / f"{kind}-{plain(views)}")
         if not self.settings.examples:
             return
         for subject, t in zip(self.subjects, tested, strict=True):
@@ -386,30 +371,24 @@ class Test(Session):
             name = subject.folder.path.name.rsplit("-", 1)[0]
             write_atomic(place / f"examples-{name}.png", image)
             if len(t.features.dims) > 1:
-                beside = self._random_beside(subject, tested)
+                random = {h.random_embedding for h in self.held if h.embedding == t.name}
+                beside = next((o for o in tested if o.name in random and o.views == t.views), None)
                 image = part_sheet(
                     t, beside, self.source, pairs, policy=subject.policy, size=subject.entry.size
                 )
                 write_atomic(place / f"parts-{name}.png", image)
             pairs.close()
 
-    def _random_beside(self, subject: Subject, tested: Sequence[Tested]) -> Tested | None:
-        """The embedding with random weights that a model's own is held against, under the same views."""
-        held = next((h for h in self.held if h.embedding == subject.entry.name), None)
-        return next(
-            (t for t in tested if held and t.name == held.random_embedding and t.views == subject.views), None
-        )
-
     def _say(self, report: Mapping[str, Any]) -> None:
         """The verdict, the table and the other sentences."""
         verdicts = len(report["verdict"])
         self.reporter.say("")
-        for line in report["said"][:verdicts]:
+        for line in report["sentences"][:verdicts]:
             self.reporter.say(line, style="bold")
         self.reporter.show(report_text.table(report))
         for line in report["skipped"]:
             self.reporter.warn(line)
-        for line in report["said"][verdicts:]:
+        for line in report["sentences"][verdicts:]:
             self.reporter.say(line)
         self.reporter.say(
             f"done in {duration(report['seconds'])}: {self.out / 'contrast.json'}, {self.out / 'figures'}"

@@ -14,8 +14,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from hetcl.analysis.text import shortened
+from hetcl.boxes import Box
 
-Box = tuple[float, float, float, float]
 Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 CELL, GAP, LINE, HEAD = 112, 8, 16, 24
@@ -118,8 +118,8 @@ def _one(page: Image.Image, draw: ImageDraw.ImageDraw, row: Example, x: int, y: 
             cells.append(drawn(row.found_original, [(row.found_box, FOUND)]))
     for i, cell in enumerate(cells):
         page.paste(cell, (x + i * (CELL + GAP), y))
-    stated = f"IoU {row.iou:.2f}    similarity: partner {row.right:.2f}, {other} {row.wrong:.2f}"
-    draw.text((x, y + CELL + 2), stated, INK, font(11))
+    caption = f"IoU {row.iou:.2f}    similarity: partner {row.right:.2f}, {other} {row.wrong:.2f}"
+    draw.text((x, y + CELL + 2), caption, INK, font(11))
 
 
 def drawn(pixels: np.ndarray, boxes: Sequence[tuple[Box, str]]) -> Image.Image:

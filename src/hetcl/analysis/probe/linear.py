@@ -167,7 +167,7 @@ def rank_of(logits: Tensor, label: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Fitted:
+class FittedLinear:
     """What a linear probe found."""
 
     penalty: float
@@ -180,7 +180,7 @@ class Fitted:
 def logistic_regression(
     train: Blocks, test: Blocks, *, classes: int, seed: int, device: torch.device | str = "cpu",
     say: Callable[[str], None] = lambda _: None, interrupt: Callable[[], None] = lambda: None,
-) -> Fitted:  # fmt: skip
+) -> FittedLinear:  # fmt: skip
     """Fit on ``train``, rank the true classes of ``test``.
 
     The penalty is chosen by top-1 on a keyed fifth of the training images, from the strongest on, each fit beginning
@@ -191,7 +191,7 @@ def logistic_regression(
     shape: dict[str, Any] = {"classes": classes, "dim": len(mean), "interrupt": interrupt}
     penalty, tried = _choose(train, mean, std, made, shape, seed=seed, say=say)
     theta = fit(Standardised(train, mean, std, **made), penalty=penalty, **shape)
-    return Fitted(penalty, ranks(theta, Standardised(test, mean, std, **made)), tried)
+    return FittedLinear(penalty, ranks(theta, Standardised(test, mean, std, **made)), tried)
 
 
 def _choose(

@@ -18,7 +18,7 @@ log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
-class Parts:
+class LabelledParts:
     """What to train on and what to test on."""
 
     train: Subset
@@ -44,7 +44,7 @@ def open_parts(
     seed: int,
     data_split: str = "train",
     test_split: str = "auto",
-) -> Parts:
+) -> LabelledParts:
     """The labelled images of ``data``; the classes are those that have a training image, numbered in their order.
 
     Args:
@@ -93,7 +93,7 @@ def open_parts(
     compact = np.full(int(max(trained.max(), test_label.max())) + 1, -1, np.int64)
     compact[trained] = np.arange(len(trained))
     classes = tuple(names[c] for c in trained.tolist())
-    return Parts(
+    return LabelledParts(
         Subset(source, index, compact[label], classes),
         Subset(test_from, test_index, compact[test_label], classes),
         test_from is source,

@@ -1,59 +1,27 @@
-"""``hetcl probe``: what frozen features know of the labels, by kNN and by a linear classifier.
+"""``hetcl probe``: the entry, for what frozen features know of labels (``what.py``) and of places (``analysis/where``).
 
-The order: read model and data; features of central views, in blocks that outlive a stop; kNN; the linear probe; the
-check that nothing in the encoder has moved; what was found, in words.
+The order: is ``--out`` free, or a probe's to be resumed; which of the two is asked; then the probe itself.
 """
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-import torch
-from torch import Tensor
-
 from hetcl import __version__
-from hetcl.analysis import feature_pass, yardstick
-from hetcl.analysis.extractor import Extractor, features_of, look
-from hetcl.analysis.probe.bank import Bank
-from hetcl.analysis.probe.knn import knn_hits
-from hetcl.analysis.probe.linear import COLUMNS, LinearTask, logistic_regression
-from hetcl.analysis.probe.parts import open_parts
-from hetcl.analysis.probe.report_text import sentences, table
-from hetcl.analysis.statistics import paired_difference, proportion
-from hetcl.analysis.store import Store
+from hetcl.analysis.probe.what import KIND, Probe
 from hetcl.analysis.where.annotated import LAYOUTS
 from hetcl.analysis.where.run import QUESTIONS, Where
-from hetcl.errors import InputError, WorkFailed
-from hetcl.images.subset import Subset
-from hetcl.model.norm_statistics import is_unmeasured
-from hetcl.quantities import count, duration
-from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, Table
-from hetcl.runs.output import claim, held_in, reserved, write_report
+from hetcl.errors import InputError
+from hetcl.runs.folder import RunFolder
+from hetcl.runs.output import claim, held_in, reserved
+from hetcl.runs.resume import changes, check_own
 from hetcl.settings import resolve_probe, to_dict
-from hetcl.signals import StopSignal
-from hetcl.training.devices import precision_on, workers_of
-from hetcl.training.engine import TIMING_COLUMNS, Loop
-from hetcl.training.schedule import schedule
-from hetcl.training.session import Session
-from hetcl.views.central import Central
-from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import Photometric
-from hetcl.views.policies import POLICIES
-from hetcl.weights.encoder import digest_of, load_encoder
 
-SCHEMA = 1
-"""Version of probe.json; it rises when a name changes its meaning or goes away."""
-KIND = "hetcl-probe"
 LINEAR = ("model", "data", "epochs", "lr", "batch", "seed", "window", "size", "features")
 """What a linear probe by SGD is a function of, and what a resumed one must have as it was."""
-KEPT = "; the features are kept: go on with --resume"
 
 
 def probe(
@@ -94,12 +62,12 @@ def probe(
     with reserved(folder.lock, lambda: _check_out(folder, resume)):
         settings = resolve_probe(overrides)
         asked = _asked(settings, models, data)
-        if asked is None:
-            return Probe(models[0], data, folder, resume, settings, allow_partial).go()
 
         def begin() -> None:
-            _begin(folder, resume, models, data, settings)
+            _begin(folder, resume, models[0] if asked is None else models, data, settings)
 
+        if asked is None:
+            return Probe(models[0], data, folder, begin, settings, allow_partial, resume=resume).go()
         return Where(models, data, folder, begin, settings, asked, allow_partial).go()
 
 
@@ -125,9 +93,10 @@ def _asked(settings: Any, models: Sequence[str], data: str) -> list[str] | None:
 def _begin(folder: RunFolder, resume: bool, model: str | Sequence[str], data: str, settings: Any) -> None:
     """Make the folder and save what was asked. Raises ``InputError`` for another linear probe by SGD than is there."""
     if settings.linear == "moco" and folder.settings.is_file() and any(folder.checkpoints.glob("*.ckpt")):
-        then, now = folder.read_settings(), {"model": model, "data": data, **to_dict(settings)}
+        then = folder.read_settings()
         held = {"model": then.get("model"), "data": then.get("data"), **then.get("settings", {})}
-        differ = [f"{k} was {held.get(k)}, now {now[k]}" for k in LINEAR if k in held and held[k] != now[k]]
+        now = {"model": model, "data": data, **to_dict(settings)}
+        differ = changes(held, {name: now[name] for name in LINEAR if name in held})
         if held.get("linear") == "moco" and differ:
             raise InputError(
                 f"{folder.path} holds a linear probe by SGD of other settings: {', '.join(differ)}; set them back, or "
@@ -140,353 +109,9 @@ def _begin(folder: RunFolder, resume: bool, model: str | Sequence[str], data: st
 
 def _check_out(folder: RunFolder, resume: bool) -> None:
     """Raises ``InputError`` unless the folder is free, or a probe's and to be resumed."""
-    path = folder.path
-    held = held_in(path) - {"log.txt"}
+    held = held_in(folder.path) - {"log.txt"}
     ours = folder.settings.is_file() and folder.read_settings().get("kind") == KIND
-    if held and not ours and held != {"settings.yaml.part"}:
-        raise InputError(f"--out {path} holds something that is no probe; name a new or empty folder")
+    foreign = bool(held) and not ours and held != {"settings.yaml.part"}
     if ours:
         folder.check_kinds()
-    if ours and not resume:
-        raise InputError(
-            f"--out {path} holds a probe; add --resume to use its features again, or name a new folder"
-        )
-
-
-class Probe(Session):
-    """One probe of one model: reads, extracts, classifies, checks, says."""
-
-    def __init__(
-        self,
-        model: str,
-        data: str,
-        folder: RunFolder,
-        resume: bool,
-        settings: Any,
-        allow_partial: str | Sequence[str] = (),
-    ) -> None:
-        super().__init__()
-        self.settings = s = settings
-        self.data, self.folder, self.resume = data, folder, resume
-        if not s.knn and s.linear == "none":
-            raise InputError("neither knn nor linear is to be done; set one of them")
-        self.parts = open_parts(
-            data, folder_classes=s.folder_classes, window=s.window, holdout=s.holdout,
-            images=s.images, seed=s.seed, data_split=s.data_split, test_split=s.test_split,
-        )  # fmt: skip
-        assert self.parts.train.classes is not None
-        self.classes = len(self.parts.train.classes)
-        self.encoder = load_encoder(model, allow_partial=allow_partial)
-        self.digest = self.encoder.digest
-        self.feature = features_of(self.encoder, s.features)
-        self.size = s.size or self.encoder.size or 224
-        self.start(s, folder.log)
-        self.format = torch.channels_last if s.channels_last else torch.contiguous_format
-        self.extractor = (
-            Extractor(self.encoder, [self.feature], unit=False)
-            .to(self.fabric.device, memory_format=self.format)  # type: ignore[call-overload]
-            .eval()
-        )
-        self.dims = self.extractor.dims(self.feature)
-
-    def go(self) -> dict[str, Any]:
-        """Make the folder, extract, classify, check the encoder, and write what was found."""
-        if self.main:
-            _begin(self.folder, self.resume, self.encoder.model, self.data, self.settings)
-        self.fabric.barrier()
-        self._introduce()
-        with self.working():
-            with StopSignal() as signal:
-                train, test = self._features(signal)
-                hits = self._knn(train, test, signal)
-                linear, ranks = (
-                    self._lbfgs(train, test, signal) if self.settings.linear == "lbfgs" else (None, None)
-                )
-            if self.settings.linear == "moco":
-                linear, ranks = self._moco(train, test)
-        self._check_unchanged()
-        report: dict[str, Any] = {}
-        if self.main:
-            report = self._report(train, test, hits, linear, ranks)
-            with self.reporter.reporting():
-                self._say(report)
-        self.fabric.barrier()
-        return report
-
-    def _introduce(self) -> None:
-        say, p, e = self.reporter.say, self.parts, self.encoder
-        say(f"train     {p.train.description}")
-        say(
-            f"test      {p.test.description}"
-            + (" (held out: there is no validation or test part with labels)" * p.held_out)
-        )
-        unsure = (
-            ""
-            if self.settings.size or e.size
-            else " (its weights do not say at which size it was trained; see --size)"
-        )
-        shown = " + ".join(f"{part} {d}" for part, d in self.dims.items())
-        say(f"model     {e.name}: {e.pyramid.arch} at {self.size} pixels, {shown}{unsure}")
-        if not e.facts.ours:
-            say(f"          its images with {e.facts}")
-        self.say_where(self.folder.path)
-
-    # ---- features ------------------------------------------------------------------------------------------------
-
-    def look(self, images: Tensor, color: Tensor, photometric: Photometric) -> Tensor:
-        """uint8 ``[B, 3, H, W]`` -> features ``[B, D]``, fp32; levels as the backbone gives them."""
-        found = look(self.extractor, images, color, photometric, fabric=self.fabric, layout=self.format)
-        return found[self.feature].float()
-
-    def _features(self, signal: StopSignal) -> tuple[Bank, Bank]:
-        """Features of central views of all images, from disk where they are there already."""
-        s, fabric, train = self.settings, self.fabric, self.parts.train
-        if unmeasured := is_unmeasured(self.encoder.pyramid):
-            self.reporter.say("          no batch-norm statistics: measured on some of the training images")
-            yardstick.measure(
-                self.encoder, train, size=self.size, fabric=fabric, seed=s.seed, window=s.window,
-                images=len(train), workers=workers_of(s.workers), stop=lambda: signal.check(f"stopped{KEPT}"),
-            )  # fmt: skip
-            self.digest = self._digest()
-        key = {
-            "schema": SCHEMA,
-            "weights": self.encoder.digest,
-            "measured": unmeasured and train.hash,
-            "arch": self.encoder.pyramid.arch,
-            "features": self.feature,
-            "size": self.size,
-            "precision": precision_on(s.precision, fabric.device.type),
-        }
-        banks = (self._bank("train", train, key), self._bank("test", self.parts.test, key))
-        missing = [bank for bank in banks if not bank.store.finished]
-        if have := sum(len(bank.part) for bank in banks if bank not in missing):
-            self.reporter.say(f"features  of {count(have, 'image')} are here already")
-        if missing:
-            feature_pass.extract(
-                [self._pass(bank) for bank in missing], fabric=fabric, reporter=self.reporter, signal=signal,
-                channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
-                fewer="or set images to train on fewer",
-            )  # fmt: skip
-        feature_pass.check_lost([bank.store for bank in banks], s.max_bad, self.folder.bad_images)
-        self._check_enough(*banks)
-        return banks
-
-    def _bank(self, name: str, part: Subset, key: Mapping[str, Any]) -> Bank:
-        columns, key = {"features": ("float32", (sum(self.dims.values()),))}, {**key, "images": part.hash}
-        root, batch = self.folder.path / "features", self.settings.batch
-        return Bank(part, Store(root, name, key, columns, images=len(part), batch=batch))
-
-    def _pass(self, bank: Bank) -> tuple[list[feature_pass.Job], Central]:
-        """What is to be computed for a bank."""
-        views = Central(
-            bank.part.source, bank.part.index, size=self.size, batch=self.settings.batch,
-            workers=workers_of(self.settings.workers), pin=self.fabric.device.type == "cuda",
-        )  # fmt: skip
-        columns = ("features",)
-        job = feature_pass.Job(
-            self.encoder, self.feature, POLICIES["none"], self.size, bank.store, columns, unit=False
-        )
-        return [job], views
-
-    def _check_enough(self, train: Bank, test: Bank) -> None:
-        """What is left when unusable images are gone. Raises ``WorkFailed``."""
-        left = len(np.unique(train.part.labels[train.rows()]))
-        if left < 2 or not len(test.rows()):
-            raise WorkFailed(
-                f"too few usable images: {len(train.rows())} to train on, of {left} of the {self.classes} classes, "
-                f"and {len(test.rows())} to test on; {self.folder.bad_images} lists the others: mend them"
-            )
-
-    # ---- classifiers -----------------------------------------------------------------------------------------------
-
-    def _knn(self, train: Bank, test: Bank, signal: StopSignal) -> dict[int, np.ndarray]:
-        """For each k, whether each test image is right."""
-        if not self.settings.knn:
-            return {}
-
-        def watched() -> Iterator[tuple[np.ndarray, np.ndarray]]:
-            for block in train.blocks():
-                signal.check(f"stopped while looking for neighbours{KEPT}")
-                yield block
-
-        hits = knn_hits(watched(), test.blocks(), ks=self.settings.knn, device=self.fabric.device)
-        n = len(train.rows())
-        self.notes += [
-            f"kNN with k = {k}: there are only {n} training images, and all of them vote"
-            for k in self.settings.knn
-            if k > n
-        ]
-        return {k: v.numpy() for k, v in hits.items()}
-
-    def _lbfgs(self, train: Bank, test: Bank, signal: StopSignal) -> tuple[dict[str, Any], np.ndarray]:
-        """Logistic regression."""
-        found = logistic_regression(
-            train.blocks(), test.blocks(), classes=self.classes, seed=self.settings.seed,
-            device=self.fabric.device, say=self.reporter.say,
-            interrupt=lambda: signal.check(f"stopped while fitting the linear probe{KEPT}"),
-        )  # fmt: skip
-        if not found.tried:
-            self.notes.append(
-                f"linear: too few training images to choose a penalty; {found.penalty:g} was taken"
-            )
-        return {
-            "kind": "lbfgs",
-            "penalty": found.penalty,
-            "tried": {f"{k:g}": v for k, v in found.tried.items()},
-        }, found.ranks
-
-    def _moco(self, train: Bank, test: Bank) -> tuple[dict[str, Any], np.ndarray]:
-        """SGD on augmented views, by the training loop; checkpoints in the folder."""
-        s, fabric, folder = self.settings, self.fabric, self.folder
-        part, policy = train.part.only(train.rows()), POLICIES["supervised"]
-        batch = min(s.batch, len(part) // fabric.world_size * fabric.world_size)
-        if batch < s.batch:
-            self.notes.append(f"linear: batch {s.batch} -> {batch}, since there are only {len(part)} images")
-        lr = s.lr * batch / 256
-        loader = ViewLoader(
-            part, policy=policy, size=self.size, batch=batch, seed=s.seed, stage="linear", views=1,
-            rank=fabric.global_rank, ranks=fabric.world_size, workers=workers_of(s.workers), window=s.window,
-            pin=fabric.device.type == "cuda",
-        )  # fmt: skip
-        photometric = Photometric(policy)
-        task = LinearTask(
-            lambda images, color: self.look(images, color, photometric),
-            dim=train.dim, classes=self.classes, loader=loader, test=test.blocks(), epochs=s.epochs, batch=batch,
-            seed=s.seed, lr=lr, device=fabric.device,
-        )  # fmt: skip
-        asked = train.store.key | {
-            "labels": part.fingerprint, "batch": batch, "epochs": s.epochs, "lr": lr, "seed": s.seed,
-            "window": s.window or part.prefers_window,
-        }  # fmt: skip
-        found = self._resumed(asked)
-        state = found.state if found else None
-        metrics = Table(folder.metrics, COLUMNS)
-        if self.main:
-            folder.checkpoints.mkdir(exist_ok=True)
-            for line in checkpoint.settle(found, metrics, Table(folder.timing, TIMING_COLUMNS)):
-                self.reporter.warn(line)
-        fabric.barrier()
-        loop = Loop(
-            task, fabric=fabric, folder=folder, metrics=metrics, reporter=self.reporter, checkpoint_every=1000,
-            extra={"probe": json.dumps(asked, sort_keys=True)},
-            learning_rate=schedule(
-                "step", lr=lr, epochs=s.epochs, steps_per_epoch=task.steps_per_epoch,
-                milestones=[-(-tenths * s.epochs // 10) for tenths in (6, 8)],
-            ),
-        )  # fmt: skip
-        try:
-            loop.fit(state)
-        except WorkFailed as e:
-            if "not finite" not in str(e):
-                raise
-            raise WorkFailed(
-                f"the linear probe diverged at lr {lr:g} ({s.lr:g} scaled to the batch); set a lower lr"
-            ) from e
-        finally:
-            task.close()
-        return {"kind": "moco", "epochs": s.epochs, "batch": batch, "lr": lr}, task.ranks()
-
-    def _resumed(self, asked: Mapping[str, Any]) -> checkpoint.Found | None:
-        """What to go on from. Raises ``WorkFailed`` when it is of something else."""
-        found = checkpoint.resume(self.folder, [LinearTask.name])
-        if not found:
-            return None
-        try:
-            then = dict(json.loads(found.state.get("probe", "{}")))
-        except (TypeError, ValueError):
-            then = {}
-        differ = [f"{k} was {then.get(k)}, now {v}" for k, v in asked.items() if then.get(k) != v]
-        if differ:
-            raise WorkFailed(
-                f"{found.path} is of another linear probe ({', '.join(differ[:3])}); name a new --out, or set these "
-                "back"
-            )
-        self.reporter.say(
-            f"going on with the linear probe at epoch {found.state['epoch']}, step {found.state['step']}"
-        )
-        return found
-
-    def _digest(self) -> str:
-        """Of the encoder's weights and statistics as they are now."""
-        e = self.encoder
-        return digest_of((e.pyramid if e.embedding is None else e.embedding).state_dict(), e.facts)
-
-    def _check_unchanged(self) -> None:
-        """Raises ``WorkFailed`` when a weight or a statistic of the encoder has moved."""
-        if (now := self._digest()) != self.digest:
-            raise WorkFailed(
-                f"the weights of {self.encoder.model} changed while they were probed ({self.digest}, now {now}), so "
-                "the figures would mean nothing: this is a fault of hetcl, please report it"
-            )
-
-    # ---- what was found ------------------------------------------------------------------------------------------
-
-    def _report(
-        self,
-        train: Bank,
-        test: Bank,
-        hits: Mapping[int, np.ndarray],
-        linear: dict[str, Any] | None,
-        ranks: np.ndarray | None,
-    ) -> dict[str, Any]:
-        """The content of probe.json."""
-        e, p = self.encoder, self.parts
-        n = len(test.rows())
-        truth = test.part.labels[test.rows()]
-        often = np.bincount(train.part.labels[train.rows()], minlength=self.classes)
-        report: dict[str, Any] = {
-            "schema": SCHEMA,
-            "kind": KIND,
-            "model": {
-                "name": e.name,
-                "model": e.model,
-                "arch": e.pyramid.arch,
-                "features": self.feature,
-                "size": self.size,
-                "dims": self.dims,
-                "weights": e.digest,
-            },
-            "data": {
-                "data": self.data,
-                "fingerprint": p.train.source.fingerprint,
-                "train": p.train.description,
-                "test": p.test.description,
-                "held_out": p.held_out,
-                "train_images": len(train.rows()),
-                "test_images": n,
-                "classes": self.classes,
-                "chance": 1 / self.classes,
-                "commonest": float((truth == often.argmax()).mean()),
-                "missing": {"train": p.untrained, "test": p.untested},
-                "alone": int((often == 1).sum()),
-                "left_out": len(train.part) + len(test.part) - len(train.rows()) - n,
-                "unlabelled": p.unlabelled,
-            },
-            "knn": {str(k): {"top1": _share(v)} for k, v in sorted(hits.items())},
-            "linear": None,
-            "difference": None,
-            "backbone_unchanged": True,
-        }
-        if linear is not None and ranks is not None:
-            report["linear"] = linear | {"top1": _share(ranks == 1), "top5": _share(ranks <= 5)}
-            if hits:
-                best = max(hits, key=lambda k: (int(hits[k].sum()), -k))
-                a, b = ranks == 1, hits[best]
-                gap = paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), n)
-                report["difference"] = {"k": best, "top1": asdict(gap)}
-        report["said"] = [*self.notes, *sentences(report)]
-        report |= {"machine": self.machine(), "seconds": self.seconds()}
-        write_report(self.folder.path / "probe.json", report)
-        return report
-
-    def _say(self, report: Mapping[str, Any]) -> None:
-        """The table and the sentences."""
-        self.reporter.say("")
-        self.reporter.show(table(report))
-        for line in report["said"]:
-            self.reporter.say(line)
-        self.reporter.say(f"done in {duration(report['seconds'])}: {self.folder.path / 'probe.json'}")
-
-
-def _share(right: np.ndarray) -> dict[str, float]:
-    return asdict(proportion(int(right.sum()), len(right)))
+    check_own(folder.path, "a probe", foreign=foreign, again=ours and not resume)

@@ -329,7 +329,7 @@ class Where(Session):
                 for a, b in pairs for (q, m, level), one in answers[a].items() if (q, m, level) in answers[b]
             ],
         }  # fmt: skip
-        report["said"] = [*self.notes, *report_text.sentences(report)]
+        report["sentences"] = [*self.notes, *report_text.sentences(report)]
         report["machine"] = self.machine()
         report["seconds"] = self.seconds()
         save(draw(report), self.out / "where")
@@ -348,7 +348,7 @@ class Where(Session):
     def _say(self, report: Mapping[str, Any]) -> None:
         self.reporter.say("")
         self.reporter.show(report_text.table(report))
-        for line in report["said"]:
+        for line in report["sentences"]:
             self.reporter.say(line)
         self.reporter.say(f"done in {duration(report['seconds'])}: {self.out / 'where.json'}, where.png")
 

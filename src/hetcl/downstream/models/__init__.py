@@ -1,8 +1,8 @@
 """Detectors and segmenters over any pyramid: torchvision's modules, detectron2's numbers where figures hang on them.
 
-``detectors.py`` puts Faster and Mask R-CNN together (FPN or C4); ``images.py`` scales images and pastes masks;
-``proposals.py`` has anchors, RPN and RoI pooling; ``heads.py`` the box and mask heads; ``segmenters.py`` the FCN;
-``norms.py`` batch norm and the optimiser's groups; ``weights.py`` carries backbones in and out.
+``detectors.py`` puts Faster and Mask R-CNN together (FPN or C4); ``scaling.py`` scales images and pastes masks;
+``anchors.py`` lays anchors; ``proposals.py`` has RPN and RoI pooling; ``heads.py`` the box and mask heads;
+``segmenters.py`` the FCN; ``norms.py`` batch norm and the optimiser's groups; ``weights.py`` carries backbones.
 """
 
 from hetcl.downstream.models.detectors import detector

@@ -19,9 +19,10 @@ from torch import Tensor, nn
 from torchvision.models.detection.generalized_rcnn import GeneralizedRCNN
 from torchvision.ops.feature_pyramid_network import FeaturePyramidNetwork, LastLevelMaxPool
 
+from hetcl.downstream.models.anchors import c4_anchors, fpn_anchors
 from hetcl.downstream.models.heads import c4_heads, fpn_heads, tower
 from hetcl.downstream.models.norms import Freezable, check_norm, synchronised
-from hetcl.downstream.models.proposals import SIZES, Anchors, proposals
+from hetcl.downstream.models.proposals import proposals
 from hetcl.downstream.models.scaling import IMAGENET, Scaling
 from hetcl.errors import InputError
 from hetcl.model.pyramid import Pyramid, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
@@ -144,10 +145,9 @@ def detector(
         "score_threshold": score_threshold,
         "detections": detections,
     }
-    sizes = tuple(size * anchor_scale for size in SIZES)
     with seeded(seed, "detector"):
         parts = _fpn if neck == "fpn" else _c4
-        backbone, rpn, heads = parts(body, norm != "frozen", sizes, anchor_scale, test_proposals, common)
+        backbone, rpn, heads = parts(body, norm != "frozen", anchor_scale, test_proposals, common)
     # as detectron2: an FPN adds maps of which each is twice the next; C4 alone may have any size
     scaling = Scaling(min_size, max_size, test_size, divisible=32 if neck == "fpn" else 1, facts=facts)
     model: Any = Detector(backbone, rpn, heads, scaling)
@@ -156,26 +156,21 @@ def detector(
     return synchronised(model) if norm == "sync" else model  # type: ignore[return-value]
 
 
-Parts = tuple[nn.Module, nn.Module, nn.Module]
-
-
 def _fpn(
-    body: Pyramid, norm: bool, sizes: tuple[float, ...], scale: float, kept: int, common: dict[str, Any]
-) -> Parts:
-    """Backbone, RPN and heads: five levels with one size each."""
+    body: Pyramid, norm: bool, scale: float, kept: int, common: dict[str, Any]
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Backbone, RPN and heads: five levels."""
     backbone = FpnBackbone(body, norm=norm)
-    anchors = Anchors(tuple((size,) for size in sizes), (4, 8, 16, 32, 64))
-    rpn = proposals(WIDTH, anchors, before=(2000, 1000), after=(1000, kept))
+    rpn = proposals(WIDTH, fpn_anchors(scale), before=(2000, 1000), after=(1000, kept))
     return backbone, rpn, fpn_heads(WIDTH, scale=scale, **common)
 
 
 def _c4(
-    body: Pyramid, norm: bool, sizes: tuple[float, ...], scale: float, kept: int, common: dict[str, Any]
-) -> Parts:
-    """Backbone, RPN and heads: one level with all five sizes."""
+    body: Pyramid, norm: bool, scale: float, kept: int, common: dict[str, Any]
+) -> tuple[nn.Module, nn.Module, nn.Module]:
+    """Backbone, RPN and heads: one level."""
     backbone = C4Backbone(body)
-    anchors = Anchors((sizes,), (16,))
-    rpn = proposals(backbone.out_channels, anchors, before=(12000, 6000), after=(2000, kept))
+    rpn = proposals(backbone.out_channels, c4_anchors(scale), before=(12000, 6000), after=(2000, kept))
     layer4 = resnet_stages(body)[-1]
     return backbone, rpn, c4_heads(layer4, body.spec.channels[3], norm=norm, **common)
 

@@ -1,4 +1,4 @@
-"""Anchors, the region proposal network, and the pooling of regions: torchvision's, with detectron2's numbers.
+"""The region proposal network and the pooling of regions: torchvision's, with detectron2's numbers.
 
 A  anchors of an image     n  boxes     L  levels, finest first     C  channels
 """
@@ -10,62 +10,16 @@ import math
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torchvision.models.detection.anchor_utils import AnchorGenerator
-from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.rpn import RegionProposalNetwork, RPNHead
 from torchvision.ops import MultiScaleRoIAlign, roi_align
 from torchvision.ops.poolers import LevelMapper
 
-SIZES = (32, 64, 128, 256, 512)
-"""Square roots of the anchors' areas, in pixels of the scaled image."""
-RATIOS = (0.5, 1.0, 2.0)
-"""Height over width."""
+from hetcl.downstream.models.anchors import Anchors
 
 
 def full(x: Tensor) -> Tensor:
     """Half precision (autocast) to float32: boxes of a thousand pixels need more than 8 bits."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
-
-
-class Anchors(AnchorGenerator):
-    """Anchors as detectron2 lays them: not rounded, size by size, from the corner of each cell.
-
-    torchvision takes strides for ``image // grid``, which is wrong for the coarsest level of the FPN
-    whenever its grid was rounded up; here they are given.
-
-    Args:
-        sizes: per level, the square roots of areas in pixels.
-        strides: per level, in pixels.
-    """
-
-    def __init__(self, sizes: tuple[tuple[float, ...], ...], strides: tuple[int, ...]) -> None:
-        super().__init__(sizes, (RATIOS,) * len(sizes))
-        self.strides = strides
-
-    def generate_anchors(
-        self,
-        scales: list[int],
-        aspect_ratios: list[float],
-        dtype: torch.dtype = torch.float32,
-        device: torch.device = torch.device("cpu"),  # noqa: B008 (torchvision's signature)
-    ) -> Tensor:
-        """Around the origin: float ``[sizes * ratios, 4]``."""
-        boxes = []
-        for size in scales:
-            for ratio in aspect_ratios:
-                width = math.sqrt(size**2 / ratio)
-                height = ratio * width
-                boxes.append([-width / 2, -height / 2, width / 2, height / 2])
-        return torch.tensor(boxes, dtype=dtype, device=device)
-
-    def forward(self, image_list: ImageList, feature_maps: list[Tensor]) -> list[Tensor]:
-        """One float ``[A, 4]`` an image, level by level, row by row, cell by cell."""
-        like = full(feature_maps[0].detach()[:0])
-        self.set_cell_anchors(like.dtype, like.device)
-        grids = [list(level.shape[-2:]) for level in feature_maps]
-        strides = [[s, s] for s in self.strides]
-        laid = torch.cat(self.grid_anchors(grids, strides))
-        return [laid] * len(image_list.image_sizes)
 
 
 class ProposalHead(RPNHead):

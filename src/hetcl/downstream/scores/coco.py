@@ -101,17 +101,18 @@ def _image(number: int, truth: Annotations) -> dict[str, Any]:
     }
 
 
+def _annotation(number: int, label: int, box: list[float], area: float) -> dict[str, Any]:
+    """An object or a detection as COCO writes it."""
+    entry = {"image_id": number, "category_id": int(label) + 1, "bbox": box, "area": float(area)}
+    return entry | {"iscrowd": 0}
+
+
 def _objects(number: int, truth: Annotations, masks: bool, lvis: bool) -> list[dict[str, Any]]:
     """The truths of an image as COCO's annotations. LVIS knows no crowds."""
     entries = []
     for row, box in enumerate(xywh(truth.boxes).tolist()):
-        annotation = {
-            "image_id": number,
-            "category_id": int(truth.labels[row]) + 1,
-            "bbox": box,
-            "area": float(truth.areas[row]),
-            "iscrowd": int(truth.crowd[row] and not lvis),
-        }
+        annotation = _annotation(number, truth.labels[row], box, truth.areas[row])
+        annotation["iscrowd"] = int(truth.crowd[row] and not lvis)
         if masks:
             annotation |= _segmentation(truth, row)
         entries.append(annotation)
@@ -136,14 +137,8 @@ def _detections(number: int, predicted: Prediction, masks: bool) -> list[dict[st
     """The detections of an image as COCO's annotations."""
     annotations = []
     for row, box in enumerate(xywh(predicted.boxes).tolist()):
-        annotation = {
-            "image_id": number,
-            "category_id": int(predicted.labels[row]) + 1,
-            "bbox": box,
-            "score": float(predicted.scores[row]),
-            "area": box[2] * box[3],
-            "iscrowd": 0,
-        }
+        annotation = _annotation(number, predicted.labels[row], box, box[2] * box[3])
+        annotation["score"] = float(predicted.scores[row])
         if masks and predicted.masks is not None:
             annotation["segmentation"] = text_rle(predicted.masks[row])
         annotations.append(annotation)

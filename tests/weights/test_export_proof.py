@@ -16,8 +16,9 @@ from torch import Tensor, nn
 from torchvision.models.feature_extraction import create_feature_extractor
 
 from hetcl.errors import InputError, WorkFailed
-from hetcl.weights import verify
-from hetcl.weights.verify import differences, plain_resnet, resnet_maps, run_code, same_weights
+from hetcl.weights import export_proof, writers
+from hetcl.weights.export_proof import differences, random_images, run_code, same_weights
+from hetcl.weights.plain_resnet import detectron2_name, plain_resnet, resnet_maps
 from tests.reference.backbones import BLOCKS, ResNet, detectron2_keys
 
 LAYERS = ["layer1", "layer2", "layer3", "layer4"]
@@ -53,7 +54,7 @@ def test_it_is_torchvisions(name: str, detectron2: bool) -> None:
     model, state = torchvision_resnet(name)
     state = {n: v for n, v in state.items() if not n.endswith("num_batches_tracked")}
     if detectron2:
-        state = {verify.detectron2_name(n): v for n, v in state.items()}
+        state = {detectron2_name(n): v for n, v in state.items()}
     x = torch.randn(2, 3, 67, 90)
     theirs = create_feature_extractor(model, LAYERS)(x).values()
     for ours, wanted in zip(resnet_maps(state, x, detectron2=detectron2), theirs, strict=True):
@@ -77,7 +78,7 @@ def test_a_stride_in_the_1x1_would_be_seen() -> None:
         block = getattr(model, f"res{i}")[0]
         block.conv1.stride, block.conv2.stride = (2, 2), (1, 1)
     with pytest.raises(WorkFailed, match="C3 differs"):
-        differences(model, lambda x: resnet_maps(state, x, detectron2=True), verify.images(1))
+        differences(model, lambda x: resnet_maps(state, x, detectron2=True), random_images(1))
 
 
 def test_a_key_too_few_or_too_many_is_named() -> None:
@@ -91,10 +92,10 @@ def test_a_key_too_few_or_too_many_is_named() -> None:
 
 def test_names_of_detectron2_by_rule() -> None:
     _, state = torchvision_resnet("resnet50")
-    names = {verify.detectron2_name(n) for n in state if not n.endswith("num_batches_tracked")}
+    names = {detectron2_name(n) for n in state if not n.endswith("num_batches_tracked")}
     assert names == detectron2_keys(50)
-    assert verify.detectron2_name("layer1.0.bn2.bias") == "res2.0.conv2.norm.bias"
-    assert verify.detectron2_name("bn1.weight") == "stem.conv1.norm.weight"
+    assert detectron2_name("layer1.0.bn2.bias") == "res2.0.conv2.norm.bias"
+    assert detectron2_name("bn1.weight") == "stem.conv1.norm.weight"
 
 
 @pytest.mark.parametrize("depth", BLOCKS)
@@ -136,7 +137,7 @@ def maps(scale: float = 1.0, nudge: float = 0.0) -> Any:
 
 @pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
 def test_the_tolerance_follows_the_scale(scale: float) -> None:
-    images = verify.images()
+    images = random_images()
     gaps = differences(maps(scale), maps(scale, 5e-6), images)
     assert gaps[:2] == (0.0, 0.0)
     assert 3e-6 < gaps[2] < 7e-6
@@ -145,7 +146,7 @@ def test_the_tolerance_follows_the_scale(scale: float) -> None:
 
 
 def test_what_is_no_number_or_has_another_shape_fails() -> None:
-    images = verify.images()
+    images = random_images()
     with pytest.raises(WorkFailed, match="C4 differs by nan"):
         differences(maps(), maps(nudge=float("nan")), images)
     with pytest.raises(WorkFailed, match=r"C2 has shape"):
@@ -153,17 +154,17 @@ def test_what_is_no_number_or_has_another_shape_fails() -> None:
 
 
 def test_maps_that_are_all_zero_are_compared_as_they_are() -> None:
-    assert differences(maps(0.0), maps(0.0), verify.images(1)) == (0.0,) * 4
+    assert differences(maps(0.0), maps(0.0), random_images(1)) == (0.0,) * 4
     with pytest.raises(WorkFailed):
-        differences(maps(0.0), maps(1.0), verify.images(1))
+        differences(maps(0.0), maps(1.0), random_images(1))
 
 
 def test_images_are_the_same_each_time_and_of_many_sizes() -> None:
-    first, again = verify.images(6), verify.images(6)
+    first, again = random_images(6), random_images(6)
     assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
     assert len({p.shape for p in first}) == 6
     assert all(p.shape[:2] == (2, 3) and min(p.shape[2:]) >= 64 and max(p.shape[2:]) <= 160 for p in first)
-    assert verify.images(1, size=(32, 48))[0].shape == (2, 3, 32, 48)
+    assert random_images(1, size=(32, 48))[0].shape == (2, 3, 32, 48)
 
 
 def test_weights_are_compared_to_the_bit() -> None:
@@ -194,10 +195,10 @@ def test_code_that_stops_is_a_failure_in_one_line() -> None:
     ],
 )
 def test_stages_of_torchvisions_models(name: str, stages: list[tuple[str, bool]]) -> None:
-    assert verify.stage_modules(torchvision.models.get_model(name), (64, 96)) == stages
+    assert writers.stage_modules(torchvision.models.get_model(name), (64, 96)) == stages
 
 
 def test_a_pickle_may_hold_arrays_alone() -> None:
     data = pickle.dumps({"a": print})
     with pytest.raises(pickle.UnpicklingError, match=r"builtins\.print is no array"):
-        verify.ArraysOnly(io.BytesIO(data)).load()
+        export_proof.ArraysOnly(io.BytesIO(data)).load()
