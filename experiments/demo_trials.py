@@ -20,9 +20,14 @@ VARIANTS = {
     "batch-negatives": "--batch_negatives true --stage1.queue 256 --stage2.queue 256 --stage2.lr 0.05",
     "wide": "--data scenes:24000 --stage1.epochs 1 --stage2.epochs 1 --batch_negatives true --stage1.queue 256 "
     "--stage2.queue 256 --stage2.lr 0.05",
+    "colors-kept": "--batch_negatives true --stage1.queue 256 --stage2.queue 256 --stage2.lr 0.05 --spatial.side 12 "
+    "--stage1.epochs 2 --stage2.epochs 7 --stage2.views.jitter_p 0 --stage2.views.grayscale_p 0",
+    "batch-128": "--batch_negatives true --stage1.queue 256 --stage2.queue 256 --spatial.side 12 --batch 128 "
+    "--groups 8 --stage1.lr 0.12 --stage2.lr 0.05",
 }
 """Name -> what differs from the recipe. A hypothesis each: none; the stage 1 of small and a larger step in stage 2;
-negatives of the same weights; six times the scenes, each seen once."""
+negatives of the same weights; six times the scenes, each seen once; a long stage 2 without colour changes, on a finer
+map; fewer and larger batches."""
 
 
 def main() -> int:

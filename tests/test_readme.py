@@ -12,6 +12,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.downstream.light import small_heads
+
 COMMANDS_RUN = ("tutorial-own-images.md",)
 """Documents whose ``bash`` blocks are run."""
 ROOT = Path(__file__).resolve().parent.parent
@@ -148,6 +150,7 @@ def test_python_in_the_documents_runs(
     from hetcl.cli import main
 
     monkeypatch.chdir(tmp_path)
+    small_heads(monkeypatch)
     names: dict[str, object] = {}
     pattern = r"^```(python|bash)\n(.*?)^```"
     threads = torch.get_num_threads()

@@ -95,7 +95,7 @@ def run(section: Section) -> None:
     section.attempt("contrastive test, ranks", lambda: ranks(section, scale), cap=20)
     for one in beside:
         section.attempt(one.name, one.result, cap=60 if one.thread.is_alive() else 3)
-    for accumulate in (1, 2):
+    for accumulate in (2,) if section.toy else (1, 2):
         name = f"compiled, accumulate {accumulate}"
         section.attempt(name, lambda a=accumulate: compiled(section, scale, a), cap=60)
 

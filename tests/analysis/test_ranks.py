@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -14,11 +11,6 @@ import pytest
 
 from tests.pretraining import processes
 
-TORCHRUN = (
-    "-m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 "
-    "--local-addr 127.0.0.1 -m hetcl.cli"
-).split()
-ENVIRONMENT = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
 QUICK = (
     "--batch 16 --workers 0 --threads 1 --device cpu --dims 8 --examples 0 --views crop --gallery 20".split()
 )
@@ -52,14 +44,11 @@ def same_features(a: Path, b: Path) -> None:
 
 
 def test_two_ranks_find_what_one_process_finds(one: Path, hcl: Path, moco: Path, tmp_path: Path) -> None:
-    words = command([hcl, moco], tmp_path / "two")
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, *words], env=ENVIRONMENT, capture_output=True, text=True, timeout=200
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
+    said = tmp_path / "said"
+    assert processes.run_ranks(command([hcl, moco], tmp_path / "two"), said) == [0, 0], said.read_text()
     same_features(one, tmp_path / "two")
     assert report_of(one) == report_of(tmp_path / "two")
-    assert done.stdout.count("done in") == 1
+    assert said.read_text().count("done in") == 1
 
 
 @pytest.mark.parametrize("die_at", [4, 25, 40])

@@ -1,16 +1,17 @@
-"""One thread for these small models."""
+"""Small detectors for the tests of whole commands."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 
 import pytest
-import torch
+
+from tests.downstream.light import small_heads
 
 
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+@pytest.fixture(scope="module")
+def light() -> Iterator[None]:
+    """Detectors of this module have small heads, as those of the fork server's processes (``processes.py``) have."""
+    with pytest.MonkeyPatch.context() as patch:
+        small_heads(patch)
+        yield

@@ -17,6 +17,8 @@ from tests.damage import DAMAGES, spoil
 from tests.downstream.layouts import write_coco, write_voc
 from tests.downstream.small_sets import command
 
+pytestmark = pytest.mark.usefixtures("light")
+
 
 @pytest.fixture(scope="module")
 def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:

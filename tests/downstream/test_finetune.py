@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -26,6 +23,7 @@ from tests.downstream.layouts import write_cityscapes, write_coco, write_lvis, w
 from tests.downstream.small_sets import command
 from tests.pretraining import processes
 
+pytestmark = pytest.mark.usefixtures("light")
 LAYOUTS: dict[str, Callable[[Path], object]] = {
     "coco": lambda root: write_coco(root, train=6, val=3),
     "lvis": lambda root: write_lvis(root, train=6, val=3),
@@ -33,7 +31,7 @@ LAYOUTS: dict[str, Callable[[Path], object]] = {
     "cityscapes": lambda root: write_cityscapes(root, train=6, val=3),
 }
 TASKS = {
-    "coco-c4": ("coco", "--neck c4 --init torchvision:resnet18"),
+    "coco-c4": ("coco", "--neck c4"),
     "lvis": ("lvis", "--model mask-rcnn --repeat_threshold 0.5 --score_threshold 0.0001 --detections 40"),
     "voc": ("voc", "--model faster-rcnn"),
     "voc-fcn": ("voc", "--model fcn"),
@@ -127,21 +125,11 @@ def test_killed_and_resumed_it_ends_in_the_same_bytes(
         assert ours == theirs
 
 
-def torchrun(*words: str) -> None:
-    start = (
-        "-m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 "
-        "--local-addr 127.0.0.1 -m hetcl.cli"
-    ).split()
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
-    done = subprocess.run(
-        [sys.executable, *start, *words], env=environment, capture_output=True, text=True, timeout=280
-    )
-    assert done.returncode == 0, done.stderr[-2000:]
-
-
 def test_two_ranks_train_and_evaluate_alike(undisturbed: Path, sets: Path, tmp_path: Path) -> None:
     out, data = tmp_path / "run", f"coco:{sets / 'coco'}"
-    torchrun(*command(out, data, "--norm", "sync", init=LIGHT))
+    said = tmp_path / "said"
+    argv = command(out, data, "--norm", "sync", init=LIGHT)
+    assert processes.run_ranks(argv, said) == [0, 0], said.read_text()
     rows = RunFolder(out).read_metrics()
     assert [row["step"] for row in rows] == [1, 2, 3, 4]
     assert "PyTorch synchronises batch norm on GPUs only" in (out / "log.txt").read_text()
@@ -157,7 +145,8 @@ def test_two_ranks_train_and_evaluate_alike(undisturbed: Path, sets: Path, tmp_p
         "1",
         "--out",
     ]
-    torchrun(*words, str(tmp_path / "two"), "--score_threshold", "0.001")
+    argv = [*words, str(tmp_path / "two"), "--score_threshold", "0.001"]
+    assert processes.run_ranks(argv, said) == [0, 0], said.read_text()
     assert main([*words, str(tmp_path / "one"), "--workers", "2", "--score_threshold", "0.001"]) == 0
     one, two = (tmp_path / name for name in ("one", "two"))
     assert (one / "results.json").read_bytes() == (two / "results.json").read_bytes()

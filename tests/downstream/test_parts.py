@@ -21,6 +21,8 @@ from hetcl.images.scenes import CLASSES
 from tests.downstream.layouts import save_indices, write_coco, write_voc
 from tests.downstream.small_sets import Boxes, command
 
+pytestmark = pytest.mark.usefixtures("light")
+
 LIGHT = "timm:test_resnet"
 ONCE = "--model faster-rcnn --steps 1 --milestones 1 --warmup 0 --evaluations 1".split()
 Edit = Callable[[dict[str, Any]], None]

@@ -9,7 +9,6 @@ import pytest
 import timm
 import torch
 import torch.distributed as dist
-import torch.multiprocessing as mp
 from torch import nn
 
 from hetcl.errors import InputError
@@ -18,6 +17,7 @@ from hetcl.model.embedding import Embedding
 from hetcl.model.group_norm import group_batch_norm
 from hetcl.model.momentum import MomentumPair, average_buffers, gather, shuffle_of
 from hetcl.model.pyramid import build_pyramid
+from tests.pretraining import processes
 
 EXACT = {"rtol": 1e-12, "atol": 1e-12}
 B, C = 12, 5
@@ -213,7 +213,12 @@ def one_rank(rank: int, folder: str) -> None:
 def test_two_ranks_equal_two_groups(tmp_path: Path) -> None:
     views = torch.randn(2, 2, 8, 3, 64, 64, dtype=torch.float64)
     torch.save(views, tmp_path / "views.pt")
-    mp.spawn(one_rank, args=(str(tmp_path),), nprocs=2)
+    ranks = [processes.SERVER.Process(target=one_rank, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in ranks:
+        process.start()
+    for process in ranks:
+        process.join()
+    assert [process.exitcode for process in ranks] == [0, 0]
     pair = MomentumPair(encoder(), momentum=0.9, groups=2).train()
     keys = two_steps(pair, views, slice(0, 8), ranks=1)
     for rank in range(2):

@@ -1,23 +1,13 @@
-"""One thread for these small models: on a busy machine two threads that wait for each other are far slower."""
+"""A run that several tests share."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-import torch
 
 from tests.pretraining import processes
 from tests.pretraining.small import command
-
-
-@pytest.fixture(autouse=True, scope="package")
-def one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="package")

@@ -11,9 +11,10 @@ import contextlib
 import multiprocessing
 import os
 import signal
+import socket
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
@@ -24,10 +25,15 @@ SERVER.set_forkserver_preload(["tests.pretraining.preload"])
 
 
 def start(
-    argv: Sequence[str], log: Path, *, die_at: int | None = None, folder: Path | None = None
+    argv: Sequence[str],
+    log: Path,
+    *,
+    die_at: int | None = None,
+    folder: Path | None = None,
+    environment: Mapping[str, str] = {},
 ) -> BaseProcess:
     """Run ``hetcl ARGV`` in a process of its own; what it says goes to ``log``."""
-    process = SERVER.Process(target=_child, args=([*argv], str(log), die_at, str(folder)))
+    process = SERVER.Process(target=_child, args=([*argv], str(log), die_at, str(folder), {**environment}))
     process.start()
     return process
 
@@ -38,6 +44,28 @@ def run(argv: Sequence[str], log: Path, *, die_at: int | None = None, folder: Pa
     process.join()
     assert process.exitcode is not None
     return process.exitcode
+
+
+def run_ranks(argv: Sequence[str], log: Path, ranks: int = 2) -> list[int]:
+    """``hetcl ARGV`` in two ranks that meet as under torchrun, to the end: their exit statuses."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        **{"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port), "GLOO_SOCKET_IFNAME": "lo"},
+        **{"WORLD_SIZE": str(ranks), "LOCAL_WORLD_SIZE": str(ranks)},
+        **{"GROUP_RANK": "0", "GROUP_WORLD_SIZE": "1", "TORCHELASTIC_RUN_ID": "test"},
+    }
+    started = [
+        start(argv, log, environment={**common, "RANK": str(rank), "LOCAL_RANK": str(rank)})
+        for rank in range(ranks)
+    ]
+    for process in started:
+        process.join(250)
+    statuses = [process.exitcode for process in started]
+    for process in started:
+        process.kill()  # what has ended does not mind
+    return [-1 if status is None else status for status in statuses]
 
 
 def wait_for(process: BaseProcess, condition: Callable[[], bool], timeout: float = 60) -> bool:
@@ -60,7 +88,8 @@ def kill(process: BaseProcess, number: int = signal.SIGKILL) -> int:
     return process.exitcode
 
 
-def _child(argv: list[str], log: str, die_at: int | None, folder: str) -> None:
+def _child(argv: list[str], log: str, die_at: int | None, folder: str, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
     from hetcl.cli import main
 
     out = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)

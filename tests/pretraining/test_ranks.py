@@ -16,7 +16,7 @@ from hetcl.runs.folder import RunFolder
 from tests.pretraining import processes
 
 SMALL = (
-    "--data scenes:14 --recipe demo --backbone resnet18 --size 64 --batch 8 --groups 2 --spatial.side 4 "
+    "--data scenes:14 --recipe demo --backbone timm:test_resnet --size 64 --batch 8 --groups 2 --spatial.side 4 "
     "--spatial.width 8 --semantic.dim 8 --threads 1 --workers 0 --device cpu --precision fp64 --log_every 1 "
     "--knn.bank 8 --knn.queries 4 --stage1.queue 13 --stage2.queue 13 --stage1.epochs 2 --stage2.epochs 2"
 ).split()

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw
 
+from hetcl.analysis.contrast.run import contrast
 from hetcl.errors import InputError, Stopped
 from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.paths import expand
-from hetcl.pretraining.monitors import in_batch_alone
 from hetcl.pretraining.run import pretrain
 from hetcl.printable import say
 from hetcl.runs.folder import RunFolder, write_atomic
@@ -22,76 +24,88 @@ from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
 
 DATA, RECIPE = "scenes:4000", "demo"
+UNSEEN = "scenes:2500"
+"""Its validation scenes are those that the backbone is tested on."""
+TEST = {"data_split": "val", "views": ["hcl"], "dims": [64], "examples": 1}
+"""Settings of the contrastive test: the views that stage 2 is trained on, of scenes that it never saw."""
+OURS = ("run", "contrast", "views.png", "found.png")
+"""What the folder of a demo holds."""
 
 
 def demo(out: str | Path) -> None:
-    """Draw scenes, show the views, train both stages, say what was learned.
+    """Draw scenes, show the views, train both stages, test on scenes that were not trained on, say what was learned.
 
     Raises:
         InputError: ``out`` holds something that is not a finished or stopped demo.
+        Stopped: a signal came; what was done is kept.
     """
     out = Path(expand(out))
     if out.exists() and not out.is_dir():
         raise InputError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(p.name not in ("run", "views.png", "views.png.part") for p in out.iterdir()):
+    if out.is_dir() and any(p.name.removesuffix(".part") not in OURS for p in out.iterdir()):
         raise InputError(f"--out {out} holds something that is no demo; name a new or empty folder")
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as e:
         raise InputError(f"cannot make the folder {out}: {e.strerror}; name another with --out") from None
     settings = resolve(RECIPE)
-    images = out / "views.png"
     source = open_source(DATA)
     say(f"1. Images: {source.description}. Nothing is stored or downloaded.")
     page = io.BytesIO()
     sheet(source, settings.stage2.views, size=settings.size).save(page, "PNG")
-    write_atomic(images, page.getvalue())
-    say(f"   {images}: eight of them with two crops drawn in, and the two views as the encoder gets them.")
+    write_atomic(out / "views.png", page.getvalue())
+    say(
+        f"   {out / 'views.png'}: eight of them with two crops drawn in, and the two views as the encoder gets them."
+    )
     say("2. Training: first MoCo-v2, then HCL, which adds a spatial vector to the semantic one.")
     run = RunFolder(out / "run")
-    rows = run.read_metrics()
-    if run.backbone.is_file():
-        say(f"   {run.path} holds a finished demo already; remove it to train again.")
-    else:
-        try:
+    try:
+        if run.backbone.is_file():
+            say(f"   {run.path} holds a finished demo already; remove it to train again.")
+        else:
             run = pretrain(data=DATA, out=run.path, recipe=RECIPE, resume=True)
-        except Stopped as e:
-            raise Stopped(
-                e.signum, f"stopped after saving; `hetcl demo --out {out}` goes on from there"
-            ) from None
-        rows = run.read_metrics()
-    say("3. What was learned, without a label:")
-    for line in lessons(rows):
+        say("3. Test, on scenes that it has not seen: which view is the other view of this one?")
+        tested = out / "contrast"
+        report = contrast(str(run.path), data=UNSEEN, out=tested, resume=tested.exists(), overrides=TEST)
+    except Stopped as e:
+        raise Stopped(
+            e.signum, f"stopped after saving; `hetcl demo --out {out}` goes on from there"
+        ) from None
+    write_atomic(out / "found.png", (tested / "figures" / "parts-run-hcl.png").read_bytes())
+    say("4. What was learned, without a label:")
+    for line in [*found(report), *lessons(run.read_metrics())]:
         say(f"   {line}")
+    say(f"   {out / 'found.png'}: examples of what each part found, with the spatial maps. Look at it.")
     say(f"   The backbone: {run.backbone}. Every figure over time: {run.metrics}.")
     say("   Next, with images of your own: hetcl pretrain --data my-photos --out run --recipe small")
 
 
+def found(report: Mapping[str, Any]) -> list[str]:
+    """What the content of ``contrast.json`` says of the run beside random weights, in plain sentences."""
+    top1 = {(r["model"], r["vector"]): r["top1"] for r in report["results"]}
+    (held,) = report["yardsticks"]
+    run, random = held["embedding"], held["random_embedding"]
+    change = next(d for d in report["differences"] if d["models"] == [run, random])["top1"]
+    parts = next(m["dims"] for m in report["models"] if m["name"] == run)
+    alone = " and ".join(f"the {part} part alone {top1[run, part]['value']:.1%}" for part in parts)
+    return [
+        f"The embedding finds the other view of an unseen image among {report['test']['gallery'] + 1:,} in "
+        f"{top1[run, 'full']['value']:.1%} of cases; with random weights in {top1[random, 'full']['value']:.1%}, by "
+        f"chance in {report['test']['chance']:.1%}.",
+        f"That is {100 * change['value']:+.1f} points, 95% interval {100 * change['low']:+.1f} to "
+        f"{100 * change['high']:+.1f}; {alone}.",
+    ]  # fmt: skip
+
+
 def lessons(rows: list[dict[str, float | str]]) -> list[str]:
-    """The story of a run in plain sentences, from its metrics."""
+    """What the table of figures of a run says of classes, in plain sentences."""
     knn = [float(r["knn"]) for r in rows if "knn" in r]
-    stated = []
-    if knn:
-        stated.append(
-            f"kNN finds the class of {knn[-1]:.1%} of unseen images from the backbone's features; "
-            f"with random weights it was {knn[0]:.1%}, by chance 10%. Classes take longer than a demo."
-        )
-    trained = [r for r in rows if "accuracy_batch" in r]
-    if not trained:
-        return [*stated, "The table of figures is damaged: it no longer says how training went."]
-    first, last = trained[0], trained[-1]
-    stated.append(
-        f"A view finds the other view of its image among those of its batch in "
-        f"{float(last['accuracy_batch']):.1%} of cases; at the start in {float(first['accuracy_batch']):.1%}."
-    )
-    if alone := list(in_batch_alone(last).items()):
-        (first_part, value), *others = alone
-        stated.append(
-            f"The {first_part} vector alone does so in {value:.1%}, "
-            + "".join(f"the {part} one alone in {v:.1%}, " for part, v in others).removesuffix(", ")
-            + ": each knows something of its own."
-        )
-    return stated
+    if not knn:
+        return ["The table of figures is damaged: it no longer says what the kNN checks found."]
+    return [
+        f"kNN finds the class of {knn[-1]:.1%} of unseen images from the backbone's features; with random weights it "
+        f"was {knn[0]:.1%}, by chance 10%. Classes take longer than a demo."
+    ]
 
 
 def sheet(source: Source, policy: ViewPolicy, *, size: int, count: int = 8, seed: int = 0) -> Image.Image:

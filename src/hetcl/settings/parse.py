@@ -134,6 +134,16 @@ def _parser(cls: Any) -> Any:
     return parser
 
 
+@cache
+def _parser_of_one(kind: Any) -> Any:
+    """A parser of ``--value``, of the type of one field; the parser of all fields takes some ten times as long."""
+    import jsonargparse
+
+    parser = jsonargparse.ArgumentParser(exit_on_error=False, allow_abbrev=False)
+    parser.add_argument("--value", type=kind)
+    return parser
+
+
 def _words(value: Any, kind: Any) -> str:
     """A value as the settings parser reads it on a command line; ``0.2,1`` and ``5`` are lists where one is due."""
     import yaml
@@ -162,11 +172,12 @@ def build(cls: type[T], given: Mapping[str, tuple[Any, str]], check: Callable[[T
     wrong = (ArgumentError, SystemExit, ValueError, TypeError)
     kind: Any = cls  # (a type variable is not hashable to mypy)
     kinds = _kinds(kind)
-    words = {key: f"--{key}={_words(value, kinds[key])}" for key, (value, _) in given.items() if key in kinds}
+    words = {key: _words(value, kinds[key]) for key, (value, _) in given.items() if key in kinds}
+    options = [f"--{key}={word}" for key, word in words.items()]
     values: Mapping[str, Any] | None = None
     if len(words) == len(given):
         with contextlib.suppress(*wrong):  # when some value is wrong: go one by one, to name each
-            values = _parser(kind).parse_args([*words.values()]).as_dict()
+            values = _parser(kind).parse_args(options).as_dict()
     if values is not None:
         settings = _instance(cls, values)
         if faults := check(settings):
@@ -179,10 +190,10 @@ def build(cls: type[T], given: Mapping[str, tuple[Any, str]], check: Callable[[T
             faults.append(_unknown(cls, key, where))
             continue
         try:
-            _parser(kind).parse_args([words[key]])
+            _parser_of_one(kinds[key]).parse_args([f"--value={words[key]}"])
         except wrong:
             faults.append(f"setting {key}{where} must be {_wanted(kinds[key], value)}, not {value!r}")
-    raise InputError(*(faults or [f"cannot read the settings {', '.join(words.values())}"]))
+    raise InputError(*(faults or [f"cannot read the settings {', '.join(options)}"]))
 
 
 def resolve_as(

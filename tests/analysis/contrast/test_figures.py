@@ -313,7 +313,7 @@ def test_a_sheet_shows_successes_at_the_left_and_failures_at_the_right() -> None
 def test_the_crops_are_drawn_where_they_were_cut() -> None:
     row = example(1, True, original=image(100, 100, 200), boxes=((0, 0, 50, 50), (50, 50, 100, 100)))
     cell = np.asarray(
-        sheets._drawn(row.original, [(row.boxes[0], sheets.QUERY), (row.boxes[1], sheets.PARTNER)])
+        sheets.drawn(row.original, [(row.boxes[0], sheets.QUERY), (row.boxes[1], sheets.PARTNER)])
     )
     for color, (low, high) in ((sheets.QUERY, (0, 56)), (sheets.PARTNER, (56, 112))):
         rgb = [int(color[i : i + 2], 16) for i in (1, 3, 5)]

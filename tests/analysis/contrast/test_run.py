@@ -137,6 +137,8 @@ def test_files_for_people_are_there(both: Path) -> None:
     for name in ("overlap-crop", "overlap-standard", "dimensions-crop", "dimensions-standard", "splits-crop"):
         assert {f"{name}.svg", f"{name}.png"} <= figures
     assert {f"examples-{m}-{v}.png" for m in ("hcl", "moco") for v in ("crop", "standard")} <= figures
+    assert {f"parts-hcl-{v}.png" for v in ("crop", "standard")} <= figures
+    assert not any(name.startswith("parts-moco") for name in figures)  # it has one part
 
 
 # ---- same views for all, whatever the machine --------------------------------------------------------------------

@@ -12,6 +12,8 @@ from hetcl.errors import InputError
 from hetcl.model.pyramid import build_pyramid
 from tests.downstream.models.making import bare, batch, small, total
 
+pytestmark = pytest.mark.usefixtures("light")
+
 NAMES = {"loss_classifier", "loss_box_reg", "loss_mask", "loss_objectness", "loss_rpn_box_reg"}
 
 

@@ -12,6 +12,8 @@ from hetcl.downstream.models import param_groups, precise_bn, segmenter
 from hetcl.errors import InputError
 from tests.downstream.models.making import batch, small, total
 
+pytestmark = pytest.mark.usefixtures("light")
+
 
 @pytest.mark.parametrize("neck", ["fpn", "c4"])
 def test_frozen_norms_do_not_move_and_the_rest_does(neck: str) -> None:

@@ -17,7 +17,8 @@ from typing import Any
 from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast import figures, plotting, report_text, verdict
 from hetcl.analysis.contrast.examples import sheet_of
-from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
+from hetcl.analysis.contrast.part_examples import part_sheet
+from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, models_of, overview, parts_of, results_of
 from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
@@ -320,7 +321,7 @@ class Test(Session):
                 "bins": [k / s.bins for k in range(s.bins + 1)],
             },
             "views": overview(tested, self.policies, confidence=s.confidence),
-            "models": self._models(),
+            "models": models_of(self.entries, {s.entry.name: s.dims for s in self.subjects}),
             "yardsticks": [asdict(held) for held in self.held],
             "results": [row for t in tested for row in results_of(t, bins=s.bins, confidence=s.confidence)],
             "parts": [row for t in tested for row in parts_of(t)],
@@ -339,23 +340,6 @@ class Test(Session):
         named = [e.name for e in self.entries if e.role == "model"]
         pairs = {frozenset(pair) for pair in combinations(named, 2)}
         return pairs | {frozenset(pair) for h in self.held for pair in h.pairs}
-
-    def _models(self) -> list[dict[str, Any]]:
-        dims = {t.entry.name: t.dims for t in self.subjects}
-        return [
-            {
-                "name": e.name,
-                "model": e.encoder.model,
-                "arch": e.encoder.pyramid.arch,
-                "features": e.features,
-                "size": e.size,
-                "dims": dims[e.name],
-                "weights": e.digest,
-                "role": e.role,
-                "of": e.of,
-            }
-            for e in self.entries
-        ]
 
     def _draw(self, report: Mapping[str, Any], tested: Sequence[Tested]) -> None:
         """Figures and example sheets, for every kind of views."""
@@ -377,8 +361,22 @@ class Test(Session):
                 t, self.source, pairs, policy=subject.policy, size=subject.entry.size,
                 bins=self.settings.bins, count=self.settings.examples,
             )  # fmt: skip
+            name = subject.folder.path.name.rsplit("-", 1)[0]
+            write_atomic(place / f"examples-{name}.png", image)
+            if len(t.features.dims) > 1:
+                beside = self._random_beside(subject, tested)
+                image = part_sheet(
+                    t, beside, self.source, pairs, policy=subject.policy, size=subject.entry.size
+                )
+                write_atomic(place / f"parts-{name}.png", image)
             pairs.close()
-            write_atomic(place / f"examples-{subject.folder.path.name.rsplit('-', 1)[0]}.png", image)
+
+    def _random_beside(self, subject: Subject, tested: Sequence[Tested]) -> Tested | None:
+        """The embedding with random weights that a model's own is held against, under the same views."""
+        held = next((h for h in self.held if h.embedding == subject.entry.name), None)
+        return next(
+            (t for t in tested if held and t.name == held.random_embedding and t.views == subject.views), None
+        )
 
     def _say(self, report: Mapping[str, Any]) -> None:
         """The verdict, the table and the other sentences."""

@@ -66,11 +66,11 @@ def examples(rows: Sequence[Example], title: str) -> Image.Image:
     y = head
     for b in bins:
         draw.line((GAP, y, WIDTH - GAP, y), "#cccccc")
-        draw.text((GAP, y + 4), b, "black", _font(12))
+        draw.text((GAP, y + 4), b, "black", font(12))
         y += HEAD
         for success, x in ((True, GAP), (False, RIGHT)):
             if not some[b, success]:
-                draw.text((x, y + CELL // 2), "none", QUIET, _font(12))
+                draw.text((x, y + CELL // 2), "none", QUIET, font(12))
             for i, row in enumerate(some[b, success]):
                 _one(page, draw, row, x, y + i * ROW)
         y += lines[b] * ROW
@@ -79,12 +79,12 @@ def examples(rows: Sequence[Example], title: str) -> Image.Image:
 
 def _heading(draw: ImageDraw.ImageDraw, title: str) -> None:
     """The title, how to read the sheet, and what stands in each column."""
-    draw.text((GAP, GAP), _fitted(title, _font(15), WIDTH - 2 * GAP), "black", _font(15))
+    draw.text((GAP, GAP), fitted(title, font(15), WIDTH - 2 * GAP), "black", font(15))
     how = (
         "Each original shows where its views were cut. IoU: overlap of the two cuts. Similarity: inner product of the "
         "vectors; the most similar view is found."
     )
-    draw.text((GAP, GAP + HEAD), how, QUIET, _font(11))
+    draw.text((GAP, GAP + HEAD), how, QUIET, font(11))
     y = GAP + HEAD + LINE + 6
     for x, text, names in (
         (GAP, "found: the partner is the most similar view", ("original", "query", "partner")),
@@ -94,35 +94,35 @@ def _heading(draw: ImageDraw.ImageDraw, title: str) -> None:
             ("original", "query", "partner", "found instead", "its original"),
         ),
     ):
-        draw.text((x, y), text, "black", _font(13))
+        draw.text((x, y), text, "black", font(13))
         for i, name in enumerate(names):
             color = {"query": QUERY, "partner": PARTNER, "found instead": FOUND}.get(name)
             place = x + i * (CELL + GAP)
             if color:
                 draw.rectangle((place, y + LINE + 9, place + 8, y + LINE + 17), fill=color)
-            draw.text((place + (13 if color else 0), y + LINE + 7), name, INK, _font(11))
+            draw.text((place + (13 if color else 0), y + LINE + 7), name, INK, font(11))
 
 
 def _one(page: Image.Image, draw: ImageDraw.ImageDraw, row: Example, x: int, y: int) -> None:
     """One example: images side by side, and its figures below."""
     cells = [
-        _drawn(row.original, [(row.boxes[0], QUERY), (row.boxes[1], PARTNER)]),
-        _framed(row.query, QUERY),
-        _framed(row.partner, PARTNER),
+        drawn(row.original, [(row.boxes[0], QUERY), (row.boxes[1], PARTNER)]),
+        framed(row.query, QUERY),
+        framed(row.partner, PARTNER),
     ]
     other = "best other"
     if row.found is not None:
         other = "found instead"
-        cells.append(_framed(row.found, FOUND))
+        cells.append(framed(row.found, FOUND))
         if row.found_original is not None and row.found_box is not None:
-            cells.append(_drawn(row.found_original, [(row.found_box, FOUND)]))
+            cells.append(drawn(row.found_original, [(row.found_box, FOUND)]))
     for i, cell in enumerate(cells):
         page.paste(cell, (x + i * (CELL + GAP), y))
     caption = f"IoU {row.iou:.2f}    similarity: partner {row.right:.2f}, {other} {row.wrong:.2f}"
-    draw.text((x, y + CELL + 2), caption, INK, _font(11))
+    draw.text((x, y + CELL + 2), caption, INK, font(11))
 
 
-def _drawn(pixels: np.ndarray, boxes: Sequence[tuple[Box, str]]) -> Image.Image:
+def drawn(pixels: np.ndarray, boxes: Sequence[tuple[Box, str]]) -> Image.Image:
     """The original fitted into a cell, with boxes on it, each with a thin dark rim to be seen on any image."""
     scale = CELL / max(pixels.shape[:2])
     size = max(1, round(pixels.shape[1] * scale)), max(1, round(pixels.shape[0] * scale))
@@ -139,7 +139,7 @@ def _drawn(pixels: np.ndarray, boxes: Sequence[tuple[Box, str]]) -> Image.Image:
     return cell
 
 
-def _framed(pixels: np.ndarray, color: str) -> Image.Image:
+def framed(pixels: np.ndarray, color: str) -> Image.Image:
     """A view in a cell with a frame."""
     cell = Image.fromarray(pixels).resize(
         (CELL, CELL), Image.Resampling.NEAREST if len(pixels) < CELL else Image.Resampling.BICUBIC
@@ -148,7 +148,7 @@ def _framed(pixels: np.ndarray, color: str) -> Image.Image:
     return cell
 
 
-def _fitted(text: str, font: Font, width: int) -> str:
+def fitted(text: str, font: Font, width: int) -> str:
     """The text, shortened in its middle until it is no wider than ``width`` pixels."""
     longest = len(text)
     while longest > 8 and font.getlength(shortened(text, longest)) > width:
@@ -157,5 +157,5 @@ def _fitted(text: str, font: Font, width: int) -> str:
 
 
 @lru_cache
-def _font(size: int) -> Font:
+def font(size: int) -> Font:
     return ImageFont.load_default(size)
