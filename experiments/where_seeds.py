@@ -4,8 +4,8 @@
 
 Each method is trained on the same images by the recipe ``small`` at 48 pixels (``hetcl pretrain``; goes on where it was
 stopped), then the models of a seed are asked together, beside random weights (``hetcl probe --ask where``). Printed:
-for each figure the mean over seeds of the paired difference to random weights, and each seed's own. docs/results.md says
-what came out.
+for each figure the mean over seeds of the paired difference to random weights, and each seed's own. docs/results.md
+says what came out.
 """
 
 from __future__ import annotations
