@@ -16,6 +16,7 @@ import numpy as np
 from hetcl.analysis.contrast.search_results import SearchResults
 from hetcl.analysis.contrast.vectors import Features
 from hetcl.analysis.statistics import Bins, Estimate, PairedTally, Tally, proportion
+from hetcl.analysis.yardstick import Entry
 from hetcl.boxes import box_iou
 from hetcl.types import ViewPolicy
 
@@ -55,6 +56,24 @@ def overlap_of(features: Features, rows: slice) -> np.ndarray:
 def estimate(e: Estimate) -> dict[str, float]:
     """An estimate as it stands in the JSON."""
     return {"value": float(e.value), "low": float(e.low), "high": float(e.high)}
+
+
+def models_of(entries: Sequence[Entry], dims: Mapping[str, dict[str, int]]) -> list[dict[str, Any]]:
+    """The rows of ``models``; ``dims`` of each by name."""
+    return [
+        {
+            "name": e.name,
+            "model": e.encoder.model,
+            "arch": e.encoder.pyramid.arch,
+            "features": e.features,
+            "size": e.size,
+            "dims": dims[e.name],
+            "weights": e.digest,
+            "role": e.role,
+            "of": e.of,
+        }
+        for e in entries
+    ]
 
 
 def overview(

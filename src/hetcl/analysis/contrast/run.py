@@ -18,7 +18,7 @@ from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast import figures, plotting, report_text, verdict
 from hetcl.analysis.contrast.examples import sheet_of
 from hetcl.analysis.contrast.part_examples import part_sheet
-from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, overview, parts_of, results_of
+from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, models_of, overview, parts_of, results_of
 from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
@@ -314,7 +314,7 @@ class Test(Session):
                 "bins": [k / s.bins for k in range(s.bins + 1)],
             },
             "views": overview(tested, self.policies, confidence=s.confidence),
-            "models": self._models(),
+            "models": models_of(self.entries, {s.entry.name: s.dims for s in self.subjects}),
             "yardsticks": [asdict(held) for held in self.held],
             "results": [row for t in tested for row in results_of(t, bins=s.bins, confidence=s.confidence)],
             "parts": [row for t in tested for row in parts_of(t)],
@@ -333,23 +333,6 @@ class Test(Session):
         named = [e.name for e in self.entries if e.role == "model"]
         pairs = {frozenset(pair) for pair in combinations(named, 2)}
         return pairs | {frozenset(pair) for h in self.held for pair in h.pairs}
-
-    def _models(self) -> list[dict[str, Any]]:
-        dims = {t.entry.name: t.dims for t in self.subjects}
-        return [
-            {
-                "name": e.name,
-                "model": e.encoder.model,
-                "arch": e.encoder.pyramid.arch,
-                "features": e.features,
-                "size": e.size,
-                "dims": dims[e.name],
-                "weights": e.digest,
-                "role": e.role,
-                "of": e.of,
-            }
-            for e in self.entries
-        ]
 
     def _draw(self, report: Mapping[str, Any], tested: Sequence[Tested]) -> None:
         """Figures and example sheets, for every kind of views."""
