@@ -1,0 +1,365 @@
+"""Did it learn, what did the spatial branch add, what now? In words, each with the figures it rests on.
+
+What training says of itself is weak: random weights, too, tell many images apart. So a rise during training is called
+just that, and ``hetcl contrast`` has the last word where it was given. Free of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hetcl.paths import expand
+from hetcl.reporting.blocks import Grid
+from hetcl.reporting.commands import command_of, quoted
+from hetcl.reporting.read import Result, mapping, number
+from hetcl.reporting.stages import Stage, knn_of, stages_of
+
+FLAT = -0.02
+"""Uniformity above which an embedding has collapsed: 0 is one vector for all images, -4 is spread out."""
+EARLY = 300
+"""Steps before which an encoder that has not ended may be nearly constant and mend by itself."""
+LEAST = 0.02
+"""A rise below this is called none, however many queries there were."""
+LABELS = {
+    "learned": "Learned",
+    "partly": "Learned in part",
+    "training": "Learns in training; not yet held against random weights",
+    "not learned": "Not learned",
+    "collapsed": "Collapsed",
+    "half": "Half-finished",
+    "unclear": "Cannot tell",
+}
+"""Status -> the words of the page."""
+TESTED = {"too few": "unclear", "random": "unclear"}
+"""Statuses of contrast.json that have other names here."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do next."""
+
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one run."""
+
+    run: str
+    status: str
+    headline: str
+    learned: Sequence[str]
+    spatial: Sequence[str]
+    next: Sequence[Advice]
+    figures: Grid | None = None
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.status]
+
+
+def percent(value: float) -> str:
+    """``12.3%``."""
+    return f"{100 * value:.1f}%"
+
+
+def points(row: Mapping[str, Any]) -> str:
+    """``+6.9 points (95% interval +5.7 to +8.1)`` of ``{value, low, high}``."""
+    return f"{100 * row['value']:+.1f} points (95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
+
+
+def judge(run: Result, others: Sequence[Result]) -> Verdict:
+    """The verdict on a pre-training run.
+
+    Args:
+        others: tests that may be of it: their figures count for more than the run's own.
+    """
+    stages = stages_of(run)
+    begun = [s for s in stages if s.rows]
+    ended = bool(run.summary) or (bool(stages) and all(s.over for s in stages))
+    test = _contrast_row(run, others)
+    status = _status(run, begun, ended, test)
+    learned = [*_where_it_stands(run, stages, ended), *_of_training(begun), *_of_neighbours(run)]
+    if test is not None:
+        learned.insert(0, f"Held against random weights (hetcl contrast): {test.get('line', '')}")
+    return Verdict(
+        run.name,
+        status,
+        _headline(status, begun, ended),
+        learned + [f"{line}." for line in run.damage],
+        list(_spatial(run, stages, others)),
+        list(_advice(run, status, ended, test, others)),
+        _figures(begun),
+    )
+
+
+def belongs(model: str, name: str, run: Result) -> bool:
+    """Whether a MODEL of a test is this run: by its path, or by its name where the path led there from elsewhere."""
+    path = Path(expand(model)).absolute()
+    return run.path in (path, path.parent) or (not path.exists() and name in (run.name, run.path.name))
+
+
+def _contrast_row(run: Result, others: Sequence[Result]) -> Mapping[str, Any] | None:
+    for test in others:
+        models = {m["name"]: m["model"] for m in test.tree["models"]} if test.kind == "contrast" else {}
+        for row in test.tree["verdict"] if models else ():
+            if belongs(str(models.get(row["model"], "")), str(row["model"]), run):
+                return mapping(row)
+    return None
+
+
+def _collapsed(stage: Stage, ended: bool, name: str = "") -> bool:
+    """One vector for all in the last two rows, and not on the way out of it."""
+    values = [v for row in stage.rows if (v := number(row.get(f"{name}uniformity"))) is not None][-2:]
+    flat = len(values) == 2 and min(values) > FLAT and values[1] > 1.25 * values[0] - 0.0003
+    return flat and (ended or stage.step >= EARLY)
+
+
+def _status(run: Result, begun: Sequence[Stage], ended: bool, test: Mapping[str, Any] | None) -> str:
+    if begun and _collapsed(begun[-1], ended):
+        return "collapsed"
+    if not ended:
+        return "half"
+    if test is not None:
+        status = str(test.get("status"))
+        status = TESTED.get(status, status)
+        return status if status in LABELS else "unclear"
+    rises = [r for s in begun if (r := s.rise()) is not None]
+    if not rises:
+        return "unclear"
+    value, error = max(rises)
+    knn = knn_of(run)
+    falls = knn is not None and knn.after < knn.before - knn.error
+    if value > max(LEAST, error) and not falls:
+        return "learned" if knn is not None and knn.after > knn.before + knn.error else "training"
+    return "not learned" if value < max(LEAST, error) and sum(s.step for s in begun) >= EARLY else "unclear"
+
+
+def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
+    if not begun:
+        return "Nothing was logged yet, so nothing can be said." if not ended else "Its figures cannot be read."
+    last = begun[-1]
+    value, chance = last.late(last.measure), last.chance
+    where = f"it finds {percent(value)} right within the batch, by chance {percent(chance)}" if value else ""
+    return {
+        "learned": f"The features tell images apart better than random weights do; {where}.",
+        "partly": f"The embedding learned; the backbone below it is not shown to be better than random weights; {where}.",
+        "training": f"It got better at its task: {where}. Whether its features are better than random weights is not "
+        "measured yet.",
+        "not learned": f"It is no better than where it began, although it is above chance, as random weights are: {where}.",
+        "collapsed": f"Nearly every image gets the same vector, so the features are of no use; {where}.",
+        "half": f"It has not ended; so far {where}.",
+        "unclear": f"The figures do not settle it; {where}.",
+    }[status]  # fmt: skip
+
+
+# ---- did it learn ------------------------------------------------------------------------------------------------
+
+
+def _where_it_stands(run: Result, stages: Sequence[Stage], ended: bool) -> Iterator[str]:
+    if not ended:
+        for stage in stages:
+            at = f"epoch {stage.epoch} of {stage.epochs} (step {stage.step:,})" if stage.rows else "not begun"
+            yield f"{stage.name} ({stage.method}): {'ended' if stage.over else at}."
+
+
+def _of_training(begun: Sequence[Stage]) -> Iterator[str]:
+    """Did accuracy rise in each stage, in words; the other figures stand in the table."""
+    for stage in begun:
+        first, late, rise = stage.first(stage.measure), stage.late(stage.measure), stage.rise()
+        if first is None or late is None or rise is None:
+            continue
+        what = "labels right" if stage.measure == "accuracy" else "right within the batch"
+        told = "a rise that chance does not explain" if rise[0] > max(LEAST, rise[1]) else "no rise that can be told"
+        yield (
+            f"{stage.name} ({stage.method}), {what}: {percent(first)} at first, {percent(late)} at last "
+            f"({100 * rise[0]:+.1f} points: {told}); by chance {percent(stage.chance)}."
+        )
+        spread = stage.late("uniformity")
+        if spread is not None and spread > FLAT:
+            yield f"{stage.name}: uniformity {spread:.3f}, so nearly every image has one and the same vector."
+
+
+def _figures(begun: Sequence[Stage]) -> Grid | None:
+    """A row for each stage: the figures at its end, beside what nothing learned would give."""
+    rows = []
+    for stage in begun:
+        two = [stage.late(k) for k in ("loss", "chance", "alignment", "uniformity")]
+        first, late = stage.first(stage.measure), stage.late(stage.measure)
+        shares = ["" if v is None else percent(v) for v in (first, late, stage.chance)]
+        rows.append([f"{stage.name}, {stage.method}", *shares, *("" if v is None else f"{v:.2f}" for v in two)])
+    header = [
+        "stage",
+        "right at first",
+        "right at last",
+        "by chance",
+        "loss",
+        "loss by chance",
+        "alignment",
+        "uniformity",
+    ]
+    caption = (
+        "At last: the mean of the last tenth of a stage's rows. Loss by chance is log(1 + negatives). Alignment 0: "
+        "the two views of an image lie in one place; 2: no relation. Uniformity 0: one vector for all images; -4: spread out."
+    )
+    return Grid(caption, header, rows) if rows else None
+
+
+def _of_neighbours(run: Result) -> Iterator[str]:
+    knn = knn_of(run)
+    if knn is None:
+        yield "kNN against random weights was not measured: the data has no labels, or the check was off."
+        return
+    difference = knn.after - knn.before
+    told = (
+        "no difference that so few images can tell"
+        if abs(difference) <= knn.error
+        else "better than random weights"
+        if difference > 0
+        else "worse than random weights"
+    )
+    yield (
+        f"kNN of the backbone: {percent(knn.after)} at the last check, {percent(knn.before)} with random weights "
+        f"({100 * difference:+.1f} points, on at most {knn.images:,} images: {told})."
+    )
+
+
+# ---- what the spatial branch added -------------------------------------------------------------------------------
+
+
+def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> Iterator[str]:
+    stage = next((s for s in reversed(stages) if s.method == "hcl"), None)
+    if stage is None:
+        methods = ", ".join(dict.fromkeys(s.method for s in stages)) or "none"
+        yield f"This run has no spatial branch (method {methods})."
+        return
+    both, what, where = (stage.late(f"{part}accuracy_batch") for part in ("", "semantic_", "spatial_"))
+    if both is None or what is None or where is None:
+        yield f"Not to be seen yet: {stage.name}, which trains the spatial branch, has no figures."
+    else:
+        rows = [r for r in stage.rows if number(r.get("semantic_accuracy_batch")) is not None]
+        queries = stage.batch * stage.log_every * max(1, round(0.1 * len(rows)))
+        error = 2 * (2 * max(both, 0.01) * (1 - min(both, 0.99)) / queries) ** 0.5
+        told = (
+            "it adds to the semantic part in training"
+            if both - what > max(LEAST, error)
+            else "it takes away from the semantic part in training"
+            if what - both > max(LEAST, error)
+            else "nothing that can be told in training"
+        )
+        yield (
+            f"Right within the batch at the end of {stage.name}: both parts together {percent(both)}, the semantic part "
+            f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
+            f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {told}."
+        )
+        if _collapsed(stage, True, "spatial_"):
+            yield "The spatial part itself has collapsed: all images get nearly the same map."
+    known = [*_vectors(run, others), *_against_stage1(run, others)]
+    yield from known
+    if not known:
+        yield (
+            "Whether the backbone gained by it is another question, which training does not answer: hetcl contrast "
+            "and hetcl probe hold it against stage 1."
+        )
+
+
+def _vectors(run: Result, others: Sequence[Result]) -> Iterator[str]:
+    """The embedding with and without its spatial part, in contrastive tests of this run."""
+    for test in (t for t in others if t.kind == "contrast"):
+        for model in test.tree["models"]:
+            if model.get("role") != "model" or not belongs(str(model["model"]), str(model["name"]), run):
+                continue
+            rows = {(r["views"], r["vector"]): r["top1"] for r in test.tree["results"] if r["model"] == model["name"]}
+            for (views, vector), alone in rows.items():
+                if vector == "semantic" and (both := rows.get((views, "full"))):
+                    yield (
+                        f"Among {test.tree['test']['gallery']:,} other images (views {views}): both parts find "
+                        f"{percent(both['value'])} ({percent(both['low'])} to {percent(both['high'])}), the semantic part "
+                        f"alone {percent(alone['value'])} ({percent(alone['low'])} to {percent(alone['high'])})."
+                    )
+
+
+def _against_stage1(run: Result, others: Sequence[Result]) -> Iterator[str]:
+    """The backbone after both stages against the same after stage 1, in tests that hold both."""
+    for test in (t for t in others if t.kind in ("contrast", "where")):
+        models = {m["name"]: m for m in test.tree["models"]}
+        for row in test.tree["differences"]:
+            names = row["models"] if test.kind == "contrast" else [row["first"], row["second"]]
+            first, second = (models.get(n, {}) for n in names)
+            if second.get("role") != "before" or not belongs(str(first.get("model")), str(names[0]).split(" ")[0], run):
+                continue
+            if test.kind == "contrast" and row["vector"] == "full":
+                yield f"Backbone, {names[0]} minus {names[1]}, views {row['views']}: {_told(row['top1'])}."
+            elif test.kind == "where" and (row["question"], row["measure"], row["level"]) in HEADLINES:
+                what = HEADLINES[row["question"], row["measure"], row["level"]]
+                yield f"{what}, {names[0]} minus {names[1]}: {_told(row)}."
+
+
+HEADLINES = {
+    ("localization", "iou", "c4"): "The main object's box from C4 (IoU)",
+    ("correspondence", "pck1", "c4"): "The same place in another crop from C4 (PCK)",
+    ("dense-knn", "miou", "c2-c5"): "The class of a cell by its neighbours (mIoU)",
+    ("dense-linear", "miou", "c2-c5"): "The class of a cell by a linear function (mIoU)",
+}
+"""Question, measure and level of ``where.json`` that stand for it; the level is fixed, so that none is picked."""
+
+
+def _told(row: Mapping[str, Any]) -> str:
+    told = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference can be told"
+    return f"{points(row)}: {told}"
+
+
+# ---- what now ----------------------------------------------------------------------------------------------------
+
+
+def _advice(
+    run: Result, status: str, ended: bool, test: Mapping[str, Any] | None, others: Sequence[Result]
+) -> Iterator[Advice]:
+    out, data = quoted(run.path), quoted(run.tree.get("data", "DATA"))
+    stage = mapping(run.settings.get("stage2" if any(r.get("stage") == "stage2" for r in run.rows) else "stage1"))
+    if status == "collapsed":
+        lr = number(stage.get("lr")) or 0.03
+        lower = min(lr / 10, 0.03)
+        yield Advice(
+            f"Begin again in a new folder with a lower learning rate (it was {lr:g}); if it collapses again, raise "
+            "temperature or key_momentum. Do not use these weights.",
+            command_of(run, out="NEW-RUN", changes={"stage1.lr": lower, "stage2.lr": lower}),
+        )
+        return
+    if not ended:
+        yield Advice("Go on with it: it continues from its last checkpoint.", f"hetcl pretrain --out {out} --resume")
+        return
+    if status in ("training", "unclear") and (test is None or test.get("needed")):
+        needed = int(number((test or {}).get("needed")) or 0)
+        more = f" --images {needed}" if needed else ""
+        yield Advice(
+            "Hold it against random weights and against its stage 1, then make this page again with that folder too.",
+            f"hetcl contrast {out} --data {data} --out contrast{more}",
+        )
+    if status == "not learned":
+        yield Advice(
+            "Train longer, on more images, or with a higher learning rate; `hetcl doctor` says what the recipe would "
+            "take here. A tenth of a long training should already show a gain.",
+            f"hetcl doctor --data {data}",
+        )
+    if status in ("learned", "partly", "training"):
+        tested = any(
+            belongs(str(m["model"]), str(m["name"]), run)
+            for t in others
+            if t.kind == "where"
+            for m in t.tree["models"]
+        )
+        if not tested:
+            yield Advice(
+                "Ask what the frozen backbone knows of places, beside stage 1 and random weights.",
+                f"hetcl probe {out} --data {data} --ask where --out where",
+            )
+        if status == "learned" and not any(t.kind == "finetune" for t in others):
+            yield Advice(
+                "Fine-tune it on a set with boxes, masks or pixels: that is what it is for.",
+                f"hetcl finetune --init {out} --data DATASET --out detector",
+            )
