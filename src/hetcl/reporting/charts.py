@@ -88,9 +88,11 @@ def rounded(value: float) -> float:
     return 0.0 if value == 0 else float(f"{value:.5g}")
 
 
-def scale_of(labels: Sequence[str]) -> dict[str, Any]:
-    """Colours by label."""
-    return {"domain": list(labels), "range": [f"var(--series-{i % SERIES + 1})" for i in range(len(labels))]}
+def scale_of(labels: Sequence[str], quiet: Sequence[bool] = ()) -> dict[str, Any]:
+    """Colours by label; yardsticks have a quiet one."""
+    colors = [f"var(--series-{i % SERIES + 1})" for i in range(len(labels))]
+    colors = ["var(--quiet)" if q else c for c, q in zip(colors, quiet or [False] * len(labels), strict=True)]
+    return {"domain": list(labels), "range": colors}
 
 
 def legend(labels: Sequence[str]) -> dict[str, Any] | None:
@@ -103,17 +105,16 @@ def legend(labels: Sequence[str]) -> dict[str, Any] | None:
 
 def curves(
     title: str, rows: Sequence[Row], lines: Sequence[Line], *, unit: str = "", x: str = "x", x_title: str = "step",
-    marks: Sequence[tuple[float, str]] = (), table: int = 60, points: int = 300, log: bool = False,
+    marks: Sequence[tuple[float, str]] = (), table: int = 60, points: int = 300,
 ) -> Chart | None:  # fmt: skip
     """Curves over one axis; None where there is nothing to draw.
 
     Args:
-        rows: in order of ``x``; cells may be missing.
+        rows: in order of ``x``; cells may be missing. Rows of different ``part`` are not joined.
         unit: ``%`` for shares, else what the numbers are.
         marks: where something begins, and what: upright lines.
         table: most rows of the table of numbers.
         points: most rows that are drawn.
-        log: an upright axis by powers of ten.
     """
     lines = [line for line in lines if any(line.key in row for row in rows)]
     if not lines:
@@ -122,17 +123,21 @@ def curves(
     held = [row for row in rows if any(k in row for k in keys)]
     thin = thinned(held, keys, points)
     labels = [printable(line.label)[:60] for line in lines]
-    data = [{x: row[x]} | {f"y{i}": rounded(row[k]) for i, k in enumerate(keys) if k in row} for row in thin]
+    data = [
+        {x: row[x], "part": row.get("part", 0)} | {f"y{i}": rounded(row[k]) for i, k in enumerate(keys) if k in row}
+        for row in thin
+    ]
     form = ".3~g" if not unit == "%" else ".3~p"
-    upright = {"type": "quantitative", "title": unit or None, "axis": {"format": form, "tickCount": 5}} | (
-        {"scale": {"type": "log"}} if log else {"scale": {"zero": False, "nice": True}}
-    )
-    across = {"field": x, "type": "quantitative", "title": x_title, "axis": {"tickCount": 6, "format": "~s"}}
+    upright = {"type": "quantitative", "title": None, "axis": {"format": form, "tickCount": 5}, "scale": {"zero": False}}
+    far = "~s" if thin[-1][x] >= 10_000 else ",d"
+    across = {"field": x, "type": "quantitative", "title": x_title, "axis": {"tickCount": 6, "format": far}}
+    quiet = [line.dashed for line in lines]
     layers: list[dict[str, Any]] = []
     for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
         dash = [4, 4] if line.dashed else DASHES[i // SERIES % len(DASHES)]
         single = sum(line.key in row for row in thin) < 40
         mark = {"type": "line", "strokeWidth": 1.5 if line.dashed else 2, "strokeDash": dash, "aria": False}
+        mark |= {"interpolate": "step-before"} if line.dashed else {}
         layers.append(
             {
                 "mark": mark | ({"point": {"size": 18, "filled": True}} if single and not line.dashed else {}),
@@ -140,7 +145,8 @@ def curves(
                 "encoding": {
                     "x": across,
                     "y": {"field": f"y{i}"} | upright,
-                    "color": {"datum": label, "scale": scale_of(labels), "legend": legend(labels)},
+                    "detail": {"field": "part"},
+                    "color": {"datum": label, "scale": scale_of(labels, quiet), "legend": legend(labels)},
                 },
             }
         )
@@ -250,7 +256,7 @@ def _marks(marks: Sequence[tuple[float, str]], x: str) -> list[dict[str, Any]]:
 
 def _readout(x: str, x_title: str, fields: Sequence[tuple[str, str]], form: str) -> dict[str, Any]:
     """An upright line at the pointer, and the values there."""
-    tip = [{"field": x, "title": x_title, "type": "quantitative", "format": ","}]
+    tip = [{"field": x, "title": x_title, "type": "quantitative", "format": ",d"}]
     tip += [{"field": field, "title": label, "type": "quantitative", "format": form} for field, label in fields]
     chosen = {"condition": {"param": "at", "empty": False, "value": 0.6}, "value": 0}
     on = {"type": "point", "fields": [x], "nearest": True, "on": "pointerover", "clear": "pointerout"}

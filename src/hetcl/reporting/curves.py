@@ -31,7 +31,12 @@ def placed(run: Result, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[st
     for stage in sorted(ends):
         starts[stage], at = at, at + ends[stage]
     marks = [(start, stage) for stage, start in starts.items()] if len(starts) > 1 else []
-    out = [{**row, "x": starts[str(row.get("stage"))] + row["step"]} for row in rows]
+    order = list(starts)
+    out = [
+        {**row, "x": starts[stage] + row["step"], "part": order.index(stage)}
+        for row in rows
+        if (stage := str(row.get("stage"))) in starts
+    ]
     return sorted(out, key=lambda row: row["x"]), marks
 
 
@@ -68,7 +73,7 @@ def _parts(figure: str) -> list[Line]:
 def of_finetuning(run: Result, *, points: int, table: int) -> Iterator[Chart]:
     """Loss and figures of a fine-tuning."""
     rows, _ = placed(run, run.rows)
-    known = {"stage", "epoch", "step", "lr", "x"}
+    known = {"stage", "epoch", "step", "lr", "x", "part"}
     keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in known]
     losses = [k for k in keys if k.startswith("loss")]
     figures = [k for k in keys if k not in losses and "_ap" in k or k in ("miou", "pixel_accuracy")][:8]
@@ -84,7 +89,7 @@ def side_by_side(runs: Sequence[Result], *, points: int, table: int) -> Iterator
     for i, run in enumerate(runs):
         rows, _ = placed(run, run.rows)
         for row in rows:
-            found = {"x": row["x"]}
+            found = {"x": row["x"], "part": row["part"]}
             for figure in ("accuracy_batch", "knn", "uniformity"):
                 if figure in row:
                     found[f"{figure}{i}"] = row[figure]

@@ -131,7 +131,7 @@ def _read_folder(folder: Path, name: str) -> list[Result]:
 
 
 def _read_run(run: RunFolder, name: str, tree: Mapping[str, Any], kind: str) -> Result:
-    rows, damage = _table(run.metrics)
+    rows, damage = _table(run.metrics, gaps=kind == "finetune")
     timing, more = _table(run.timing)
     summary = run.read_summary()
     damage += more
@@ -142,8 +142,8 @@ def _read_run(run: RunFolder, name: str, tree: Mapping[str, Any], kind: str) -> 
     )  # fmt: skip
 
 
-def _table(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
-    """The rows of a table, and what is wrong with it."""
+def _table(path: Path, *, gaps: bool = False) -> tuple[list[dict[str, Any]], list[str]]:
+    """The rows of a table, and what is wrong with it; ``gaps``: that some values are no number is not."""
     try:
         data = path.read_bytes() if path.is_file() else b""
     except OSError as e:
@@ -161,7 +161,7 @@ def _table(path: Path) -> tuple[list[dict[str, Any]], list[str]]:
         damage.append(f"{path} is damaged: no line of it can be read")
     elif len(kept) < lines:
         damage.append(f"{path} is damaged: {lines - len(kept):,} of its {lines:,} lines are left out")
-    if infinite:
+    if infinite and not gaps:
         damage.append(f"{path} holds {infinite:,} values that are no finite number; they are left out")
     return kept, damage
 

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from hetcl.reporting.blocks import Grid, Picture, Section, Text, picture
-from hetcl.reporting.charts import Chart, intervals
+from hetcl.reporting.charts import SERIES, Chart, intervals
 from hetcl.reporting.commands import command_of
 from hetcl.reporting.curves import last_figures, of_finetuning
 from hetcl.reporting.read import KINDS, Result, mapping, number
@@ -37,11 +37,12 @@ def contrast(result: Result) -> Section:
     """A contrastive test: accuracy against overlap and dimensions, parts, differences."""
     tree = result.tree
     names = {m["name"] for m in tree["models"] if m["role"] == "model"}
+    shown = names | {row[k] for row in tree["verdict"] for k in ("judged", "yardstick")}
     section = Section(f"Contrastive test: {result.name}", [Text(tree["said"], "list")])
     for views in tree["views"]:
         rows = [r for r in tree["results"] if r["views"] == views]
         full = [r for r in rows if r["vector"] == "full"]
-        named = [r for r in full if r["model"] in names] or full
+        named = [r for r in full if r["model"] in shown][:SERIES]
         bins = [
             {"label": _overlap(b), "group": r["model"], **b["top1"]} for r in named for b in r["bins"] if b["count"] >= 10
         ]
@@ -148,7 +149,7 @@ def downstream(results: Sequence[Result], **budget: int) -> Iterator[Section]:
     """Fine-tunings and evaluations: one table of all, then each."""
     if not results:
         return
-    keys = list(dict.fromkeys(k for r in results for k in last_figures(r)))[:12]
+    keys = list(dict.fromkeys(k for r in results for k, v in last_figures(r).items() if number(v) is not None))[:24]
     cells = []
     for r in results:
         figures, data = last_figures(r), mapping((r.summary or r.tree).get("data"))
@@ -157,7 +158,7 @@ def downstream(results: Sequence[Result], **budget: int) -> Iterator[Section]:
         cells.append([r.name, begun, state, *(_percentage(figures.get(k)) for k in keys)])
     yield Section(
         "Downstream",
-        [Grid("Figures on the test images, in percent", ["run", "begun from, or of", "tested on", *keys], cells)],
+        [Grid("Figures on the test images, in percent", ["run", "begun from, or of", "tested on", *map(_heading, keys)], cells)],
     )
     for r in results:
         section = Section(f"{KINDS[r.kind].capitalize()}: {r.name}")
@@ -172,10 +173,16 @@ def downstream(results: Sequence[Result], **budget: int) -> Iterator[Section]:
         if len(classes) > 1:
             more = f"; the first {CLASSES} of {len(classes):,}" if len(classes) > CLASSES else ""
             rows = [[n, *(_percentage(row.get(k)) for k in columns)] for n, row in list(classes.items())[:CLASSES]]
-            section.blocks.append(Grid(f"By class, in percent{more}", ["class", *columns], rows, folded=True))
+            header = ["class", *map(_heading, columns)]
+            section.blocks.append(Grid(f"By class, in percent{more}", header, rows, folded=True))
         sheet = r.path / "predictions.png"
         section.blocks += _pictures([sheet] if sheet.is_file() else [], "Predictions beside the truth")
         yield section
+
+
+def _heading(figure: str) -> str:
+    """``box_ap50`` -> ``box AP50``."""
+    return figure.replace("ap", "AP", 1).replace("_", " ") if "ap" in figure else figure.replace("_", " ")
 
 
 def _percentage(value: object) -> str:

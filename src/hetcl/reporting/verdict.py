@@ -27,6 +27,8 @@ LABELS = {
     "learned": "Learned",
     "partly": "Learned in part",
     "training": "Learns in training; not yet held against random weights",
+    "mixed": "Learns in training; better than random weights in one test, worse in another",
+    "doubtful": "Learns in training; not better than random weights where it was tested",
     "not learned": "Not learned",
     "collapsed": "Collapsed",
     "half": "Half-finished",
@@ -83,9 +85,14 @@ def judge(run: Result, others: Sequence[Result]) -> Verdict:
     ended = bool(run.summary) or (bool(stages) and all(s.over for s in stages))
     test = _contrast_row(run, others)
     status = _status(run, begun, ended, test)
-    learned = [*_where_it_stands(run, stages, ended), *_of_training(begun), *_of_neighbours(run)]
+    places = list(_differences(run, others, "random"))
+    if status in ("training", "learned") and test is None and places:
+        better, worse = any(d["low"] > 0 for _, d in places), any(d["high"] < 0 for _, d in places)
+        status = "mixed" if better and worse else "learned" if better else "doubtful"
+    learned = [*_where_it_stands(stages, ended), *_of_training(begun), *_of_neighbours(run)]
     if test is not None:
         learned.insert(0, f"Held against random weights (hetcl contrast): {test.get('line', '')}")
+    learned += [f"{what}: {_told(row)}." for what, row in places]
     return Verdict(
         run.name,
         status,
@@ -100,6 +107,8 @@ def judge(run: Result, others: Sequence[Result]) -> Verdict:
 def belongs(model: str, name: str, run: Result) -> bool:
     """Whether a MODEL of a test is this run: by its path, or by its name where the path led there from elsewhere."""
     path = Path(expand(model)).absolute()
+    if path.name in ("last.ckpt", "stage2.ckpt"):
+        path = path.parent
     return run.path in (path, path.parent) or (not path.exists() and name in (run.name, run.path.name))
 
 
@@ -150,6 +159,9 @@ def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
         "partly": f"The embedding learned; the backbone below it is not shown to be better than random weights; {where}.",
         "training": f"It got better at its task: {where}. Whether its features are better than random weights is not "
         "measured yet.",
+        "mixed": f"It got better at its task: {where}. Frozen, it is better than random weights at one thing and worse at "
+        "another.",
+        "doubtful": f"It got better at its task: {where}. Frozen, it is not shown to be better than random weights.",
         "not learned": f"It is no better than where it began, although it is above chance, as random weights are: {where}.",
         "collapsed": f"Nearly every image gets the same vector, so the features are of no use; {where}.",
         "half": f"It has not ended; so far {where}.",
@@ -160,8 +172,10 @@ def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
 # ---- did it learn ------------------------------------------------------------------------------------------------
 
 
-def _where_it_stands(run: Result, stages: Sequence[Stage], ended: bool) -> Iterator[str]:
+def _where_it_stands(stages: Sequence[Stage], ended: bool) -> Iterator[str]:
     if not ended:
+        if sum(stage.step for stage in stages) < EARLY:
+            yield f"Too early to say: the first {EARLY} steps of any run tell little."
         for stage in stages:
             at = f"epoch {stage.epoch} of {stage.epochs} (step {stage.step:,})" if stage.rows else "not begun"
             yield f"{stage.name} ({stage.method}): {'ended' if stage.over else at}."
@@ -240,25 +254,29 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
     both, what, where = (stage.late(f"{part}accuracy_batch") for part in ("", "semantic_", "spatial_"))
     if both is None or what is None or where is None:
         yield f"Not to be seen yet: {stage.name}, which trains the spatial branch, has no figures."
-    else:
-        rows = [r for r in stage.rows if number(r.get("semantic_accuracy_batch")) is not None]
-        queries = stage.batch * stage.log_every * max(1, round(0.1 * len(rows)))
-        error = 2 * (2 * max(both, 0.01) * (1 - min(both, 0.99)) / queries) ** 0.5
-        told = (
-            "it adds to the semantic part in training"
-            if both - what > max(LEAST, error)
-            else "it takes away from the semantic part in training"
-            if what - both > max(LEAST, error)
-            else "nothing that can be told in training"
-        )
-        yield (
-            f"Right within the batch at the end of {stage.name}: both parts together {percent(both)}, the semantic part "
-            f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
-            f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {told}."
-        )
-        if _collapsed(stage, True, "spatial_"):
-            yield "The spatial part itself has collapsed: all images get nearly the same map."
-    known = [*_vectors(run, others), *_against_stage1(run, others)]
+        return
+    if _collapsed(stage, True):
+        yield f"Nothing of use: the embedding has collapsed (both parts together {percent(both)} right within the batch)."
+        return
+    rows = [r for r in stage.rows if number(r.get("semantic_accuracy_batch")) is not None]
+    queries = stage.batch * stage.log_every * max(1, round(0.1 * len(rows)))
+    error = 2 * (2 * max(both, 0.01) * (1 - min(both, 0.99)) / queries) ** 0.5
+    told = (
+        "it adds to the semantic part in training"
+        if both - what > max(LEAST, error)
+        else "it takes away from the semantic part in training"
+        if what - both > max(LEAST, error)
+        else "nothing that can be told in training"
+    )
+    yield (
+        f"Right within the batch at the end of {stage.name}: both parts together {percent(both)}, the semantic part "
+        f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
+        f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {told}."
+    )
+    if _collapsed(stage, True, "spatial_"):
+        yield "The spatial part itself has collapsed: all images get nearly the same map."
+    before = [f"{asked}: {_told(row)}." for asked, row in _differences(run, others, "before")]
+    known = [*_vectors(run, others), *before]
     yield from known
     if not known:
         yield (
@@ -283,20 +301,24 @@ def _vectors(run: Result, others: Sequence[Result]) -> Iterator[str]:
                     )
 
 
-def _against_stage1(run: Result, others: Sequence[Result]) -> Iterator[str]:
-    """The backbone after both stages against the same after stage 1, in tests that hold both."""
+def _differences(run: Result, others: Sequence[Result], role: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
+    """What was compared, and this run minus another model, in tests of places and, with ``before``, of contrast.
+
+    Args:
+        role: of the other model: ``before``, what this one began with, or ``random``.
+    """
     for test in (t for t in others if t.kind in ("contrast", "where")):
         models = {m["name"]: m for m in test.tree["models"]}
         for row in test.tree["differences"]:
             names = row["models"] if test.kind == "contrast" else [row["first"], row["second"]]
-            first, second = (models.get(n, {}) for n in names)
-            if second.get("role") != "before" or not belongs(str(first.get("model")), str(names[0]).split(" ")[0], run):
+            first, second = (models[n] for n in names)
+            ours = first["role"] != role and belongs(str(first["model"]), str(first.get("of", names[0])), run)
+            if not ours or second["role"] != role:
                 continue
-            if test.kind == "contrast" and row["vector"] == "full":
-                yield f"Backbone, {names[0]} minus {names[1]}, views {row['views']}: {_told(row['top1'])}."
-            elif test.kind == "where" and (row["question"], row["measure"], row["level"]) in HEADLINES:
-                what = HEADLINES[row["question"], row["measure"], row["level"]]
-                yield f"{what}, {names[0]} minus {names[1]}: {_told(row)}."
+            if test.kind == "where" and (row["question"], row["measure"], row["level"]) in HEADLINES:
+                yield f"{HEADLINES[row['question'], row['measure'], row['level']]}, {names[0]} minus {names[1]}", row
+            elif test.kind == "contrast" and role == "before" and row["vector"] == "full":
+                yield f"Other view found, {names[0]} minus {names[1]}, views {row['views']}", row["top1"]
 
 
 HEADLINES = {
@@ -340,7 +362,12 @@ def _advice(
             "Hold it against random weights and against its stage 1, then make this page again with that folder too.",
             f"hetcl contrast {out} --data {data} --out contrast{more}",
         )
-    if status == "not learned":
+    if status in ("doubtful", "mixed") and not any(t.kind == "contrast" for t in others):
+        yield Advice(
+            "Ask besides whether it tells images apart better than random weights: what is learned first.",
+            f"hetcl contrast {out} --data {data} --out contrast",
+        )
+    if status in ("not learned", "doubtful", "mixed"):
         yield Advice(
             "Train longer, on more images, or with a higher learning rate; `hetcl doctor` says what the recipe would "
             "take here. A tenth of a long training should already show a gain.",
