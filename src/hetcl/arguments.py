@@ -207,9 +207,14 @@ def _add_report(report: _Parser) -> None:
         "  hetcl report hcl moco contrast where detector --out report.html       runs and tests of them, together"
     )
     report.add_argument(
-        "runs", nargs="+", metavar="RUN", help="a folder that pretrain, contrast, probe, finetune or evaluate wrote"
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a folder that pretrain, contrast, probe, finetune or evaluate wrote",
     )
-    report.add_argument("--out", metavar="FILE.html", required=True, help="page to write; a page that is there is replaced")
+    report.add_argument(
+        "--out", metavar="FILE.html", required=True, help="page to write; a page that is there is replaced"
+    )
     report.add_argument(
         "--examples",
         metavar="N",

@@ -61,7 +61,9 @@ class Section:
 def picture(title: str, alt: str, image: Image.Image, widest: int = 1200) -> Picture:
     """An image as WebP, made smaller where it is wider than ``widest`` pixels."""
     if image.width > widest:
-        image = image.resize((widest, max(1, round(image.height * widest / image.width))), Image.Resampling.LANCZOS)
+        image = image.resize(
+            (widest, max(1, round(image.height * widest / image.width))), Image.Resampling.LANCZOS
+        )
     page = io.BytesIO()
     image.convert("RGB").save(page, "WEBP", quality=QUALITY, method=6)
     data = f"data:image/webp;base64,{base64.b64encode(page.getvalue()).decode()}"

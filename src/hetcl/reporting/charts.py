@@ -72,7 +72,9 @@ class Chart:
         spec = {**self.spec, "layer": [x for x in self.spec["layer"] if x.get("name") != READOUT]}
         drawn = vl_convert.vegalite_to_svg(spec)
         label = f'<svg role="img" aria-label="{escape(self.text)}" '
-        return Markup(drawn.replace("<svg ", label, 1).replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "", 1))
+        return Markup(
+            drawn.replace("<svg ", label, 1).replace(' xmlns:xlink="http://www.w3.org/1999/xlink"', "", 1)
+        )
 
 
 @cache
@@ -124,11 +126,17 @@ def curves(
     thin = thinned(held, keys, points)
     labels = [printable(line.label)[:60] for line in lines]
     data = [
-        {x: row[x], "part": row.get("part", 0)} | {f"y{i}": rounded(row[k]) for i, k in enumerate(keys) if k in row}
+        {x: row[x], "part": row.get("part", 0)}
+        | {f"y{i}": rounded(row[k]) for i, k in enumerate(keys) if k in row}
         for row in thin
     ]
-    form = ".3~g" if not unit == "%" else ".3~p"
-    upright = {"type": "quantitative", "title": None, "axis": {"format": form, "tickCount": 5}, "scale": {"zero": False}}
+    form = ".3~p" if unit == "%" else ".3~g"
+    upright = {
+        "type": "quantitative",
+        "title": None,
+        "axis": {"format": form, "tickCount": 5},
+        "scale": {"zero": False},
+    }
     far = "~s" if thin[-1][x] >= 10_000 else ",d"
     across = {"field": x, "type": "quantitative", "title": x_title, "axis": {"tickCount": 6, "format": far}}
     quiet = [line.dashed for line in lines]
@@ -140,7 +148,8 @@ def curves(
         mark |= {"interpolate": "step-before"} if line.dashed else {}
         layers.append(
             {
-                "mark": mark | ({"point": {"size": 18, "filled": True}} if single and not line.dashed else {}),
+                "mark": mark
+                | ({"point": {"size": 18, "filled": True}} if single and not line.dashed else {}),
                 "transform": [{"filter": f"isValid(datum.y{i})"}],
                 "encoding": {
                     "x": across,
@@ -173,23 +182,22 @@ def thinned(rows: Sequence[Row], keys: Sequence[str], most: int) -> list[Row]:
         for key in keys:
             there = [i for i in here if key in rows[i]]
             if there:
-                kept |= {min(there, key=lambda i: rows[i][key]), max(there, key=lambda i: rows[i][key])}  # noqa: B023
+                kept |= {min(there, key=lambda i: rows[i][key]), max(there, key=lambda i: rows[i][key])}
     return [rows[i] for i in sorted(kept)]
 
 
-def intervals(title: str, rows: Sequence[Row], *, unit: str = "%", zero: bool = False, axis: str = "") -> Chart | None:
-    """Points with intervals, one to a line.
+def intervals(title: str, rows: Sequence[Row], *, axis: str = "") -> Chart | None:
+    """Shares with their intervals, one to a line.
 
     Args:
         rows: ``label``, ``group`` (its colour), ``value``, ``low``, ``high``.
-        zero: draw a line at zero, for differences.
     """
-    rows = [r | {"label": printable(r["label"])[:60], "group": printable(r["group"])[:60]} for r in rows]
+    rows = [{**r, "label": printable(r["label"])[:60], "group": printable(r["group"])[:60]} for r in rows]
     if not rows:
         return None
     groups = list(dict.fromkeys(r["group"] for r in rows))
-    data = [r | {k: rounded(r[k]) for k in ("value", "low", "high")} for r in rows]
-    form = ".3~p" if unit == "%" else ".3~g"
+    data = [{**r, **{k: rounded(r[k]) for k in ("value", "low", "high")}} for r in rows]
+    form, unit = ".3~p", "%"
     y: dict[str, Any] = {"field": "label", "type": "nominal", "sort": None, "title": None}
     y["axis"] = {"labelLimit": 170, "grid": True}
     if len(groups) > 1:
@@ -198,29 +206,34 @@ def intervals(title: str, rows: Sequence[Row], *, unit: str = "%", zero: bool = 
     color = {"field": "group", "sort": None, "scale": scale_of(groups), "legend": legend(groups)}
     across = {"type": "quantitative", "title": axis or None, "scale": {"zero": False}}
     across["axis"] = {"format": form, "tickCount": 6, "grid": True}
-    tip = [
+    tip: list[dict[str, Any]] = [
         {"field": "label", "title": " "}, {"field": "group", "title": "  "},
         *({"field": k, "format": form, "type": "quantitative"} for k in ("value", "low", "high")),
     ]  # fmt: skip
     layers: list[dict[str, Any]] = [
         {
             "mark": {"type": "rule", "strokeWidth": 2, "aria": False},
-            "encoding": {"x": {"field": "low"} | across, "x2": {"field": "high"}, "y": y, "color": color, **offset},
+            "encoding": {
+                "x": {"field": "low"} | across,
+                "x2": {"field": "high"},
+                "y": y,
+                "color": color,
+                **offset,
+            },
         },
         {
             "mark": {"type": "point", "filled": True, "size": 60, "opacity": 1},
             "encoding": {"x": {"field": "value"} | across, "y": y, "color": color, "tooltip": tip, **offset},
         },
     ]
-    if zero:
-        layers.append({"mark": {"type": "rule", "stroke": "var(--quiet)", "strokeDash": [4, 4], "aria": False},
-                       "encoding": {"x": {"datum": 0}}})  # fmt: skip
     lines = len(dict.fromkeys(r["label"] for r in rows)) * max(1, 0.6 * len(groups))
     text = f"{title}. " + ". ".join(
         f"{r['label']}{', ' + r['group'] if len(groups) > 1 else ''}: {shown_as(r['value'], unit)} "
         f"({shown_as(r['low'], unit)} to {shown_as(r['high'], unit)})" for r in rows[:12]
     ) + ("." if len(rows) <= 12 else " ...")  # fmt: skip
-    cells = [[r["label"], r["group"], *(shown_as(r[k], unit) for k in ("value", "low", "high"))] for r in rows]
+    cells = [
+        [r["label"], r["group"], *(shown_as(r[k], unit) for k in ("value", "low", "high"))] for r in rows
+    ]
     spec = _spec(text, data, layers) | {"height": max(60, round(24 * lines) + 20)}
     return Chart(title, text, spec, ["", "", "value", "low", "high"], cells)
 
@@ -257,7 +270,9 @@ def _marks(marks: Sequence[tuple[float, str]], x: str) -> list[dict[str, Any]]:
 def _readout(x: str, x_title: str, fields: Sequence[tuple[str, str]], form: str) -> dict[str, Any]:
     """An upright line at the pointer, and the values there."""
     tip = [{"field": x, "title": x_title, "type": "quantitative", "format": ",d"}]
-    tip += [{"field": field, "title": label, "type": "quantitative", "format": form} for field, label in fields]
+    tip += [
+        {"field": field, "title": label, "type": "quantitative", "format": form} for field, label in fields
+    ]
     chosen = {"condition": {"param": "at", "empty": False, "value": 0.6}, "value": 0}
     on = {"type": "point", "fields": [x], "nearest": True, "on": "pointerover", "clear": "pointerout"}
     return {

@@ -17,7 +17,9 @@ def quoted(value: object) -> str:
     return shlex.quote(str(value))
 
 
-def command_of(result: Result, *, out: str | Path | None = None, changes: Mapping[str, Any] | None = None) -> str:
+def command_of(
+    result: Result, *, out: str | Path | None = None, changes: Mapping[str, Any] | None = None
+) -> str:
     """The command in one line.
 
     Args:
@@ -27,7 +29,12 @@ def command_of(result: Result, *, out: str | Path | None = None, changes: Mappin
     tree, kind = result.tree, result.kind
     words: list[object]
     if kind == "evaluation":
-        words = ["evaluate", tree.get("run", "RUN"), "--data", mapping(tree.get("data")).get("data", "DATASET")]
+        words = [
+            "evaluate",
+            tree.get("run", "RUN"),
+            "--data",
+            mapping(tree.get("data")).get("data", "DATASET"),
+        ]
     elif kind == "contrast":
         named = [m["model"] for m in tree["models"] if m.get("role") == "model"]
         words = ["contrast", *dict.fromkeys(named), "--data", mapping(tree.get("data")).get("data", "DATA")]
@@ -47,12 +54,19 @@ def command_of(result: Result, *, out: str | Path | None = None, changes: Mappin
 
 
 def _word(value: object) -> str:
-    return str(value).lower() if isinstance(value, bool) else f"{value:.6g}" if isinstance(value, float) else str(value)
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:.6g}"
+        if isinstance(value, float)
+        else str(value)
+    )
 
 
 def _changed(result: Result) -> dict[str, Any]:
     """The settings that are not those of the recipe; none where the recipe is gone."""
     recipe = result.tree.get("recipe")
+    base: Any
     try:
         if result.kind == "pretrain":
             base = resolve(recipe)

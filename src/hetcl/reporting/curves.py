@@ -22,7 +22,9 @@ def budget(runs: Sequence[Result]) -> dict[str, int]:
     return {"points": max(80, min(400, POINTS // charts)), "table": max(12, min(60, TABLE_ROWS // charts))}
 
 
-def placed(run: Result, rows: Sequence[Mapping[str, Any]]) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
+def placed(
+    run: Result, rows: Sequence[Mapping[str, Any]]
+) -> tuple[list[dict[str, Any]], list[tuple[float, str]]]:
     """Rows with ``x``, the step of the whole run, and where its stages begin (of several)."""
     ends: dict[str, float] = {}
     for row in [*run.rows, *run.timing]:
@@ -76,8 +78,12 @@ def of_finetuning(run: Result, *, points: int, table: int) -> Iterator[Chart]:
     known = {"stage", "epoch", "step", "lr", "x", "part"}
     keys = [k for k in dict.fromkeys(k for row in rows for k in row) if k not in known]
     losses = [k for k in keys if k.startswith("loss")]
-    figures = [k for k in keys if k not in losses and "_ap" in k or k in ("miou", "pixel_accuracy")][:8]
-    for title, names in (("Losses", losses), ("Figures on the test images, in percent", figures), ("Learning rate", ["lr"])):
+    figures = [k for k in keys if "_ap" in k or k in ("miou", "pixel_accuracy")][:8]
+    for title, names in (
+        ("Losses", losses),
+        ("Figures on the test images, in percent", figures),
+        ("Learning rate", ["lr"]),
+    ):
         chart = curves(title, rows, [Line(name, name) for name in names], points=points, table=table)
         if chart is not None:
             yield chart

@@ -46,7 +46,13 @@ def examples_of(run: Result, count: int) -> Iterator[Picture | Text]:
         yield from _looked_at(run, source, encoder, count)
     except (InputError, WorkFailed, BadImage) as e:
         yield Text([f"Not shown: {' '.join(str(e).splitlines())}"], "note")
-    except (OSError, RuntimeError, ValueError, TypeError, LookupError) as e:  # weights or data damaged in new ways
+    except (
+        OSError,
+        RuntimeError,
+        ValueError,
+        TypeError,
+        LookupError,
+    ) as e:  # weights or data damaged in new ways
         yield Text([f"Not shown: {type(e).__name__}: {(str(e).splitlines() or [''])[0][:200]}"], "note")
 
 
@@ -65,13 +71,14 @@ def _source(run: Result) -> Source:
 def _views(run: Result, source: Source, count: int) -> Iterator[Picture]:
     """Two views of some images as the last stage draws them."""
     stage = "stage2" if mapping(run.settings.get("stage2")).get("epochs") else "stage1"
-    fields = mapping(mapping(run.settings.get(stage)).get("views"))
-    policy = ViewPolicy(**{k: tuple(v) if isinstance(v, list) else v for k, v in fields.items()})
+    stated = mapping(mapping(run.settings.get(stage)).get("views"))
+    fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()}
+    policy = ViewPolicy(**fields)
     drawn = sheet(source, policy, size=int(run.settings["size"]), count=min(count, len(source)))
     yield picture(
         f"Two views of each image, as {stage} draws them",
-        f"{min(count, len(source))} images in a row, each with two crop boxes drawn in; under each the two views, resized "
-        "and with their colour changes.",
+        f"{min(count, len(source))} images in a row, each with two crop boxes drawn in; under each its two views, "
+        "resized and with their colour changes.",
         drawn,
     )
 
@@ -110,16 +117,23 @@ def _looked_at(run: Result, source: Source, encoder: Encoder, count: int) -> Ite
         side = round(maps.shape[1] ** 0.5)
         yield picture(
             f"Maps of the spatial branch ({side} x {side}) laid over images",
-            f"Above {count} images, below the same with the map laid over: light where it is high, dark where it is low, "
+            f"Above {count} images, below the same with the map laid over: light where it is high, dark where low, "
             "each stretched to its own least and greatest value.",
-            _tiled([pixels[:count], [_over(p, m) for p, m in zip(pixels, maps.view(count, side, side), strict=False)]]),
+            _tiled(
+                [
+                    pixels[:count],
+                    [_over(p, m) for p, m in zip(pixels, maps.view(count, side, side), strict=False)],
+                ]
+            ),
         )
 
 
 def _over(pixels: np.ndarray, values: Tensor) -> np.ndarray:
     """A map ``[S, S]`` over an image uint8 ``[H, W, 3]``, from dark blue to yellow."""
     span = (values - values.min()) / (values.max() - values.min()).clamp(min=1e-12)
-    drawn = Image.fromarray((span.numpy() * 255).astype(np.uint8)).resize(pixels.shape[1::-1], Image.Resampling.BICUBIC)
+    drawn = Image.fromarray((span.numpy() * 255).astype(np.uint8)).resize(
+        pixels.shape[1::-1], Image.Resampling.BICUBIC
+    )
     level = np.asarray(drawn, np.float32)[..., None] / 255
     low, high = np.array([20, 30, 120], np.float32), np.array([255, 225, 60], np.float32)
     gray = pixels.mean(axis=2, keepdims=True)

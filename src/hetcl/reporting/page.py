@@ -18,10 +18,11 @@ from hetcl.printable import printable
 from hetcl.reporting import sections
 from hetcl.reporting.blocks import Grid, Section, Text, numbered
 from hetcl.reporting.charts import script
+from hetcl.reporting.comparisons import percent
 from hetcl.reporting.curves import budget, of_pretraining, side_by_side
 from hetcl.reporting.read import KINDS, Result, read_results
 from hetcl.reporting.stages import knn_of, stages_of
-from hetcl.reporting.verdict import Verdict, judge, percent
+from hetcl.reporting.verdict import Verdict, judge
 from hetcl.runs.files import write_atomic
 from hetcl.runs.folder import commit
 
@@ -102,7 +103,9 @@ def _guarded(results: Sequence[Result], make: Callable[..., Any], *more: Any, **
     except (LookupError, TypeError, ValueError, AttributeError, ArithmeticError) as e:
         whose = ", ".join(str(r.path) for r in results)
         reason = f"{type(e).__name__}: {(str(e).splitlines() or [''])[0][:100]}"
-        raise InputError(f"{whose}: its files do not hold what hetcl writes ({reason}); leave it out") from None
+        raise InputError(
+            f"{whose}: its files do not hold what hetcl writes ({reason}); leave it out"
+        ) from None
 
 
 def _verdicts(results: Sequence[Result]) -> list[Verdict]:
@@ -118,8 +121,8 @@ def _overview(results: Sequence[Result]) -> Grid | None:
     for run, verdict in zip(runs, _guarded(results, _verdicts), strict=True):
         last = next((s for s in reversed(stages_of(run)) if s.rows), None)
         knn = knn_of(run)
-        right = last and last.late(last.measure)
-        loss, chance, spread = (last and last.late(k) for k in ("loss", "chance", "uniformity"))
+        right = last.late(last.measure) if last else None
+        loss, chance, spread = (last.late(k) if last else None for k in ("loss", "chance", "uniformity"))
         rows.append(
             [
                 run.name,
@@ -130,7 +133,14 @@ def _overview(results: Sequence[Result]) -> Grid | None:
                 f"{spread:.2f}" if spread is not None else "",
             ]
         )
-    header = ["run", "verdict", "right within the batch (chance)", "loss (chance)", "kNN, random to now", "uniformity"]
+    header = [
+        "run",
+        "verdict",
+        "right within the batch (chance)",
+        "loss (chance)",
+        "kNN, random to now",
+        "uniformity",
+    ]
     return Grid("The runs at a glance", header, rows)
 
 
@@ -158,7 +168,9 @@ def _sections(results: Sequence[Result], examples: int) -> list[Section]:
 
 def _images(run: Result, examples: int, place: int) -> list[Any]:
     if not examples:
-        return [Text(["Left out: this page was made without opening data or weights (--examples 0)."], "note")]
+        return [
+            Text(["Left out: this page was made without opening data or weights (--examples 0)."], "note")
+        ]
     if place >= WITH_IMAGES:
         return [Text([f"Left out: images are shown of the first {WITH_IMAGES} runs only."], "note")]
     from hetcl.reporting.examples import examples_of

@@ -84,11 +84,13 @@ def read_results(paths: Sequence[str | Path]) -> list[Result]:
     """Everything that some folders hold, kind by kind.
 
     Raises:
-        InputError: nothing was named, or a folder that is no run or result, is damaged, or holds nothing yet; a line each.
+        InputError: nothing was named, or a folder is no run or result, is damaged or holds nothing yet; a line each.
     """
     folders = list(dict.fromkeys(Path(expand(path)).absolute() for path in paths))
     if not folders:
-        raise InputError("no RUN is named; give folders that hetcl pretrain, contrast, probe, finetune ... wrote")
+        raise InputError(
+            "no RUN is named; give folders that hetcl pretrain, contrast, probe, finetune ... wrote"
+        )
     names, found, faults = _names(folders), list[Result](), list[str]()
     for folder, name in zip(folders, names, strict=True):
         try:
@@ -111,7 +113,9 @@ def _names(folders: Sequence[Path]) -> list[str]:
 
 def _read_folder(folder: Path, name: str) -> list[Result]:
     if not folder.is_dir():
-        raise InputError(f"{folder} is {'a file' if folder.exists() else 'not there'}; name a folder of a run or result")
+        raise InputError(
+            f"{folder} is {'a file' if folder.exists() else 'not there'}; name a folder of a run or result"
+        )
     run = RunFolder(folder)
     held = [file for file in REPORTS if (folder / file).is_file()]
     tree = run.read_settings() if run.settings.is_file() else {}
@@ -120,9 +124,13 @@ def _read_folder(folder: Path, name: str) -> list[Result]:
         return [_read_report(folder / file, name, mapping(tree.get("settings"))) for file in held]
     if kind == "hetcl-probe" or (folder / "features").is_dir():
         verb = "probe" if kind else "contrast"
-        raise InputError(f"{folder} holds a hetcl {verb} that has not ended: end it with --resume, or leave it out")
+        raise InputError(
+            f"{folder} holds a hetcl {verb} that has not ended: end it with --resume, or leave it out"
+        )
     if kind not in (None, "hetcl-finetune"):
-        raise InputError(f"{run.settings} is of a kind that this hetcl does not know ({kind!r:.40}); upgrade hetcl")
+        raise InputError(
+            f"{run.settings} is of a kind that this hetcl does not know ({kind!r:.40}); upgrade hetcl"
+        )
     if not tree:
         inner = sorted(p.parent.name for p in folder.glob("*/settings.yaml"))
         hint = f"it holds some: name {folder / inner[0]}" if inner else "name one that hetcl wrote"
@@ -189,5 +197,7 @@ def _read_report(path: Path, name: str, settings: Mapping[str, Any]) -> Result:
     except TreeError as e:
         raise InputError(f"{path} is damaged ({e}): run its command again, or leave it out") from None
     if not isinstance(tree, Mapping) or tree.get("kind") != stated:
-        raise InputError(f"{path} does not say that it is of kind {stated}: put back hetcl's own, or leave it out")
+        raise InputError(
+            f"{path} does not say that it is of kind {stated}: put back hetcl's own, or leave it out"
+        )
     return Result(kind, path.parent, name, tree, settings)

@@ -11,9 +11,9 @@ from PIL import Image
 from hetcl.reporting.blocks import Grid, Picture, Section, Text, picture
 from hetcl.reporting.charts import SERIES, Chart, intervals
 from hetcl.reporting.commands import command_of
+from hetcl.reporting.comparisons import HEADLINES, percent
 from hetcl.reporting.curves import last_figures, of_finetuning
 from hetcl.reporting.read import KINDS, Result, mapping, number
-from hetcl.reporting.verdict import HEADLINES, percent
 from hetcl.settings import flatten
 
 Row = Mapping[str, Any]
@@ -44,7 +44,10 @@ def contrast(result: Result) -> Section:
         full = [r for r in rows if r["vector"] == "full"]
         named = [r for r in full if r["model"] in shown][:SERIES]
         bins = [
-            {"label": _overlap(b), "group": r["model"], **b["top1"]} for r in named for b in r["bins"] if b["count"] >= 10
+            {"label": _overlap(b), "group": r["model"], **b["top1"]}
+            for r in named
+            for b in r["bins"]
+            if b["count"] >= 10
         ]
         reduced = [
             {"label": f"{r['vector']} ({r['total']} numbers)", "group": r["model"], **r["top1"]}
@@ -57,9 +60,13 @@ def contrast(result: Result) -> Section:
             Grid(
                 f"Found first among {tree['test']['gallery']:,} others, views {views}, full vectors",
                 ["features", "numbers", "top-1 (95% interval)", "top-5", "MRR"],
-                [[r["model"], r["total"], *(interval(r[k]) for k in ("top1", "top5")), f"{r['mrr']['value']:.3f}"] for r in full],
+                [
+                    [r["model"], r["total"], interval(r["top1"]), interval(r["top5"]), f"{r['mrr']['value']:.3f}"]
+                    for r in full
+                ],
             ),
         ]  # fmt: skip
+    spread = ("alignment", "uniformity", "effective_rank")
     section.blocks += [
         Grid(
             "Differences of full vectors, in points of top-1",
@@ -70,17 +77,20 @@ def contrast(result: Result) -> Section:
             "Parts of the vectors: spread, and what they add to right and wrong matches",
             ["features", "views", "part", "alignment", "uniformity", "effective rank", "margin"],
             [
-                [p["model"], p["views"], p["part"], *(f"{p[k]:.2f}" for k in ("alignment", "uniformity", "effective_rank"))]
-                + [f"{p['margin']:+.3f}"]
+                [p["model"], p["views"], p["part"], *(f"{p[k]:.2f}" for k in spread), f"{p['margin']:+.3f}"]
                 for p in tree["parts"]
             ],
             folded=True,
         ),
     ]  # fmt: skip
     sheets = sorted((result.path / "figures").glob("examples-*.png"))
-    section.blocks += _pictures(sheets[:SHEETS], "Right and wrong matches, with the crops drawn on the original")
+    section.blocks += _pictures(
+        sheets[:SHEETS], "Right and wrong matches, with the crops drawn on the original"
+    )
     if len(sheets) > SHEETS:
-        section.blocks.append(Text([f"{len(sheets) - SHEETS} more sheets of examples stand in its folder."], "note"))
+        section.blocks.append(
+            Text([f"{len(sheets) - SHEETS} more sheets of examples stand in its folder."], "note")
+        )
     return section
 
 
@@ -94,7 +104,9 @@ def what(result: Result) -> Section:
     found = [(f"kNN, k = {k}", row) for k, row in tree["knn"].items()]
     found += [(f"linear, {tree['linear']['kind']}", tree["linear"])] if tree["linear"] else []
     rows = [{"label": name, "group": tree["model"]["name"], **row["top1"]} for name, row in found]
-    cells = [[name, interval(row["top1"]), interval(row["top5"]) if "top5" in row else ""] for name, row in found]
+    cells = [
+        [name, interval(row["top1"]), interval(row["top5"]) if "top5" in row else ""] for name, row in found
+    ]
     data = tree["data"]
     floor = f"by guessing {percent(data['chance'])}, by the commonest class {percent(data['commonest'])}"
     return Section(
@@ -149,7 +161,9 @@ def downstream(results: Sequence[Result], **budget: int) -> Iterator[Section]:
     """Fine-tunings and evaluations: one table of all, then each."""
     if not results:
         return
-    keys = list(dict.fromkeys(k for r in results for k, v in last_figures(r).items() if number(v) is not None))[:24]
+    keys = list(
+        dict.fromkeys(k for r in results for k, v in last_figures(r).items() if number(v) is not None)
+    )[:24]
     cells = []
     for r in results:
         figures, data = last_figures(r), mapping((r.summary or r.tree).get("data"))
@@ -158,7 +172,13 @@ def downstream(results: Sequence[Result], **budget: int) -> Iterator[Section]:
         cells.append([r.name, begun, state, *(_percentage(figures.get(k)) for k in keys)])
     yield Section(
         "Downstream",
-        [Grid("Figures on the test images, in percent", ["run", "begun from, or of", "tested on", *map(_heading, keys)], cells)],
+        [
+            Grid(
+                "Figures on the test images, in percent",
+                ["run", "begun from, or of", "tested on", *map(_heading, keys)],
+                cells,
+            )
+        ],
     )
     for r in results:
         section = Section(f"{KINDS[r.kind].capitalize()}: {r.name}")
@@ -166,13 +186,17 @@ def downstream(results: Sequence[Result], **budget: int) -> Iterator[Section]:
             if not r.summary:
                 step = max((int(row["step"]) for row in r.rows), default=0)
                 steps = r.settings.get("steps", "?")
-                section.blocks.append(Text([f"Half-finished: step {step:,} of {steps}. Go on with --resume."]))
+                section.blocks.append(
+                    Text([f"Half-finished: step {step:,} of {steps}. Go on with --resume."])
+                )
             section.blocks += [Text([f"{line}." for line in r.damage], "note"), *of_finetuning(r, **budget)]
         classes = mapping((r.summary or r.tree).get("per_class"))
         columns = list(dict.fromkeys(k for row in classes.values() for k in mapping(row)))
         if len(classes) > 1:
             more = f"; the first {CLASSES} of {len(classes):,}" if len(classes) > CLASSES else ""
-            rows = [[n, *(_percentage(row.get(k)) for k in columns)] for n, row in list(classes.items())[:CLASSES]]
+            rows = [
+                [n, *(_percentage(row.get(k)) for k in columns)] for n, row in list(classes.items())[:CLASSES]
+            ]
             header = ["class", *map(_heading, columns)]
             section.blocks.append(Grid(f"By class, in percent{more}", header, rows, folded=True))
         sheet = r.path / "predictions.png"
@@ -210,7 +234,10 @@ def settings(results: Sequence[Result]) -> Section:
     section = Section("Settings")
     for kind in ("pretrain", "finetune"):
         runs = [r for r in results if r.kind == kind]
-        held = {r.name: _shown({"data": r.tree.get("data"), "init": r.tree.get("init")} | flatten(r.settings)) for r in runs}
+        held = {
+            r.name: _shown({"data": r.tree.get("data"), "init": r.tree.get("init")} | flatten(r.settings))
+            for r in runs
+        }
         keys = list(dict.fromkeys(k for values in held.values() for k in values))
         if len(runs) > 1:
             rows = [[k, *(v.get(k, "-") for v in held.values())] for k in keys]
@@ -221,7 +248,9 @@ def settings(results: Sequence[Result]) -> Section:
             )
         for run in runs:
             rows = [[k, v] for k, v in held[run.name].items()]
-            section.blocks.append(Grid(f"Every setting of {run.name}", ["setting", "value"], rows, folded=True))
+            section.blocks.append(
+                Grid(f"Every setting of {run.name}", ["setting", "value"], rows, folded=True)
+            )
     return section
 
 
@@ -247,9 +276,14 @@ def origins(results: Sequence[Result]) -> Section:
 
 def kept(blocks: Sequence[Any]) -> list[Any]:
     """The blocks that have something to show."""
+
     def full(block: Any) -> bool:
         return block is not None and bool(
-            block.rows if isinstance(block, Grid | Chart) else block.lines if isinstance(block, Text) else True
+            block.rows
+            if isinstance(block, Grid | Chart)
+            else block.lines
+            if isinstance(block, Text)
+            else True
         )
 
     return [block for block in blocks if full(block)]

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from hetcl.paths import expand
 from hetcl.reporting.blocks import Grid
 from hetcl.reporting.commands import command_of, quoted
+from hetcl.reporting.comparisons import belongs, contrast_row, differences, percent, told, vectors
 from hetcl.reporting.read import Result, mapping, number
 from hetcl.reporting.stages import Stage, knn_of, stages_of
 
@@ -64,16 +63,6 @@ class Verdict:
         return LABELS[self.status]
 
 
-def percent(value: float) -> str:
-    """``12.3%``."""
-    return f"{100 * value:.1f}%"
-
-
-def points(row: Mapping[str, Any]) -> str:
-    """``+6.9 points (95% interval +5.7 to +8.1)`` of ``{value, low, high}``."""
-    return f"{100 * row['value']:+.1f} points (95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-
-
 def judge(run: Result, others: Sequence[Result]) -> Verdict:
     """The verdict on a pre-training run.
 
@@ -83,16 +72,16 @@ def judge(run: Result, others: Sequence[Result]) -> Verdict:
     stages = stages_of(run)
     begun = [s for s in stages if s.rows]
     ended = bool(run.summary) or (bool(stages) and all(s.over for s in stages))
-    test = _contrast_row(run, others)
+    test = contrast_row(run, others)
     status = _status(run, begun, ended, test)
-    places = list(_differences(run, others, "random"))
+    places = list(differences(run, others, "random"))
     if status in ("training", "learned") and test is None and places:
         better, worse = any(d["low"] > 0 for _, d in places), any(d["high"] < 0 for _, d in places)
         status = "mixed" if better and worse else "learned" if better else "doubtful"
     learned = [*_where_it_stands(stages, ended), *_of_training(begun), *_of_neighbours(run)]
     if test is not None:
         learned.insert(0, f"Held against random weights (hetcl contrast): {test.get('line', '')}")
-    learned += [f"{what}: {_told(row)}." for what, row in places]
+    learned += [f"{what}: {told(row)}." for what, row in places]
     return Verdict(
         run.name,
         status,
@@ -102,23 +91,6 @@ def judge(run: Result, others: Sequence[Result]) -> Verdict:
         list(_advice(run, status, ended, test, others)),
         _figures(begun),
     )
-
-
-def belongs(model: str, name: str, run: Result) -> bool:
-    """Whether a MODEL of a test is this run: by its path, or by its name where the path led there from elsewhere."""
-    path = Path(expand(model)).absolute()
-    if path.name in ("last.ckpt", "stage2.ckpt"):
-        path = path.parent
-    return run.path in (path, path.parent) or (not path.exists() and name in (run.name, run.path.name))
-
-
-def _contrast_row(run: Result, others: Sequence[Result]) -> Mapping[str, Any] | None:
-    for test in others:
-        models = {m["name"]: m["model"] for m in test.tree["models"]} if test.kind == "contrast" else {}
-        for row in test.tree["verdict"] if models else ():
-            if belongs(str(models.get(row["model"], "")), str(row["model"]), run):
-                return mapping(row)
-    return None
 
 
 def _collapsed(stage: Stage, ended: bool, name: str = "") -> bool:
@@ -150,19 +122,21 @@ def _status(run: Result, begun: Sequence[Stage], ended: bool, test: Mapping[str,
 
 def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
     if not begun:
-        return "Nothing was logged yet, so nothing can be said." if not ended else "Its figures cannot be read."
+        return (
+            "Nothing was logged yet, so nothing can be said." if not ended else "Its figures cannot be read."
+        )
     last = begun[-1]
     value, chance = last.late(last.measure), last.chance
     where = f"it finds {percent(value)} right within the batch, by chance {percent(chance)}" if value else ""
     return {
         "learned": f"The features tell images apart better than random weights do; {where}.",
-        "partly": f"The embedding learned; the backbone below it is not shown to be better than random weights; {where}.",
+        "partly": f"The embedding learned; its backbone is not shown to be better than random weights; {where}.",
         "training": f"It got better at its task: {where}. Whether its features are better than random weights is not "
         "measured yet.",
-        "mixed": f"It got better at its task: {where}. Frozen, it is better than random weights at one thing and worse at "
-        "another.",
+        "mixed": f"It got better at its task: {where}. Frozen, it is better than random weights at one thing and "
+        "worse at another.",
         "doubtful": f"It got better at its task: {where}. Frozen, it is not shown to be better than random weights.",
-        "not learned": f"It is no better than where it began, although it is above chance, as random weights are: {where}.",
+        "not learned": f"It is no better than where it began, though above chance, as random weights are: {where}.",
         "collapsed": f"Nearly every image gets the same vector, so the features are of no use; {where}.",
         "half": f"It has not ended; so far {where}.",
         "unclear": f"The figures do not settle it; {where}.",
@@ -188,10 +162,14 @@ def _of_training(begun: Sequence[Stage]) -> Iterator[str]:
         if first is None or late is None or rise is None:
             continue
         what = "labels right" if stage.measure == "accuracy" else "right within the batch"
-        told = "a rise that chance does not explain" if rise[0] > max(LEAST, rise[1]) else "no rise that can be told"
+        found = (
+            "a rise that chance does not explain"
+            if rise[0] > max(LEAST, rise[1])
+            else "no rise that can be told"
+        )
         yield (
             f"{stage.name} ({stage.method}), {what}: {percent(first)} at first, {percent(late)} at last "
-            f"({100 * rise[0]:+.1f} points: {told}); by chance {percent(stage.chance)}."
+            f"({100 * rise[0]:+.1f} points: {found}); by chance {percent(stage.chance)}."
         )
         spread = stage.late("uniformity")
         if spread is not None and spread > FLAT:
@@ -205,7 +183,9 @@ def _figures(begun: Sequence[Stage]) -> Grid | None:
         two = [stage.late(k) for k in ("loss", "chance", "alignment", "uniformity")]
         first, late = stage.first(stage.measure), stage.late(stage.measure)
         shares = ["" if v is None else percent(v) for v in (first, late, stage.chance)]
-        rows.append([f"{stage.name}, {stage.method}", *shares, *("" if v is None else f"{v:.2f}" for v in two)])
+        rows.append(
+            [f"{stage.name}, {stage.method}", *shares, *("" if v is None else f"{v:.2f}" for v in two)]
+        )
     header = [
         "stage",
         "right at first",
@@ -218,7 +198,7 @@ def _figures(begun: Sequence[Stage]) -> Grid | None:
     ]
     caption = (
         "At last: the mean of the last tenth of a stage's rows. Loss by chance is log(1 + negatives). Alignment 0: "
-        "the two views of an image lie in one place; 2: no relation. Uniformity 0: one vector for all images; -4: spread out."
+        "the two views of an image lie in one place; 2: no relation. Uniformity 0: one vector for all; -4: spread out."
     )
     return Grid(caption, header, rows) if rows else None
 
@@ -229,7 +209,7 @@ def _of_neighbours(run: Result) -> Iterator[str]:
         yield "kNN against random weights was not measured: the data has no labels, or the check was off."
         return
     difference = knn.after - knn.before
-    told = (
+    found = (
         "no difference that so few images can tell"
         if abs(difference) <= knn.error
         else "better than random weights"
@@ -238,7 +218,7 @@ def _of_neighbours(run: Result) -> Iterator[str]:
     )
     yield (
         f"kNN of the backbone: {percent(knn.after)} at the last check, {percent(knn.before)} with random weights "
-        f"({100 * difference:+.1f} points, on at most {knn.images:,} images: {told})."
+        f"({100 * difference:+.1f} points, on at most {knn.images:,} images: {found})."
     )
 
 
@@ -256,12 +236,12 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
         yield f"Not to be seen yet: {stage.name}, which trains the spatial branch, has no figures."
         return
     if _collapsed(stage, True):
-        yield f"Nothing of use: the embedding has collapsed (both parts together {percent(both)} right within the batch)."
+        yield f"Nothing of use: the embedding has collapsed (both parts together {percent(both)} right in the batch)."
         return
     rows = [r for r in stage.rows if number(r.get("semantic_accuracy_batch")) is not None]
     queries = stage.batch * stage.log_every * max(1, round(0.1 * len(rows)))
     error = 2 * (2 * max(both, 0.01) * (1 - min(both, 0.99)) / queries) ** 0.5
-    told = (
+    adds = (
         "it adds to the semantic part in training"
         if both - what > max(LEAST, error)
         else "it takes away from the semantic part in training"
@@ -271,68 +251,18 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
     yield (
         f"Right within the batch at the end of {stage.name}: both parts together {percent(both)}, the semantic part "
         f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
-        f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {told}."
+        f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {adds}."
     )
     if _collapsed(stage, True, "spatial_"):
         yield "The spatial part itself has collapsed: all images get nearly the same map."
-    before = [f"{asked}: {_told(row)}." for asked, row in _differences(run, others, "before")]
-    known = [*_vectors(run, others), *before]
+    before = [f"{asked}: {told(row)}." for asked, row in differences(run, others, "before")]
+    known = [*vectors(run, others), *before]
     yield from known
     if not known:
         yield (
             "Whether the backbone gained by it is another question, which training does not answer: hetcl contrast "
             "and hetcl probe hold it against stage 1."
         )
-
-
-def _vectors(run: Result, others: Sequence[Result]) -> Iterator[str]:
-    """The embedding with and without its spatial part, in contrastive tests of this run."""
-    for test in (t for t in others if t.kind == "contrast"):
-        for model in test.tree["models"]:
-            if model.get("role") != "model" or not belongs(str(model["model"]), str(model["name"]), run):
-                continue
-            rows = {(r["views"], r["vector"]): r["top1"] for r in test.tree["results"] if r["model"] == model["name"]}
-            for (views, vector), alone in rows.items():
-                if vector == "semantic" and (both := rows.get((views, "full"))):
-                    yield (
-                        f"Among {test.tree['test']['gallery']:,} other images (views {views}): both parts find "
-                        f"{percent(both['value'])} ({percent(both['low'])} to {percent(both['high'])}), the semantic part "
-                        f"alone {percent(alone['value'])} ({percent(alone['low'])} to {percent(alone['high'])})."
-                    )
-
-
-def _differences(run: Result, others: Sequence[Result], role: str) -> Iterator[tuple[str, Mapping[str, Any]]]:
-    """What was compared, and this run minus another model, in tests of places and, with ``before``, of contrast.
-
-    Args:
-        role: of the other model: ``before``, what this one began with, or ``random``.
-    """
-    for test in (t for t in others if t.kind in ("contrast", "where")):
-        models = {m["name"]: m for m in test.tree["models"]}
-        for row in test.tree["differences"]:
-            names = row["models"] if test.kind == "contrast" else [row["first"], row["second"]]
-            first, second = (models[n] for n in names)
-            ours = first["role"] != role and belongs(str(first["model"]), str(first.get("of", names[0])), run)
-            if not ours or second["role"] != role:
-                continue
-            if test.kind == "where" and (row["question"], row["measure"], row["level"]) in HEADLINES:
-                yield f"{HEADLINES[row['question'], row['measure'], row['level']]}, {names[0]} minus {names[1]}", row
-            elif test.kind == "contrast" and role == "before" and row["vector"] == "full":
-                yield f"Other view found, {names[0]} minus {names[1]}, views {row['views']}", row["top1"]
-
-
-HEADLINES = {
-    ("localization", "iou", "c4"): "The main object's box from C4 (IoU)",
-    ("correspondence", "pck1", "c4"): "The same place in another crop from C4 (PCK)",
-    ("dense-knn", "miou", "c2-c5"): "The class of a cell by its neighbours (mIoU)",
-    ("dense-linear", "miou", "c2-c5"): "The class of a cell by a linear function (mIoU)",
-}
-"""Question, measure and level of ``where.json`` that stand for it; the level is fixed, so that none is picked."""
-
-
-def _told(row: Mapping[str, Any]) -> str:
-    told = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference can be told"
-    return f"{points(row)}: {told}"
 
 
 # ---- what now ----------------------------------------------------------------------------------------------------
@@ -342,7 +272,9 @@ def _advice(
     run: Result, status: str, ended: bool, test: Mapping[str, Any] | None, others: Sequence[Result]
 ) -> Iterator[Advice]:
     out, data = quoted(run.path), quoted(run.tree.get("data", "DATA"))
-    stage = mapping(run.settings.get("stage2" if any(r.get("stage") == "stage2" for r in run.rows) else "stage1"))
+    stage = mapping(
+        run.settings.get("stage2" if any(r.get("stage") == "stage2" for r in run.rows) else "stage1")
+    )
     if status == "collapsed":
         lr = number(stage.get("lr")) or 0.03
         lower = min(lr / 10, 0.03)
@@ -353,7 +285,9 @@ def _advice(
         )
         return
     if not ended:
-        yield Advice("Go on with it: it continues from its last checkpoint.", f"hetcl pretrain --out {out} --resume")
+        yield Advice(
+            "Go on with it: it continues from its last checkpoint.", f"hetcl pretrain --out {out} --resume"
+        )
         return
     if status in ("training", "unclear") and (test is None or test.get("needed")):
         needed = int(number((test or {}).get("needed")) or 0)
