@@ -204,7 +204,7 @@ def intervals(title: str, rows: Sequence[Row], *, axis: str = "") -> Chart | Non
         y |= {"scale": {"paddingInner": 0.3}}
     offset = {"yOffset": {"field": "group", "sort": None}} if len(groups) > 1 else {}
     color = {"field": "group", "sort": None, "scale": scale_of(groups), "legend": legend(groups)}
-    across = {"type": "quantitative", "title": axis or None, "scale": {"zero": False}}
+    across: dict[str, Any] = {"type": "quantitative", "title": axis or None, "scale": {"zero": False}}
     across["axis"] = {"format": form, "tickCount": 6, "grid": True}
     tip: list[dict[str, Any]] = [
         {"field": "label", "title": " "}, {"field": "group", "title": "  "},

@@ -14,6 +14,7 @@ from typing import Any
 from hetcl.errors import InputError
 from hetcl.paths import expand
 from hetcl.printable import printable
+from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.table import RECORD, Table
 from hetcl.trees import TreeError, parse_json
@@ -158,9 +159,10 @@ def _table(path: Path, *, gaps: bool = False) -> tuple[list[dict[str, Any]], lis
         return [], [f"cannot read {path}: {e.strerror}"]
     if not data:
         return [], []
-    header = data.split(b"\n", 1)[0].decode(errors="replace").strip()
-    rows = Table(path, header.split(",")).read() if "step" in header.split(",") else []
-    lines = sum(bool(line.strip()) for line in RECORD.findall(data)) - 1
+    header = data.split(b"\n", 1)[0].decode(errors="replace").strip().split(",")
+    known = "step" in header
+    rows = Table(path, header).read() if known else []
+    lines = sum(bool(line.strip()) for line in RECORD.findall(data)) - known
     infinite = sum(isinstance(v, float) and not math.isfinite(v) for row in rows for v in row.values())
     kept = [{k: v for k, v in row.items() if isinstance(v, str) or math.isfinite(v)} for row in rows]
     kept = [row for row in kept if "step" in row]
@@ -170,7 +172,8 @@ def _table(path: Path, *, gaps: bool = False) -> tuple[list[dict[str, Any]], lis
     elif len(kept) < lines:
         damage.append(f"{path} is damaged: {lines - len(kept):,} of its {lines:,} lines are left out")
     if infinite and not gaps:
-        damage.append(f"{path} holds {infinite:,} values that are no finite number; they are left out")
+        are = "is" if infinite == 1 else "are"
+        damage.append(f"{path} holds {count(infinite, 'value')} that {are} no finite number; left out")
     return kept, damage
 
 
