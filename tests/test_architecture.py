@@ -39,11 +39,15 @@ ROOMS: dict[str, set[str]] = {
     "analysis": FIRST | {"weights", "datasets"},
     "pretraining": FIRST | {"weights", "analysis"},
     "downstream": FIRST | {"weights", "datasets", "analysis"},
+    "reporting": FIRST | {"weights", "analysis"},
 }
 """Room -> the other rooms it may import. A new room is given a line here."""
 
 DATA = {"recipes"}
 """Folders that hold no code."""
+
+OPENS = "reporting.examples"
+"""The one module of ``reporting`` that opens data and weights; the others know ``runs`` and one another."""
 
 ENTRIES = {
     "pretraining.run",
@@ -58,10 +62,14 @@ ENTRIES = {
     "downstream.finetune",
     "downstream.plan",
     "downstream.evaluate",
+    "reporting.commands",
+    "reporting.sections",
 }
 """Inside the rooms, the modules with an entry function: they may see ``settings``; the rest may not."""
 
+PAGES = ("", ".blocks", ".charts", ".commands", ".comparisons", ".curves", ".page", ".read", ".sections", ".stages", ".verdict")
 TORCH_FREE = {"", "cli", "settings", *GROUND, "runs", "runs.folder", "runs.output", "recipes"}
+TORCH_FREE |= {f"reporting{name}" for name in PAGES}
 """Modules that never load torch: the command line answers before it."""
 
 LOAD_TORCH = {"torch", "torchvision", "timm", "lightning", "lightning_fabric", "lightly", "torchmetrics"}
@@ -224,6 +232,12 @@ def test_the_rule_sees_a_trespass(module: str, source: str) -> None:
 )
 def test_the_rule_lets_neighbours_meet(module: str, source: str) -> None:
     assert not trespasses(source, module)
+
+
+def test_pages_are_made_of_files_alone() -> None:
+    for module in (m for m in SOURCES if m.split(".")[0] == "reporting" and m != OPENS):
+        rooms = {str(own(i.name)).split(".")[0] for i in imports_of(text_of(module), module)} & set(ROOMS)
+        assert rooms <= {"runs", "reporting"}, module
 
 
 def test_every_room_has_a_line_in_the_table_and_a_docstring() -> None:
