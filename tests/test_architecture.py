@@ -67,7 +67,19 @@ ENTRIES = {
 }
 """Inside the rooms, the modules with an entry function: they may see ``settings``; the rest may not."""
 
-PAGES = ("", ".blocks", ".charts", ".commands", ".comparisons", ".curves", ".page", ".read", ".sections", ".stages", ".verdict")
+PAGES = (
+    "",
+    ".blocks",
+    ".charts",
+    ".commands",
+    ".comparisons",
+    ".curves",
+    ".page",
+    ".read",
+    ".sections",
+    ".stages",
+    ".verdict",
+)
 TORCH_FREE = {"", "cli", "settings", *GROUND, "runs", "runs.folder", "runs.output", "recipes"}
 TORCH_FREE |= {f"reporting{name}" for name in PAGES}
 """Modules that never load torch: the command line answers before it."""

@@ -90,17 +90,37 @@ def make_contrast(path: Path, run: Path, *, status: str = "learned", name: str |
         {"name": name, "model": str(run), "role": "model", "of": name},
         {"name": pooled, "model": str(run), "role": "backbone", "of": name},
         {"name": random, "model": "random", "role": "random", "of": "random"},
-        {"name": before, "model": f"{run}/checkpoints/stage1.ckpt", "role": "before", "of": f"{name} stage 1"},
+        {
+            "name": before,
+            "model": f"{run}/checkpoints/stage1.ckpt",
+            "role": "before",
+            "of": f"{name} stage 1",
+        },
     ]
     bins = [{"low": i / 4, "high": (i + 1) / 4, "count": 50, "top1": figure(0.2 * i + 0.1)} for i in range(4)]
     tops = {(name, "full"): 0.5, (name, "semantic"): 0.4, (name, "pca-64"): 0.45, (pooled, "full"): 0.3}
     tops |= {(random, "full"): 0.1, (before, "full"): 0.2}
     results = [
-        {"model": m, "views": "crop", "vector": v, "total": 64, "top5": figure(t + 0.1), "mrr": figure(t), "bins": bins}
+        {
+            "model": m,
+            "views": "crop",
+            "vector": v,
+            "total": 64,
+            "top5": figure(t + 0.1),
+            "mrr": figure(t),
+            "bins": bins,
+        }
         | {"top1": figure(t)}
         for (m, v), t in tops.items()
     ]
-    verdict = {"model": name, "status": status, "judged": pooled, "yardstick": random, "needed": None, "line": "a line"}
+    verdict = {
+        "model": name,
+        "status": status,
+        "judged": pooled,
+        "yardstick": random,
+        "needed": None,
+        "line": "a line",
+    }
     part = {"model": name, "views": "crop", "part": "semantic", "alignment": 0.2, "uniformity": -2.0}
     difference = {"views": "crop", "vector": "full", "top1": figure(0.1), "mrr": figure(0.1)}
     return write(
@@ -115,7 +135,10 @@ def make_contrast(path: Path, run: Path, *, status: str = "learned", name: str |
             "views": {"crop": {}},
             "models": models,
             "results": results,
-            "differences": [difference | {"models": [pooled, random]}, difference | {"models": [pooled, before]}],
+            "differences": [
+                difference | {"models": [pooled, random]},
+                difference | {"models": [pooled, before]},
+            ],
             "parts": [part | {"effective_rank": 20.0, "margin": 0.1}],
             "machine": MACHINE,
         },
@@ -173,11 +196,15 @@ def make_detector(path: Path, init: Path, *, label: str = "cat") -> Path:
     run.write_settings(tree | {"hetcl": "0.1.0", "settings": {"model": "mask-rcnn", "steps": 10, "lr": 0.01}})
     table = Table(run.metrics, ("stage", "epoch", "step", "loss", "loss_mask", "box_ap", "lr"))
     for step in (5, 10):
-        table.append({"stage": "finetune", "epoch": 0, "step": step, "loss": 9.0 / step, "loss_mask": 1.0, "lr": 0.1})
+        table.append(
+            {"stage": "finetune", "epoch": 0, "step": step, "loss": 9.0 / step, "loss_mask": 1.0, "lr": 0.1}
+        )
     table.append({"stage": "finetune", "epoch": 1, "step": 10, "box_ap": 31.0})
     figures = {"box_ap": 31.0, "box_ap_l": None}
     classes = {label: figures, "dog": figures}
-    run.write_summary({"figures": figures, "per_class": classes, "data": {"test": "50 images"}, "machine": MACHINE})
+    run.write_summary(
+        {"figures": figures, "per_class": classes, "data": {"test": "50 images"}, "machine": MACHINE}
+    )
     return path
 
 
@@ -185,4 +212,8 @@ def make_evaluation(path: Path, run: Path) -> Path:
     """An evaluation of a detector."""
     figures = {"box_ap": 30.0}
     tree = {"kind": "hetcl-evaluation", "run": str(run), "figures": figures, "per_class": {"cat": figures}}
-    return write(path, "evaluation.json", tree | {"data": {"data": "coco:mine", "description": "50 images"}, "machine": MACHINE})
+    return write(
+        path,
+        "evaluation.json",
+        tree | {"data": {"data": "coco:mine", "description": "50 images"}, "machine": MACHINE},
+    )

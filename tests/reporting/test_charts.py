@@ -13,7 +13,9 @@ from hetcl.reporting.charts import Line, curves, intervals, thinned
 from tests.reporting.folders import HOSTILE
 
 ROWS = st.lists(
-    st.fixed_dictionaries({}, optional={"a": st.floats(-1e6, 1e6), "b": st.floats(-1, 1)}), min_size=1, max_size=300
+    st.fixed_dictionaries({}, optional={"a": st.floats(-1e6, 1e6), "b": st.floats(-1, 1)}),
+    min_size=1,
+    max_size=300,
 )
 
 
@@ -60,7 +62,9 @@ def test_nothing_to_draw_is_no_chart() -> None:
 
 @pytest.mark.parametrize("most", [10, 100])
 def test_the_table_is_no_longer_than_asked(most: int) -> None:
-    chart = curves("T", [{"x": i, "a": i % 13} for i in range(5000)], [Line("a", "a")], table=most, points=200)
+    chart = curves(
+        "T", [{"x": i, "a": i % 13} for i in range(5000)], [Line("a", "a")], table=most, points=200
+    )
     assert chart is not None
     assert len(chart.rows) <= most
     assert len(chart.spec["data"]["values"]) <= 200

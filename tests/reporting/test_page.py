@@ -107,7 +107,11 @@ def test_a_page_of_ten_long_runs_stays_small(tmp_path: Path) -> None:
     runs = [folders.make_run(tmp_path / f"run-{i}", "good") for i in range(10)]
     for run in runs:
         header, *lines = (run / "metrics.csv").read_text().splitlines()
-        long = [re.sub(r"^(stage\d),\d+,\d+", rf"\1,{i},{i * 7}", line) for i in range(500) for line in lines[1:-1]]
+        long = [
+            re.sub(r"^(stage\d),\d+,\d+", rf"\1,{i},{i * 7}", line)
+            for i in range(500)
+            for line in lines[1:-1]
+        ]
         (run / "metrics.csv").write_text("\n".join([header, *long]) + "\n")
     page = report(runs, out=tmp_path / "page.html", examples=0)
     assert 1e6 < page.stat().st_size < 10e6
@@ -132,7 +136,9 @@ def contrast_of(a: str, b: str) -> float:
 def test_every_colour_can_be_read_in_both_themes() -> None:
     assert contrast_of("#000000", "#ffffff") == pytest.approx(21)
     style = (ASSETS / "page.css").read_text()
-    light, dark, *_ = (dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{[^}]*\}", style))
+    light, dark, *_ = (
+        dict(re.findall(r"--([\w-]+): (#\w{6})", block)) for block in re.findall(r":root \{[^}]*\}", style)
+    )
     for theme in (light, dark):
         for paper in (theme["paper"], theme["card"]):
             assert all(contrast_of(theme[ink], paper) >= 4.5 for ink in ("ink", "quiet", "link"))
@@ -171,7 +177,10 @@ def test_bad_input_is_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
         assert said in lines[0]
     assert not page.exists()
     assert (tmp_path / "other.html").read_text() == "<html>mine</html>"
-    assert main(["report", str(tmp_path / "empty"), str(tmp_path / "missing"), str(good), "--out", str(page)]) == 2
+    assert (
+        main(["report", str(tmp_path / "empty"), str(tmp_path / "missing"), str(good), "--out", str(page)])
+        == 2
+    )
     assert len(capsys.readouterr().err.splitlines()) == 2
 
 

@@ -43,7 +43,9 @@ def test_a_rise_without_labels_is_no_proof(tmp_path: Path) -> None:
     assert "hetcl contrast" in found.next[0].command
 
 
-@pytest.mark.parametrize(("said", "status"), [("learned", "learned"), ("not learned", "not learned"), ("too few", "unclear")])
+@pytest.mark.parametrize(
+    ("said", "status"), [("learned", "learned"), ("not learned", "not learned"), ("too few", "unclear")]
+)
 def test_a_contrastive_test_has_the_last_word(tmp_path: Path, said: str, status: str) -> None:
     run = folders.make_run(tmp_path / "run", "good")
     found = verdict_on(run, folders.make_contrast(tmp_path / "contrast", run, status=said))
@@ -54,7 +56,10 @@ def test_a_contrastive_test_has_the_last_word(tmp_path: Path, said: str, status:
 
 
 def test_a_test_of_another_run_is_not_taken_for_this_one(tmp_path: Path) -> None:
-    run, other = folders.make_run(tmp_path / "a" / "run", "good"), folders.make_run(tmp_path / "b" / "run", "level")
+    run, other = (
+        folders.make_run(tmp_path / "a" / "run", "good"),
+        folders.make_run(tmp_path / "b" / "run", "level"),
+    )
     found = verdict_on(run, folders.make_contrast(tmp_path / "contrast", other, status="not learned"))
     assert found.status == "learned"
 
@@ -72,7 +77,10 @@ def test_what_the_spatial_branch_added_is_said_in_figures(tmp_path: Path) -> Non
     first, *_ = verdict_on(folders.make_run(tmp_path / "run", "good")).spatial
     for figure in ("both parts together 70.0%", "alone 30.0%", "alone 40.0%", "+40.0 points", "chance 3.1%"):
         assert figure in first
-    assert "no spatial branch" in verdict_on(folders.make_run(tmp_path / "moco", "half", **{"stage2.epochs": 0})).spatial[0]
+    assert (
+        "no spatial branch"
+        in verdict_on(folders.make_run(tmp_path / "moco", "half", **{"stage2.epochs": 0})).spatial[0]
+    )
     assert "Not to be seen yet" in verdict_on(folders.make_run(tmp_path / "half", "half")).spatial[0]
     assert "Nothing of use" in verdict_on(folders.make_run(tmp_path / "collapsed", "collapsed")).spatial[0]
 
