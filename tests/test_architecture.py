@@ -67,21 +67,7 @@ ENTRIES = {
 }
 """Inside the rooms, the modules with an entry function: they may see ``settings``; the rest may not."""
 
-PAGES = (
-    "",
-    ".blocks",
-    ".charts",
-    ".commands",
-    ".comparisons",
-    ".curves",
-    ".page",
-    ".read",
-    ".sections",
-    ".stages",
-    ".verdict",
-)
 TORCH_FREE = {"", "cli", "settings", *GROUND, "runs", "runs.folder", "runs.output", "recipes"}
-TORCH_FREE |= {f"reporting{name}" for name in PAGES}
 """Modules that never load torch: the command line answers before it."""
 
 LOAD_TORCH = {"torch", "torchvision", "timm", "lightning", "lightning_fabric", "lightly", "torchmetrics"}
@@ -270,7 +256,8 @@ def test_rooms_do_not_import_each_other_in_a_circle() -> None:
 
 
 def torch_free() -> list[str]:
-    return [m for m in SOURCES if m in TORCH_FREE or m.split(".")[0] == "settings"]
+    rooms = ("settings", "reporting")
+    return [m for m in SOURCES if m in TORCH_FREE or (m.split(".")[0] in rooms and m != OPENS)]
 
 
 def loads_torch(source: str, module: str) -> list[str]:

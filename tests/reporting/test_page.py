@@ -1,4 +1,4 @@
-"""The page is whole, strict HTML, asks for nothing, and everything from outside is text in it; bad input is one line."""
+"""The page is strict HTML, asks for nothing, and everything from outside is text in it; bad input is one line."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import io
 import json
 import re
 from collections import Counter
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def test_the_page_is_strict_html_with_landmarks_headings_and_names_once(page: Pa
     for landmark in ("header", "nav", "main", "footer", "h1"):
         assert len(list(tree.iter(landmark))) == 1
     levels = [int(e.tag[1]) for e in tree.iter() if isinstance(e.tag, str) and re.fullmatch("h[1-4]", e.tag)]
-    assert all(b - a <= 1 for a, b in zip(levels, levels[1:], strict=False))
+    assert all(b - a <= 1 for a, b in pairwise(levels))
     assert all(table.find("caption") is not None for table in tree.iter("table"))
     assert all(image.get("alt") for image in tree.iter("img"))
 
@@ -57,7 +58,7 @@ def test_nothing_is_fetched_and_only_our_scripts_may_run(page: Path) -> None:
     assert re.findall(r"'sha256-([^']+)'", policy) == hashes
     loads = [e for e in tree.iter() if {"src", "srcset", "data", "action", "poster"} & set(e.attrib)]
     assert all(e.get("src", "").startswith("data:image/webp") for e in loads)
-    assert not [e for e in tree.iter("link")]
+    assert not list(tree.iter("link"))
     assert "url(" not in (ASSETS / "page.css").read_text()
     assert not any(name.startswith("on") for e in tree.iter() for name in e.attrib)
     assert "<iframe" not in text
@@ -75,8 +76,9 @@ def test_names_from_outside_are_text(page: Path) -> None:
 def test_everything_given_is_on_the_page(page: Path) -> None:
     text = words(page)
     for expected in (
-        "Learned", "Collapsed", "Half-finished", "What did the spatial branch add?", "What now?", "Runs beside each other",
-        "It learned.", "Labels are found.", "It finds boxes.", "box AP", "mind the queue", "What differs between the runs",
+        "Learned", "Collapsed", "Half-finished", "What did the spatial branch add?", "What now?",
+        "Runs beside each other", "It learned.", "Labels are found.", "It finds boxes.", "box AP", "mind the queue",
+        "What differs between the runs",
         "hetcl pretrain --data scenes:1000", "hetcl finetune --init", "hetcl evaluate", "abc123", "--examples 0",
     ):  # fmt: skip
         assert expected in text, expected

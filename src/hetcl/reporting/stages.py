@@ -78,23 +78,22 @@ class Stage:
 
 def stages_of(run: Result) -> list[Stage]:
     """The stages that the settings ask for; of those that have not begun the rows are empty."""
-    out = []
-    stated = {"stage1": mapping(run.settings.get("stage1")), "stage2": mapping(run.settings.get("stage2"))}
-    for name, settings in stated.items():
-        rows = [r for r in run.rows if r.get("stage") == name and "loss" in r]
-        epochs = int(number(settings.get("epochs")) or 0)
-        if epochs > 0 and not (name == "stage1" and run.tree.get("init") and not rows and epochs):
-            out.append(
-                Stage(
-                    name,
-                    str(settings.get("method", "?")),
-                    epochs,
-                    rows,
-                    int(number(run.settings.get("batch")) or 1),
-                    int(number(run.settings.get("log_every")) or 1),
-                )
-            )
-    return out
+    stated = {name: mapping(run.settings.get(name)) for name in ("stage1", "stage2")}
+    epochs = {name: int(number(s.get("epochs")) or 0) for name, s in stated.items()}
+    if run.tree.get("init") and all(epochs.values()):
+        del stated["stage1"]  # --init takes its place
+    return [
+        Stage(
+            name,
+            str(s.get("method", "?")),
+            epochs[name],
+            [r for r in run.rows if r.get("stage") == name and "loss" in r],
+            int(number(run.settings.get("batch")) or 1),
+            int(number(run.settings.get("log_every")) or 1),
+        )
+        for name, s in stated.items()
+        if epochs[name]
+    ]
 
 
 @dataclass(frozen=True)
