@@ -130,7 +130,7 @@ def curves(
         | {f"y{i}": rounded(row[k]) for i, k in enumerate(keys) if k in row}
         for row in thin
     ]
-    form = ".3~p" if unit == "%" else ".3~g"
+    form = ".3~p" if unit == "%" else ".4~g"
     upright = {
         "type": "quantitative",
         "title": None,

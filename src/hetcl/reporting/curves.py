@@ -9,7 +9,6 @@ from hetcl.reporting.charts import Chart, Line, curves
 from hetcl.reporting.read import Result, mapping
 
 PARTS = ("semantic", "spatial")
-BRANCHES = [Line("both parts", "{}"), *[Line(f"{part} alone", f"{part}_{{}}") for part in PARTS]]
 TABLE_ROWS = 2_000
 """Of the folded tables of curves of a whole page, about."""
 POINTS = 25_000
@@ -53,11 +52,11 @@ def of_pretraining(run: Result, *, points: int, table: int) -> Iterator[Chart]:
     chance = Line("chance", "by_chance", dashed=True)
     drawn: list[tuple[str, Sequence[Mapping[str, Any]], list[Line], dict[str, Any]]] = [
         ("Loss", rows, [Line("loss", "loss"), Line("chance, log(1 + negatives)", "chance", dashed=True)], {}),
-        ("Right within the batch", rows, [*_parts("accuracy_batch"), chance], share),
-        ("Right against the queue", rows, _parts("accuracy_queue"), share),
+        ("Right within the batch", rows, [*_parts(rows, "accuracy_batch"), chance], share),
+        ("Right against the queue", rows, _parts(rows, "accuracy_queue"), share),
         ("Training accuracy, of labels", rows, [Line("accuracy", "accuracy")], share),
-        ("Alignment: distance of two views (0: none)", rows, _parts("alignment"), {}),
-        ("Uniformity (0: collapsed, -4: spread out)", rows, _parts("uniformity"), {}),
+        ("Alignment: distance of two views (0: none)", rows, _parts(rows, "alignment"), {}),
+        ("Uniformity (0: collapsed, -4: spread out)", rows, _parts(rows, "uniformity"), {}),
         ("kNN accuracy of the backbone", rows, [Line("kNN", "knn")], share),
         ("Learning rate", rows, [Line("lr", "lr")], {}),
         ("Images a second", timing, [Line("images a second", "images_per_second")], {}),
@@ -68,8 +67,14 @@ def of_pretraining(run: Result, *, points: int, table: int) -> Iterator[Chart]:
             yield chart
 
 
-def _parts(figure: str) -> list[Line]:
-    return [Line(line.label, line.key.format(figure)) for line in BRANCHES]
+def _parts(rows: Sequence[Mapping[str, Any]], figure: str) -> list[Line]:
+    """The embedding, and each of its parts where it has several."""
+    alone = [
+        Line(f"{part} alone", f"{part}_{figure}")
+        for part in PARTS
+        if any(f"{part}_{figure}" in r for r in rows)
+    ]
+    return [Line("both parts" if alone else "the embedding", figure), *alone]
 
 
 def of_finetuning(run: Result, *, points: int, table: int) -> Iterator[Chart]:

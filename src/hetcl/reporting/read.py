@@ -145,7 +145,9 @@ def _read_run(run: RunFolder, name: str, tree: Mapping[str, Any], kind: str) -> 
     summary = run.read_summary()
     damage += more
     if run.summary.is_file() and not summary:
-        damage.append(f"{run.summary} is damaged: machine, commit and final figures are missing here")
+        damage.append(
+            f"{run.summary} is damaged or of another hetcl: machine, commit and final figures are missing here"
+        )
     return Result(
         kind, run.path, name, tree, mapping(tree["settings"]), rows, timing, summary, _warned(run.log), damage
     )  # fmt: skip

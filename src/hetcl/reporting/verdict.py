@@ -173,7 +173,7 @@ def _of_training(begun: Sequence[Stage]) -> Iterator[str]:
         )
         spread = stage.late("uniformity")
         if spread is not None and spread > FLAT:
-            yield f"{stage.name}: uniformity {spread:.3f}, so nearly every image has one and the same vector."
+            yield f"{stage.name}: uniformity {round(spread, 3) + 0.0:.3f}, so all images have nearly one vector."
 
 
 def _figures(begun: Sequence[Stage]) -> Grid | None:
@@ -296,16 +296,16 @@ def _advice(
             "Hold it against random weights and against its stage 1, then make this page again with that folder too.",
             f"hetcl contrast {out} --data {data} --out contrast{more}",
         )
-    if status in ("doubtful", "mixed") and not any(t.kind == "contrast" for t in others):
+    if status in ("doubtful", "mixed") and test is None:
         yield Advice(
             "Ask besides whether it tells images apart better than random weights: what is learned first.",
             f"hetcl contrast {out} --data {data} --out contrast",
         )
     if status in ("not learned", "doubtful", "mixed"):
         yield Advice(
-            "Train longer, on more images, or with a higher learning rate; `hetcl doctor` says what the recipe would "
+            "Train longer, on more images, or with a higher learning rate; hetcl doctor says what the recipe would "
             "take here. A tenth of a long training should already show a gain.",
-            f"hetcl doctor --data {data}",
+            f"hetcl doctor --data {data} --recipe {quoted(run.tree.get('recipe') or 'hcl-r50')}",
         )
     if status in ("learned", "partly", "training"):
         tested = any(
