@@ -18,7 +18,9 @@ from PIL import Image
 
 import hetcl
 from hetcl.cli import main
+from hetcl.reporting.curves import POINTS, budget
 from hetcl.reporting.page import ASSETS, report
+from hetcl.reporting.read import read_results
 from tests.pretraining.small import command
 from tests.reporting import folders
 
@@ -120,6 +122,14 @@ def test_a_page_of_ten_long_runs_stays_small(tmp_path: Path) -> None:
     assert "of 4,000 rows" in words(page)
 
 
+@pytest.mark.parametrize("runs", [1, 10, 30, 200])
+def test_more_runs_are_drawn_with_fewer_points(tmp_path: Path, runs: int) -> None:
+    one = read_results([folders.make_run(tmp_path / "run", "half")])
+    rows = budget(one * runs)
+    assert 80 <= rows["points"] <= max(80, min(400, POINTS // (8 * runs)))
+    assert 12 <= rows["table"] <= 60
+
+
 # ---- colours -------------------------------------------------------------------------------------------------------
 
 
@@ -166,7 +176,11 @@ def test_bad_input_is_one_line_each(tmp_path: Path, capsys: pytest.CaptureFixtur
         (["."], page, "it holds some: name"),
         (["unfinished"], page, "has not ended: end it with --resume"),
         (["broken"], page, "contrast.json is damaged"),
-        (["good", "strange"], page, "do not hold what hetcl writes"),
+        (
+            ["good", "strange"],
+            page,
+            f"hetcl: {tmp_path / 'strange'}: its files do not hold what hetcl writes",
+        ),
         (["other.html"], page, "is a file; name a folder"),
         (["good"], tmp_path, "is a folder; name a file"),
         (["good"], tmp_path / "other.html", "that hetcl report did not write"),

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import base64
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from itertools import count
 from typing import Any
 
 from PIL import Image
@@ -21,7 +20,7 @@ class Text:
 
     lines: Sequence[str]
     style: str = "p"
-    """``p``, ``list``, ``note`` (small), ``code``."""
+    """``p``, ``list``, ``note`` (small)."""
     block: str = "text"
 
 
@@ -55,7 +54,6 @@ class Section:
 
     title: str
     blocks: list[Any] = field(default_factory=list)
-    id: str = ""
 
 
 def picture(title: str, alt: str, image: Image.Image, widest: int = 1200) -> Picture:
@@ -68,10 +66,3 @@ def picture(title: str, alt: str, image: Image.Image, widest: int = 1200) -> Pic
     image.convert("RGB").save(page, "WEBP", quality=QUALITY, method=6)
     data = f"data:image/webp;base64,{base64.b64encode(page.getvalue()).decode()}"
     return Picture(title, alt, data, image.width, image.height)
-
-
-def numbered(sections: Sequence[Section]) -> Iterator[Section]:
-    """The sections with names that links can lead to, none of them from data."""
-    for i, section in zip(count(1), sections, strict=False):
-        section.id = f"section-{i}"
-        yield section

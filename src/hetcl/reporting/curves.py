@@ -48,6 +48,9 @@ def of_pretraining(run: Result, *, points: int, table: int) -> Iterator[Chart]:
     batch = run.settings.get("batch")
     if isinstance(batch, int) and batch > 0:
         rows = [row | ({"by_chance": 1 / batch} if "accuracy_batch" in row else {}) for row in rows]
+    random = next((row["knn"] for row in rows if "knn" in row and not row["x"]), None)
+    if random is not None:
+        rows = [row | ({"knn_random": random} if "knn" in row else {}) for row in rows]
     share = {"unit": "%"}
     chance = Line("chance", "by_chance", dashed=True)
     drawn: list[tuple[str, Sequence[Mapping[str, Any]], list[Line], dict[str, Any]]] = [
@@ -57,7 +60,12 @@ def of_pretraining(run: Result, *, points: int, table: int) -> Iterator[Chart]:
         ("Training accuracy, of labels", rows, [Line("accuracy", "accuracy")], share),
         ("Alignment: distance of two views (0: none)", rows, _parts(rows, "alignment"), {}),
         ("Uniformity (0: collapsed, -4: spread out)", rows, _parts(rows, "uniformity"), {}),
-        ("kNN accuracy of the backbone", rows, [Line("kNN", "knn")], share),
+        (
+            "kNN accuracy of the backbone",
+            rows,
+            [Line("kNN", "knn"), Line("random weights", "knn_random", dashed=True)],
+            share,
+        ),
         ("Learning rate", rows, [Line("lr", "lr")], {}),
         ("Images a second", timing, [Line("images a second", "images_per_second")], {}),
     ]

@@ -16,7 +16,7 @@ from hetcl.errors import InputError
 from hetcl.paths import expand
 from hetcl.printable import printable
 from hetcl.reporting import sections
-from hetcl.reporting.blocks import Grid, Section, Text, numbered
+from hetcl.reporting.blocks import Grid, Section, Text
 from hetcl.reporting.charts import script
 from hetcl.reporting.comparisons import percent
 from hetcl.reporting.curves import budget, of_pretraining, side_by_side
@@ -81,6 +81,7 @@ def _page(results: Sequence[Result], examples: int) -> str:
         loader=FileSystemLoader(ASSETS), autoescape=True, undefined=StrictUndefined, trim_blocks=True,
         lstrip_blocks=True, finalize=lambda x: printable(x) if type(x) is str else x,
     )  # fmt: skip
+    shown = _sections(results, examples)  # first, so that a fault is told of the very file
     code = [script(), (ASSETS / "page.js").read_text("utf-8")]
     return environment.get_template("page.html.j2").render(
         version=__version__,
@@ -89,7 +90,7 @@ def _page(results: Sequence[Result], examples: int) -> str:
         results=[(r.name, KINDS[r.kind], str(r.path)) for r in results],
         verdicts=_guarded(results, _verdicts),
         overview=_overview(results),
-        sections=list(numbered(_sections(results, examples))),
+        sections=shown,
         style=Markup((ASSETS / "page.css").read_text("utf-8")),
         scripts=[Markup(text) for text in code],
         hashes=[base64.b64encode(hashlib.sha256(text.encode()).digest()).decode() for text in code],
@@ -145,22 +146,21 @@ def _overview(results: Sequence[Result]) -> Grid | None:
 
 
 def _sections(results: Sequence[Result], examples: int) -> list[Section]:
-    trained = [r for r in results if r.kind == "pretrain"]
     rows = budget(results)
-    found = []
+    makers = {"contrast": sections.contrast, "what": sections.what, "where": sections.where}
+    tests = [_guarded([r], lambda one: makers[one[0].kind](one[0])) for r in results if r.kind in makers]
+    tuned = [r for r in results if r.kind in ("finetune", "evaluation")]
+    tests += _guarded(tuned, lambda some: list(sections.downstream(some, **rows)))
+    trained, found = [r for r in results if r.kind == "pretrain"], list[Section]()
     if len(trained) > 1:
         found.append(Section("Runs beside each other", list(_guarded(trained, side_by_side, **rows))))
     for i, run in enumerate(trained):
-        charts = _guarded([run], lambda r: list(of_pretraining(r[0], **rows)))
+        charts = _guarded([run], lambda one: list(of_pretraining(one[0], **rows)))
         notes = [Text([f"{line}." for line in run.damage], "note")]
         warned = [Text(["The run warned:"]), Text(run.warnings, "list")] if run.warnings else []
         found.append(Section(f"Curves: {run.name}", [*charts, *notes, *warned]))
         found.append(Section(f"Images: {run.name}", _images(run, examples, i)))
-    for kind, make in (("contrast", sections.contrast), ("what", sections.what), ("where", sections.where)):
-        found += [_guarded([r], lambda one, make=make: make(one[0])) for r in results if r.kind == kind]
-    tuned = [r for r in results if r.kind in ("finetune", "evaluation")]
-    found += _guarded(tuned, lambda all_: list(sections.downstream(all_, **rows)))
-    found += [_guarded(results, sections.settings), _guarded(results, sections.origins)]
+    found += [*tests, _guarded(results, sections.settings), _guarded(results, sections.origins)]
     for section in found:
         section.blocks = sections.kept(section.blocks)
     return [section for section in found if section.blocks]
