@@ -5,6 +5,7 @@ Nothing here is taken on trust: a file may be damaged, unfinished or somebody el
 
 from __future__ import annotations
 
+import json
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -197,9 +198,10 @@ def _read_report(path: Path, name: str, settings: Mapping[str, Any]) -> Result:
         if path.stat().st_size > LARGEST:
             raise TreeError(f"larger than {LARGEST >> 20} MB")
         tree = parse_json(path.read_bytes())
+        json.dumps(tree, allow_nan=False)
     except OSError as e:
         raise InputError(f"cannot read {path}: {e.strerror}") from None
-    except TreeError as e:
+    except ValueError as e:  # TreeError, or a number that is none
         raise InputError(f"{path} is damaged ({e}): run its command again, or leave it out") from None
     if not isinstance(tree, Mapping) or tree.get("kind") != stated:
         raise InputError(

@@ -290,12 +290,7 @@ def _advice(
         )
         return
     if status in ("training", "unclear") and (test is None or test.get("needed")):
-        needed = int(number((test or {}).get("needed")) or 0)
-        more = f" --images {needed}" if needed else ""
-        yield Advice(
-            "Hold it against random weights and against its stage 1, then make this page again with that folder too.",
-            f"hetcl contrast {out} --data {data} --out contrast{more}",
-        )
+        yield _contrast_advice(run, int(number((test or {}).get("needed")) or 0))
     if status in ("doubtful", "mixed") and test is None:
         yield Advice(
             "Ask besides whether it tells images apart better than random weights: what is learned first.",
@@ -324,3 +319,16 @@ def _advice(
                 "Fine-tune it on a set with boxes, masks or pixels: that is what it is for.",
                 f"hetcl finetune --init {out} --data DATASET --out detector",
             )
+
+
+def _contrast_advice(run: Result, needed: int) -> Advice:
+    """To hold it against random weights, on as many images as would tell."""
+    held, data = number(mapping(run.summary.get("data")).get("images")), quoted(run.tree.get("data", "DATA"))
+    if needed and held is not None and held < needed:
+        text = f"Test it on more images: about {needed:,} would tell, and its own data has {held:,.0f}."
+        return Advice(text, f"hetcl contrast {quoted(run.path)} --data MORE-IMAGES --out contrast")
+    return Advice(
+        "Hold it against random weights and against its stage 1, then make this page again with that folder too.",
+        f"hetcl contrast {quoted(run.path)} --data {data} --out contrast"
+        + (f" --images {needed}" if needed else ""),
+    )
