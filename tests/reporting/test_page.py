@@ -99,12 +99,17 @@ def test_a_trained_run_shows_views_neighbours_and_maps(tmp_path: Path) -> None:
         data = base64.b64decode(image.get("src").partition("base64,")[2])
         sizes.append(Image.open(io.BytesIO(data)).size)
     assert sizes[1][1] > sizes[2][1]  # three rows, two rows
-    (tmp_path / "run" / "settings.yaml").write_text(
-        (tmp_path / "run" / "settings.yaml").read_text().replace("scenes:27", "gone").split("\n", 1)[1]
-    )
-    again = words(report(tmp_path / "run", out=page))
-    assert "Not shown" in again
-    assert "gone" in again
+    settings = tmp_path / "run" / "settings.yaml"
+    text = settings.read_text().split("\n", 1)[1]
+    for data, said in (
+        ("gone", "gone"),
+        ("scenes:28", "scenes:28 does not hold the images"),
+        ("https://a.b/c.tar", "a page fetches nothing"),
+    ):
+        settings.write_text(text.replace("scenes:27", data))
+        again = words(report(tmp_path / "run", out=page))
+        assert "Not shown: " in again
+        assert said in again
 
 
 def test_a_page_of_ten_long_runs_stays_small(tmp_path: Path) -> None:

@@ -57,14 +57,17 @@ def examples_of(run: Result, count: int) -> Iterator[Picture | Text]:
 
 
 def _source(run: Result) -> Source:
-    s = run.settings
+    """The run's data. Raises ``InputError``: it is gone, holds other images now, or would have to be fetched."""
+    s, data = run.settings, str(run.tree.get("data"))
+    if "://" in data:
+        raise InputError(f"{data} is at an address, and a page fetches nothing")
     source = open_source(
-        str(run.tree.get("data")),
+        data,
         split=str(s.get("data_split", "train")),
         folder_classes=bool(s.get("folder_classes")),
     )
     if run.tree.get("fingerprint") not in (None, source.fingerprint):
-        raise InputError(f"{run.tree['data']} does not hold the images that {run.name} was trained on")
+        raise InputError(f"{data} does not hold the images that {run.name} was trained on")
     return source
 
 
