@@ -68,7 +68,7 @@ def test_every_chart_is_drawn_with_labels_and_a_readout(chromium: Any, page: Pat
     with opened(chromium, page, color_scheme=theme) as tab:
         scrolled(tab)
         assert tab.locator("figure.drawn").count() > 20
-        box = tab.locator("figure.drawn .chart").first
+        box = tab.locator("figure.drawn", has_text="semantic alone").first.locator(".chart")
         assert box.locator("[role='graphics-document']").get_attribute("aria-label")
         assert box.locator("[aria-roledescription='axis']").count() == 2
         box.scroll_into_view_if_needed()
@@ -76,6 +76,8 @@ def test_every_chart_is_drawn_with_labels_and_a_readout(chromium: Any, page: Pat
         for part in (0.4, 0.5, 0.6):
             tab.mouse.move(size["x"] + part * size["width"], size["y"] + size["height"] / 2)
         tab.wait_for_selector("#vg-tooltip-element.visible")
+        assert "step" in tab.inner_text("#vg-tooltip-element")
+        assert not {"NaN%", "undefined"} & set(tab.inner_text("#vg-tooltip-element").split())
         assert tab.evaluate("typeof hacked") == "undefined"
         assert tab.evaluate("getComputedStyle(document.body).backgroundColor") == (
             "rgb(255, 255, 255)" if theme == "light" else "rgb(18, 22, 27)"

@@ -20,7 +20,7 @@ def verdict_on(run: Path, *tests: Path) -> Verdict:
     ("fate", "status", "word", "command"),
     [
         ("good", "learned", "better than random weights", "hetcl probe"),
-        ("level", "not learned", "no better than where it began", "hetcl doctor"),
+        ("level", "not learned", "no better than what it began with", "hetcl doctor"),
         ("collapsed", "collapsed", "the same vector", "--stage1.lr"),
         ("half", "half", "has not ended", "--resume"),
         ("new", "half", "Nothing was logged yet", "--resume"),

@@ -23,6 +23,7 @@ SERIES = 8
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
 READOUT = "readout"
 """Name of the layer that only the script draws."""
+ACROSS: dict[str, Any] = {"field": "x", "type": "quantitative"}
 _AXIS = {"labelColor": "var(--ink)", "titleColor": "var(--ink)", "gridColor": "var(--line)"}
 CONFIG: dict[str, Any] = {
     "font": "system-ui, sans-serif",
@@ -106,13 +107,13 @@ def legend(labels: Sequence[str]) -> dict[str, Any] | None:
 
 
 def curves(
-    title: str, rows: Sequence[Row], lines: Sequence[Line], *, unit: str = "", x: str = "x", x_title: str = "step",
+    title: str, rows: Sequence[Row], lines: Sequence[Line], *, unit: str = "",
     marks: Sequence[tuple[float, str]] = (), table: int = 60, points: int = 300,
 ) -> Chart | None:  # fmt: skip
-    """Curves over one axis; None where there is nothing to draw.
+    """Curves over steps; None where there is nothing to draw.
 
     Args:
-        rows: in order of ``x``; cells may be missing. Rows of different ``part`` are not joined.
+        rows: in order of ``x``, the step; cells may be missing. Rows of different ``part`` are not joined.
         unit: ``%`` for shares, else what the numbers are.
         marks: where something begins, and what: upright lines.
         table: most rows of the table of numbers.
@@ -126,7 +127,7 @@ def curves(
     thin = thinned(held, keys, points)
     labels = [printable(line.label)[:60] for line in lines]
     data = [
-        {x: row[x], "part": row.get("part", 0)}
+        {"x": row["x"], "part": row.get("part", 0)}
         | {f"y{i}": rounded(row[k]) for i, k in enumerate(keys) if k in row}
         for row in thin
     ]
@@ -137,8 +138,8 @@ def curves(
         "axis": {"format": form, "tickCount": 5},
         "scale": {"zero": False},
     }
-    far = "~s" if thin[-1][x] >= 10_000 else ",d"
-    across = {"field": x, "type": "quantitative", "title": x_title, "axis": {"tickCount": 6, "format": far}}
+    far = "~s" if thin[-1]["x"] >= 10_000 else ",d"
+    across = ACROSS | {"title": "step", "axis": {"tickCount": 6, "format": far}}
     quiet = [line.dashed for line in lines]
     layers: list[dict[str, Any]] = []
     for i, (line, label) in enumerate(zip(lines, labels, strict=True)):
@@ -159,13 +160,13 @@ def curves(
                 },
             }
         )
-    layers += _marks(marks, x)
-    layers.append(_readout(x, x_title, [(f"y{i}", label) for i, label in enumerate(labels)], form))
+    layers += _marks(marks)
+    layers.append(_readout([(f"y{i}", label) for i, label in enumerate(labels)], form))
     text = f"{title}. {'. '.join(_said(line, label, held, unit) for line, label in zip(lines, labels, strict=True))}."
     shown = thinned(thin, keys, table)
     note = "" if len(shown) == len(held) else f"{len(shown):,} of {len(held):,} rows, the extremes among them"
-    cells = [[f"{row[x]:,.0f}", *(shown_as(row.get(k), unit) for k in keys)] for row in shown]
-    return Chart(title, text, _spec(text, data, layers), [x_title, *labels], cells, note)
+    cells = [[f"{row['x']:,.0f}", *(shown_as(row.get(k), unit) for k in keys)] for row in shown]
+    return Chart(title, text, _spec(text, data, layers), ["step", *labels], cells, note)
 
 
 def thinned(rows: Sequence[Row], keys: Sequence[str], most: int) -> list[Row]:
@@ -254,11 +255,11 @@ def _said(line: Line, label: str, rows: Sequence[Row], unit: str) -> str:
     return f"{label}: {first} at first, {last} at last, between {low} and {high}"
 
 
-def _marks(marks: Sequence[tuple[float, str]], x: str) -> list[dict[str, Any]]:
+def _marks(marks: Sequence[tuple[float, str]]) -> list[dict[str, Any]]:
     if not marks:
         return []
-    data = {"values": [{x: at, "name": printable(name)} for at, name in marks]}
-    across = {"x": {"field": x, "type": "quantitative"}}
+    data = {"values": [{"x": at, "name": printable(name)} for at, name in marks]}
+    across = {"x": ACROSS}
     quiet = {"color": "var(--quiet)", "aria": False}
     word = quiet | {"type": "text", "align": "left", "baseline": "bottom", "dx": 3, "y": 0, "fontSize": 10}
     return [
@@ -267,19 +268,19 @@ def _marks(marks: Sequence[tuple[float, str]], x: str) -> list[dict[str, Any]]:
     ]
 
 
-def _readout(x: str, x_title: str, fields: Sequence[tuple[str, str]], form: str) -> dict[str, Any]:
+def _readout(fields: Sequence[tuple[str, str]], form: str) -> dict[str, Any]:
     """An upright line at the pointer, and the values there."""
-    tip = [{"field": x, "title": x_title, "type": "quantitative", "format": ",d"}]
+    tip = [ACROSS | {"title": "step", "format": ",d"}]
     tip += [
         {"field": field, "title": label, "type": "quantitative", "format": form} for field, label in fields
     ]
     chosen = {"condition": {"param": "at", "empty": False, "value": 0.6}, "value": 0}
-    on = {"type": "point", "fields": [x], "nearest": True, "on": "pointerover", "clear": "pointerout"}
+    on = {"type": "point", "fields": ["x"], "nearest": True, "on": "pointerover", "clear": "pointerout"}
     return {
         "name": READOUT,
         "params": [{"name": "at", "select": on}],
         "mark": {"type": "rule", "color": "var(--ink)", "aria": False},
-        "encoding": {"x": {"field": x, "type": "quantitative"}, "opacity": chosen, "tooltip": tip},
+        "encoding": {"x": ACROSS, "opacity": chosen, "tooltip": tip},
     }
 
 

@@ -76,7 +76,7 @@ def _changed(result: Result) -> dict[str, Any]:
             base = resolve_probe()
         else:
             return {}
-    except InputError:
+    except (InputError, OSError):
         return {}
     plain = flatten(to_dict(base))
     return {k: v for k, v in flatten(result.settings).items() if k in plain and plain[k] != v}

@@ -31,8 +31,9 @@ def points(row: Mapping[str, Any]) -> str:
 
 
 def told(row: Mapping[str, Any]) -> str:
-    told = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference can be told"
-    return f"{points(row)}: {told}"
+    """A difference, and which way it goes, if any."""
+    word = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference can be told"
+    return f"{points(row)}: {word}"
 
 
 def belongs(model: str, name: str, run: Result) -> bool:
@@ -44,6 +45,7 @@ def belongs(model: str, name: str, run: Result) -> bool:
 
 
 def contrast_row(run: Result, others: Sequence[Result]) -> Mapping[str, Any] | None:
+    """The verdict on this run in a contrastive test, where one was given."""
     for test in others:
         models = {m["name"]: m["model"] for m in test.tree["models"]} if test.kind == "contrast" else {}
         for row in test.tree["verdict"] if models else ():

@@ -126,21 +126,25 @@ def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
             "Nothing was logged yet, so nothing can be said." if not ended else "Its figures cannot be read."
         )
     last = begun[-1]
-    value, chance = last.late(last.measure), last.chance
-    where = f"it finds {percent(value)} right within the batch, by chance {percent(chance)}" if value else ""
+    value, by_chance = last.late(last.measure), f"by chance {percent(last.chance)}"
+    if value is None:
+        where = "how much it finds right is not known"
+    elif last.measure == "accuracy":
+        where = f"it gets {percent(value)} of the labels right, {by_chance}"
+    else:
+        where = f"it finds {percent(value)} right within the batch, {by_chance}"
+    task = f"It got better at its task: {where}."
     return {
-        "learned": f"The features tell images apart better than random weights do; {where}.",
+        "learned": f"The features do better than random weights; {where}.",
         "partly": f"The embedding learned; its backbone is not shown to be better than random weights; {where}.",
-        "training": f"It got better at its task: {where}. Whether its features are better than random weights is not "
-        "measured yet.",
-        "mixed": f"It got better at its task: {where}. Frozen, it is better than random weights at one thing and "
-        "worse at another.",
-        "doubtful": f"It got better at its task: {where}. Frozen, it is not shown to be better than random weights.",
-        "not learned": f"It is no better than where it began, though above chance, as random weights are: {where}.",
+        "training": f"{task} Whether its features are better than random weights is not measured yet.",
+        "mixed": f"{task} Frozen, it is better than random weights at one thing and worse at another.",
+        "doubtful": f"{task} Frozen, it is not shown to be better than random weights.",
+        "not learned": f"It is no better than what it began with (which may be above chance, too); {where}.",
         "collapsed": f"Nearly every image gets the same vector, so the features are of no use; {where}.",
         "half": f"It has not ended; so far {where}.",
         "unclear": f"The figures do not settle it; {where}.",
-    }[status]  # fmt: skip
+    }[status]
 
 
 # ---- did it learn ------------------------------------------------------------------------------------------------

@@ -1,4 +1,6 @@
 // Draws each chart again where it comes into view, with a readout; without this script the drawings stand as they are.
+const marks = { "&": "&amp;", "<": "&lt;", ">": "&gt;", '"': "&quot;" };
+const shown = (value) => (/^NaN%?$/.test(value) ? "-" : String(value).replace(/[&<>"]/g, (mark) => marks[mark]));
 const draw = async (figure) => {
   const spec = JSON.parse(figure.querySelector("script").textContent);
   const box = figure.querySelector(".chart");
@@ -7,7 +9,7 @@ const draw = async (figure) => {
   spec.width = Math.max(240, box.clientWidth);
   spec.autosize = { type: "fit-x", contains: "padding" };
   try {
-    const options = { actions: false, ast: true, renderer: "svg", defaultStyle: false, tooltip: { theme: "custom" } };
+    const options = { actions: false, ast: true, renderer: "svg", defaultStyle: false, tooltip: { theme: "custom", sanitize: shown } };
     await vegaEmbed(made, spec, options);
     still.replaceWith(made);
     figure.dataset.drawn = "true";
