@@ -84,6 +84,7 @@ def test_every_chart_is_drawn_with_labels_and_a_readout(chromium: Any, page: Pat
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("theme", THEMES)
 def test_axe_finds_nothing(chromium: Any, page: Path, theme: str) -> None:
     axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()

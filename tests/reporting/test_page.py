@@ -86,6 +86,7 @@ def test_everything_given_is_on_the_page(page: Path) -> None:
         assert expected in text, expected
 
 
+@pytest.mark.slow
 def test_a_trained_run_shows_views_neighbours_and_maps(tmp_path: Path) -> None:
     assert main(command(tmp_path / "run")) == 0
     page = hetcl.report(tmp_path / "run", out=tmp_path / "page.html", examples=3)
@@ -112,6 +113,7 @@ def test_a_trained_run_shows_views_neighbours_and_maps(tmp_path: Path) -> None:
         assert said in again
 
 
+@pytest.mark.slow
 def test_a_page_of_ten_long_runs_stays_small(tmp_path: Path) -> None:
     runs = [folders.make_run(tmp_path / f"run-{i}", "good") for i in range(10)]
     for run in runs:

@@ -95,3 +95,12 @@ def test_an_encoder_that_is_nearly_constant_at_first_is_not_called_collapsed(tmp
     found = verdict_on(run)
     assert found.status == "half"
     assert "Too early" in found.learned[0]
+
+
+def test_a_run_that_began_with_trained_weights_need_not_rise(tmp_path: Path) -> None:
+    run = folders.make_run(tmp_path / "run", "level", **{"stage1.epochs": 0})
+    text = (run / "settings.yaml").read_text().split("\n", 1)[1]
+    (run / "settings.yaml").write_text(text.replace("init: null", "init: other"))
+    assert verdict_on(run).status == "unclear"
+    (run / "settings.yaml").write_text(text)
+    assert verdict_on(run).status == "not learned"

@@ -22,6 +22,8 @@ EARLY = 300
 """Steps before which an encoder that has not ended may be nearly constant and mend by itself."""
 LEAST = 0.02
 """A rise below this is called none, however many queries there were."""
+EASY = 0.9
+"""An accuracy at first above this leaves too little to gain to tell anything by."""
 LABELS = {
     "learned": "Learned",
     "partly": "Learned in part",
@@ -117,7 +119,9 @@ def _status(run: Result, begun: Sequence[Stage], ended: bool, test: Mapping[str,
     falls = knn is not None and knn.after < knn.before - knn.error
     if value > max(LEAST, error) and not falls:
         return "learned" if knn is not None and knn.after > knn.before + knn.error else "training"
-    return "not learned" if value < max(LEAST, error) and sum(s.step for s in begun) >= EARLY else "unclear"
+    little_to_gain = run.tree.get("init") or max(s.first(s.measure) or 0 for s in begun) > EASY
+    long_enough = sum(s.step for s in begun) >= EARLY
+    return "not learned" if value < max(LEAST, error) and long_enough and not little_to_gain else "unclear"
 
 
 def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
