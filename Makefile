@@ -9,12 +9,13 @@ ARGS   ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup test demo lint format bench clean
+.PHONY: help setup browser test demo lint format bench clean
 
 help:
 	@echo 'make setup   install hetcl and its tools into $(VENV) (again only when pyproject.toml or constraints.txt change)'
 	@echo 'make demo    the whole story on built-in images, a few minutes on two cores; writes $(DEMO)/'
 	@echo 'make test    run the tests              (make test ARGS="tests/model -x" for some of them)'
+	@echo 'make browser find or install the Chromium in which tests open the page of hetcl report'
 	@echo 'make lint    ruff, mypy, codespell      (make format repairs what ruff can)'
 	@echo 'make bench   measure the claims in bench/, each as a ratio'
 	@echo 'make clean   remove $(VENV) and caches, never a run'
@@ -23,6 +24,15 @@ help:
 
 setup: $(VENV)/.installed
 	@:
+
+# Debian's own as root; elsewhere the one that playwright brings.
+browser: setup
+	@for name in chromium chromium-browser google-chrome google-chrome-stable; do \
+	  if command -v $$name >/dev/null; then echo "make: the tests open pages in $$name"; exit 0; fi; done; \
+	if [ "$$(id -u)" = 0 ] && grep -q '^ID=debian' /etc/os-release 2>/dev/null; then \
+	  apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq chromium >/dev/null; \
+	else $(BIN)/python -m playwright install chromium; fi || { \
+	  echo 'make: no Chromium could be installed; install one (Debian: apt install chromium)' >&2; exit 1; }
 
 test: setup
 	$(BIN)/python -m pytest -n auto $(ARGS)

@@ -15,7 +15,8 @@ set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 
 python=${PYTHON:-python3}
-there="torch torchvision timm safetensors tensorboard fsspec pillow matplotlib numpy pyyaml filelock"
+there="torch torchvision timm safetensors tensorboard fsspec pillow matplotlib numpy pyyaml filelock jinja2 markupsafe"
+there+=" vl-convert-python" # large, and for pages alone: not needed there
 needs="lightning-utilities markdown-it-py mdurl Pygments"  # of those that go along
 most=60
 photos='' shards='' masks='' images=12000

@@ -18,7 +18,18 @@ from hetcl.settings import (
     keys_of,
 )
 
-VERBS = ["demo", "pretrain", "contrast", "probe", "export", "finetune", "evaluate", "recipes", "doctor"]
+VERBS = [
+    "demo",
+    "pretrain",
+    "contrast",
+    "probe",
+    "export",
+    "finetune",
+    "evaluate",
+    "report",
+    "recipes",
+    "doctor",
+]
 HEAVY = (
     *(
         "torch",

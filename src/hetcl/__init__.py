@@ -19,6 +19,7 @@ _HOME = {
     "export": "hetcl.weights.exporters",
     "finetune": "hetcl.downstream.finetune",
     "evaluate": "hetcl.downstream.evaluate",
+    "report": "hetcl.reporting.page",
     "load_finetuned": "hetcl.downstream.evaluate",
     "load_backbone": "hetcl.weights.sources",
     "Embedding": "hetcl.model.embedding",
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
     from hetcl.model.pyramid import build_pyramid as build_pyramid
     from hetcl.model.queue import KeyQueue as KeyQueue
     from hetcl.pretraining.run import pretrain as pretrain
+    from hetcl.reporting.page import report as report
     from hetcl.weights.exporters import export as export
     from hetcl.weights.sources import load_backbone as load_backbone
 

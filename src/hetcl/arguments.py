@@ -111,6 +111,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     _add_analysis(made["contrast"], made["probe"])
     _add_export(made["export"])
     _add_downstream(made["finetune"], made["evaluate"])
+    _add_report(made["report"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
     made["doctor"].add_argument("--data", help=f"{DATA_HELP}; or a data set to fine-tune on: {DATASET_HELP}")
     made["doctor"].add_argument(
@@ -196,6 +197,38 @@ def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
     evaluate.add_argument("--data", metavar="DATASET", required=True, help=DATASET_HELP)
     evaluate.add_argument("--out", metavar="DIR", required=True, help="folder to write")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an evaluation that is there")
+
+
+def _add_report(report: _Parser) -> None:
+    report.usage = "hetcl report RUN [RUN ...] --out FILE.html [--examples N]"
+    report.epilog = (
+        "examples:\n"
+        "  hetcl report run --out report.html\n"
+        "  hetcl report hcl moco contrast where detector --out report.html       runs and tests of them, together"
+    )
+    report.add_argument(
+        "runs",
+        nargs="+",
+        metavar="RUN",
+        help="a folder that pretrain, contrast, probe, finetune or evaluate wrote",
+    )
+    report.add_argument(
+        "--out", metavar="FILE.html", required=True, help="page to write; a page that is there is replaced"
+    )
+    report.add_argument(
+        "--examples",
+        metavar="N",
+        type=_count,
+        default=6,
+        help="images of each run's data in each picture; 0: data and weights are not opened (default: 6)",
+    )
+
+
+def _count(text: str) -> int:
+    """A whole number from 0."""
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of images; give 0 or more")
+    return int(text)
 
 
 def _add_partial(parser: argparse.ArgumentParser, text: str = PARTIAL_HELP) -> None:

@@ -7,28 +7,23 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from PIL import Image, ImageDraw
-
 from hetcl.analysis.contrast.run import contrast
 from hetcl.errors import InputError, Stopped
-from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.paths import expand
 from hetcl.pretraining.run import pretrain
 from hetcl.printable import say
+from hetcl.reporting.page import report as page_of
 from hetcl.runs.folder import RunFolder, write_atomic
 from hetcl.settings import resolve
-from hetcl.types import Source, ViewPolicy
-from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import Photometric
+from hetcl.views.sheet import sheet
 
 DATA, RECIPE = "scenes:4000", "demo"
 UNSEEN = "scenes:2500"
 """Its validation scenes are those that the backbone is tested on."""
 TEST = {"data_split": "val", "views": ["hcl"], "dims": [64], "examples": 1}
 """Settings of the contrastive test: the views that stage 2 is trained on, of scenes that it never saw."""
-OURS = ("run", "contrast", "views.png", "found.png")
+OURS = ("run", "contrast", "views.png", "found.png", "report.html")
 """What the folder of a demo holds."""
 
 
@@ -75,7 +70,9 @@ def demo(out: str | Path) -> None:
     say("4. What was learned, without a label:")
     for line in [*found(report), *lessons(run.read_metrics())]:
         say(f"   {line}")
+    page_of([run.path, tested], out=out / "report.html", examples=4)
     say(f"   {out / 'found.png'}: examples of what each part found, with the spatial maps. Look at it.")
+    say(f"   {out / 'report.html'}: all of it on one page, to open in a browser.")
     say(f"   The backbone: {run.backbone}. Every figure over time: {run.metrics}.")
     say("   Next, with images of your own: hetcl pretrain --data my-photos --out run --recipe small")
 
@@ -106,32 +103,3 @@ def lessons(rows: list[dict[str, float | str]]) -> list[str]:
         f"kNN finds the class of {knn[-1]:.1%} of unseen images from the backbone's features; with random weights it "
         f"was {knn[0]:.1%}, by chance 10%. Classes take longer than a demo."
     ]
-
-
-def sheet(source: Source, policy: ViewPolicy, *, size: int, count: int = 8, seed: int = 0) -> Image.Image:
-    """An image for people: originals with both crop boxes, and under each its two views after colour changes."""
-    batch = next(
-        iter(ViewLoader(source, policy=policy, size=size, batch=count, seed=seed, stage="sheet").epoch(0))
-    )
-    plain = Photometric(policy, mean=(0, 0, 0), std=(1, 1, 1))
-    cell, gap = max(96, size), 6
-    page = Image.new("RGB", (count * (cell + gap) + gap, 3 * (cell + gap) + gap), "white")
-    colors = ("#e4572e", "#2e86e4")
-    for i, index in enumerate(batch.index.tolist()):
-        pixels = open_image(source.sample(index)).pixels()
-        scale = cell / max(pixels.shape[:2])
-        original = Image.fromarray(pixels).resize(
-            (round(pixels.shape[1] * scale), round(pixels.shape[0] * scale))
-        )
-        draw = ImageDraw.Draw(original)
-        left = gap + i * (cell + gap)
-        for view in range(2):
-            box = [round(float(b) * scale) - (k > 1) for k, b in enumerate(batch.boxes[view, i])]
-            draw.rectangle(box, outline=colors[view], width=2)
-            image = plain(batch.images[view, i : i + 1], batch.color[view, i : i + 1])[0].clamp(0, 1)
-            array = (image.permute(1, 2, 0).numpy() * 255).round().astype(np.uint8)
-            shown = Image.fromarray(array).resize((cell, cell), Image.Resampling.NEAREST)
-            ImageDraw.Draw(shown).rectangle((0, 0, cell - 1, cell - 1), outline=colors[view], width=2)
-            page.paste(shown, (left, gap + (view + 1) * (cell + gap)))
-        page.paste(original, (left, gap))
-    return page

@@ -1,0 +1,82 @@
+"""The command that made a run or a result, as far as its folder says. Free of torch."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from hetcl.errors import InputError
+from hetcl.reporting.read import Result, mapping
+from hetcl.settings import flatten, resolve, resolve_finetune, resolve_probe, to_dict
+
+
+def quoted(value: object) -> str:
+    """One word for a shell."""
+    return shlex.quote(str(value))
+
+
+def command_of(
+    result: Result, *, out: str | Path | None = None, changes: Mapping[str, Any] | None = None
+) -> str:
+    """The command in one line.
+
+    Args:
+        out: another folder than it was written to.
+        changes: settings by dotted name that replace the run's.
+    """
+    tree, kind = result.tree, result.kind
+    words: list[object]
+    if kind == "evaluation":
+        words = [
+            "evaluate",
+            tree.get("run", "RUN"),
+            "--data",
+            mapping(tree.get("data")).get("data", "DATASET"),
+        ]
+    elif kind == "contrast":
+        named = [m["model"] for m in tree["models"] if m.get("role") == "model"]
+        words = ["contrast", *dict.fromkeys(named), "--data", mapping(tree.get("data")).get("data", "DATA")]
+    elif kind in ("what", "where"):
+        models = tree["models"] if kind == "where" else [tree["model"] | {"role": "model"}]
+        named = [m["model"] for m in models if m.get("role") == "model"]
+        words = ["probe", *dict.fromkeys(named), "--data", mapping(tree.get("data")).get("data", "DATA")]
+    else:
+        words = [kind, "--data", tree.get("data", "DATA")]
+        words[1:1] = ["--init", tree["init"]] if tree.get("init") else []
+    words += ["--out", result.path if out is None else out]
+    if kind in ("pretrain", "finetune") and tree.get("recipe"):
+        words += ["--recipe", tree["recipe"]]
+    for name, value in (_changed(result) | dict(changes or {})).items():
+        words += [f"--{name}", ",".join(map(_word, value)) if isinstance(value, list) else _word(value)]
+    return "hetcl " + " ".join(map(quoted, words))
+
+
+def _word(value: object) -> str:
+    return (
+        str(value).lower()
+        if isinstance(value, bool)
+        else f"{value:.6g}"
+        if isinstance(value, float)
+        else str(value)
+    )
+
+
+def _changed(result: Result) -> dict[str, Any]:
+    """The settings that are not those of the recipe; none where the recipe is gone."""
+    recipe = result.tree.get("recipe")
+    base: Any
+    try:
+        if result.kind == "pretrain":
+            base = resolve(recipe)
+        elif result.kind == "finetune":
+            base = resolve_finetune(recipe)
+        elif result.kind in ("what", "where") and result.settings:
+            base = resolve_probe()
+        else:
+            return {}
+    except (InputError, OSError):
+        return {}
+    plain = flatten(to_dict(base))
+    return {k: v for k, v in flatten(result.settings).items() if k in plain and plain[k] != v}

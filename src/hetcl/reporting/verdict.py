@@ -1,0 +1,342 @@
+"""Did it learn, what did the spatial branch add, what now? In words, each with the figures it rests on.
+
+What training says of itself is weak: random weights, too, tell many images apart. So a rise during training is called
+just that, and ``hetcl contrast`` has the last word where it was given. Free of torch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from hetcl.reporting.blocks import Grid
+from hetcl.reporting.commands import command_of, quoted
+from hetcl.reporting.comparisons import belongs, contrast_row, differences, percent, told, vectors
+from hetcl.reporting.read import Result, mapping, number
+from hetcl.reporting.stages import Stage, knn_of, stages_of
+
+FLAT = -0.02
+"""Uniformity above which an embedding has collapsed: 0 is one vector for all images, -4 is spread out."""
+EARLY = 300
+"""Steps before which an encoder that has not ended may be nearly constant and mend by itself."""
+LEAST = 0.02
+"""A rise below this is called none, however many queries there were."""
+EASY = 0.9
+"""An accuracy at first above this leaves too little to gain to tell anything by."""
+LABELS = {
+    "learned": "Learned",
+    "partly": "Learned in part",
+    "training": "Learns in training; not yet held against random weights",
+    "mixed": "Learns in training; better than random weights in one test, worse in another",
+    "doubtful": "Learns in training; not better than random weights where it was tested",
+    "not learned": "Not learned",
+    "collapsed": "Collapsed",
+    "half": "Half-finished",
+    "unclear": "Cannot tell",
+}
+"""Status -> the words of the page."""
+TESTED = {"too few": "unclear", "random": "unclear"}
+"""Statuses of contrast.json that have other names here."""
+
+
+@dataclass(frozen=True)
+class Advice:
+    """What to do next."""
+
+    text: str
+    command: str = ""
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """On one run."""
+
+    run: str
+    status: str
+    headline: str
+    learned: Sequence[str]
+    spatial: Sequence[str]
+    next: Sequence[Advice]
+    figures: Grid | None = None
+
+    @property
+    def label(self) -> str:
+        return LABELS[self.status]
+
+
+def judge(run: Result, others: Sequence[Result]) -> Verdict:
+    """The verdict on a pre-training run.
+
+    Args:
+        others: tests that may be of it: their figures count for more than the run's own.
+    """
+    stages = stages_of(run)
+    begun = [s for s in stages if s.rows]
+    ended = bool(run.summary) or (bool(stages) and all(s.over for s in stages))
+    test = contrast_row(run, others)
+    status = _status(run, begun, ended, test)
+    places = list(differences(run, others, "random"))
+    if status in ("training", "learned") and test is None and places:
+        better, worse = any(d["low"] > 0 for _, d in places), any(d["high"] < 0 for _, d in places)
+        status = "mixed" if better and worse else "learned" if better else "doubtful"
+    learned = [*_where_it_stands(stages, ended), *_of_training(begun), *_of_neighbours(run)]
+    if test is not None:
+        learned.insert(0, f"Held against random weights (hetcl contrast): {test.get('line', '')}")
+    learned += [f"{what}: {told(row)}." for what, row in places]
+    return Verdict(
+        run.name,
+        status,
+        _headline(status, begun, ended),
+        learned + [f"{line}." for line in run.damage],
+        list(_spatial(run, stages, others)),
+        list(_advice(run, status, ended, test, others)),
+        _figures(begun),
+    )
+
+
+def _collapsed(stage: Stage, ended: bool, name: str = "") -> bool:
+    """One vector for all in the last two rows, and not on the way out of it."""
+    values = [v for row in stage.rows if (v := number(row.get(f"{name}uniformity"))) is not None][-2:]
+    flat = len(values) == 2 and min(values) > FLAT and values[1] > 1.25 * values[0] - 0.0003
+    return flat and (ended or stage.step >= EARLY)
+
+
+def _status(run: Result, begun: Sequence[Stage], ended: bool, test: Mapping[str, Any] | None) -> str:
+    if begun and _collapsed(begun[-1], ended):
+        return "collapsed"
+    if not ended:
+        return "half"
+    if test is not None:
+        status = str(test.get("status"))
+        status = TESTED.get(status, status)
+        return status if status in LABELS else "unclear"
+    rises = [r for s in begun if (r := s.rise()) is not None]
+    if not rises:
+        return "unclear"
+    value, error = max(rises)
+    knn = knn_of(run)
+    falls = knn is not None and knn.after < knn.before - knn.error
+    if value > max(LEAST, error) and not falls:
+        return "learned" if knn is not None and knn.after > knn.before + knn.error else "training"
+    little_to_gain = run.tree.get("init") or max(s.first(s.measure) or 0 for s in begun) > EASY
+    long_enough = sum(s.step for s in begun) >= EARLY
+    return "not learned" if value < max(LEAST, error) and long_enough and not little_to_gain else "unclear"
+
+
+def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
+    if not begun:
+        return (
+            "Nothing was logged yet, so nothing can be said." if not ended else "Its figures cannot be read."
+        )
+    last = begun[-1]
+    value, by_chance = last.late(last.measure), f"by chance {percent(last.chance)}"
+    if value is None:
+        where = "how much it finds right is not known"
+    elif last.measure == "accuracy":
+        where = f"it gets {percent(value)} of the labels right, {by_chance}"
+    else:
+        where = f"it finds {percent(value)} right within the batch, {by_chance}"
+    task = f"It got better at its task: {where}."
+    return {
+        "learned": f"The features do better than random weights; {where}.",
+        "partly": f"The embedding learned; its backbone is not shown to be better than random weights; {where}.",
+        "training": f"{task} Whether its features are better than random weights is not measured yet.",
+        "mixed": f"{task} Frozen, it is better than random weights at one thing and worse at another.",
+        "doubtful": f"{task} Frozen, it is not shown to be better than random weights.",
+        "not learned": f"It is no better than what it began with (which may be above chance, too); {where}.",
+        "collapsed": f"Nearly every image gets the same vector, so the features are of no use; {where}.",
+        "half": f"It has not ended; so far {where}.",
+        "unclear": f"The figures do not settle it; {where}.",
+    }[status]
+
+
+# ---- did it learn ------------------------------------------------------------------------------------------------
+
+
+def _where_it_stands(stages: Sequence[Stage], ended: bool) -> Iterator[str]:
+    if not ended:
+        if sum(stage.step for stage in stages) < EARLY:
+            yield f"Too early to say: the first {EARLY} steps of any run tell little."
+        for stage in stages:
+            at = f"epoch {stage.epoch} of {stage.epochs} (step {stage.step:,})" if stage.rows else "not begun"
+            yield f"{stage.name} ({stage.method}): {'ended' if stage.over else at}."
+
+
+def _of_training(begun: Sequence[Stage]) -> Iterator[str]:
+    """Did accuracy rise in each stage, in words; the other figures stand in the table."""
+    for stage in begun:
+        first, late, rise = stage.first(stage.measure), stage.late(stage.measure), stage.rise()
+        if first is None or late is None or rise is None:
+            continue
+        what = "labels right" if stage.measure == "accuracy" else "right within the batch"
+        found = (
+            "a rise that chance does not explain"
+            if rise[0] > max(LEAST, rise[1])
+            else "no rise that can be told"
+        )
+        yield (
+            f"{stage.name} ({stage.method}), {what}: {percent(first)} at first, {percent(late)} at last "
+            f"({100 * rise[0]:+.1f} points: {found}); by chance {percent(stage.chance)}."
+        )
+        spread = stage.late("uniformity")
+        if spread is not None and spread > FLAT:
+            yield f"{stage.name}: uniformity {round(spread, 3) + 0.0:.3f}, so all images have nearly one vector."
+
+
+def _figures(begun: Sequence[Stage]) -> Grid | None:
+    """A row for each stage: the figures at its end, beside what nothing learned would give."""
+    rows = []
+    for stage in begun:
+        two = [stage.late(k) for k in ("loss", "chance", "alignment", "uniformity")]
+        first, late = stage.first(stage.measure), stage.late(stage.measure)
+        shares = ["" if v is None else percent(v) for v in (first, late, stage.chance)]
+        rows.append(
+            [f"{stage.name}, {stage.method}", *shares, *("" if v is None else f"{v:.2f}" for v in two)]
+        )
+    header = [
+        "stage",
+        "right at first",
+        "right at last",
+        "by chance",
+        "loss",
+        "loss by chance",
+        "alignment",
+        "uniformity",
+    ]
+    caption = (
+        "At last: the mean of the last tenth of a stage's rows. Loss by chance is log(1 + negatives). Alignment 0: "
+        "the two views of an image lie in one place; 2: no relation. Uniformity 0: one vector for all; -4: spread out."
+    )
+    return Grid(caption, header, rows) if rows else None
+
+
+def _of_neighbours(run: Result) -> Iterator[str]:
+    knn = knn_of(run)
+    if knn is None:
+        yield "kNN against random weights was not measured: the data has no labels, or the check was off."
+        return
+    difference = knn.after - knn.before
+    found = (
+        "no difference that so few images can tell"
+        if abs(difference) <= knn.error
+        else "better than random weights"
+        if difference > 0
+        else "worse than random weights"
+    )
+    yield (
+        f"kNN of the backbone: {percent(knn.after)} at the last check, {percent(knn.before)} with random weights "
+        f"({100 * difference:+.1f} points, on at most {knn.images:,} images: {found})."
+    )
+
+
+# ---- what the spatial branch added -------------------------------------------------------------------------------
+
+
+def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> Iterator[str]:
+    stage = next((s for s in reversed(stages) if s.method == "hcl"), None)
+    if stage is None:
+        methods = ", ".join(dict.fromkeys(s.method for s in stages)) or "none"
+        yield f"This run has no spatial branch (method {methods})."
+        return
+    both, what, where = (stage.late(f"{part}accuracy_batch") for part in ("", "semantic_", "spatial_"))
+    if both is None or what is None or where is None:
+        yield f"Not to be seen yet: {stage.name}, which trains the spatial branch, has no figures."
+        return
+    if _collapsed(stage, True):
+        yield f"Nothing of use: the embedding has collapsed (both parts together {percent(both)} right in the batch)."
+        return
+    rows = [r for r in stage.rows if number(r.get("semantic_accuracy_batch")) is not None]
+    queries = stage.batch * stage.log_every * max(1, round(0.1 * len(rows)))
+    error = 2 * (2 * max(both, 0.01) * (1 - min(both, 0.99)) / queries) ** 0.5
+    adds = (
+        "it adds to the semantic part in training"
+        if both - what > max(LEAST, error)
+        else "it takes away from the semantic part in training"
+        if what - both > max(LEAST, error)
+        else "nothing that can be told in training"
+    )
+    yield (
+        f"Right within the batch at the end of {stage.name}: both parts together {percent(both)}, the semantic part "
+        f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
+        f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {adds}."
+    )
+    if _collapsed(stage, True, "spatial_"):
+        yield "The spatial part itself has collapsed: all images get nearly the same map."
+    before = [f"{asked}: {told(row)}." for asked, row in differences(run, others, "before")]
+    known = [*vectors(run, others), *before]
+    yield from known
+    if not known:
+        yield (
+            "Whether the backbone gained by it is another question, which training does not answer: hetcl contrast "
+            "and hetcl probe hold it against stage 1."
+        )
+
+
+# ---- what now ----------------------------------------------------------------------------------------------------
+
+
+def _advice(
+    run: Result, status: str, ended: bool, test: Mapping[str, Any] | None, others: Sequence[Result]
+) -> Iterator[Advice]:
+    out, data = quoted(run.path), quoted(run.tree.get("data", "DATA"))
+    stage = mapping(
+        run.settings.get("stage2" if any(r.get("stage") == "stage2" for r in run.rows) else "stage1")
+    )
+    if status == "collapsed":
+        lr = number(stage.get("lr")) or 0.03
+        lower = min(lr / 10, 0.03)
+        yield Advice(
+            f"Begin again in a new folder with a lower learning rate (it was {lr:g}); if it collapses again, raise "
+            "temperature or key_momentum. Do not use these weights.",
+            command_of(run, out="NEW-RUN", changes={"stage1.lr": lower, "stage2.lr": lower}),
+        )
+        return
+    if not ended:
+        yield Advice(
+            "Go on with it: it continues from its last checkpoint.", f"hetcl pretrain --out {out} --resume"
+        )
+        return
+    if status in ("training", "unclear") and (test is None or test.get("needed")):
+        yield _contrast_advice(run, int(number((test or {}).get("needed")) or 0))
+    if status in ("doubtful", "mixed") and test is None:
+        yield Advice(
+            "Ask besides whether it tells images apart better than random weights: what is learned first.",
+            f"hetcl contrast {out} --data {data} --out contrast",
+        )
+    if status in ("not learned", "doubtful", "mixed"):
+        yield Advice(
+            "Train longer, on more images, or with a higher learning rate; hetcl doctor says what the recipe would "
+            "take here. A tenth of a long training should already show a gain.",
+            f"hetcl doctor --data {data} --recipe {quoted(run.tree.get('recipe') or 'hcl-r50')}",
+        )
+    if status in ("learned", "partly", "training"):
+        tested = any(
+            belongs(str(m["model"]), str(m["name"]), run)
+            for t in others
+            if t.kind == "where"
+            for m in t.tree["models"]
+        )
+        if not tested:
+            yield Advice(
+                "Ask what the frozen backbone knows of places, beside stage 1 and random weights.",
+                f"hetcl probe {out} --data {data} --ask where --out where",
+            )
+        if status == "learned" and not any(t.kind == "finetune" for t in others):
+            yield Advice(
+                "Fine-tune it on a set with boxes, masks or pixels: that is what it is for.",
+                f"hetcl finetune --init {out} --data DATASET --out detector",
+            )
+
+
+def _contrast_advice(run: Result, needed: int) -> Advice:
+    """To hold it against random weights, on as many images as would tell."""
+    held, data = number(mapping(run.summary.get("data")).get("images")), quoted(run.tree.get("data", "DATA"))
+    if needed and held is not None and held < needed:
+        text = f"Test it on more images: about {needed:,} would tell, and its own data has {held:,.0f}."
+        return Advice(text, f"hetcl contrast {quoted(run.path)} --data MORE-IMAGES --out contrast")
+    return Advice(
+        "Hold it against random weights and against its stage 1, then make this page again with that folder too.",
+        f"hetcl contrast {quoted(run.path)} --data {data} --out contrast"
+        + (f" --images {needed}" if needed else ""),
+    )
