@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from hetcl.boxes import box_iou
+
 GOOD = 0.75
 """Overlap from which a box counts as found, as in AP75."""
 
@@ -35,7 +37,5 @@ def main_box(boxes: np.ndarray, areas: np.ndarray, size: tuple[int, int]) -> np.
 def overlap(boxes: np.ndarray, truth: np.ndarray) -> np.ndarray:
     """IoU of predicted and true boxes: float64 ``[n]``. A prediction whose edges are the wrong way round is turned."""
     a, b = np.asarray(boxes, np.float64), np.asarray(truth, np.float64)
-    low, high = np.minimum(a[:, :2], a[:, 2:]), np.maximum(a[:, :2], a[:, 2:])
-    inner = (np.minimum(high, b[:, 2:]) - np.maximum(low, b[:, :2])).clip(min=0).prod(axis=1)
-    whole = (high - low).prod(axis=1) + (b[:, 2:] - b[:, :2]).prod(axis=1) - inner
-    return np.divide(inner, whole, out=np.zeros(len(a)), where=whole > 0)
+    turned = np.concatenate([np.minimum(a[:, :2], a[:, 2:]), np.maximum(a[:, :2], a[:, 2:])], axis=1)
+    return box_iou(turned, b)

@@ -17,6 +17,7 @@ from hetcl.analysis.where.cells import VOID, counts_of
 from hetcl.analysis.where.correspondence import WITHIN, match
 from hetcl.analysis.where.localization import overlap
 from hetcl.analysis.where.ridge import folds_of, ridge
+from hetcl.boxes import box_iou
 from hetcl.draws import permute
 from hetcl.types import ViewBatch
 
@@ -38,7 +39,7 @@ def matches(views: Sequence[Tensor], batch: ViewBatch, side: int) -> dict[str, n
         for name, values in zip(out, columns, strict=True):
             out[name].append(values.cpu().numpy())
     a, b = batch.boxes.double().numpy()
-    return {name: np.concatenate(values) for name, values in out.items()} | {"iou": overlap(a, b)}
+    return {name: np.concatenate(values) for name, values in out.items()} | {"iou": box_iou(a, b)}
 
 
 def localize(
