@@ -57,6 +57,8 @@ ENTRIES = {
     "pretraining.doctor",
     "analysis.contrast.run",
     "analysis.probe.run",
+    "analysis.probe.what",
+    "analysis.where.run",
     "weights.exporters",
     "downstream.doctor",
     "downstream.finetune",
@@ -65,7 +67,8 @@ ENTRIES = {
     "reporting.commands",
     "reporting.sections",
 }
-"""Inside the rooms, the modules with an entry function: they may see ``settings``; the rest may not."""
+"""Inside the rooms, the modules that may import ``settings``: those with an entry function, with the class that does a
+verb's work, with its plan, or with what it builds; the rest may not."""
 
 TORCH_FREE = {"", "cli", "settings", *GROUND, "runs", "runs.folder", "runs.output", "recipes"}
 """Modules that never load torch: the command line answers before it."""
@@ -236,6 +239,19 @@ def test_pages_are_made_of_files_alone() -> None:
     for module in (m for m in SOURCES if m.split(".")[0] == "reporting" and m != OPENS):
         rooms = {str(own(i.name)).split(".")[0] for i in imports_of(text_of(module), module)} & set(ROOMS)
         assert rooms <= {"runs", "reporting"}, module
+
+
+def test_the_table_for_readers_says_the_same() -> None:
+    lines = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8").splitlines()
+    start = next(n for n, line in enumerate(lines) if line.startswith("| room |"))
+    told = {}
+    for line in lines[start + 2 : lines.index("", start)]:
+        _, room, _, imports, _ = line.split("|")
+        name, *more = re.findall(r"`(\w+)`", room)
+        told["ground" if "ground" in room else name] = {*re.findall(r"`(\w+)`", imports)}, {name, *more}
+    assert told.pop("ground")[1] == GROUND
+    del told["cli"]
+    assert {room: imports for room, (imports, _) in told.items()} == ROOMS
 
 
 def test_every_room_has_a_line_in_the_table_and_a_docstring() -> None:

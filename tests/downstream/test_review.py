@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from hetcl.cli import main
-from hetcl.datasets import open_detection, open_segmentation, repeat_factors
+from hetcl.datasets import open_detection, open_segmentation
+from hetcl.datasets.repeat_factors import repeat_factors
 from hetcl.downstream.evaluate import FirstImages
 from hetcl.downstream.loader import DetectionExamples, usable
 from hetcl.downstream.models.scaling import Scaling

@@ -15,8 +15,8 @@ from hetcl.errors import InputError
 from hetcl.images.scenes import ScenesSource
 from hetcl.model.norm_statistics import is_unmeasured, measuring
 from hetcl.model.pyramid import build_pyramid
-from hetcl.pretraining import knn_monitor
-from hetcl.pretraining.knn_monitor import KnnCheck
+from hetcl.pretraining import knn_check
+from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.types import BadImage, Sample
 
 
@@ -62,7 +62,7 @@ def test_the_knn_check_of_images_that_cannot_be_used_says_why() -> None:
 
 def test_the_knn_check_measures_random_weights_aside(monkeypatch: pytest.MonkeyPatch) -> None:
     """The figure is that of measured statistics, and what is about to be trained stays as it was."""
-    monkeypatch.setattr(knn_monitor, "MEASURED", 20)
+    monkeypatch.setattr(knn_check, "MEASURED", 20)
     source = ScenesSource(48)
     fabric: Any = SimpleNamespace(
         global_rank=0, device=torch.device("cpu"), autocast=lambda: torch.autocast("cpu", enabled=False)

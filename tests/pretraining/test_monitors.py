@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hetcl.analysis.probe.knn import knn_accuracy
 from hetcl.errors import WorkFailed
 from hetcl.model.queue import KeyQueue
 from hetcl.pretraining import monitors
@@ -62,11 +63,11 @@ def test_knn_is_the_weighted_vote_of_the_nearest() -> None:
         for i in nearest:
             votes[int(bank_labels[i])] += math.exp(cosines[i] / 0.07)
         right += votes.index(max(votes)) == int(truth)
-    found = monitors.knn_accuracy(bank, bank_labels, queries, labels, k=7)
+    found = knn_accuracy(bank, bank_labels, queries, labels, k=7)
     assert found == pytest.approx(right / 300, abs=1e-9)
     assert 0.05 < found < 0.6
-    assert monitors.knn_accuracy(bank, bank_labels, bank, bank_labels, k=1) == 1
-    assert monitors.knn_accuracy(bank[:3], bank_labels[:3], bank[:3], bank_labels[:3], k=20) >= 0  # k above N
+    assert knn_accuracy(bank, bank_labels, bank, bank_labels, k=1) == 1
+    assert knn_accuracy(bank[:3], bank_labels[:3], bank[:3], bank_labels[:3], k=20) >= 0  # k above N
 
 
 def test_the_figures_of_parts_are_those_of_each_part_alone() -> None:

@@ -7,6 +7,7 @@ import pickle
 import signal
 import tarfile
 from collections.abc import Iterable
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hetcl.errors import InputError, WorkFailed
+from hetcl.images.decode import open_image
 from hetcl.images.sources import open_source
 from hetcl.types import BadImage, Sample, Source, ViewBatch
 from hetcl.views import crops
@@ -296,9 +298,10 @@ def test_when_nothing_is_usable_one_line_says_so(workers: int) -> None:
     assert "\n" not in str(caught.value)
 
 
-def test_too_small_a_limit_of_pixels_makes_images_bad() -> None:
+def test_images_above_the_limit_of_pixels_are_bad(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hetcl.views.loader.open_image", partial(open_image, max_pixels=100))
     with pytest.raises(InputError, match=r"no image could be used.*pixels"):
-        next(iter(loader(_Encoded(10), max_pixels=100).epoch(0)))
+        next(iter(loader(_Encoded(10)).epoch(0)))
 
 
 class _Encoded(Images):

@@ -20,14 +20,13 @@ from hetcl.datasets.coco import coco_detection
 from hetcl.datasets.files import Files
 from hetcl.datasets.lvis import lvis_detection
 from hetcl.datasets.recognise import PACKED, one_line
-from hetcl.datasets.sampling import repeat_factors
 from hetcl.datasets.scenes import scenes_detection, scenes_segmentation
 from hetcl.datasets.voc import voc_detection
 from hetcl.datasets.voc_maps import voc_segmentation
 from hetcl.errors import InputError
 from hetcl.paths import expand
 
-__all__ = ["open_detection", "open_segmentation", "repeat_factors"]
+__all__ = ["open_detection", "open_segmentation"]
 
 Set = TypeVar("Set")
 

@@ -30,7 +30,7 @@ from hetcl.runs.folder import RunFolder, disk_problem
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.runs.resume import check_own, latest
-from hetcl.settings import resolve_evaluate, to_dict
+from hetcl.settings import EvaluateSettings, resolve_evaluate, to_dict
 from hetcl.training.devices import peak_memory
 from hetcl.training.session import Session
 from hetcl.weights.facts import InputFacts
@@ -93,7 +93,13 @@ class Evaluation(Session):
     """One evaluation: reads, looks, scores, writes, says."""
 
     def __init__(
-        self, run: RunFolder, data: str, out: Path, settings: Any, lock: FolderLock, overwrite: bool
+        self,
+        run: RunFolder,
+        data: str,
+        out: Path,
+        settings: EvaluateSettings,
+        lock: FolderLock,
+        overwrite: bool,
     ) -> None:
         super().__init__()
         self.first: tuple[int, float] | None = None

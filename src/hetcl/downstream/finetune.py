@@ -14,8 +14,8 @@ import torch
 from torch import nn
 
 from hetcl import __version__
-from hetcl.datasets import repeat_factors
 from hetcl.datasets.annotations import Metrics
+from hetcl.datasets.repeat_factors import repeat_factors
 from hetcl.downstream.build import build_model, model_words, take_weights
 from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader, first_usable
 from hetcl.downstream.models import pyramid_state

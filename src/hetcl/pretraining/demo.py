@@ -8,13 +8,15 @@ from pathlib import Path
 from typing import Any
 
 from hetcl.analysis.contrast.run import contrast
-from hetcl.errors import InputError, Stopped
+from hetcl.errors import Stopped
 from hetcl.images.sources import open_source
 from hetcl.paths import expand
 from hetcl.pretraining.run import pretrain
 from hetcl.printable import say
 from hetcl.reporting.page import report as page_of
 from hetcl.runs.folder import RunFolder, write_atomic
+from hetcl.runs.output import held_in, making
+from hetcl.runs.resume import check_own
 from hetcl.settings import resolve
 from hetcl.views.sheet import sheet
 
@@ -35,14 +37,10 @@ def demo(out: str | Path) -> None:
         Stopped: a signal came; what was done is kept.
     """
     out = Path(expand(out))
-    if out.exists() and not out.is_dir():
-        raise InputError(f"--out {out} is a file; name a folder")
-    if out.is_dir() and any(p.name.removesuffix(".part") not in OURS for p in out.iterdir()):
-        raise InputError(f"--out {out} holds something that is no demo; name a new or empty folder")
-    try:
+    held = {name.removesuffix(".part") for name in held_in(out)}
+    check_own(out, "a demo", foreign=not held <= set(OURS), again=False)
+    with making(out, "folder"):
         out.mkdir(parents=True, exist_ok=True)
-    except OSError as e:
-        raise InputError(f"cannot make the folder {out}: {e.strerror}; name another with --out") from None
     settings = resolve(RECIPE)
     source = open_source(DATA)
     say(f"1. Images: {source.description}. Nothing is stored or downloaded.")

@@ -1,4 +1,4 @@
-"""What tells a person that it works: figures of a step, the kNN check, and messages about what surprises.
+"""What tells a person that it works: figures of a step, and messages about what surprises.
 
 Shapes: B queries, D dimensions, K keys in the queue, N images (``hetcl/types.py``).
 """
@@ -13,7 +13,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetcl.analysis.probe.knn import knn_accuracy as knn_accuracy
 from hetcl.analysis.vector_spread import alignment, uniformity
 from hetcl.draws import Key, permute
 from hetcl.methods import METHODS, parts_of

@@ -22,7 +22,7 @@ from hetcl.methods import METHODS, branch_words, facts_of
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.doctor import measure_step
-from hetcl.pretraining.knn_monitor import KnnCheck
+from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.pretraining.memory import memory_of
 from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
 from hetcl.quantities import count, duration

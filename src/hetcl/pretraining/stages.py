@@ -16,15 +16,9 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from hetcl.model.group_norm import group_batch_norm, micro_batch
 from hetcl.model.infonce import info_nce
-from hetcl.model.momentum import (
-    MomentumPair,
-    average_buffers,
-    gather,
-    group_batch_norm,
-    micro_batch,
-    shuffle_of,
-)
+from hetcl.model.momentum import MomentumPair, average_buffers, gather, shuffle_of
 from hetcl.model.queue import KeyQueue
 from hetcl.pretraining import monitors
 from hetcl.types import Parts, ViewBatch

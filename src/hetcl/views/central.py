@@ -26,15 +26,15 @@ class Central:
         size: S.
         batch: B; the last step is short.
         whole: the whole image, stretched to a square, instead of its middle.
-        workers, max_pixels, pin: as for :class:`hetcl.views.loader.ViewLoader`.
+        workers, pin: as for :class:`hetcl.views.loader.ViewLoader`.
     """
 
     def __init__(
         self, source: Source, indices: Sequence[int] | np.ndarray | range, *, size: int, batch: int,
-        workers: int = 0, max_pixels: int | None = None, pin: bool = False, whole: bool = False,
+        workers: int = 0, pin: bool = False, whole: bool = False,
     ) -> None:  # fmt: skip
         self.source, self.indices, self.size, self.batch = source, indices, size, batch
-        self.whole, self.max_pixels = whole, max_pixels
+        self.whole = whole
         self.images, self.steps = len(indices), -(-len(indices) // batch)
         self._pool = Pool(self._step, workers, pin)
         self.room = room(workers, batch * 3 * size * size)
@@ -62,9 +62,7 @@ class Central:
         for index in map(int, here):
             try:
                 out = images[:, len(views)].numpy()
-                views.append(
-                    render(self.source, index, self._box, self.size, out, max_pixels=self.max_pixels)
-                )
+                views.append(render(self.source, index, self._box, self.size, out))
             except BadImage as error:
                 bad.append(bad_record(self.source, index, error))
         images = images[:, : len(views)]

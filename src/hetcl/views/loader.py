@@ -49,8 +49,6 @@ def render(
     choose: Callable[[int, int], list[Box]],
     size: int,
     out: np.ndarray,
-    *,
-    max_pixels: int | None = None,
 ) -> Cuts:
     """Decode an image once and cut its views into ``out``.
 
@@ -58,13 +56,12 @@ def render(
         choose: V boxes from (width, height).
         size: S.
         out: uint8 ``[V, 3, S, S]``, written.
-        max_pixels: larger images are bad; None for the decoder's own limit.
 
     Raises:
         BadImage: it cannot be used; ``out`` may hold anything.
     """
     sample = source.sample(index)
-    image = open_image(sample) if max_pixels is None else open_image(sample, max_pixels=max_pixels)
+    image = open_image(sample)
     plane = image.width, image.height
     boxes = choose(*plane)
     lowest = math.ceil(max(bottom for *_, bottom in boxes))
@@ -160,7 +157,6 @@ class ViewLoader:
         workers: processes that decode; 0 decodes here. Changes nothing but speed.
         window: mix images within windows of that many, so that reads stay near each other (slow disks, shards);
             0 mixes everything, or as the source prefers.
-        max_pixels: larger images are bad; None for the decoder's own limit.
         pin: batches in page-locked memory, for a GPU.
 
     Raises:
@@ -170,7 +166,7 @@ class ViewLoader:
     def __init__(
         self, source: Source, *, policy: ViewPolicy, size: int, batch: int, seed: int, stage: str | int,
         views: int = 2, rank: int = 0, ranks: int = 1, workers: int = 0, window: int = 0,
-        max_pixels: int | None = None, pin: bool = False,
+        pin: bool = False,
     ) -> None:  # fmt: skip
         if len(source) < batch:
             raise InputError(
@@ -182,7 +178,7 @@ class ViewLoader:
                 f"a batch of {batch} does not split over {ranks} processes; choose a multiple of {ranks}"
             )
         self.source, self.policy, self.size, self.batch, self.views = source, policy, size, batch, views
-        self.max_pixels, self.key = max_pixels, (seed, stage)
+        self.key = (seed, stage)
         self.steps_per_epoch, self.local_batch = -(-len(source) // batch), batch // ranks
         self._share = slice(rank * self.local_batch, (rank + 1) * self.local_batch)
         window = window or getattr(source, "prefers_window", 0)
@@ -250,7 +246,7 @@ class ViewLoader:
             return [crops.box_from(draws, width, height, area, ratio) for draws in places]
 
         def make(candidate: int) -> Cuts:
-            return render(self.source, candidate, choose, self.size, images, max_pixels=self.max_pixels)
+            return render(self.source, candidate, choose, self.size, images)
 
         cuts, failed = or_another(
             index, make, data=self.source, name=lambda i: name_of(self.source, i), key=key

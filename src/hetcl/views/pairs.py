@@ -73,18 +73,16 @@ class Pairs:
         workers: processes that decode; 0 decodes here. Changes nothing but speed.
         window: mix images within windows of that many (slow storage); 0: everything, or as the source prefers.
         images: the first so many of the random order; 0: all.
-        max_pixels: larger images are unusable; None for the decoder's own limit.
         pin: batches in page-locked memory, for a GPU.
     """
 
     def __init__(
         self, source: Source, policies: Sequence[ViewPolicy], *, size: int | Sequence[int], batch: int,
-        seed: int, workers: int = 0, window: int = 0, images: int = 0, max_pixels: int | None = None,
-        pin: bool = False,
+        seed: int, workers: int = 0, window: int = 0, images: int = 0, pin: bool = False,
     ) -> None:  # fmt: skip
         self.source, self.policies, self.batch = source, tuple(dict.fromkeys(policies)), batch
         self.sizes = (size,) if isinstance(size, int) else tuple(size)
-        self.seed, self.max_pixels = seed, max_pixels
+        self.seed = seed
         self.images = min(images or len(source), len(source))
         window = window or source.prefers_window
         self.order = Order(
@@ -179,9 +177,7 @@ class Pairs:
         boxes: Mapping[Cut, np.ndarray],
     ) -> tuple[int, int]:
         """Decode an image once and cut all its views; returns its width and height. Raises ``BadImage``."""
-        sample = self.source.sample(index)
-        most = self.max_pixels
-        image = open_image(sample) if most is None else open_image(sample, max_pixels=most)
+        image = open_image(self.source.sample(index))
         plane = image.width, image.height
         chosen = {cut: [crops.box_from(d, *plane, *cut) for d in draws] for cut in boxes}
         scaled: dict[int, np.ndarray] = {}  # by reduction, which must not depend on what else is asked for

@@ -8,7 +8,7 @@ download. Every reading of a file that hetcl's own training did not write leaves
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ from hetcl.weights import published, unpack
 from hetcl.weights.architectures import ModelSpec
 from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.importers import Imported, import_state, state_of
-from hetcl.weights.matched import Matched, allowed, patterns, some
+from hetcl.weights.matched import Matched, patterns, some
 from hetcl.weights.names import is_constant, names_of
 
 State = dict[str, Tensor]
@@ -238,19 +238,12 @@ def _random(arch: str) -> State:
 
 
 def install(
-    module: nn.Module,
-    state: Mapping[str, Tensor],
-    origin: str,
-    *,
-    arch: str | None = None,
-    allow_partial: Sequence[str] = (),
+    module: nn.Module, state: Mapping[str, Tensor], origin: str, *, arch: str | None = None
 ) -> list[str]:
     """Load ``state`` into an embedding: the pyramid wholly, each branch wholly or not at all.
 
     Args:
         arch: the architecture that the weights say they are of, for the message when they do not fit.
-        allow_partial: globs of the pyramid's names that may be missing, unknown or of another shape; they stay as
-            they are.
 
     Returns:
         lines that say which branches came along, which start afresh, and what was left unused.
@@ -262,13 +255,9 @@ def install(
     pyramid = [name for name in own if name.startswith("pyramid.") and not is_constant(name)]
     if any(n.startswith("pyramid.") and n not in own for n in state):
         state = _renamed(module, state)
-
-    def refused(names: Iterable[str]) -> list[str]:
-        return [n for n in names if not allowed(n.removeprefix("pyramid."), allow_partial)]
-
-    missing = refused(n for n in pyramid if n not in state)
-    strange = refused(n for n in state if n.startswith("pyramid.") and n not in own)
-    shapes = refused(n for n in pyramid if n in state and not _alike(state[n], own[n]))
+    missing = [n for n in pyramid if n not in state]
+    strange = [n for n in state if n.startswith("pyramid.") and n not in own]
+    shapes = [n for n in pyramid if n in state and not _alike(state[n], own[n])]
     if missing or strange or shapes:
         ours = getattr(getattr(module, "pyramid", None), "arch", "this backbone")
         examples = some([n.removeprefix("pyramid.") for n in missing + shapes + strange])
@@ -277,7 +266,6 @@ def install(
             f"{len(shapes)} of another shape (e.g. {examples}); "
             f"set backbone to {arch or 'the architecture of the file'}"
         )
-    pyramid = [n for n in pyramid if n in state and _alike(state[n], own[n])]
     take = {n: state[n] for n in pyramid}
     notes = []
     branches = sorted({n.split(".")[1] for n in [*own, *state] if n.startswith("branches.")})

@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hetcl.analysis.where.annotated import COLUMNS, Located, open_asked, painted, read_boxes
+from hetcl.analysis.where.annotated import COLUMNS, Located, open_question_images, painted, read_boxes
 from hetcl.datasets import open_detection
 from hetcl.errors import InputError
 from tests.images.make import folder, shard
@@ -19,7 +19,7 @@ OPTIONS = {
 
 
 def test_scenes_answer_everything() -> None:
-    asked = open_asked("scenes:6@64", **{**OPTIONS, "images": 4})
+    asked = open_question_images("scenes:6@64", **{**OPTIONS, "images": 4})
     assert asked.boxes is not None
     assert asked.cells is asked.boxes
     assert asked.images is asked.boxes
@@ -52,7 +52,7 @@ def test_boxes_of_a_file(tmp_path: Path) -> None:
     folder(tmp_path / "d", [f"{i}.jpg" for i in range(8)])
     file = tmp_path / "boxes.csv"
     file.write_text(",".join(COLUMNS) + "\n0,0,0,7,7\n3,2,4,5,7\n")
-    asked = open_asked(str(tmp_path / "d"), **{**OPTIONS, "boxes": str(file)})
+    asked = open_question_images(str(tmp_path / "d"), **{**OPTIONS, "boxes": str(file)})
     assert asked.held_out
     assert asked.cells is None
     assert asked.boxes is not None
@@ -68,7 +68,7 @@ def test_boxes_of_a_file(tmp_path: Path) -> None:
 def test_splits_of_shards(tmp_path: Path) -> None:
     shard(tmp_path / "train-0.tar", 5)
     shard(tmp_path / "val-0.tar", 3, first=5)
-    asked = open_asked(str(tmp_path), **OPTIONS)
+    asked = open_question_images(str(tmp_path), **OPTIONS)
     assert not asked.held_out
     assert (len(asked.images[0]), len(asked.images[1])) == (5, 3)
 
@@ -92,10 +92,10 @@ def test_files_of_boxes_that_cannot_be_used(tmp_path: Path, text: str, match: st
 
 def test_annotated_sets_have_boxes_of_their_own(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="boxes of its own"):
-        open_asked("scenes:4", **{**OPTIONS, "boxes": "x.csv"})
+        open_question_images("scenes:4", **{**OPTIONS, "boxes": "x.csv"})
     folder(tmp_path / "d", ["a.jpg"])
     with pytest.raises(InputError, match="leaves 1 to fit and 0 to test"):
-        open_asked(str(tmp_path / "d"), **OPTIONS)
+        open_question_images(str(tmp_path / "d"), **OPTIONS)
 
 
 def test_located_is_a_source() -> None:

@@ -75,6 +75,25 @@ def said_of(
     return Prediction(image_id, boxes, np.array(scores, dtype=np.float64), labels, masks)
 
 
+def read_back(data: PackedDetection, entries: Iterable[dict[str, Any]]) -> list[Prediction]:
+    """A results file in COCO's format as predictions, best first; images without an entry have none."""
+    labels = {category.id: label for label, category in enumerate(data.classes)}
+    rows: dict[Any, list[dict[str, Any]]] = {}
+    for entry in sorted(entries, key=lambda entry: -entry["score"]):
+        rows.setdefault(entry["image_id"], []).append(entry)
+    found = []
+    for image_id, held in rows.items():
+        boxes = np.array([e["bbox"] for e in held])
+        boxes[:, 2:] += boxes[:, :2]
+        masks = [
+            {**e["segmentation"], "counts": e["segmentation"]["counts"].encode()}
+            for e in held if "segmentation" in e
+        ]  # fmt: skip
+        scores, classes = [e["score"] for e in held], [labels[e["category_id"]] for e in held]
+        found.append(said_of(image_id, boxes, scores, classes, tuple(masks) or None))
+    return found
+
+
 def random_set(seed: int, count: int = 10, lvis: bool = False) -> tuple[dict[str, Any], list[Prediction]]:
     """COCO's (or LVIS') annotation file as a dict, and detections of it: near misses, duplicates, inventions, ties.
 

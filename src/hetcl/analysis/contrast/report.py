@@ -33,7 +33,6 @@ class Tested:
 
     name: str
     views: str
-    features_name: str
     features: Features
     searched: dict[str, SearchResults]
     """By vector, ``full`` first."""

@@ -34,7 +34,7 @@ from hetcl.runs.folder import write_atomic
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.runs.resume import check_own
-from hetcl.settings import resolve_contrast
+from hetcl.settings import ContrastSettings, resolve_contrast
 from hetcl.signals import StopSignal
 from hetcl.training.devices import precision_on, workers_of
 from hetcl.training.session import Session
@@ -107,7 +107,7 @@ class Test(Session):
     __test__ = False  # (not a test of pytest's)
 
     def __init__(
-        self, models: Sequence[str], data: str, out: Path, settings: Any,
+        self, models: Sequence[str], data: str, out: Path, settings: ContrastSettings,
         allow_partial: str | Sequence[str] = (), *, lock: FolderLock, resume: bool,
     ) -> None:  # fmt: skip
         super().__init__()
@@ -262,9 +262,7 @@ class Test(Session):
                 v.name: SearchResults(subject.folder.path, features, v, gallery=gallery)
                 for v in (found.vectors if named else found.vectors[:1])
             }
-            tested.append(
-                Tested(entry.name, subject.views, entry.features, features, held, found.geometry, gallery)
-            )
+            tested.append(Tested(entry.name, subject.views, features, held, found.geometry, gallery))
         self.skipped = list(dict.fromkeys(self.skipped))
         todo = [one for t in tested for one in t.searched.values() if not one.store.finished]
         done, total = 0, sum(len(one.features) for one in todo)

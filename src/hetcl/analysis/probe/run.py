@@ -18,7 +18,7 @@ from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.output import claim, held_in, reserved
 from hetcl.runs.resume import changes, check_own
-from hetcl.settings import resolve_probe, to_dict
+from hetcl.settings import ProbeSettings, resolve_probe, to_dict
 
 LINEAR = ("model", "data", "epochs", "lr", "batch", "seed", "window", "size", "features")
 """What a linear probe by SGD is a function of, and what a resumed one must have as it was."""
@@ -71,7 +71,7 @@ def probe(
         return Where(models, data, folder, begin, settings, asked, allow_partial).go()
 
 
-def _asked(settings: Any, models: Sequence[str], data: str) -> list[str] | None:
+def _asked(settings: ProbeSettings, models: Sequence[str], data: str) -> list[str] | None:
     """None: what. Else where: its questions by name, none for all that the data can answer. Raises ``InputError``."""
     asked = [name.strip() for name in settings.ask]
     if unknown := [name for name in asked if name not in ("auto", "what", "where", *QUESTIONS)]:
@@ -90,7 +90,9 @@ def _asked(settings: Any, models: Sequence[str], data: str) -> list[str] | None:
     return [] if "where" in where else sorted(where, key=QUESTIONS.index)
 
 
-def _begin(folder: RunFolder, resume: bool, model: str | Sequence[str], data: str, settings: Any) -> None:
+def _begin(
+    folder: RunFolder, resume: bool, model: str | Sequence[str], data: str, settings: ProbeSettings
+) -> None:
     """Make the folder and save what was asked. Raises ``InputError`` for another linear probe by SGD than is there."""
     if settings.linear == "moco" and folder.settings.is_file() and any(folder.checkpoints.glob("*.ckpt")):
         then = folder.read_settings()

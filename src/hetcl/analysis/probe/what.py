@@ -31,6 +31,7 @@ from hetcl.quantities import count, duration
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.output import write_report
 from hetcl.runs.resume import LastCheckpoint, changes, checkpoint_of
+from hetcl.settings import ProbeSettings
 from hetcl.signals import StopSignal
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
@@ -65,7 +66,7 @@ class Probe(TrainingSession):
         data: str,
         folder: RunFolder,
         claim: Callable[[], None],
-        settings: Any,
+        settings: ProbeSettings,
         allow_partial: str | Sequence[str] = (),
         *,
         resume: bool,

@@ -30,7 +30,7 @@ log = logging.getLogger(__name__)
 LAYOUTS = ("coco", "lvis", "voc", "cityscapes", "scenes")
 """Data sets that say where things are."""
 COLUMNS = ("key", "left", "top", "right", "bottom")
-"""Of a file of boxes: pixels, the last one included."""
+"""The columns of a file of boxes, in pixels, the last one included."""
 FIRST = 64
 """Images of each part that are looked at: one at least must have a box in such a file."""
 
@@ -53,7 +53,7 @@ class Located:
         self.prefers_window: int = getattr(data, "prefers_window", 0)
         self.fingerprint: str = data.fingerprint
         self.hash = hashlib.blake2b(index.tobytes(), digest_size=6).hexdigest()
-        """Of which images these are."""
+        """Tells which images these are."""
         whole = len(index) == len(data)
         self.description = data.description if whole else f"{len(index):,} of {data.description}"
 
@@ -139,7 +139,7 @@ Both = tuple[Located, Located]
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuestionImages:
     """The images of each question; questions of one data set share them."""
 
     images: Both
@@ -149,15 +149,15 @@ class Asked:
     cells: Both | None
     """With a class for each cell."""
     classes: tuple[str, ...]
-    """Of the cells."""
+    """The names of the classes of the cells."""
     held_out: bool
     """Whether the test images were held out of the others, for want of a validation part."""
 
 
-def open_asked(
+def open_question_images(
     data: str, *, boxes: str, images: int, test_images: int, holdout: float, seed: int, data_split: str,
     test_split: str, window: int,
-) -> Asked:  # fmt: skip
+) -> QuestionImages:  # fmt: skip
     """The images of ``data`` for questions of where.
 
     Args:
@@ -184,7 +184,7 @@ def open_asked(
         both = some(sets, rows, read_boxes(boxes) if boxes else None)
         if boxes:
             _check_keys(boxes, both)
-        return Asked(both, both if boxes else None, None, (), held_out)
+        return QuestionImages(both, both if boxes else None, None, (), held_out)
     if boxes:
         raise InputError(f"--boxes {boxes}: {data} has boxes of its own; leave it out")
     objects, pixels = _annotated(data, layout)
@@ -199,7 +199,7 @@ def open_asked(
         names = train if hasattr(pixels[0], "label_map") else ("background", *train)
     images_of = with_boxes or with_cells
     assert images_of is not None
-    return Asked(images_of, with_boxes, with_cells, names, held_out=False)
+    return QuestionImages(images_of, with_boxes, with_cells, names, held_out=False)
 
 
 def _annotated(data: str, layout: str) -> tuple[tuple[Any, Any] | None, tuple[Any, Any] | None]:

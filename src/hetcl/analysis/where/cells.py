@@ -11,8 +11,8 @@ from hetcl.analysis.statistics import Estimate
 
 VOID = -1
 """Of a label map: does not count."""
-DRAWS = 1000
-"""Of the bootstrap."""
+DRAWS, CONFIDENCE = 1000, 0.95
+"""Of the bootstrap: how often images are drawn, and what share of the draws an interval holds."""
 
 
 def cell_labels(label_map: np.ndarray, side: int) -> np.ndarray:
@@ -56,32 +56,29 @@ def iou_of(counts: np.ndarray) -> np.ndarray:
     return np.divide(right, whole, out=np.full(right.shape, np.nan), where=whole > 0)
 
 
-def mean_iou(counts: np.ndarray, *, seed: int = 0, confidence: float = 0.95) -> Estimate:
-    """Mean IoU over the classes, with a bootstrap interval over images (percentiles of ``DRAWS`` draws).
+def mean_iou(counts: np.ndarray) -> Estimate:
+    """Mean IoU over the classes, with a 95% bootstrap interval over images (percentiles of ``DRAWS`` draws).
 
     Args:
         counts: ``[n, 3, K]``, as :func:`counts_of` gives them for each image.
     """
-    drawn = _drawn(counts, seed)
-    return _estimate(float(np.nanmean(iou_of(counts.sum(axis=0)))), drawn, confidence)
+    return _estimate(float(np.nanmean(iou_of(counts.sum(axis=0)))), _drawn(counts))
 
 
-def paired_mean_iou(
-    first: np.ndarray, second: np.ndarray, *, seed: int = 0, confidence: float = 0.95
-) -> Estimate:
-    """The first's mean IoU minus the second's on the same images, with the bootstrap interval of the difference."""
+def paired_mean_iou(first: np.ndarray, second: np.ndarray) -> Estimate:
+    """The first's mean IoU minus the second's on the same images, with the 95% bootstrap interval of the difference."""
     value = np.nanmean(iou_of(first.sum(axis=0))) - np.nanmean(iou_of(second.sum(axis=0)))
-    return _estimate(float(value), _drawn(first, seed) - _drawn(second, seed), confidence)
+    return _estimate(float(value), _drawn(first) - _drawn(second))
 
 
-def _drawn(counts: np.ndarray, seed: int) -> np.ndarray:
-    """Mean IoU of each draw of n images out of n: ``[DRAWS]``; the same draws for equal n and seed."""
+def _drawn(counts: np.ndarray) -> np.ndarray:
+    """Mean IoU of each draw of n images out of n: ``[DRAWS]``; the same draws for equal n."""
     n = len(counts)
-    weights = np.random.default_rng(seed).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64)
+    weights = np.random.default_rng(0).multinomial(n, np.full(n, 1 / n), size=DRAWS).astype(np.float64)
     sums = (weights @ counts.reshape(n, -1)).reshape(DRAWS, *counts.shape[1:])
     return np.nanmean(iou_of(sums), axis=-1)
 
 
-def _estimate(value: float, drawn: np.ndarray, confidence: float) -> Estimate:
-    low, high = np.nanquantile(drawn, [0.5 - confidence / 2, 0.5 + confidence / 2])
+def _estimate(value: float, drawn: np.ndarray) -> Estimate:
+    low, high = np.nanquantile(drawn, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2])
     return Estimate(value, min(value, float(low)), max(value, float(high)))

@@ -15,7 +15,7 @@ from hetcl.analysis import feature_pass
 from hetcl.analysis.extractor import LEVELS, Extractor
 from hetcl.analysis.store import Store
 from hetcl.analysis.where import questions
-from hetcl.analysis.where.annotated import Asked, Both, Located
+from hetcl.analysis.where.annotated import Both, Located, QuestionImages
 from hetcl.analysis.yardstick import Entry
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.types import ViewPolicy
@@ -36,6 +36,7 @@ class Maps:
     Args:
         root: the folder of all stores.
         entries: the encoders.
+        question_images: the images of each question.
         size: side of the images in pixels.
         grid: side of the grid of cells.
         policy: how the crops of correspondence are drawn.
@@ -44,14 +45,15 @@ class Maps:
     """
 
     def __init__(
-        self, root: Path, entries: Sequence[Entry], asked: Asked, *, size: int, grid: int, policy: ViewPolicy,
-        key: Mapping[str, Any], seed: int, batch: int,
+        self, root: Path, entries: Sequence[Entry], question_images: QuestionImages, *, size: int, grid: int,
+        policy: ViewPolicy, key: Mapping[str, Any], seed: int, batch: int,
     ) -> None:  # fmt: skip
-        self.root, self.entries, self.asked, self.size, self.grid = root, entries, asked, size, grid
+        self.root, self.entries, self.question_images = root, entries, question_images
+        self.size, self.grid = size, grid
         self.policy, self.key, self.seed, self.batch = policy, key, seed, batch
         self.boxes = [f"{level}x{BOX_GRID}" for level in BOX_LEVELS]
         self.cells = [f"{level}x{grid}" for level in LEVELS]
-        train = asked.images[0]
+        train = question_images.images[0]
         self._measured = {  # random weights: their statistics are those of these images
             id(e.encoder): f"{train.fingerprint} {train.hash} {seed}"
             for e in entries
@@ -84,7 +86,7 @@ class Maps:
         columns: dict[str, Any] = {name: ("float64", (n,)) for name, n in questions.MATCHED.items()}
         columns |= {"cells": ("int64", ()), "iou": ("float64", ())}
         drawn = {"policy": asdict(self.policy), "seed": self.seed}
-        return self._store(entry, f"match-{feature}", self.asked.images[1], columns, **drawn)
+        return self._store(entry, f"match-{feature}", self.question_images.images[1], columns, **drawn)
 
     def matched(self, encoder: Encoder) -> dict[str, int]:
         """Feature -> side of its grid, for correspondence: each level, no finer than the grid, and each map."""
@@ -151,7 +153,7 @@ class Maps:
             ]
             if jobs:
                 pairs = Pairs(
-                    self.asked.images[1], [self.policy], size=self.size, batch=self.batch, seed=self.seed,
+                    self.question_images.images[1], [self.policy], size=self.size, batch=self.batch, seed=self.seed,
                     workers=workers, pin=pin,
                 )  # fmt: skip
                 out.append((jobs, pairs))
@@ -161,10 +163,13 @@ class Maps:
         """Features of whole images, by the images that they are needed of."""
         boxes = self.boxes if "localization" in asked else []
         cells = self.cells if DENSE & set(asked) else []
-        if self.asked.boxes is self.asked.cells and self.asked.boxes is not None:
-            yield self.asked.boxes, [*boxes, *cells]
+        if (
+            self.question_images.boxes is self.question_images.cells
+            and self.question_images.boxes is not None
+        ):
+            yield self.question_images.boxes, [*boxes, *cells]
             return
-        if self.asked.boxes is not None and boxes:
-            yield self.asked.boxes, boxes
-        if self.asked.cells is not None and cells:
-            yield self.asked.cells, cells
+        if self.question_images.boxes is not None and boxes:
+            yield self.question_images.boxes, boxes
+        if self.question_images.cells is not None and cells:
+            yield self.question_images.cells, cells

@@ -17,7 +17,7 @@ from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast.plotting import save
 from hetcl.analysis.statistics import Bins, Estimate, mean_of, paired_difference, proportion
 from hetcl.analysis.where import questions, report_text
-from hetcl.analysis.where.annotated import Asked, Both, Located, open_asked
+from hetcl.analysis.where.annotated import Both, Located, QuestionImages, open_question_images
 from hetcl.analysis.where.cells import iou_of, mean_iou, paired_mean_iou
 from hetcl.analysis.where.correspondence import WITHIN
 from hetcl.analysis.where.figure import draw
@@ -29,6 +29,7 @@ from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.output import write_report
+from hetcl.settings import ProbeSettings
 from hetcl.signals import StopSignal
 from hetcl.training.session import Session
 from hetcl.types import BadImage
@@ -98,24 +99,24 @@ class Where(Session):
     """
 
     def __init__(
-        self, models: Sequence[str], data: str, folder: RunFolder, claim: Callable[[], None], settings: Any,
+        self, models: Sequence[str], data: str, folder: RunFolder, claim: Callable[[], None], settings: ProbeSettings,
         asked: Sequence[str], allow_partial: str | Sequence[str] = (),
     ) -> None:  # fmt: skip
         super().__init__()
         self.data, self.out, self.claim = data, folder.path, claim
         self.settings = s = settings
-        self.asked: Asked = open_asked(
+        self.question_images = open_question_images(
             data, boxes=s.boxes, images=s.images, test_images=s.test_images, holdout=s.holdout, seed=s.seed,
             data_split=s.data_split, test_split=s.test_split, window=s.window,
         )  # fmt: skip
-        self.questions = _possible(asked, self.asked, data)
+        self.questions = _possible(asked, self.question_images, data)
         policy = policy_of(s.views)[1]
         if policy.flip_p and "correspondence" in self.questions:
             raise InputError(
                 f"views {s.views} flips images, which correspondence does not undo; add :flip_p=0"
             )
         self.encoders = yardstick.distinct(models, allow_partial)
-        size = s.size or _side(self.asked.images[0], self.encoders)
+        size = s.size or _side(self.question_images.images[0], self.encoders)
         grid = s.grid or max(1, size // 8)
         if grid > size:
             raise InputError(
@@ -128,7 +129,7 @@ class Where(Session):
         ]
         self.start(s, folder.log)
         self.maps = Maps(
-            self.out / "features", self.entries, self.asked, size=size, grid=grid, policy=policy,
+            self.out / "features", self.entries, self.question_images, size=size, grid=grid, policy=policy,
             key={"schema": SCHEMA, "precision": self.precision}, seed=s.seed, batch=s.batch,
         )  # fmt: skip
         self.chance: dict[str, dict[str, float]] = {}
@@ -156,7 +157,7 @@ class Where(Session):
         return report
 
     def _introduce(self) -> None:
-        say, a = self.reporter.say, self.asked
+        say, a = self.reporter.say, self.question_images
         for title, both in (("images", a.images), ("boxes", a.boxes), ("cells", a.cells)):
             if both is not None and (title == "images" or both is not a.images):
                 say(f"{title:<10}{both[0].description}; tested on {both[1].description}")
@@ -169,7 +170,7 @@ class Where(Session):
 
     def _extract(self, signal: StopSignal) -> None:
         """One pass over the images of each part for all stores that are not whole."""
-        s, part = self.settings, self.asked.images[0]
+        s, part = self.settings, self.question_images.images[0]
         passes = self.maps.passes(self.questions, workers=self.workers, pin=self.fabric.device.type == "cuda")
         if not passes:
             self.reporter.say("features  are here already")
@@ -194,10 +195,10 @@ class Where(Session):
         self.reporter.note(f"asking {entry.name}")
         if "correspondence" in self.questions:
             yield from self._correspondence(entry)
-        if "localization" in self.questions and self.asked.boxes:
-            yield from self._localization(entry, self.asked.boxes, signal)
-        if self.asked.cells and DENSE & set(self.questions):
-            yield from self._cells(entry, self.asked.cells, signal)
+        if "localization" in self.questions and self.question_images.boxes:
+            yield from self._localization(entry, self.question_images.boxes, signal)
+        if self.question_images.cells and DENSE & set(self.questions):
+            yield from self._cells(entry, self.question_images.cells, signal)
 
     def _correspondence(self, entry: Entry) -> Iterator[Answer]:
         bins = Bins(5)
@@ -257,7 +258,7 @@ class Where(Session):
         return rows["features"][kept], np.array(found).reshape(-1, 4), rows["index"][kept]
 
     def _cells(self, entry: Entry, both: Both, signal: StopSignal) -> Iterator[Answer]:
-        s, k = self.settings, len(self.asked.classes)
+        s, k = self.settings, len(self.question_images.classes)
         held = [[self.maps.of_images(entry, name, part).read() for name in self.maps.cells] for part in both]
         labels = []
         for part, rows in zip(both, held, strict=True):
@@ -290,7 +291,9 @@ class Where(Session):
             counts = test.counts(predicted, len(index), k)
             iou = iou_of(counts.sum(axis=0))
             more["classes"] = {
-                c: round(float(v), 6) for c, v in zip(self.asked.classes, iou, strict=True) if not np.isnan(v)
+                c: round(float(v), 6)
+                for c, v in zip(self.question_images.classes, iou, strict=True)
+                if not np.isnan(v)
             }
             self.chance["cells"] = questions.by_chance(train.labels, test.labels, k)
             yield Answer(name, "miou", "c2-c5", counts, index, more)
@@ -314,7 +317,7 @@ class Where(Session):
                 "size": self.maps.size,
                 "grid": self.maps.grid,
                 "views": self.settings.views,
-                "held_out": self.asked.held_out,
+                "held_out": self.question_images.held_out,
                 **self._parts(),
             },
             "chance": self.chance,
@@ -337,7 +340,7 @@ class Where(Session):
         return report
 
     def _parts(self) -> dict[str, dict[str, str]]:
-        a = self.asked
+        a = self.question_images
         both = {"images": a.images, "boxes": a.boxes, "cells": a.cells}
         return {
             name: {"train": one[0].description, "test": one[1].description}
@@ -362,14 +365,14 @@ def _known(of: Any, index: int) -> np.ndarray | None:
     return found
 
 
-def _possible(wanted: Sequence[str], asked: Asked, data: str) -> list[str]:
+def _possible(wanted: Sequence[str], images: QuestionImages, data: str) -> list[str]:
     """The questions that the data can answer. Raises ``InputError`` when it lacks what was asked for by name."""
     lacking = {}
-    if asked.boxes is None:
+    if images.boxes is None:
         lacking["localization"] = (
             "boxes; name an annotated set (coco:ROOT ...) or a file of boxes with --boxes"
         )
-    if asked.cells is None:
+    if images.cells is None:
         why = "classes of pixels; name a set with masks (coco:ROOT, voc:ROOT, cityscapes:ROOT, scenes:N)"
         lacking |= dict.fromkeys(("dense-knn", "dense-linear"), why)
     for name in wanted:

@@ -3,7 +3,6 @@
     score(data, predictions)          AP of boxes and masks, as COCO, LVIS, VOC or Cityscapes count (``data.kind``)
     Confusion(classes)                mIoU and accuracies of pixels
     results(data, predictions)        predictions in COCO's results format, for other people's tools
-    predictions_of(data, entries)     and back
 
 Nothing measured (no truths of a kind) is NaN; truths without a single detection are 0.
 """
@@ -17,12 +16,12 @@ from hetcl.datasets.annotations import DetectionSet, InstanceMaps, Metrics, Pred
 from hetcl.downstream.scores.cityscapes import score_cityscapes
 from hetcl.downstream.scores.coco import score_coco
 from hetcl.downstream.scores.images import masked, paired
-from hetcl.downstream.scores.results import predictions_of, results
+from hetcl.downstream.scores.results import results
 from hetcl.downstream.scores.semantic import Confusion
 from hetcl.downstream.scores.voc import score_voc
 from hetcl.errors import InputError
 
-__all__ = ["Confusion", "predictions_of", "results", "score"]
+__all__ = ["Confusion", "results", "score"]
 
 
 def score(data: DetectionSet, predictions: Sequence[Prediction]) -> Metrics:

@@ -8,8 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from hetcl.datasets import open_detection, repeat_factors
+from hetcl.datasets import open_detection
 from hetcl.datasets.annotations import DetectionSet
+from hetcl.datasets.repeat_factors import repeat_factors
 from tests.downstream import layouts
 
 

@@ -1,4 +1,4 @@
-"""How often an image is to be seen in an epoch."""
+"""LVIS's repeat factors: how often an image of rare classes is seen in an epoch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""kNN accuracy of the backbone during training, where the data has labels: a first sign that something is learned.
+"""The kNN check: the backbone's kNN accuracy while it trains, where the data has labels; a first sign that it learns.
 
 N images, C channels of C5.
 """
@@ -15,10 +15,11 @@ from lightning_fabric import Fabric
 from torch import Tensor, nn
 
 from hetcl.analysis.extractor import look
+from hetcl.analysis.probe.knn import knn_accuracy
 from hetcl.errors import InputError
 from hetcl.model.group_norm import group_batch_norm
 from hetcl.model.norm_statistics import is_unmeasured, measuring
-from hetcl.pretraining import monitors
+from hetcl.pretraining.monitors import some_images
 from hetcl.types import Source
 from hetcl.views.central import Central
 from hetcl.views.photometric import Photometric
@@ -66,10 +67,10 @@ class KnnCheck:
         if held < 1 or take < 1:
             return {}
         near = max(self.window, queries_from.prefers_window) > 0
-        order = monitors.some_images(source, take + (held if own else 0), seed, "knn", near=near)
+        order = some_images(source, take + (held if own else 0), seed, "knn", near=near)
         asked = order[take:]
         if not own:
-            asked = monitors.some_images(queries_from, held, seed, "knn queries", near=near)
+            asked = some_images(queries_from, held, seed, "knn queries", near=near)
         if (
             is_unmeasured(pyramid) and take > 1
         ):  # with such statistics random weights would look worse than they are
@@ -79,7 +80,7 @@ class KnnCheck:
                 self._features(pyramid, source, order[: whole or take])
         bank = self._features(pyramid, source, order[:take])
         asking = self._features(pyramid, queries_from, asked)
-        return {"knn": monitors.knn_accuracy(*bank, *asking, k=self.k)}
+        return {"knn": knn_accuracy(*bank, *asking, k=self.k)}
 
     def _features(self, pyramid: nn.Module, source: Source, indices: np.ndarray) -> tuple[Tensor, Tensor]:
         """Pooled C5 ``[N, C]`` and labels ``[N]`` of labelled images."""
