@@ -33,7 +33,7 @@ KINDS: dict[str, Kind] = {
 }
 """Kinds of branches by name."""
 WIDEST = 1 << 16
-"""Of the numbers by which a header describes branches, which are built before their weights are looked at."""
+"""The largest number by which a header may describe branches, which are built before their weights are looked at."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +41,7 @@ class BranchEntry:
     """What makes one part of the embedding from the maps of a backbone."""
 
     kind: str
-    """Of :data:`KINDS`: which module, and which group of settings it is built with."""
+    """Its name in :data:`KINDS`, which says which module it is, and which group of settings it is built with."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of the module that the method fixes, over those of the settings."""
 

@@ -47,7 +47,7 @@ class Job:
     size: int
     store: Store
     columns: tuple[str, ...]
-    """Of the store, one for each view. A column ``boxes`` gets the crops ``[V, 4]``."""
+    """Columns of the store, one for each view. A column ``boxes`` gets the crops ``[V, 4]``."""
     unit: bool = True
     """Each part of the features of unit length (:class:`Extractor`)."""
     rows: Callable[[Sequence[Tensor], ViewBatch], Mapping[str, np.ndarray]] | None = None

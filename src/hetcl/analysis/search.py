@@ -78,7 +78,7 @@ def search(
 
 
 def _lengths(x: Tensor) -> Tensor:
-    """Of the rows ``[B]``, float64."""
+    """Lengths of the rows ``[B]``, float64."""
     lengths = torch.linalg.vector_norm(x, dim=1)
     if bool(((lengths > 1e-12) & (lengths < 1e18)).all()):  # no square was flushed to zero or overflowed
         return lengths.double()

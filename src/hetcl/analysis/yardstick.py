@@ -1,4 +1,4 @@
-"""What a contrastive test looks at: the models that were named, and what each is held against.
+"""What ``contrast`` and ``probe --ask where`` look at: the models that were named, and what each is held against.
 
 A model is held against its own architecture with random weights, at the same size and by the same features, and
 against what it began with: stage 1 of a run of two stages, or the weights given to ``--init``. The statistics of the
@@ -36,7 +36,7 @@ MEASURED = 512
 """Images by whose views the statistics of a random encoder's batch norms are measured: another 512, or 1,024 of them
 under other views, moved top-1 by less than a point."""
 MEASURED_BATCH = 64
-"""Of them at once, whatever the batch of the test, so that the statistics are the same."""
+"""How many of them at once, whatever the batch of the test, so that the statistics are the same."""
 
 
 @dataclass(frozen=True)

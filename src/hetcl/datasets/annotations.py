@@ -75,7 +75,7 @@ class Prediction:
     labels: np.ndarray
     """int64 ``[n]``: indices into ``classes``."""
     masks: tuple[Rle, ...] | None = None
-    """Of the original image's size; None from a detector of boxes alone."""
+    """Masks of the original image's size; None from a detector of boxes alone."""
 
 
 @dataclass(frozen=True)

@@ -32,9 +32,9 @@ class EvaluationResult:
     """What came of a pass over a set."""
 
     predictions: list[Prediction] = field(default_factory=list)
-    """Of a detector: one for each usable image, in the set's order."""
+    """What a detector found: one for each usable image, in the set's order."""
     confusion: Confusion | None = None
-    """Of a segmenter."""
+    """The counts of a segmenter's pixels; None of a detector."""
     bad: list[BadRecord] = field(default_factory=list)
     """Images that could not be used."""
 

@@ -20,7 +20,7 @@ from hetcl.model.momentum import average_buffers
 from hetcl.types import BadRecord
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
-"""Of the detectors, by torchvision's names."""
+"""The losses of detectors, by torchvision's names."""
 SHORT = dict(zip(LOSSES, ("objectness", "rpn box", "class", "box", "mask"), strict=True))
 """Their names in a line for people."""
 

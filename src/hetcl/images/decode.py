@@ -6,6 +6,9 @@
 - Plain JPEGs are decoded by libjpeg-turbo without the detour over Pillow's own layout, with equal pixels
   (``tests/images/test_turbo.py``). Pillow decodes all else, and whatever libjpeg-turbo remarks on: it alone says what
   is a bad image.
+
+What becomes of a bad image is decided elsewhere: ``views/loader.py`` puts another in its place, the passes of
+``analysis`` leave it out, and ``training/bad_images.py`` counts and lists it.
 """
 
 from __future__ import annotations

@@ -30,7 +30,7 @@ T = TypeVar("T")
 SPLITS = ("train", "val", "test", "all")
 """What may be asked for; ``all`` is everything, splits put aside."""
 _LOOKED_AT = 8
-"""Of the folders that are neither, so many are held."""
+"""So many of the folders that are neither are held."""
 
 
 @dataclass(frozen=True)

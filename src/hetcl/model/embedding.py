@@ -64,7 +64,7 @@ class Cost:
     parameters: int
     """Trainable or not."""
     multiply_adds: int
-    """Of convolutions and matrix products in one forward pass."""
+    """Multiplications with an addition, of convolutions and matrix products in one forward pass."""
 
 
 @torch.no_grad()

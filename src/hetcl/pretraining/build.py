@@ -20,7 +20,7 @@ from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
 
 DTYPES = {"fp64": torch.float64}
-"""Of weights and views by ``precision``; float32 where it is not named."""
+"""Type of weights and views by ``precision``; float32 where it is not named."""
 
 
 def build_model(settings: PretrainSettings, stage: StageSettings, classes: int | None) -> nn.Module:

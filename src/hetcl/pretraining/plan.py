@@ -38,7 +38,7 @@ class Plan:
     init: str | None
     settings: PretrainSettings
     fingerprint: str | None
-    """Of the data that the run began with; None for a new run."""
+    """Fingerprint of the data that the run began with; None for a new run."""
     allow_partial: tuple[str, ...] = ()
     """Globs of the keys of ``init`` that need not fit."""
     window: int = 0

@@ -1,4 +1,4 @@
-"""The methods as tasks of the training loop, and the hand-over between stages.
+"""The methods as tasks of the training loop. ``run.py`` hands weights over from one stage to the next.
 
 A contrastive step reads as the algorithm (:meth:`Contrast.step`). Shapes: B local batch, R ranks, D dimensions of the
 concatenated parts, K keys in the queue (``hetcl/types.py``).
@@ -37,7 +37,7 @@ class StageConfig:
     batch: int
     """Images in a step, over all ranks."""
     lr: float
-    """Of SGD over every parameter of the encoder, as the next two."""
+    """Learning rate of SGD over every parameter of the encoder, as the next two are its."""
     sgd_momentum: float
     weight_decay: float
     seed: int = 0

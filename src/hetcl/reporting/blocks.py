@@ -11,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 QUALITY = 75
-"""Of WebP: 1.7 kB for 96 x 96 pixels."""
+"""Quality of WebP: 1.7 kB for 96 x 96 pixels."""
 
 
 @dataclass(frozen=True)

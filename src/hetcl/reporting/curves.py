@@ -10,7 +10,7 @@ from hetcl.reporting.read import Result, mapping
 
 PARTS = ("semantic", "spatial")
 TABLE_ROWS = 2_000
-"""Of the folded tables of curves of a whole page, about."""
+"""Rows of the folded tables of curves of a whole page, about."""
 POINTS = 25_000
 """Drawn rows of all curves of a page, about."""
 

@@ -1,6 +1,9 @@
-"""Fresh, resume, or refuse and why: what becomes of ``--out`` is decided here, for every verb.
+"""Fresh, resume, or refuse and why: what becomes of ``--out``.
 
-In the order in which a verb asks:
+For ``pretrain`` and ``finetune`` all of it is decided here. ``contrast``, ``probe``, ``evaluate`` and ``demo`` say
+which names are their own files and leave the answer to :func:`check_own`; whether features can be used again is said
+by ``analysis/store.py``, and ``probe`` compares the settings of a linear layer by SGD itself
+(``analysis/probe/run.py``). In the order in which a verb that trains asks:
 
 1. :func:`check_run`, :func:`check_own`: is what the folder holds this verb's, and was it allowed to go on with it?
 2. :func:`is_known`, :func:`saved_by`, :func:`refuse_other`, :func:`refuse_changes`, :func:`refuse_other_data`: is the
@@ -8,6 +11,7 @@ In the order in which a verb asks:
 3. :func:`begin`: the folder is made and locked, and looked at again.
 4. :func:`checkpoint_of`: the newest sound checkpoint; none: the work begins, unless something would be lost.
 5. :func:`settle`: tables as they were at that checkpoint.
+
 """
 
 from __future__ import annotations
@@ -45,7 +49,7 @@ def check_run(run: RunFolder, *, resume: bool) -> None:
 def check_own(
     out: Path, what: str, *, foreign: bool, again: bool, add: str = "--resume to use its features again"
 ) -> None:
-    """Of a folder without stages: raises ``InputError`` unless it is free, or the verb's own and given back to it.
+    """Raises ``InputError`` unless a folder without stages is free, or the verb's own and given back to it.
 
     Args:
         what: the verb's results with their article: ``a probe``.

@@ -1,7 +1,10 @@
 """Every setting as a frozen, typed dataclass; recipes and overrides meet here.
 
-A line under a field is its help on the command line, so there is one source for both. Only ``cli.py`` and the entry
-function of a room see these objects; below them travel plain keywords.
+A line under a field is its help on the command line, so there is one source for both. The roof may import this
+package, and in the rooms the modules that ``ENTRIES`` of ``tests/test_architecture.py`` lists: those with an entry
+function, with the class that does a verb's work, with its plan, or with what it builds. Others get plain keywords or a
+frozen object of their own room (``StageConfig``). Two read fields of settings without importing them:
+``training/session.py`` those of ``ComputeSettings``, ``methods.py`` the groups of its kinds of branches.
 """
 
 from hetcl.settings.analysis import ContrastSettings, ProbeSettings, resolve_contrast, resolve_probe

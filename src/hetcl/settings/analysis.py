@@ -17,7 +17,8 @@ class AnalysisSettings(StreamSettings):
     batch: int = 256
     """Images that go through a model at once."""
     precision: Literal["auto", "fp32", "bf16"] = "auto"
-    """Of the encoder: auto is bf16 autocast on a GPU that has it, fp32 elsewhere. Similarities are always fp32."""
+    """Precision of the encoder: auto is bf16 autocast on a GPU that has it, fp32 elsewhere. Similarities are
+    computed in fp32 at least, and near ties decided in float64 by contrast, whatever is set."""
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class ContrastSettings(AnalysisSettings):
     bins: int = 10
     """Bins of overlap (IoU of the two crops) between 0 and 1; pairs without overlap are a bin of their own."""
     confidence: float = 0.95
-    """Of the intervals."""
+    """Confidence of the intervals: the share of such intervals that hold the true figure."""
     examples: int = 2
     """Successes and failures of each bin that are drawn for each model; 0: no images."""
     size: int = 0

@@ -33,7 +33,8 @@ class FinetuneSettings(DownstreamSettings):
     model: Literal["mask-rcnn", "faster-rcnn", "fcn"] = "mask-rcnn"
     """What to train: mask-rcnn (boxes and masks), faster-rcnn (boxes), fcn (a class for each pixel)."""
     neck: Literal["fpn", "c4"] = "fpn"
-    """Of the detectors: a feature pyramid, or C4 with layer4 as the head (ResNets)."""
+    """What lies between backbone and heads of a detector: fpn (a feature pyramid), c4 (nothing; layer4 is the head;
+    ResNets only)."""
     norm: Literal["tuned", "sync", "frozen"] = "sync"
     """Batch norm of backbone and FPN: tuned on each device by itself, synchronised over them (the same on one device),
     or frozen."""

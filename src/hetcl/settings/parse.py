@@ -30,7 +30,7 @@ def documented(cls: type) -> list[tuple[str, Any, str]]:
 
 @cache
 def _helps(module: str) -> dict[str, dict[str, str]]:
-    """Of each class of a module, the strings under its fields. (One parse a module: ``--help`` waits for it.)"""
+    """The strings under the fields of each class of a module. (One parse a module: ``--help`` waits for it.)"""
     import ast
 
     tree = ast.parse(Path(str(sys.modules[module].__file__)).read_text(encoding="utf-8"))

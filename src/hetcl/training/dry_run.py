@@ -28,7 +28,7 @@ class DryRun:
     activations: int
     """Bytes that an image's way through the model leaves for the way back."""
     length: int
-    """Of the vector that is contrasted; 0 where none is."""
+    """Dimensions of the vector that is contrasted; 0 where none is."""
 
 
 def dry_run(

@@ -70,7 +70,7 @@ class Need:
     device: int
     """Where it computes."""
     host: int = 0
-    """Of the main memory besides, for batches that are prepared ahead."""
+    """What the main memory holds besides, for batches that are prepared ahead."""
 
 
 def outlook(need: Need, device: torch.device, advice: str) -> tuple[str, str]:

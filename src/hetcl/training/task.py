@@ -13,7 +13,7 @@ class Task(Protocol):
     """What is trained."""
 
     name: str
-    """Of the stage; goes into rows and checkpoints."""
+    """Name of the stage, which goes into rows and checkpoints."""
     lr_setting: str
     """What the setting of its learning rate is called, for messages."""
     seed: int

@@ -38,7 +38,7 @@ class ModelSpec:
     fallback: str | None = None
     """The one to take when nothing else tells."""
     which: str = ""
-    """Of a library's weights: ``random``, or their name there."""
+    """Which of a library's weights: ``random``, or their name there."""
     moco: bool = False
     """Whether the user said that it is of MoCo, so that a plain ``fc`` is its head."""
     allow: tuple[str, ...] = ()

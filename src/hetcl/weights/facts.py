@@ -18,7 +18,7 @@ class InputFacts:
     """How images are given to a backbone: pixels / 255, then ``(pixel - mean) / std``."""
 
     mean: Triple
-    """Of pixels in 0..1, per channel in ``channel_order``."""
+    """Mean of pixels in 0..1, per channel in ``channel_order``."""
     std: Triple
     """Likewise."""
     size: int | None

@@ -24,10 +24,10 @@ from hetcl.analysis.contrast.report_text import percent, short_names, shortened
 from hetcl.runs.folder import write_atomic
 
 COLORS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000", "#8A7A00")
-"""Of the models, told apart by people with any kind of colour vision (Okabe and Ito 2008)."""
+"""Colours of the models, told apart by people with any kind of colour vision (Okabe and Ito 2008)."""
 MARKERS = "osD^vPX*"
 DASHES: tuple[Any, ...] = ("-", (0, (5, 2)), (0, (1, 1.2)), (0, (6, 1.5, 1, 1.5)), (0, (10, 3)), (0, (1, 3)))
-"""Of the totals in :func:`splits`; of the parts from the second on."""
+"""Lines of the totals in :func:`splits`; those of the parts from the second on."""
 QUIET, GROUND, INK = "#8a8a8a", "#f3f3f3", "#444444"
 STYLE: Any = {
     "font.size": 9,

@@ -37,7 +37,7 @@ class Tested:
     searched: dict[str, SearchResults]
     """By vector, ``full`` first."""
     geometry: dict[str, dict[str, float]]
-    """Of each part: uniformity and effective rank."""
+    """Uniformity and effective rank of each part."""
     gallery: int
 
 
@@ -78,7 +78,7 @@ def models_of(entries: Sequence[Entry], dims: Mapping[str, dict[str, int]]) -> l
 def overview(
     tested: Sequence[Tested], policies: Mapping[str, ViewPolicy], *, confidence: float
 ) -> dict[str, Any]:
-    """Of each kind of views: its policy, the share of pairs without overlap, the mean IoU."""
+    """The policy of each kind of views, the share of pairs without overlap, the mean IoU."""
     out = {}
     for views, policy in policies.items():
         features = next(t.features for t in tested if t.views == views)

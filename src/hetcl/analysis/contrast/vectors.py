@@ -67,7 +67,7 @@ class Vectors:
 
     vectors: list[Vector]
     geometry: dict[str, dict[str, float]]
-    """Of each part: uniformity of the queries, effective rank of the gallery's keys."""
+    """Uniformity of the queries and effective rank of the gallery's keys, for each part."""
     refused: list[str]
     """Why some PCA was not done, a line each."""
 

@@ -13,7 +13,7 @@ from hetcl.images.subset import Subset
 SMALLEST, LARGEST, BLOCKS = 1024, 16384, 64
 """Images of a block, at least and at most, and how many blocks there are in between."""
 BYTES, LEAST = 256 << 20, 64
-"""Of a block, at most, and the images that it has all the same."""
+"""The most bytes of a block, and the images that it has all the same."""
 
 
 class Bank:

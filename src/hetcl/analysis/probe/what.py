@@ -309,7 +309,7 @@ class Probe(TrainingSession):
         return found
 
     def _digest(self) -> str:
-        """Of the encoder's weights and statistics as they are now."""
+        """The digest of the encoder's weights and statistics as they are now."""
         e = self.encoder
         return digest_of((e.pyramid if e.embedding is None else e.embedding).state_dict(), e.facts)
 

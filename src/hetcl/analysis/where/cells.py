@@ -10,9 +10,9 @@ import numpy as np
 from hetcl.analysis.statistics import Estimate
 
 VOID = -1
-"""Of a label map: does not count."""
+"""The value in a label map of what does not count."""
 DRAWS, CONFIDENCE = 1000, 0.95
-"""Of the bootstrap: how often images are drawn, and what share of the draws an interval holds."""
+"""The bootstrap: how often images are drawn, and what share of the draws an interval holds."""
 
 
 def cell_labels(label_map: np.ndarray, side: int) -> np.ndarray:

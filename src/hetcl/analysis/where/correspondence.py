@@ -18,7 +18,7 @@ from torch import Tensor
 WITHIN = (0.5, 1.0, 2.0)
 """Distances in cells that count as right."""
 SLACK = 1e-6
-"""Of a distance: a place on the line between two cells belongs to both."""
+"""How much of a distance is forgiven: a place on the line between two cells belongs to both."""
 
 
 @dataclass(frozen=True)

@@ -20,7 +20,7 @@ from torch import Tensor
 SHARES = (1e-5, 1e-4, 1e-3, 1e-2, 1e-1, 1.0, 10.0)
 """Penalties that are tried."""
 BYTES = 64 << 20
-"""Of features that are held at a time in float64."""
+"""Bytes of features that are held at a time in float64."""
 
 
 class Rows(Protocol):
