@@ -54,9 +54,9 @@ class Annotations:
     areas: np.ndarray
     """float64 ``[n]``: square pixels as the file says (COCO's small, medium and large go by it), else the box's."""
     ids: tuple[int | str, ...]
-    """Of the annotations, for messages and for the evaluators."""
+    """Ids of the annotations, for messages and for the evaluators."""
     segments: tuple[Segment | None, ...] | None = None
-    """Of each object; None where the data set has boxes alone."""
+    """Outline or mask of each object; None where the data set has boxes alone."""
     negative: tuple[int, ...] = ()
     """LVIS: labels known to be absent from this image."""
     not_exhaustive: tuple[int, ...] = ()

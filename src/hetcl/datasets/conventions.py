@@ -27,7 +27,7 @@ MOST = 50_000
 OUTLINED = 2_000
 """Boxes that are compared with their outlines, the first ones."""
 _LARGEST = 1e12
-"""Of a number in a box, so that no area overflows."""
+"""The largest number in a box, so that no area overflows."""
 PIXELS, SHARE = 2.0, 0.02
 """A box may leave its image by so many pixels, or by so large a share of the image's side."""
 

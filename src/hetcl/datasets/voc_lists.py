@@ -222,7 +222,7 @@ def together(parts: Iterable[VocList]) -> VocList:
 
 
 def every(files: Files, folders: Iterable[str], kind: str, names: Sequence[str]) -> VocList:
-    """Of each year the first of these lists that it has."""
+    """The first of these lists that each year has, put together."""
     found = ((read_list(files, year, kind, name) for name in names) for year in folders)
     return together(part for lists in found if (part := next((p for p in lists if p is not None), None)))
 

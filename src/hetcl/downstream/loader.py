@@ -27,7 +27,7 @@ from hetcl.views.loader import TRIES, or_another
 from hetcl.views.workers import Pool
 
 MOST_BYTES = 4 << 30
-"""Of the masks of an image."""
+"""Bytes of the masks of an image, at most."""
 PADDING = (124, 116, 104)
 """What surrounds an image smaller than its crop: ImageNet's mean colour."""
 IGNORED = 255
@@ -42,8 +42,9 @@ class Batch:
     images: tuple[Tensor, ...]
     """uint8 ``[3, H, W]`` each, RGB."""
     targets: tuple[Target, ...]
-    """Of a detector: ``boxes`` float32 ``[n, 4]``, ``labels`` int64 ``[n]`` from 1, ``masks`` uint8 ``[n, H, W]`` where
-    the data has them, ``short`` int64 (the side to scale to). Of a segmenter: ``labels`` int64 ``[H, W]``."""
+    """What a detector learns: ``boxes`` float32 ``[n, 4]``, ``labels`` int64 ``[n]`` from 1, ``masks`` uint8
+    ``[n, H, W]`` where the data has them, ``short`` int64 (the side to scale to). A segmenter: ``labels`` int64
+    ``[H, W]``."""
     bad: tuple[BadRecord, ...] = ()
     """Images that had to be replaced."""
 

@@ -33,7 +33,7 @@ from hetcl.types import BadImage, Sample
 MAX_PIXELS = 200_000_000
 """Images with more pixels than this are taken for decompression bombs."""
 MAX_BYTES = 2 << 30
-"""Of a file; as many pixels as there may be, of 16 bits and with transparency, take 1.6e9."""
+"""The largest file; as many pixels as there may be, of 16 bits and with transparency, take 1.6e9."""
 FORMATS = tuple(
     sorted(
         {kind for end, kind in Image.registered_extensions().items() if end in EXTENSIONS} & set(Image.OPEN)

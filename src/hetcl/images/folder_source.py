@@ -118,7 +118,7 @@ def _merged(runs: Sequence[Span]) -> list[Span]:
 
 
 def _fingerprint(table: TableFile, runs: Sequence[Span]) -> str:
-    """Of the paths in their order; runs consist of whole folders."""
+    """The fingerprint of the paths in their order; runs consist of whole folders."""
     at = 0
     for run in runs:
         if run.start != at:

@@ -39,7 +39,7 @@ _OLD_S = 7 * 24 * 3600
 _TRIED = 16
 """Files of one unknown ending in one folder whose content is looked at; if they differ, all are."""
 _VERSION = 5
-"""Of the listing; it rises when other files are taken for images, or other things are noted of them."""
+"""Version of the listing; it rises when other files are taken for images, or other things are noted of them."""
 
 
 @dataclass

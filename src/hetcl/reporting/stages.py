@@ -58,7 +58,7 @@ class Stage:
 
     @property
     def chance(self) -> float:
-        """Of :attr:`measure`."""
+        """What chance gives of :attr:`measure`."""
         loss = self.late("chance")
         return math.exp(-loss) if self.method == "supervised" and loss else 1 / max(1, self.batch)
 

@@ -216,7 +216,7 @@ def _signals_as_errors() -> Iterator[None]:
 
 
 def _lock(file: Path) -> FolderLock:
-    """Of a file: others may be written beside it."""
+    """The lock of one file: others may be written beside it."""
     return FolderLock(file.parent, f"{NAME}-{zlib.crc32(os.fsencode(file.name)):08x}")
 
 

@@ -40,7 +40,7 @@ class Names:
     indexed: Mapping[str, str]
     """Name in ``nn.Sequential(*model.children())`` (``4.0.conv1.weight``) -> pyramid's name."""
     channels: tuple[int, ...]
-    """Of C2..C5."""
+    """Channels of C2..C5."""
     integers: frozenset[str]
     """Pyramid's names of what holds no floating numbers: batch norm's counters, index tables."""
 

@@ -34,7 +34,7 @@ class PlainResNet:
     depth: int
     bottleneck: bool
     groups: int
-    """Of the 3x3 convolutions of bottlenecks."""
+    """Groups of the 3x3 convolutions of bottlenecks."""
     width_per_group: int
     """Channels of a group in the first stage."""
 

@@ -67,7 +67,7 @@ TYPES = {
     ),
     *(torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64),
 }
-"""Of tensors that can be looked at; others (eight bits of several kinds) can not."""
+"""Types of tensors that can be looked at; others (eight bits of several kinds) can not."""
 
 
 def open_file(path: Path) -> tuple[Any, dict[str, Any]]:

@@ -1,6 +1,6 @@
 """Images with what is asked of them: the box of the main object, and the class of each cell.
 
-n images of a part.
+n images of a split.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ LAYOUTS = ("coco", "lvis", "voc", "cityscapes", "scenes")
 COLUMNS = ("key", "left", "top", "right", "bottom")
 """The columns of a file of boxes, in pixels, the last one included."""
 FIRST = 64
-"""Images of each part that are looked at: one at least must have a box in such a file."""
+"""Images of each split that are looked at: one at least must have a box in such a file."""
 
 
 class Located:
@@ -172,10 +172,10 @@ def open_question_images(
 
     def some(sets: tuple[Any, Any], rows: tuple[np.ndarray, np.ndarray], known: Any = None) -> Both:
         parts: list[Located] = []
-        for part, index, most in zip(sets, rows, (images, test_images), strict=True):
+        for one, index, most in zip(sets, rows, (images, test_images), strict=True):
             if most and most < len(index):
                 index = index[np.sort(permute(np.arange(most), len(index), seed, "where", len(parts)))]
-            parts.append(Located(part, index, known))
+            parts.append(Located(one, index, known))
         return parts[0], parts[1]
 
     layout, colon, _ = data.partition(":")
@@ -193,7 +193,7 @@ def open_question_images(
     with_cells = made[id(pixels)] if pixels else None
     names: tuple[str, ...] = ()
     if pixels:
-        train, test = (tuple(getattr(c, "name", c) for c in part.classes) for part in pixels)
+        train, test = (tuple(getattr(c, "name", c) for c in split.classes) for split in pixels)
         if train != test:
             raise InputError(f"{data}: the training and the validation part name different classes")
         names = train if hasattr(pixels[0], "label_map") else ("background", *train)
@@ -216,7 +216,7 @@ def _annotated(data: str, layout: str) -> tuple[tuple[Any, Any] | None, tuple[An
             pixels = open_segmentation(data, "train"), open_segmentation(data, "val")
         except InputError as error:
             log.info("%s: no classes of pixels (%s)", data, error)
-    elif objects and all(part.has_masks for part in objects):
+    elif objects and all(split.has_masks for split in objects):
         pixels = objects
     if objects is None and pixels is None:
         assert fault is not None
@@ -251,11 +251,11 @@ def _plain(
 def _check_keys(path: str, both: Both) -> None:
     """Raises ``InputError`` when none of the first images of both parts has a box in the file."""
     names = []
-    for part in both:
-        for i in range(min(FIRST, len(part))):
+    for split in both:
+        for i in range(min(FIRST, len(split))):
             with contextlib.suppress(BadImage):
-                names.append(part.sample(i).name)
-                if part.box(i) is not None:
+                names.append(split.sample(i).name)
+                if split.box(i) is not None:
                     return
     if names:
         raise InputError(

@@ -61,7 +61,7 @@ class Maps:
         }
 
     def _store(
-        self, entry: Entry, name: str, part: Located, columns: Mapping[str, Any], **more: Any
+        self, entry: Entry, name: str, split: Located, columns: Mapping[str, Any], **more: Any
     ) -> Store:
         key = {
             **self.key,
@@ -70,16 +70,16 @@ class Maps:
             "arch": entry.encoder.pyramid.arch,
             "features": name,
             "size": self.size,
-            "data": part.fingerprint,
-            "images": part.hash,
+            "data": split.fingerprint,
+            "images": split.hash,
             **more,
         }
-        return Store(self.root, f"{entry.name}-{name}", key, columns, images=len(part), batch=self.batch)
+        return Store(self.root, f"{entry.name}-{name}", key, columns, images=len(split), batch=self.batch)
 
-    def of_images(self, entry: Entry, feature: str, part: Located) -> Store:
+    def of_images(self, entry: Entry, feature: str, split: Located) -> Store:
         """A level on a grid, of whole images: the column ``features``, float32 ``[n, C * side * side]``."""
         dim = sum(Extractor(entry.encoder, [feature]).dims(feature).values())
-        return self._store(entry, feature, part, {"features": ("float32", (dim,))})
+        return self._store(entry, feature, split, {"features": ("float32", (dim,))})
 
     def of_crops(self, entry: Entry, feature: str) -> Store:
         """What was found of one crop in the other (:func:`questions.matches`), of the images to test on."""
@@ -97,12 +97,12 @@ class Maps:
         return levels | {name: int(b.side) for name, b in branches.items() if hasattr(b, "side")}
 
     def stores(self, asked: Sequence[str]) -> list[Store]:
-        """One store for each part that the questions look at; models share their images."""
+        """One store for each split that the questions look at; models share their images."""
         entry = self.entries[0]
         out = [
-            self.of_images(entry, names[0], part)
+            self.of_images(entry, names[0], split)
             for both, names in self._needed(asked)
-            for part in both
+            for split in both
             if names
         ]
         if "correspondence" in asked:
@@ -112,22 +112,22 @@ class Maps:
     def passes(
         self, asked: Sequence[str], *, workers: int, pin: bool
     ) -> list[tuple[list[feature_pass.Job], feature_pass.Views]]:
-        """What is to be extracted for these questions: for each part the stores that are not whole, and the images."""
+        """What is to be extracted for these questions: for each split the stores that are not whole, and the images."""
         out: list[tuple[list[feature_pass.Job], feature_pass.Views]] = []
         for both, features in self._needed(asked):
-            for part in both:
+            for split in both:
                 jobs = [
                     feature_pass.Job(
                         e.encoder, f, POLICIES["none"], self.size, store, ("features",), unit=False
                     )
                     for e in self.entries
                     for f in features
-                    if not (store := self.of_images(e, f, part)).finished
+                    if not (store := self.of_images(e, f, split)).finished
                 ]
                 if jobs:
                     central = Central(
-                        part,
-                        range(len(part)),
+                        split,
+                        range(len(split)),
                         size=self.size,
                         batch=self.batch,
                         workers=workers,

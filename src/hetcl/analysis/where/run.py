@@ -169,8 +169,8 @@ class Where(Session):
     # ---- images to stores ----------------------------------------------------------------------------------------
 
     def _extract(self, signal: StopSignal) -> None:
-        """One pass over the images of each part for all stores that are not whole."""
-        s, part = self.settings, self.question_images.images[0]
+        """One pass over the images of each split for all stores that are not whole."""
+        s, split = self.settings, self.question_images.images[0]
         passes = self.maps.passes(self.questions, workers=self.workers, pin=self.fabric.device.type == "cuda")
         if not passes:
             self.reporter.say("features  are here already")
@@ -178,8 +178,8 @@ class Where(Session):
         for encoder in {id(job.encoder): job.encoder for jobs, _ in passes for job in jobs}.values():
             if is_unmeasured(encoder.pyramid):
                 yardstick.measure(
-                    encoder, part, size=self.maps.size, fabric=self.fabric, seed=s.seed, window=s.window,
-                    images=len(part), workers=self.workers,
+                    encoder, split, size=self.maps.size, fabric=self.fabric, seed=s.seed, window=s.window,
+                    images=len(split), workers=self.workers,
                     stop=partial(signal.check, "stopped before the first image" + KEPT),
                 )  # fmt: skip
         feature_pass.extract(
@@ -232,7 +232,7 @@ class Where(Session):
     def _localization(self, entry: Entry, both: Both, signal: StopSignal) -> Iterator[Answer]:
         for feature in self.maps.boxes:
             signal.check("stopped while looking for boxes" + KEPT)
-            (x, boxes, _), (z, truth, index) = (self._with_boxes(entry, feature, part) for part in both)
+            (x, boxes, _), (z, truth, index) = (self._with_boxes(entry, feature, split) for split in both)
             if len(x) < LEAST or not len(z):
                 raise WorkFailed(
                     f"{count(len(x), 'image')} with a box to fit and {len(z)} to test on: too few; give more images"
@@ -248,22 +248,25 @@ class Where(Session):
             yield Answer("localization", "found75", level, iou >= GOOD, index, more)
 
     def _with_boxes(
-        self, entry: Entry, feature: str, part: Located
+        self, entry: Entry, feature: str, split: Located
     ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Features, boxes and indices of the images of a part that have a box."""
-        rows = self.maps.of_images(entry, feature, part).read()
-        boxes = [_known(part.box, int(i)) for i in rows["index"]]
+        """Features, boxes and indices of the images of a split that have a box."""
+        rows = self.maps.of_images(entry, feature, split).read()
+        boxes = [_known(split.box, int(i)) for i in rows["index"]]
         kept = np.array([i for i, box in enumerate(boxes) if box is not None], np.int64)
         found = [box for box in boxes if box is not None]
         return rows["features"][kept], np.array(found).reshape(-1, 4), rows["index"][kept]
 
     def _cells(self, entry: Entry, both: Both, signal: StopSignal) -> Iterator[Answer]:
         s, k = self.settings, len(self.question_images.classes)
-        held = [[self.maps.of_images(entry, name, part).read() for name in self.maps.cells] for part in both]
+        held = [
+            [self.maps.of_images(entry, name, split).read() for name in self.maps.cells] for split in both
+        ]
         labels = []
-        for part, rows in zip(both, held, strict=True):
+        for split, rows in zip(both, held, strict=True):
             known = [
-                _known(lambda i, part=part: part.cells(i, self.maps.grid), int(i)) for i in rows[0]["index"]
+                _known(lambda i, split=split: split.cells(i, self.maps.grid), int(i))
+                for i in rows[0]["index"]
             ]
             empty = np.full((self.maps.grid, self.maps.grid), -1, np.int16)
             labels.append(np.stack([(empty if c is None else c).ravel() for c in known]))
@@ -381,14 +384,14 @@ def _possible(wanted: Sequence[str], images: QuestionImages, data: str) -> list[
     return [q for q in (wanted or QUESTIONS) if q not in lacking]
 
 
-def _side(part: Located, encoders: Sequence[Encoder]) -> int:
+def _side(split: Located, encoders: Sequence[Encoder]) -> int:
     """Side of the images in pixels: what the models were trained at, 160 at least, but no more than the images have."""
     from hetcl.analysis.where.annotated import size_of
 
     sides = []
-    for i in range(min(16, len(part))):
+    for i in range(min(16, len(split))):
         try:
-            sides.append(max(size_of(part.sample(i))))
+            sides.append(max(size_of(split.sample(i))))
         except BadImage:
             continue
     have = -(-int(np.median(sides)) // 32) * 32 if sides else 160

@@ -60,10 +60,10 @@ class Anchors(AnchorGenerator):
 
 
 def fpn_anchors(scale: float = 1.0) -> Anchors:
-    """Of an FPN: one size each on its five levels, P2 to P6. ``scale`` multiplies the sizes."""
+    """Anchors of an FPN: one size each on its five levels, P2 to P6. ``scale`` multiplies the sizes."""
     return Anchors(tuple((size * scale,) for size in SIZES), (4, 8, 16, 32, 64))
 
 
 def c4_anchors(scale: float = 1.0) -> Anchors:
-    """Of C4: all five sizes on its one level."""
+    """Anchors of C4: all five sizes on its one level."""
     return Anchors((tuple(size * scale for size in SIZES),), (16,))
