@@ -37,7 +37,7 @@ from hetcl.runs.resume import check_own
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
 from hetcl.training.devices import precision_on, workers_of
-from hetcl.training.session import Session
+from hetcl.training.session import ReportingSession
 from hetcl.types import ViewPolicy
 from hetcl.views.pairs import Pairs
 from hetcl.views.policies import policy_of
@@ -101,7 +101,7 @@ class Subject:
     dims: dict[str, int]
 
 
-class Test(Session):
+class Test(ReportingSession[list[Tested]]):
     """One test: reads, extracts, searches, counts, draws, says."""
 
     __test__ = False  # (not a test of pytest's)
@@ -112,7 +112,10 @@ class Test(Session):
     ) -> None:  # fmt: skip
         super().__init__()
         self.settings = s = settings
-        self.data, self.out, self.lock, self.resume = data, out, lock, resume
+        self.data, self.out = data, out
+        self.claim = lambda: claim(
+            lock, lambda: _check_out(out, resume), lambda: (out / "features").mkdir(exist_ok=True)
+        )
         self.policies = dict(policy_of(text) for text in s.views)
         if len(self.policies) < len(s.views):
             raise InputError(f"setting views names something twice: {', '.join(s.views)}")
@@ -156,26 +159,12 @@ class Test(Session):
                 folder = Store(root, name, key, columns, images=self.images, batch=s.batch)
                 yield Subject(entry, views, policy, folder, dims)
 
-    def go(self) -> dict[str, Any]:
-        """Make the folder, extract, search, count, draw and say."""
-        if self.main:
-            features = self.out / "features"
-            claim(self.lock, lambda: _check_out(self.out, self.resume), lambda: features.mkdir(exist_ok=True))
-        self.fabric.barrier()
-        self._introduce()
-        with self.working(), StopSignal() as signal:
+    def _work(self) -> list[Tested]:
+        with StopSignal() as signal:
             self._extract(signal)
             stores = {s.views: s.folder for s in self.subjects}  # models share their images
             feature_pass.check_lost([*stores.values()], self.settings.max_bad, self.out / "bad_images.csv")
-            tested = self._search(signal)
-        report: dict[str, Any] = {}
-        if self.main:
-            report = self._report(tested)
-            self._draw(report, tested)
-            with self.reporter.reporting():
-                self._say(report)
-        self.fabric.barrier()
-        return report
+            return self._search(signal)
 
     def _introduce(self) -> None:
         s, say = self.settings, self.reporter.say
@@ -289,8 +278,8 @@ class Test(Session):
 
     # ---- results to people --------------------------------------------------------------------------------------
 
-    def _report(self, tested: Sequence[Tested]) -> dict[str, Any]:
-        """The content of contrast.json."""
+    def _write(self, tested: list[Tested]) -> dict[str, Any]:
+        """contrast.json, then figures and example sheets."""
         s = self.settings
         rows = len(tested[0].features)
         report: dict[str, Any] = {
@@ -324,8 +313,9 @@ class Test(Session):
         report["verdict"] = verdict.verdicts(report)
         lines = [row["line"] for row in report["verdict"]]
         report["sentences"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
-        report |= {"machine": self.machine(), "seconds": self.seconds()}
+        report |= self.cost()
         write_report(self.out / "contrast.json", report)
+        self._draw(report, tested)
         return report
 
     def _pairs_of_models(self) -> set[frozenset[str]]:
@@ -373,6 +363,4 @@ class Test(Session):
             self.reporter.warn(line)
         for line in report["sentences"][verdicts:]:
             self.reporter.say(line)
-        self.reporter.say(
-            f"done in {duration(report['seconds'])}: {self.out / 'contrast.json'}, {self.out / 'figures'}"
-        )
+        self.say_done(report["seconds"], f"{self.out / 'contrast.json'}, {self.out / 'figures'}")
