@@ -24,10 +24,10 @@ from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
 from hetcl.analysis.extractor import Extractor
 from hetcl.analysis.store import Store, plain
+from hetcl.analysis.text import say_model
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
-from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.paths import expand
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import write_atomic
@@ -36,7 +36,6 @@ from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.runs.resume import check_own
 from hetcl.settings import resolve_contrast
 from hetcl.signals import StopSignal
-from hetcl.training.devices import precision_on, workers_of
 from hetcl.training.session import ReportingSession
 from hetcl.types import ViewPolicy
 from hetcl.views.pairs import Pairs
@@ -150,7 +149,7 @@ class Test(ReportingSession[list[Tested]]):
                     "images": self.images,
                     "seed": s.seed,
                     "window": window,
-                    "precision": precision_on(s.precision, self.fabric.device.type),
+                    "precision": self.precision,
                 }
                 dims = Extractor(entry.encoder, [entry.features]).dims(entry.features)
                 view = ("float32", (sum(dims.values()),))
@@ -162,8 +161,6 @@ class Test(ReportingSession[list[Tested]]):
     def _work(self) -> list[Tested]:
         with StopSignal() as signal:
             self._extract(signal)
-            stores = {s.views: s.folder for s in self.subjects}  # models share their images
-            feature_pass.check_lost([*stores.values()], self.settings.max_bad, self.out / "bad_images.csv")
             return self._search(signal)
 
     def _introduce(self) -> None:
@@ -176,16 +173,8 @@ class Test(ReportingSession[list[Tested]]):
             shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
-            unsure = ""
-            if not (s.size or encoder.size):
-                unsure = " (its weights do not say at which size it was trained; see --size)"
-            say(
-                f"model     {encoder.name}: {encoder.pyramid.arch} at {own[0].size} pixels, {', '.join(kinds)}"
-                + (f" ({shown})" if shown else "")
-                + unsure
-            )
-            if not encoder.facts.ours:
-                say(f"          its images with {encoder.facts}")
+            shown = ", ".join(kinds) + (f" ({shown})" if shown else "")
+            say_model(say, encoder, own[0].size, shown, asked=bool(s.size))
         for e in self.entries:
             if e.role in ("random", "before"):
                 say(f"yardstick {e.name}: {e.encoder.model} at {e.size} pixels")
@@ -201,23 +190,20 @@ class Test(ReportingSession[list[Tested]]):
             self.reporter.say(
                 f"features  {len(self.subjects) - len(todo)} of {len(self.subjects)} are here already"
             )
-        if not todo:
-            return
-        for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
-            if is_unmeasured(entry.encoder.pyramid):  # on every rank the same
-                yardstick.measure(
-                    entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed,
-                    window=s.window, images=self.images, workers=workers_of(s.workers),
-                    stop=lambda: signal.check("stopped before the first image; go on with --resume"),
-                )  # fmt: skip
         columns = ("query", "key")
         jobs = [
             feature_pass.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns)
             for t in todo
         ]
-        feature_pass.extract(
-            [(jobs, self._pairs(todo))], fabric=self.fabric, reporter=self.reporter, signal=signal,
-            channels_last=s.channels_last, left_out=self.out / "bad_images.csv", max_bad=s.max_bad,
+        passes = [(jobs, self._pairs(todo))] if todo else []
+        feature_pass.measure(
+            passes, self.source, self, seed=s.seed, window=s.window, images=self.images,
+            stop=lambda: signal.check("stopped before the first image; go on with --resume"),
+        )  # fmt: skip
+        stores = {subject.views: subject.folder for subject in self.subjects}  # models share their images
+        feature_pass.complete(
+            passes, [*stores.values()], session=self, signal=signal, channels_last=s.channels_last,
+            left_out=self.out / "bad_images.csv", max_bad=s.max_bad,
             fewer="name another --out, or set images to test on fewer",
         )  # fmt: skip
 
@@ -225,7 +211,7 @@ class Test(ReportingSession[list[Tested]]):
         s = self.settings
         return Pairs(
             self.source, list(dict.fromkeys(t.policy for t in subjects)), batch=s.batch, seed=s.seed,
-            size=sorted({t.entry.size for t in subjects}), workers=workers_of(s.workers), window=s.window,
+            size=sorted({t.entry.size for t in subjects}), workers=self.workers, window=s.window,
             images=self.images, pin=self.fabric.device.type == "cuda",
         )  # fmt: skip
 

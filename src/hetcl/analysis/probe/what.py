@@ -24,6 +24,7 @@ from hetcl.analysis.probe.parts import open_parts
 from hetcl.analysis.probe.report_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.analysis.store import Store
+from hetcl.analysis.text import say_model
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
@@ -112,21 +113,14 @@ class Probe(ReportingSession[Answers], TrainingSession):
         return train, test, hits, linear, ranks
 
     def _introduce(self) -> None:
-        say, p, e = self.reporter.say, self.parts, self.encoder
+        say, p = self.reporter.say, self.parts
         say(f"train     {p.train.description}")
         say(
             f"test      {p.test.description}"
             + (" (held out: there is no validation or test part with labels)" * p.held_out)
         )
-        unsure = (
-            ""
-            if self.settings.size or e.size
-            else " (its weights do not say at which size it was trained; see --size)"
-        )
         shown = " + ".join(f"{part} {d}" for part, d in self.dims.items())
-        say(f"model     {e.name}: {e.pyramid.arch} at {self.size} pixels, {shown}{unsure}")
-        if not e.facts.ours:
-            say(f"          its images with {e.facts}")
+        say_model(say, self.encoder, self.size, shown, asked=bool(self.settings.size))
         self.say_where(self.folder.path)
 
     # ---- features ------------------------------------------------------------------------------------------------
@@ -159,13 +153,11 @@ class Probe(ReportingSession[Answers], TrainingSession):
         missing = [bank for bank in banks if not bank.store.finished]
         if have := sum(len(bank.part) for bank in banks if bank not in missing):
             self.reporter.say(f"features  of {count(have, 'image')} are here already")
-        if missing:
-            feature_pass.extract(
-                [self._pass(bank) for bank in missing], fabric=fabric, reporter=self.reporter, signal=signal,
-                channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
-                fewer="or set images to train on fewer",
-            )  # fmt: skip
-        feature_pass.check_lost([bank.store for bank in banks], s.max_bad, self.folder.bad_images)
+        feature_pass.complete(
+            [self._pass(bank) for bank in missing], [bank.store for bank in banks], session=self, signal=signal,
+            channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
+            fewer="or set images to train on fewer",
+        )  # fmt: skip
         self._check_enough(*banks)
         return banks
 

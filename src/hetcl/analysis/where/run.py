@@ -25,7 +25,6 @@ from hetcl.analysis.where.localization import GOOD, overlap
 from hetcl.analysis.where.maps import DENSE, Maps
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
-from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.output import write_report
@@ -140,9 +139,6 @@ class Where(ReportingSession[Answers]):
     def _work(self) -> Answers:
         with StopSignal() as signal:
             self._extract(signal)
-            feature_pass.check_lost(
-                self.maps.stores(self.questions), self.settings.max_bad, self.out / "bad_images.csv"
-            )
             entries = self.entries if self.main else ()
             return {e.name: {a.key: a for a in self._answers(e, signal)} for e in entries}
 
@@ -164,16 +160,12 @@ class Where(ReportingSession[Answers]):
         passes = self.maps.passes(self.questions, workers=self.workers, pin=self.fabric.device.type == "cuda")
         if not passes:
             self.reporter.say("features  are here already")
-            return
-        for encoder in {id(job.encoder): job.encoder for jobs, _ in passes for job in jobs}.values():
-            if is_unmeasured(encoder.pyramid):
-                yardstick.measure(
-                    encoder, part, size=self.maps.size, fabric=self.fabric, seed=s.seed, window=s.window,
-                    images=len(part), workers=self.workers,
-                    stop=partial(signal.check, "stopped before the first image" + KEPT),
-                )  # fmt: skip
-        feature_pass.extract(
-            passes, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
+        feature_pass.measure(
+            passes, part, self, seed=s.seed, window=s.window, images=len(part),
+            stop=partial(signal.check, "stopped before the first image" + KEPT),
+        )  # fmt: skip
+        feature_pass.complete(
+            passes, self.maps.stores(self.questions), session=self, signal=signal, channels_last=s.channels_last,
             left_out=self.out / "bad_images.csv", max_bad=s.max_bad, fewer="or set images and test_images to fewer",
         )  # fmt: skip
 
