@@ -11,22 +11,26 @@ import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from hetcl.analysis import yardstick
 from hetcl.analysis.extractor import Extractor, look
 from hetcl.analysis.store import Store
 from hetcl.errors import WorkFailed
+from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.quantities import count, duration
 from hetcl.signals import StopSignal
 from hetcl.training.bad_images import BadImages, too_many
 from hetcl.training.devices import not_finite_because
 from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter
-from hetcl.types import ViewBatch, ViewPolicy
+from hetcl.training.session import Session
+from hetcl.types import Source, ViewBatch, ViewPolicy
 from hetcl.views.central import Central
 from hetcl.views.loader import name_of
 from hetcl.views.pairs import Pairs
@@ -61,16 +65,39 @@ class Job:
 
 Views = Pairs | Central
 """A pass over images, step by step."""
+Passes = Sequence[tuple[Sequence[Job], Views]]
+"""Jobs that share their images, and the views of every (policy, size) that one of them names."""
+
+
+def measure(passes: Passes, source: Source, session: Session, **how: Any) -> None:
+    """Batch-norm statistics of the encoders that have none yet; ``how`` as of :func:`yardstick.measure`."""
+    how |= {"fabric": session.fabric, "workers": session.workers}
+    for job in {id(job.encoder): job for jobs, _ in passes for job in jobs}.values():
+        if is_unmeasured(job.encoder.pyramid):  # on every rank the same
+            yardstick.measure(job.encoder, source, size=job.size, **how)
+
+
+def complete(passes: Passes, stores: Sequence[Store], *, left_out: Path, max_bad: float, **how: Any) -> None:
+    """:func:`extract` what is missing, if anything is.
+
+    Raises ``WorkFailed`` also where more than ``max_bad`` of the images of ``stores``, one for each part, are unusable:
+    ranks count their own images while the pass goes on, and a resumed pass what it sees itself; here all of them count.
+    """
+    if passes:
+        extract(passes, left_out=left_out, max_bad=max_bad, **how)
+    lost, images = sum(s.lost for s in stores), sum(s.images for s in stores)
+    if lost > max_bad * images:
+        message = too_many(lost, f"{images} images", max_bad, f"{left_out} lists them")
+        raise WorkFailed(f"{message} and go on with --resume")
 
 
 def extract(
-    passes: Sequence[tuple[Sequence[Job], Views]], *, fabric: Fabric, reporter: Reporter, signal: StopSignal,
-    channels_last: bool, left_out: Path, max_bad: float, fewer: str,
+    passes: Passes, *, session: Session, signal: StopSignal, channels_last: bool, left_out: Path,
+    max_bad: float, fewer: str,
 ) -> None:  # fmt: skip
     """Features of all jobs, whole and on disk; each rank computes its share of the steps that are not there.
 
     Args:
-        passes: jobs that share their images, and the views of every (policy, size) that one of them names.
         left_out: the ledger of unusable images; their rows are left out.
         max_bad: share of unusable images above which the work stops.
         fewer: what to do where the disk has too little room.
@@ -79,6 +106,7 @@ def extract(
         WorkFailed: features that are not finite, too many unusable images, or a disk that refuses.
         Stopped: a signal came; what was computed is kept.
     """
+    fabric, reporter = session.fabric, session.reporter
     stores = [job.store for jobs, _ in passes for job in jobs]
     images = sum(views.images for _, views in passes)
     if fabric.global_rank == 0:
@@ -100,17 +128,6 @@ def extract(
         for store in stores:
             store.finish()
     fabric.barrier()
-
-
-def check_lost(stores: Sequence[Store], max_bad: float, left_out: Path) -> None:
-    """Raises ``WorkFailed`` where more than ``max_bad`` of the images of finished stores were unusable.
-
-    Ranks count their own images while the pass goes on, and a resumed pass what it sees itself; here all of them count.
-    """
-    lost, images = sum(s.lost for s in stores), sum(s.images for s in stores)
-    if lost > max_bad * images:
-        message = too_many(lost, f"{images} images", max_bad, f"{left_out} lists them")
-        raise WorkFailed(f"{message} and go on with --resume")
 
 
 def _check_room(stores: Sequence[Store], images: int, fewer: str) -> None:

@@ -16,7 +16,6 @@ import torch
 from PIL import Image
 from torch import nn
 
-from hetcl.datasets.annotations import Metrics
 from hetcl.downstream.build import MODEL_WORDS, build_model, model_words
 from hetcl.downstream.parts import check_missing, judge, open_part
 from hetcl.downstream.plan import KIND, saved_settings
@@ -32,7 +31,7 @@ from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.runs.resume import check_own, latest
 from hetcl.settings import EvaluateSettings, resolve_evaluate, to_dict
 from hetcl.training.devices import peak_memory
-from hetcl.training.session import Session
+from hetcl.training.session import ReportingSession
 from hetcl.weights.facts import InputFacts
 
 log = logging.getLogger(__name__)
@@ -89,7 +88,7 @@ class FirstImages(Wrapped):
         return self.length
 
 
-class Evaluation(Session):
+class Evaluation(ReportingSession[EvaluationResult]):
     """One evaluation: reads, looks, scores, writes, says."""
 
     def __init__(
@@ -105,7 +104,7 @@ class Evaluation(Session):
         self.first: tuple[int, float] | None = None
         self.above: str | None = None
         self.run, self.spec, self.out = run, data, out
-        self.lock, self.overwrite = lock, overwrite
+        self.claim = lambda: claim(lock, lambda: _check_out(out, overwrite), self._clear)
         self.saved = saved = read_run(run)
         self.words = model_words(saved["settings"])
         if settings.precision == "auto":
@@ -121,31 +120,15 @@ class Evaluation(Session):
         most = settings.detections or self.words["detections"]
         self.notes += judge(self.data, what, model=self.words["model"], detections=most)
         self.start(settings, out / "log.txt")
+        self.look = EvaluationContext(
+            self.fabric, self.workers, settings.channels_last, settings.max_bad, self._advance
+        )
+        self.model = self._model()
 
-    def go(self) -> dict[str, Any]:
-        """Make the folder, look at the images, write the figures and say them."""
-        model = self._model()
-        if self.main:
-            claim(self.lock, lambda: _check_out(self.out, self.overwrite), self._clear)
-        self.fabric.barrier()
-        self._introduce()
-        s = self.settings
+    def _work(self) -> EvaluationResult:
         self.reporter.start("looking at images", 0, len(self.data))
-        look = EvaluationContext(self.fabric, self.workers, s.channels_last, s.max_bad, self._advance)
-        with self.working():
-            seen, metrics = evaluate_on(model, self.data, look, self._keep)
-        report: dict[str, Any] = {}
-        if self.main:
-            report = self._report(seen, metrics)
-            images = range(len(self.data))
-            write_results(
-                self.out, self.data, seen, model=model, look=look, images=images, examples=s.examples
-            )
-            write_report(self.out / "evaluation.json", report)  # last: where it is, the evaluation is whole
-            with self.reporter.reporting():
-                self._say(report, metrics)
-        self.fabric.barrier()
-        return report
+        seen, self.metrics = evaluate_on(self.model, self.data, self.look, self._keep)
+        return seen
 
     def _model(self) -> nn.Module:
         """The trained model on the device."""
@@ -208,9 +191,8 @@ class Evaluation(Session):
         path = Path(self.data.name(index))
         return str(path.relative_to(self.above).with_suffix("")) if self.above else path.stem
 
-    def _report(self, seen: EvaluationResult, metrics: Metrics) -> dict[str, Any]:
-        """The content of evaluation.json."""
-        report: dict[str, Any] = {
+    def _write(self, seen: EvaluationResult) -> dict[str, Any]:
+        report = {
             "kind": "hetcl-evaluation",
             "run": str(self.run.path),
             "data": {
@@ -222,24 +204,28 @@ class Evaluation(Session):
                 "left_out": dict(self.data.skipped.counts),
                 "bad": [[r.name, r.reason] for r in seen.bad],
             },
-            "figures": plain(metrics.figures),
-            "per_class": {name: plain(row) for name, row in metrics.per_class.items()},
+            "figures": plain(self.metrics.figures),
+            "per_class": {name: plain(row) for name, row in self.metrics.per_class.items()},
             "machine": self.machine(precision=self.precision),
             "memory_mb": peak_memory(self.fabric.device),
             "seconds": self.seconds(),
         }
+        write_results(
+            self.out, self.data, seen, model=self.model, look=self.look, images=range(len(self.data)),
+            examples=self.settings.examples,
+        )  # fmt: skip
+        write_report(self.out / "evaluation.json", report)  # last: where it is, the evaluation is whole
         return report
 
-    def _say(self, report: Mapping[str, Any], metrics: Metrics) -> None:
-        say_metrics(self.reporter, metrics, len(self.data))
+    def _say(self, report: Mapping[str, Any]) -> None:
+        say_metrics(self.reporter, self.metrics, len(self.data))
         if report["data"]["bad"]:
             name, reason = report["data"]["bad"][0]
             self.reporter.warn(
                 f"{count(len(report['data']['bad']), 'image')} could not be used, e.g. {name} ({reason}): "
                 "they count as images in which nothing was found"
             )
-        last = f"done in {duration(report['seconds'])}, {report['memory_mb']:,} MB at most: {self.out}"
-        self.reporter.say(last, style="bold")
+        self.say_done(report["seconds"], self.out, megabytes=report["memory_mb"])
 
 
 def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:

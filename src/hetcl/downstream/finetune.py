@@ -315,8 +315,7 @@ class FinetuneRun(TrainingSession):
         with self.reporter.reporting():
             megabytes = peak_memory(self.fabric.device)
             say_metrics(self.reporter, metrics, len(self.val))
-            last = f"done in {duration(seconds)}, {megabytes:,} MB at most: {self.folder.path}"
-            self.reporter.say(last, style="bold")
+            self.say_done(seconds, self.folder.path, megabytes=megabytes)
 
     def _write_backbone(self, model: nn.Module) -> None:
         """The fine-tuned backbone, for whoever wants it alone."""

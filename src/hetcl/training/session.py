@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 from lightning_fabric import Fabric
 
 from hetcl.errors import InputError, WorkFailed
+from hetcl.quantities import duration
 from hetcl.runs import resume as resuming
 from hetcl.runs.folder import RunFolder, Table, machine
 from hetcl.training.bad_images import BadImages
@@ -19,6 +21,9 @@ from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter
 from hetcl.training.schedule import Schedule
 from hetcl.training.task import Task
+
+Found = TypeVar("Found")
+"""What the work of a verb gives: its report is made of it."""
 
 
 class Session:
@@ -88,6 +93,54 @@ class Session:
     def seconds(self) -> float:
         """Since the start of this process's work, to a tenth."""
         return round(time.monotonic() - self.began, 1)
+
+    def cost(self) -> dict[str, Any]:
+        """The end of a report: machine and seconds."""
+        return {"machine": self.machine(), "seconds": self.seconds()}
+
+    def say_done(self, seconds: float, where: object, *, megabytes: int | None = None) -> None:
+        """The last line: how long it took, at most how much memory, and where the results are."""
+        used = "" if megabytes is None else f", {megabytes:,} MB at most"
+        self.reporter.say(f"done in {duration(seconds)}{used}: {where}", style="bold" if used else "")
+
+
+class ReportingSession(Session, Generic[Found]):
+    """Besides, of a verb that ends in a report: the order of its work, of which the verb gives the parts."""
+
+    claim: Callable[[], None]
+    """Makes and locks the folder; called on the first rank."""
+
+    def go(self) -> dict[str, Any]:
+        """Make the folder, work, and write what was found; the content of the report on the first rank."""
+        if self.main:
+            self.claim()
+        self.fabric.barrier()
+        self._introduce()
+        with self.working():
+            found = self._work()
+        report: dict[str, Any] = {}
+        if self.main:
+            report = self._write(found)
+            with self.reporter.reporting():
+                self._say(report)
+        self.fabric.barrier()
+        return report
+
+    @abstractmethod
+    def _introduce(self) -> None:
+        """Say what is worked on."""
+
+    @abstractmethod
+    def _work(self) -> Found:
+        """All that takes its time; every rank takes part, and the first one's result counts."""
+
+    @abstractmethod
+    def _write(self, found: Found) -> dict[str, Any]:
+        """Save the report, and what belongs to it; the report."""
+
+    @abstractmethod
+    def _say(self, report: Mapping[str, Any]) -> None:
+        """The report, for a person."""
 
 
 class TrainingSession(Session):

@@ -24,10 +24,10 @@ from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
 from hetcl.analysis.extractor import Extractor
 from hetcl.analysis.store import Store, plain
+from hetcl.analysis.text import say_model
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
-from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.paths import expand
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import write_atomic
@@ -36,8 +36,7 @@ from hetcl.runs.output import claim, held_in, reserved, write_report
 from hetcl.runs.resume import check_own
 from hetcl.settings import ContrastSettings, resolve_contrast
 from hetcl.signals import StopSignal
-from hetcl.training.devices import precision_on, workers_of
-from hetcl.training.session import Session
+from hetcl.training.session import ReportingSession
 from hetcl.types import ViewPolicy
 from hetcl.views.pairs import Pairs
 from hetcl.views.policies import policy_of
@@ -101,7 +100,7 @@ class Subject:
     dims: dict[str, int]
 
 
-class Test(Session):
+class Test(ReportingSession[list[Tested]]):
     """One test: reads, extracts, searches, counts, draws, says."""
 
     __test__ = False  # (not a test of pytest's)
@@ -112,7 +111,10 @@ class Test(Session):
     ) -> None:  # fmt: skip
         super().__init__()
         self.settings = s = settings
-        self.data, self.out, self.lock, self.resume = data, out, lock, resume
+        self.data, self.out = data, out
+        self.claim = lambda: claim(
+            lock, lambda: _check_out(out, resume), lambda: (out / "features").mkdir(exist_ok=True)
+        )
         self.policies = dict(policy_of(text) for text in s.views)
         if len(self.policies) < len(s.views):
             raise InputError(f"setting views names something twice: {', '.join(s.views)}")
@@ -147,7 +149,7 @@ class Test(Session):
                     "images": self.images,
                     "seed": s.seed,
                     "window": window,
-                    "precision": precision_on(s.precision, self.fabric.device.type),
+                    "precision": self.precision,
                 }
                 dims = Extractor(entry.encoder, [entry.features]).dims(entry.features)
                 view = ("float32", (sum(dims.values()),))
@@ -156,26 +158,10 @@ class Test(Session):
                 folder = Store(root, name, key, columns, images=self.images, batch=s.batch)
                 yield Subject(entry, views, policy, folder, dims)
 
-    def go(self) -> dict[str, Any]:
-        """Make the folder, extract, search, count, draw and say."""
-        if self.main:
-            features = self.out / "features"
-            claim(self.lock, lambda: _check_out(self.out, self.resume), lambda: features.mkdir(exist_ok=True))
-        self.fabric.barrier()
-        self._introduce()
-        with self.working(), StopSignal() as signal:
+    def _work(self) -> list[Tested]:
+        with StopSignal() as signal:
             self._extract(signal)
-            stores = {s.views: s.folder for s in self.subjects}  # models share their images
-            feature_pass.check_lost([*stores.values()], self.settings.max_bad, self.out / "bad_images.csv")
-            tested = self._search(signal)
-        report: dict[str, Any] = {}
-        if self.main:
-            report = self._report(tested)
-            self._draw(report, tested)
-            with self.reporter.reporting():
-                self._say(report)
-        self.fabric.barrier()
-        return report
+            return self._search(signal)
 
     def _introduce(self) -> None:
         s, say = self.settings, self.reporter.say
@@ -187,16 +173,8 @@ class Test(Session):
             shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
-            unsure = ""
-            if not (s.size or encoder.size):
-                unsure = " (its weights do not say at which size it was trained; see --size)"
-            say(
-                f"model     {encoder.name}: {encoder.pyramid.arch} at {own[0].size} pixels, {', '.join(kinds)}"
-                + (f" ({shown})" if shown else "")
-                + unsure
-            )
-            if not encoder.facts.ours:
-                say(f"          its images with {encoder.facts}")
+            shown = ", ".join(kinds) + (f" ({shown})" if shown else "")
+            say_model(say, encoder, own[0].size, shown, asked=bool(s.size))
         for e in self.entries:
             if e.role in ("random", "before"):
                 say(f"yardstick {e.name}: {e.encoder.model} at {e.size} pixels")
@@ -212,23 +190,20 @@ class Test(Session):
             self.reporter.say(
                 f"features  {len(self.subjects) - len(todo)} of {len(self.subjects)} are here already"
             )
-        if not todo:
-            return
-        for entry in {id(t.entry.encoder): t.entry for t in todo}.values():
-            if is_unmeasured(entry.encoder.pyramid):  # on every rank the same
-                yardstick.measure(
-                    entry.encoder, self.source, size=entry.size, fabric=self.fabric, seed=s.seed,
-                    window=s.window, images=self.images, workers=workers_of(s.workers),
-                    stop=lambda: signal.check("stopped before the first image; go on with --resume"),
-                )  # fmt: skip
         columns = ("query", "key")
         jobs = [
             feature_pass.Job(t.entry.encoder, t.entry.features, t.policy, t.entry.size, t.folder, columns)
             for t in todo
         ]
-        feature_pass.extract(
-            [(jobs, self._pairs(todo))], fabric=self.fabric, reporter=self.reporter, signal=signal,
-            channels_last=s.channels_last, left_out=self.out / "bad_images.csv", max_bad=s.max_bad,
+        passes = [(jobs, self._pairs(todo))] if todo else []
+        feature_pass.measure(
+            passes, self.source, self, seed=s.seed, window=s.window, images=self.images,
+            stop=lambda: signal.check("stopped before the first image; go on with --resume"),
+        )  # fmt: skip
+        stores = {subject.views: subject.folder for subject in self.subjects}  # models share their images
+        feature_pass.complete(
+            passes, [*stores.values()], session=self, signal=signal, channels_last=s.channels_last,
+            left_out=self.out / "bad_images.csv", max_bad=s.max_bad,
             fewer="name another --out, or set images to test on fewer",
         )  # fmt: skip
 
@@ -236,7 +211,7 @@ class Test(Session):
         s = self.settings
         return Pairs(
             self.source, list(dict.fromkeys(t.policy for t in subjects)), batch=s.batch, seed=s.seed,
-            size=sorted({t.entry.size for t in subjects}), workers=workers_of(s.workers), window=s.window,
+            size=sorted({t.entry.size for t in subjects}), workers=self.workers, window=s.window,
             images=self.images, pin=self.fabric.device.type == "cuda",
         )  # fmt: skip
 
@@ -287,8 +262,8 @@ class Test(Session):
 
     # ---- results to people --------------------------------------------------------------------------------------
 
-    def _report(self, tested: Sequence[Tested]) -> dict[str, Any]:
-        """The content of contrast.json."""
+    def _write(self, tested: list[Tested]) -> dict[str, Any]:
+        """contrast.json, then figures and example sheets."""
         s = self.settings
         rows = len(tested[0].features)
         report: dict[str, Any] = {
@@ -322,8 +297,9 @@ class Test(Session):
         report["verdict"] = verdict.verdicts(report)
         lines = [row["line"] for row in report["verdict"]]
         report["sentences"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
-        report |= {"machine": self.machine(), "seconds": self.seconds()}
+        report |= self.cost()
         write_report(self.out / "contrast.json", report)
+        self._draw(report, tested)
         return report
 
     def _pairs_of_models(self) -> set[frozenset[str]]:
@@ -371,6 +347,4 @@ class Test(Session):
             self.reporter.warn(line)
         for line in report["sentences"][verdicts:]:
             self.reporter.say(line)
-        self.reporter.say(
-            f"done in {duration(report['seconds'])}: {self.out / 'contrast.json'}, {self.out / 'figures'}"
-        )
+        self.say_done(report["seconds"], f"{self.out / 'contrast.json'}, {self.out / 'figures'}")

@@ -24,17 +24,18 @@ from hetcl.analysis.probe.parts import open_parts
 from hetcl.analysis.probe.report_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.analysis.store import Store
+from hetcl.analysis.text import say_model
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
-from hetcl.quantities import count, duration
+from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.output import write_report
 from hetcl.runs.resume import LastCheckpoint, changes, checkpoint_of
 from hetcl.settings import ProbeSettings
 from hetcl.signals import StopSignal
 from hetcl.training.schedule import schedule
-from hetcl.training.session import TrainingSession
+from hetcl.training.session import ReportingSession, TrainingSession
 from hetcl.views.central import Central
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
@@ -47,7 +48,12 @@ KIND = "hetcl-probe"
 KEPT = "; the features are kept: go on with --resume"
 
 
-class Probe(TrainingSession):
+Answers = tuple[Bank, Bank, dict[int, np.ndarray], dict[str, Any] | None, np.ndarray | None]
+"""Training and test images; whether each test image is right, by k; the linear probe, and of each image the rank of its
+class by it."""
+
+
+class Probe(ReportingSession[Answers], TrainingSession):
     """One probe of one model: reads, extracts, classifies, checks, says.
 
     Args:
@@ -95,46 +101,27 @@ class Probe(TrainingSession):
         )
         self.dims = self.extractor.dims(self.feature)
 
-    def go(self) -> dict[str, Any]:
-        """Make the folder, extract, classify, check the encoder, and write what was found."""
-        if self.main:
-            self.claim()
-        self.fabric.barrier()
-        self._introduce()
-        with self.working():
-            with StopSignal() as signal:
-                train, test = self._features(signal)
-                hits = self._knn(train, test, signal)
-                linear, ranks = (
-                    self._lbfgs(train, test, signal) if self.settings.linear == "lbfgs" else (None, None)
-                )
-            if self.settings.linear == "moco":
-                linear, ranks = self._moco(train, test)
+    def _work(self) -> Answers:
+        with StopSignal() as signal:
+            train, test = self._features(signal)
+            hits = self._knn(train, test, signal)
+            linear, ranks = (
+                self._lbfgs(train, test, signal) if self.settings.linear == "lbfgs" else (None, None)
+            )
+        if self.settings.linear == "moco":
+            linear, ranks = self._moco(train, test)
         self._check_unchanged()
-        report: dict[str, Any] = {}
-        if self.main:
-            report = self._report(train, test, hits, linear, ranks)
-            with self.reporter.reporting():
-                self._say(report)
-        self.fabric.barrier()
-        return report
+        return train, test, hits, linear, ranks
 
     def _introduce(self) -> None:
-        say, p, e = self.reporter.say, self.parts, self.encoder
+        say, p = self.reporter.say, self.parts
         say(f"train     {p.train.description}")
         say(
             f"test      {p.test.description}"
             + (" (held out: there is no validation or test part with labels)" * p.held_out)
         )
-        unsure = (
-            ""
-            if self.settings.size or e.size
-            else " (its weights do not say at which size it was trained; see --size)"
-        )
         shown = " + ".join(f"{part} {d}" for part, d in self.dims.items())
-        say(f"model     {e.name}: {e.pyramid.arch} at {self.size} pixels, {shown}{unsure}")
-        if not e.facts.ours:
-            say(f"          its images with {e.facts}")
+        say_model(say, self.encoder, self.size, shown, asked=bool(self.settings.size))
         self.say_where(self.folder.path)
 
     # ---- features ------------------------------------------------------------------------------------------------
@@ -167,13 +154,11 @@ class Probe(TrainingSession):
         missing = [bank for bank in banks if not bank.store.finished]
         if have := sum(len(bank.part) for bank in banks if bank not in missing):
             self.reporter.say(f"features  of {count(have, 'image')} are here already")
-        if missing:
-            feature_pass.extract(
-                [self._pass(bank) for bank in missing], fabric=fabric, reporter=self.reporter, signal=signal,
-                channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
-                fewer="or set images to train on fewer",
-            )  # fmt: skip
-        feature_pass.check_lost([bank.store for bank in banks], s.max_bad, self.folder.bad_images)
+        feature_pass.complete(
+            [self._pass(bank) for bank in missing], [bank.store for bank in banks], session=self, signal=signal,
+            channels_last=s.channels_last, left_out=self.folder.bad_images, max_bad=s.max_bad,
+            fewer="or set images to train on fewer",
+        )  # fmt: skip
         self._check_enough(*banks)
         return banks
 
@@ -323,16 +308,9 @@ class Probe(TrainingSession):
 
     # ---- what was found ------------------------------------------------------------------------------------------
 
-    def _report(
-        self,
-        train: Bank,
-        test: Bank,
-        hits: Mapping[int, np.ndarray],
-        linear: dict[str, Any] | None,
-        ranks: np.ndarray | None,
-    ) -> dict[str, Any]:
-        """The content of probe.json."""
+    def _write(self, found: Answers) -> dict[str, Any]:
         e, p = self.encoder, self.parts
+        train, test, hits, linear, ranks = found
         n = len(test.rows())
         truth = test.part.labels[test.rows()]
         often = np.bincount(train.part.labels[train.rows()], minlength=self.classes)
@@ -377,17 +355,16 @@ class Probe(TrainingSession):
                 gap = paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), n)
                 report["difference"] = {"k": best, "top1": asdict(gap)}
         report["sentences"] = [*self.notes, *sentences(report)]
-        report |= {"machine": self.machine(), "seconds": self.seconds()}
+        report |= self.cost()
         write_report(self.folder.path / "probe.json", report)
         return report
 
     def _say(self, report: Mapping[str, Any]) -> None:
-        """The table and the sentences."""
         self.reporter.say("")
         self.reporter.show(table(report))
         for line in report["sentences"]:
             self.reporter.say(line)
-        self.reporter.say(f"done in {duration(report['seconds'])}: {self.folder.path / 'probe.json'}")
+        self.say_done(report["seconds"], self.folder.path / "probe.json")
 
 
 def _share(right: np.ndarray) -> dict[str, float]:

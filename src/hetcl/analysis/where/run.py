@@ -25,13 +25,12 @@ from hetcl.analysis.where.localization import GOOD, overlap
 from hetcl.analysis.where.maps import DENSE, Maps
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
-from hetcl.model.norm_statistics import is_unmeasured
-from hetcl.quantities import count, duration
+from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.output import write_report
 from hetcl.settings import ProbeSettings
 from hetcl.signals import StopSignal
-from hetcl.training.session import Session
+from hetcl.training.session import ReportingSession
 from hetcl.types import BadImage
 from hetcl.views.policies import policy_of
 from hetcl.weights.encoder import Encoder
@@ -81,11 +80,15 @@ class Answer:
         return _mean(a - b, least=-1.0)
 
 
+Answers = Mapping[str, Mapping[tuple[str, str, str], Answer]]
+"""By model, then by :attr:`Answer.key`."""
+
+
 def _mean(values: np.ndarray, least: float = 0.0) -> Estimate:
     return mean_of(float(values.sum()), float((values**2).sum()), len(values), least=least)
 
 
-class Where(Session):
+class Where(ReportingSession[Answers]):
     """One test of one or several models: reads, extracts, answers, compares, draws, says.
 
     Args:
@@ -134,27 +137,11 @@ class Where(Session):
         )  # fmt: skip
         self.chance: dict[str, dict[str, float]] = {}
 
-    def go(self) -> dict[str, Any]:
-        """Make the folder, extract, answer, and write what was found; the content of where.json on the first rank."""
-        if self.main:
-            self.claim()
-        self.fabric.barrier()
-        self._introduce()
-        report: dict[str, Any] = {}
-        with self.working(), StopSignal() as signal:
+    def _work(self) -> Answers:
+        with StopSignal() as signal:
             self._extract(signal)
-            feature_pass.check_lost(
-                self.maps.stores(self.questions), self.settings.max_bad, self.out / "bad_images.csv"
-            )
-            if self.main:
-                report = self._report(
-                    {e.name: {a.key: a for a in self._answers(e, signal)} for e in self.entries}
-                )
-        if self.main:
-            with self.reporter.reporting():
-                self._say(report)
-        self.fabric.barrier()
-        return report
+            entries = self.entries if self.main else ()
+            return {e.name: {a.key: a for a in self._answers(e, signal)} for e in entries}
 
     def _introduce(self) -> None:
         say, a = self.reporter.say, self.question_images
@@ -174,16 +161,12 @@ class Where(Session):
         passes = self.maps.passes(self.questions, workers=self.workers, pin=self.fabric.device.type == "cuda")
         if not passes:
             self.reporter.say("features  are here already")
-            return
-        for encoder in {id(job.encoder): job.encoder for jobs, _ in passes for job in jobs}.values():
-            if is_unmeasured(encoder.pyramid):
-                yardstick.measure(
-                    encoder, split, size=self.maps.size, fabric=self.fabric, seed=s.seed, window=s.window,
-                    images=len(split), workers=self.workers,
-                    stop=partial(signal.check, "stopped before the first image" + KEPT),
-                )  # fmt: skip
-        feature_pass.extract(
-            passes, fabric=self.fabric, reporter=self.reporter, signal=signal, channels_last=s.channels_last,
+        feature_pass.measure(
+            passes, split, self, seed=s.seed, window=s.window, images=len(split),
+            stop=partial(signal.check, "stopped before the first image" + KEPT),
+        )  # fmt: skip
+        feature_pass.complete(
+            passes, self.maps.stores(self.questions), session=self, signal=signal, channels_last=s.channels_last,
             left_out=self.out / "bad_images.csv", max_bad=s.max_bad, fewer="or set images and test_images to fewer",
         )  # fmt: skip
 
@@ -303,8 +286,7 @@ class Where(Session):
 
     # ---- answers to a report -------------------------------------------------------------------------------------
 
-    def _report(self, answers: Mapping[str, Mapping[tuple[str, str, str], Answer]]) -> dict[str, Any]:
-        """The content of where.json."""
+    def _write(self, answers: Answers) -> dict[str, Any]:
         pairs = list(self.pairs)
         named = [e.name for e in self.entries if e.role == "model"]
         pairs += [(a, b) for i, a in enumerate(named) for b in named[i + 1 :] if (a, b) not in pairs]
@@ -336,8 +318,7 @@ class Where(Session):
             ],
         }  # fmt: skip
         report["sentences"] = [*self.notes, *report_text.sentences(report)]
-        report["machine"] = self.machine()
-        report["seconds"] = self.seconds()
+        report |= self.cost()
         save(draw(report), self.out / "where")
         write_report(self.out / "where.json", report)
         return report
@@ -356,7 +337,7 @@ class Where(Session):
         self.reporter.show(report_text.table(report))
         for line in report["sentences"]:
             self.reporter.say(line)
-        self.reporter.say(f"done in {duration(report['seconds'])}: {self.out / 'where.json'}, where.png")
+        self.say_done(report["seconds"], f"{self.out / 'where.json'}, where.png")
 
 
 def _known(of: Any, index: int) -> np.ndarray | None:
