@@ -13,24 +13,31 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetcl import __version__
 from hetcl.datasets.annotations import Metrics
 from hetcl.datasets.repeat_factors import repeat_factors
 from hetcl.downstream.build import build_model, model_words, take_weights
 from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader, first_usable
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.parts import examples_of, joined, open_part
-from hetcl.downstream.plan import KIND, example_words, new_plan, part_words, resumed_plan, scaled
+from hetcl.downstream.plan import (
+    KIND,
+    FinetunePlan,
+    example_words,
+    new_plan,
+    part_words,
+    resumed_plan,
+    scaled,
+)
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import names_of
 from hetcl.downstream.report_text import figure_names, plain, say_metrics, write_results
 from hetcl.downstream.task import LOSSES, Finetune, FinetuneConfig
 from hetcl.errors import InputError
-from hetcl.quantities import count, duration
+from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
-from hetcl.runs.resume import check_run, is_known, refuse_other_data
-from hetcl.settings import FinetuneSettings, to_dict
+from hetcl.runs.resume import Request, check_run, is_known, refuse_other_data
+from hetcl.settings import to_dict
 from hetcl.training.devices import peak_memory, use_threads
 from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.memory import Need, outlook
@@ -74,8 +81,8 @@ def finetune(
     """
     folder = RunFolder(out)
     with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
-        asked = (init, data, recipe, allow_partial, overrides)
-        plan = resumed_plan(folder, *asked) if is_known(folder, resume=resume) else new_plan(*asked)
+        asked = Request(data, recipe, init, allow_partial, overrides)
+        plan = resumed_plan(folder, asked) if is_known(folder, resume=resume) else new_plan(asked)
         return FinetuneRun(folder, plan, resume=resume).go()
 
 
@@ -87,36 +94,32 @@ class FinetuneRun(TrainingSession):
 
     Args:
         folder: where to write.
-        plan: what settings.yaml will hold; ``settings`` as an object.
+        plan: what to do.
         resume: go on if the folder holds a checkpoint.
     """
 
-    def __init__(self, folder: RunFolder, plan: dict[str, Any], *, resume: bool) -> None:
+    def __init__(self, folder: RunFolder, plan: FinetunePlan, *, resume: bool) -> None:
         super().__init__(folder, resume=resume)
         self.plan = plan
-        self.asked: FinetuneSettings = plan["settings"]
-        self.settings, self.notes = scaled(self.asked)
-        use_threads(self.asked.threads)  # before the dry run
-        s, spec = self.settings, plan["data"]
+        self.settings, self.notes = scaled(plan.settings)
+        use_threads(plan.settings.threads)  # before the dry run
+        s, spec = self.settings, plan.data
         train, val = (
             open_part(spec, split, s.model, follow_links=s.follow_links) for split in ("train", "val")
         )
         parts = joined(spec, train, val, **part_words(s))
         self.train, self.val, self.notes = parts.train, parts.val, self.notes + parts.notes
-        now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
-        refuse_other_data(folder, spec, plan, now)
+        self.now = {"fingerprint": self.train.fingerprint, "fingerprint_test": self.val.fingerprint}
+        refuse_other_data(folder, spec, vars(plan), self.now)
         self.classes = names_of(self.train)
         self.examples, notes = examples_of(self.train, spec, **example_words(s))
         self.notes += notes
         self.init: Weights | None = None
-        self.arch, self.facts = (
-            plan.get("arch", ""),
-            InputFacts.from_dict(plan.get("facts") or {}, "settings.yaml"),
-        )
+        self.arch, self.facts = plan.arch, InputFacts.from_dict(plan.facts, "settings.yaml")
         if not self.begun:
             self._read_init()
         self.dry: DryRun | None = None
-        if "arch" not in plan:
+        if not plan.known:
             self._dry_run()  # before anything is written
         self.start(s, folder.log, folder.tensorboard, batch=s.batch)
         if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
@@ -127,9 +130,9 @@ class FinetuneRun(TrainingSession):
 
     def _read_init(self) -> None:
         """The backbone's weights. Raises ``InputError``."""
-        self.init = weights = read_weights(self.plan["init"], allow_partial=self.plan["allow_partial"])
+        self.init = weights = read_weights(self.plan.init, allow_partial=self.plan.allow_partial)
         if weights.arch is None:
-            raise InputError(no_arch(self.plan["init"]))
+            raise InputError(no_arch(self.plan.init))
         self.arch = weights.arch
         self.facts = input_facts(weights.facts, weights.arch, weights.origin)
 
@@ -191,26 +194,15 @@ class FinetuneRun(TrainingSession):
 
     def _last_state(self) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
-        found = self.open_folder(["finetune"], known="arch" in self.plan, kind=KIND, arch=self.arch)
+        settings = self.plan.tree(
+            data=absolute(self.plan.data), **self.now, arch=self.arch, facts=self.facts.to_dict(),
+            classes=list(self.classes), settings=to_dict(self.plan.settings),
+        )  # fmt: skip
         figures = figure_names(self.val, self.settings.model)
-        settings = {
-            "kind": KIND,
-            "init": absolute(self.plan["init"]),
-            "data": absolute(self.plan["data"]),
-            "recipe": self.plan["recipe"],
-            "allow_partial": list(self.plan["allow_partial"]),
-            "fingerprint": self.train.fingerprint,
-            "fingerprint_test": self.val.fingerprint,
-            "arch": self.arch,
-            "facts": self.facts.to_dict(),
-            "classes": list(self.classes),
-            "hetcl": __version__,
-            "settings": to_dict(self.asked),
-        }
-        self.notes += self.settle(
-            found, ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"), settings
-        )
-        return found.state if found else None
+        return self.begin(
+            ["finetune"], ("stage", "epoch", "step", "loss", *LOSSES, *figures, "lr"), {"kind": KIND} | settings,
+            known=self.plan.known, kind=KIND, arch=self.arch,
+        )  # fmt: skip
 
     def _introduce(self) -> None:
         say, s = self.reporter.say, self.settings
@@ -228,11 +220,8 @@ class FinetuneRun(TrainingSession):
             self.reporter.warn(line)
         if self.dry is not None:
             seconds = self.dry.seconds * s.steps * s.batch / self.fabric.world_size
-            if self.fabric.device.type == "cpu" and seconds > 86400:
-                self.reporter.warn(
-                    f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes "
-                    "on; `hetcl recipes` lists smaller ones"
-                )
+            if self.fabric.device.type == "cpu":
+                self.warn_of(seconds, "`hetcl recipes` lists smaller ones")
 
     def _task(self) -> Finetune:
         s, fabric = self.settings, self.fabric
@@ -267,9 +256,7 @@ class FinetuneRun(TrainingSession):
             schedule(
                 "step", lr=s.lr, epochs=s.steps, steps_per_epoch=1, milestones=s.milestones, warmup=s.warmup
             ),
-            log_every=s.log_every,
-            checkpoint_every=s.checkpoint_every,
-            checkpoint_minutes=s.checkpoint_minutes,
+            s,
             extra={
                 "kind": KIND,
                 "arch": self.arch,
@@ -294,8 +281,7 @@ class FinetuneRun(TrainingSession):
         if not self.main:
             return
         self._write_backbone(task.raw)
-        seconds = self.seconds()
-        self.folder.write_summary(
+        seconds = self.write_summary(
             {
                 "figures": plain(metrics.figures),
                 "per_class": {name: plain(row) for name, row in metrics.per_class.items()},
@@ -304,10 +290,8 @@ class FinetuneRun(TrainingSession):
                     "test": self.val.description,
                     "bad": self.bad.known,
                 },
-                "machine": self.machine(),
-                "memory_mb": peak_memory(self.fabric.device),
-                "seconds_of_this_process": seconds,
-            }
+            },
+            memory_mb=peak_memory(self.fabric.device),
         )
         write_results(
             self.folder.path, self.val, seen, model=task.raw, look=self._look(), images=range(len(self.val))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder
-from hetcl.runs.resume import refuse_changes, refuse_other, saved_by
+from hetcl.runs.resume import Request, RunPlan, refuse_changes, refuse_other, saved_by
 from hetcl.settings import MAY_CHANGE as FREE
 from hetcl.settings import (
     FinetuneSettings,
@@ -34,43 +34,40 @@ FIELDS = {
 """What the settings.yaml of a fine-tuning run holds."""
 
 
-def new_plan(
-    init: str | None,
-    data: str | None,
-    recipe: str | None,
-    allow_partial: str | Sequence[str],
-    overrides: Mapping[str, Any] | Sequence[str],
-) -> dict[str, Any]:
-    """The content of settings.yaml of a new run, with settings as an object. Raises ``InputError``."""
+@dataclass(frozen=True)
+class FinetunePlan(RunPlan):
+    """What a fine-tuning run was asked to do, and what it found when it began."""
+
+    FIELDS = FIELDS
+    init: str
+    settings: FinetuneSettings
+    fingerprint_test: str | None = None
+    arch: str = ""
+    facts: Mapping[str, Any] = field(default_factory=dict)
+    """How images are given to ``init``."""
+
+
+def new_plan(asked: Request) -> FinetunePlan:
+    """The plan of a new run. Raises ``InputError``."""
+    data, recipe, init, allow_partial, overrides = asked
     if not init or not init.strip():
         raise InputError("--init is missing: name the backbone, e.g. a run, or torchvision:resnet50:random")
     if not data:
         raise InputError("--data is missing: name a data set, e.g. coco:ROOT, voc:ROOT or scenes:N")
-    return {
-        "init": init,
-        "data": data,
-        "recipe": recipe,
-        "allow_partial": list(patterns(allow_partial)),
-        "settings": resolve_finetune(recipe, overrides),
-    }
+    allowed = patterns(allow_partial)
+    return FinetunePlan(data, recipe, init, resolve_finetune(recipe, overrides), allow_partial=allowed)
 
 
-def resumed_plan(
-    folder: RunFolder,
-    init: str | None,
-    data: str | None,
-    recipe: str | None,
-    allow_partial: str | Sequence[str],
-    overrides: Mapping[str, Any] | Sequence[str],
-) -> dict[str, Any]:
-    """What the folder holds, with what may change from the arguments. Raises on anything else that differs."""
+def resumed_plan(folder: RunFolder, asked: Request) -> FinetunePlan:
+    """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = saved_by(folder, KIND)
     then = saved_settings(folder, saved)
-    refuse_other(folder, saved, {"init": init, "data": data}, patterns(allow_partial))
-    base = resolve_finetune(recipe) if recipe is not None else then
-    now = finetune_from_dict({**flatten(to_dict(base)), **given_in(FinetuneSettings, overrides)}, "the run")
+    refuse_other(folder, saved, {"init": asked.init, "data": asked.data}, patterns(asked.allow_partial))
+    base = resolve_finetune(asked.recipe) if asked.recipe is not None else then
+    given = given_in(FinetuneSettings, asked.overrides)
+    now = finetune_from_dict({**flatten(to_dict(base)), **given}, "the run")
     refuse_changes(folder, flatten(to_dict(then)), flatten(to_dict(now)), but=MAY_CHANGE)
-    return saved | {"settings": now}
+    return FinetunePlan.of(saved, now)
 
 
 def saved_settings(folder: RunFolder, saved: Mapping[str, Any]) -> FinetuneSettings:

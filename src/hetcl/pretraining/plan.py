@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
 import torch
 from lightning_fabric import Fabric
@@ -14,7 +12,7 @@ from hetcl.images.sources import open_validation
 from hetcl.images.subset import with_labels
 from hetcl.methods import METHODS
 from hetcl.runs.folder import RunFolder
-from hetcl.runs.resume import refuse_changes, refuse_other, saved_by
+from hetcl.runs.resume import Request, RunPlan, refuse_changes, refuse_other, saved_by
 from hetcl.settings import MAY_CHANGE as FREE
 from hetcl.settings import PretrainSettings, build_saved, check, flatten, resolve, to_dict
 from hetcl.types import Source
@@ -30,29 +28,18 @@ FIELDS = {
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What a run was asked to do."""
+class Plan(RunPlan):
+    """What a pre-training run was asked to do."""
 
-    data: str
-    recipe: str
-    init: str | None
+    FIELDS = FIELDS
     settings: PretrainSettings
-    fingerprint: str | None
-    """Fingerprint of the data that the run began with; None for a new run."""
-    allow_partial: tuple[str, ...] = ()
-    """Globs of the keys of ``init`` that need not fit."""
     window: int = 0
     """Within how many images the data is mixed, 0: anywhere; of a new run, as the settings say."""
 
 
-def new_plan(
-    data: str | None,
-    recipe: str | None,
-    init: str | None,
-    allow_partial: str | Sequence[str],
-    overrides: Mapping[str, Any] | Sequence[str],
-) -> Plan:
+def new_plan(asked: Request) -> Plan:
     """The plan of a new run. Raises ``InputError`` with every fault of the settings."""
+    data, recipe, init, allow_partial, overrides = asked
     if data is None:
         raise InputError("--data is missing: name a folder of images, tar shards or scenes:N")
     if init is not None and not init.strip():
@@ -63,33 +50,17 @@ def new_plan(
     return Plan(data, recipe or "hcl-r50", init, settings, None, patterns(allow_partial), settings.window)
 
 
-def resumed_plan(
-    folder: RunFolder,
-    data: str | None,
-    recipe: str | None,
-    init: str | None,
-    allow_partial: str | Sequence[str],
-    overrides: Mapping[str, Any] | Sequence[str],
-) -> Plan:
+def resumed_plan(folder: RunFolder, asked: Request) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = saved_by(folder, None)
     then = build_saved(
         PretrainSettings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
         beside=lambda: folder.check_settings(saved, FIELDS),
     )  # fmt: skip
-    plan = Plan(
-        data=saved["data"],
-        recipe=saved["recipe"],
-        init=saved["init"],
-        settings=then,
-        fingerprint=saved["fingerprint"],
-        allow_partial=tuple(map(str, saved["allow_partial"])),
-        window=saved["window"],
-    )
-    refuse_other(folder, saved, {"init": init}, patterns(allow_partial))
-    now = resolve(recipe, overrides, then=then)
+    refuse_other(folder, saved, {"init": asked.init}, patterns(asked.allow_partial))
+    now = resolve(asked.recipe, asked.overrides, then=then)
     refuse_changes(folder, flatten(to_dict(then)), flatten(to_dict(now)), but=MAY_CHANGE)
-    return replace(plan, data=data or plan.data, settings=now)
+    return Plan.of(saved | ({"data": asked.data} if asked.data else {}), now)
 
 
 def held_out_of(data: str, settings: PretrainSettings, window: int) -> Source | None:
@@ -111,7 +82,7 @@ def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:
     wanted = torch.tensor(plan.window or source.prefers_window, device=fabric.device)
     if fabric.world_size > 1:
         wanted = fabric.all_reduce(wanted, reduce_op="max")  # type: ignore[assignment]
-    if wanted and not plan.window and plan.fingerprint is not None:
+    if wanted and not plan.window and plan.known:
         raise InputError(
             f"the run began with all shards of {plan.data} on disk and mixes all their images; the disk is too "
             "small for that here: set HETCL_CACHE to a larger one, or start a new folder"

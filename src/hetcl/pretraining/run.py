@@ -13,7 +13,6 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetcl import __version__
 from hetcl.errors import InputError
 from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
@@ -27,9 +26,9 @@ from hetcl.pretraining.memory import memory_of
 from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
 from hetcl.quantities import count, duration
 from hetcl.runs import checkpoint
-from hetcl.runs.folder import RunFolder, absolute, write_atomic
+from hetcl.runs.folder import RunFolder, write_atomic
 from hetcl.runs.output import reserved
-from hetcl.runs.resume import check_run, is_known, refuse_other_data
+from hetcl.runs.resume import Request, check_run, is_known, refuse_other_data
 from hetcl.settings import StageSettings, stages_of, to_dict
 from hetcl.signals import StopSignal
 from hetcl.training.devices import chosen_kernels
@@ -77,8 +76,8 @@ def pretrain(
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
     with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
-        asked = (data, recipe, init, allow_partial, overrides)
-        plan = resumed_plan(folder, *asked) if is_known(folder, resume=resume) else new_plan(*asked)
+        asked = Request(data, recipe, init, allow_partial, overrides)
+        plan = resumed_plan(folder, asked) if is_known(folder, resume=resume) else new_plan(asked)
         with chosen_kernels(deterministic=plan.settings.deterministic):
             return PretrainRun(folder, plan, resume=resume).go()
 
@@ -109,14 +108,11 @@ class PretrainRun(TrainingSession):
                 "class, or leave folder_classes out"
             )
         self.labelled = with_labels(self.source)
-        if plan.fingerprint is not None:
-            refuse_other_data(
-                folder, plan.data, {"fingerprint": plan.fingerprint}, {"fingerprint": self.source.fingerprint}
-            )
+        refuse_other_data(folder, plan.data, vars(plan), {"fingerprint": self.source.fingerprint})
         self.init: Weights | None = None
         if plan.init is not None and not self.begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
-        self.dry_runs = self._dry_runs() if plan.fingerprint is None else {}
+        self.dry_runs = self._dry_runs() if not plan.known else {}
         self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
         self.window = common_window(plan, self.source, self.fabric)
         supervised = any(METHODS[stage.method].labels for stage in self._todo().values())
@@ -202,21 +198,14 @@ class PretrainRun(TrainingSession):
 
     def _last_state(self, stages: Sequence[str]) -> dict[str, Any] | None:
         """Make the folder or find the last checkpoint in it; settle the tables."""
-        ended = [f"{name}.ckpt" for name in reversed(stages)]
-        known = self.plan.fingerprint is not None
-        found = self.open_folder(stages, ended, known=known, arch=self.settings.backbone)
-        settings = {
-            "data": absolute_data(self.plan.data),
-            "recipe": self.plan.recipe,
-            "init": None if self.plan.init is None else absolute(self.plan.init),
-            "allow_partial": list(self.plan.allow_partial),
-            "fingerprint": self.source.fingerprint,
-            "window": self.window,
-            "hetcl": __version__,
-            "settings": to_dict(self.plan.settings),
-        }
-        self.notes += self.settle(found, monitors.columns(t.method for t in self._todo().values()), settings)
-        return found.state if found else None
+        settings = self.plan.tree(
+            data=absolute_data(self.plan.data), fingerprint=self.source.fingerprint, window=self.window,
+            settings=to_dict(self.plan.settings),
+        )  # fmt: skip
+        return self.begin(
+            stages, monitors.columns(t.method for t in self._todo().values()), settings, known=self.plan.known,
+            ended=[f"{name}.ckpt" for name in reversed(stages)], arch=self.settings.backbone,
+        )  # fmt: skip
 
     def _introduce(self, todo: Mapping[str, StageSettings]) -> None:
         say, s = self.reporter.say, self.settings
@@ -246,14 +235,13 @@ class PretrainRun(TrainingSession):
         )
         if self.fabric.device.type == "cuda":
             torch.cuda.empty_cache()
-        if seconds > 86400:
+        if seconds == float("inf"):
             self.reporter.warn(
-                f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes on; "
-                "`--recipe small` is made for one small machine"
-                if seconds < float("inf")
-                else f"a batch of {s.batch} does not fit into this GPU's memory; try --accumulate 2 (the same numbers "
+                f"a batch of {s.batch} does not fit into this GPU's memory; try --accumulate 2 (the same numbers "
                 "in two pieces) or a smaller batch"
             )
+        else:
+            self.warn_of(seconds, "`--recipe small` is made for one small machine")
 
     # ---- one stage -----------------------------------------------------------------------------------------------
 
@@ -304,9 +292,7 @@ class PretrainRun(TrainingSession):
         loop = self.loop(
             task,
             learning_rate,
-            log_every=s.log_every,
-            checkpoint_every=s.checkpoint_every,
-            checkpoint_minutes=s.checkpoint_minutes,
+            s,
             extra={
                 "arch": s.backbone,
                 "method": stage.method,
@@ -346,20 +332,18 @@ class PretrainRun(TrainingSession):
             str(r["stage"]): r for r in rows if "loss" in r and r["stage"] in todo
         }  # of each the last row
         knn = [r["knn"] for r in rows if "knn" in r]
-        seconds = self.seconds()
-        summary = {
-            "backbone": facts,
-            "data": {
-                "description": self.source.description,
-                "images": len(self.source),
-                "bad": self.bad.known,
-            },
-            "stages": last,
-            "knn": {"before": knn[0], "after": knn[-1]} if knn else None,
-            "machine": self.machine(),
-            "seconds_of_this_process": seconds,
-        }
-        self.folder.write_summary(summary)
+        seconds = self.write_summary(
+            {
+                "backbone": facts,
+                "data": {
+                    "description": self.source.description,
+                    "images": len(self.source),
+                    "bad": self.bad.known,
+                },
+                "stages": last,
+                "knn": {"before": knn[0], "after": knn[-1]} if knn else None,
+            }
+        )
         with self.reporter.reporting():
             self._conclude(seconds, self.conclusion(last, knn))
 

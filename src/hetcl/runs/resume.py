@@ -19,11 +19,13 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
 
+from hetcl import __version__
 from hetcl.errors import InputError
 from hetcl.runs.checkpoint import Damaged, load
 from hetcl.runs.files import disk_problem
@@ -88,6 +90,49 @@ def begin(run: RunFolder, *, resume: bool, known: bool) -> None:
 # ---- whether it is the same work -------------------------------------------------------------------------------------
 
 
+class Request(NamedTuple):
+    """What the user asked for in words; None, or empty: nothing."""
+
+    data: str | None
+    recipe: str | None
+    init: str | None
+    allow_partial: str | Sequence[str]
+    overrides: Mapping[str, Any] | Sequence[str]
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """What a run was asked to do, settled."""
+
+    FIELDS: ClassVar[Mapping[str, Any]]
+    """What settings.yaml holds, in this order: name to type."""
+    data: str
+    recipe: str | None
+    init: str | None
+    settings: Any
+    fingerprint: str | None = None
+    """Of the data that the run began with; None for a new run."""
+    allow_partial: tuple[str, ...] = ()
+    """Globs of the keys of ``init`` that need not fit."""
+
+    @classmethod
+    def of(cls, saved: Mapping[str, Any], settings: Any) -> Self:
+        """The plan that settings.yaml holds, with other settings."""
+        held = {f.name: saved[f.name] for f in fields(cls)}
+        return cls(**held | {"settings": settings, "allow_partial": tuple(map(str, held["allow_partial"]))})
+
+    @property
+    def known(self) -> bool:
+        """Whether the folder of a run held it."""
+        return self.fingerprint is not None
+
+    def tree(self, **more: Any) -> dict[str, Any]:
+        """The content of settings.yaml; ``more`` is what only the run knows."""
+        own = {"recipe": self.recipe, "init": self.init and absolute(self.init), "hetcl": __version__}
+        held: dict[str, Any] = {**own, "allow_partial": list(self.allow_partial), **more}
+        return {name: held[name] for name in self.FIELDS}
+
+
 def is_known(run: RunFolder, *, resume: bool) -> bool:
     """Whether the work to do is read from the folder."""
     return resume and run.settings.is_file()
@@ -150,7 +195,7 @@ def refuse_changes(
 
 def refuse_other_data(run: RunFolder, data: str, saved: Mapping[str, Any], now: Mapping[str, str]) -> None:
     """Raises ``InputError`` when the data has other fingerprints, by name, than those that were saved, if any were."""
-    if changes({**now, **saved}, now):
+    if any(saved.get(name) not in (None, value) for name, value in now.items()):
         raise InputError(
             f"{data} does not hold what the run in {run.path} began with (other images or annotations, another order "
             "or changed files); give the same data, or start a new folder"

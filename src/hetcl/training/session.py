@@ -165,17 +165,20 @@ class TrainingSession(Session):
         self.bad.warn = self.reporter.warn
         self.notes += [self.bad.list.notes] if self.bad.list.notes else []
 
-    def open_folder(
-        self, stages: Sequence[str], ended: Sequence[str] = (), *, known: bool, **of: str
-    ) -> resuming.LastCheckpoint | None:
-        """Make and lock the folder; every rank finds the checkpoint to go on from.
+    def begin(
+        self, stages: Sequence[str], columns: Sequence[str], settings: Mapping[str, Any], *, known: bool,
+        ended: Sequence[str] = (), **of: str,
+    ) -> dict[str, Any] | None:  # fmt: skip
+        """Make and lock the folder; every rank finds the state to go on from, and the tables are as they were then.
 
-        Args: ``known`` as of ``resume.begin``; the others as of ``resume.checkpoint_of``.
+        Args: as of ``resume.begin``, ``resume.checkpoint_of`` and :meth:`settle`.
         """
         if self.main:
             resuming.begin(self.folder, resume=self.resume, known=known)
         self.fabric.barrier()
-        return resuming.checkpoint_of(self.folder, stages, ended, **of) if self.resume else None
+        found = resuming.checkpoint_of(self.folder, stages, ended, **of) if self.resume else None
+        self.notes += self.settle(found, columns, settings)
+        return found.state if found else None
 
     def settle(
         self,
@@ -196,9 +199,25 @@ class TrainingSession(Session):
         self.fabric.barrier()
         return notes
 
-    def loop(self, task: Task, learning_rate: Schedule, **how: Any) -> Loop:
-        """The loop that trains ``task`` into the folder; ``how`` as of ``Loop``."""
+    def warn_of(self, seconds: float, smaller: str) -> None:
+        """Say so when training would take more than a day here; ``smaller`` names what takes less."""
+        if seconds > 86400:
+            self.reporter.warn(
+                f"this would take about {duration(seconds)} here. Ctrl-C stops it at any time and --resume goes on; "
+                f"{smaller}"
+            )
+
+    def loop(self, task: Task, learning_rate: Schedule, s: Any = None, **how: Any) -> Loop:
+        """The loop that trains ``task`` into the folder; ``how`` as of ``Loop``, which ``s`` says in part."""
+        names = ("log_every", "checkpoint_every", "checkpoint_minutes") if s is not None else ()
         return Loop(
             task, fabric=self.fabric, folder=self.folder, metrics=self.metrics, reporter=self.reporter,
-            learning_rate=learning_rate, **how,
+            learning_rate=learning_rate, **{name: getattr(s, name) for name in names}, **how,
         )  # fmt: skip
+
+    def write_summary(self, tree: Mapping[str, Any], **more: Any) -> float:
+        """Save what was learned, with machine and seconds at the end; these seconds."""
+        seconds = self.seconds()
+        end = {"machine": self.machine(), **more, "seconds_of_this_process": seconds}
+        self.folder.write_summary({**tree, **end})
+        return seconds
