@@ -14,20 +14,33 @@ import subprocess
 import sys
 from pathlib import Path
 
-VARIANTS = {
-    "as-it-is": "",
-    "small-stage1": "--stage1.temperature 0.1 --stage1.queue 256 --stage2.lr 0.05",
-    "batch-negatives": "--batch_negatives true --stage1.queue 256 --stage2.queue 256 --stage2.lr 0.05",
-    "wide": "--data scenes:24000 --stage1.epochs 1 --stage2.epochs 1 --batch_negatives true --stage1.queue 256 "
-    "--stage2.queue 256 --stage2.lr 0.05",
-    "colors-kept": "--batch_negatives true --stage1.queue 256 --stage2.queue 256 --stage2.lr 0.05 --spatial.side 12 "
-    "--stage1.epochs 2 --stage2.epochs 7 --stage2.views.jitter_p 0 --stage2.views.grayscale_p 0",
-    "batch-128": "--batch_negatives true --stage1.queue 256 --stage2.queue 256 --spatial.side 12 --batch 128 "
-    "--groups 8 --stage1.lr 0.12 --stage2.lr 0.05",
+BEFORE = {
+    "batch_negatives": "false", "stage1.epochs": 6, "stage1.queue": 512,
+    "stage2.epochs": 3, "stage2.queue": 1024, "stage2.lr": 0.01,
+}  # fmt: skip
+"""The recipe as it was when the trials began, where it differs from today's."""
+OWN_NEGATIVES = BEFORE | {
+    "batch_negatives": "true",
+    "stage1.queue": 256,
+    "stage2.queue": 256,
+    "stage2.lr": 0.05,
+}
+
+VARIANTS: dict[str, dict[str, object]] = {
+    "as-it-is": BEFORE,
+    "small-stage1": BEFORE | {"stage1.temperature": 0.1, "stage1.queue": 256, "stage2.lr": 0.05},
+    "batch-negatives": OWN_NEGATIVES,
+    "wide": OWN_NEGATIVES | {"data": "scenes:24000", "stage1.epochs": 1, "stage2.epochs": 1},
+    "colors-kept": OWN_NEGATIVES
+    | {"spatial.side": 12, "stage1.epochs": 2, "stage2.epochs": 7}
+    | {"stage2.views.jitter_p": 0, "stage2.views.grayscale_p": 0},
+    "batch-128": OWN_NEGATIVES | {"spatial.side": 12, "batch": 128, "groups": 8, "stage1.lr": 0.12},
+    "short-stage1": {},
 }
 """Name -> what differs from the recipe. A hypothesis each: none; the stage 1 of small and a larger step in stage 2;
 negatives of the same weights; six times the scenes, each seen once; a long stage 2 without colour changes, on a finer
-map; fewer and larger batches."""
+map; fewer and larger batches; negatives of the same weights, a short stage 1 and a longer stage 2, which the recipe
+became."""
 
 
 def main() -> int:
@@ -46,11 +59,10 @@ def main() -> int:
     for name in names:
         run = args.out / name
         if not (run / "backbone.safetensors").is_file():
-            given = VARIANTS[name].split()
-            data = [] if "--data" in given else ["--data", "scenes:4000"]
+            given = {"data": "scenes:4000"} | VARIANTS[name]
+            changed = [word for key, value in given.items() for word in (f"--{key}", str(value))]
             words = [
                 "pretrain",
-                *data,
                 "--out",
                 str(run),
                 "--recipe",
@@ -59,7 +71,7 @@ def main() -> int:
                 "--threads",
                 args.threads,
             ]
-            subprocess.run([*hetcl, *words, *given], check=True)
+            subprocess.run([*hetcl, *words, *changed], check=True)
     runs = [str(args.out / name) for name in names]
     where = "--data scenes:3000 --ask localization --images 1500 --test_images 600 --resume".split()
     return subprocess.run(
