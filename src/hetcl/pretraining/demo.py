@@ -83,12 +83,13 @@ def found(report: Mapping[str, Any]) -> list[str]:
     change = next(d for d in report["differences"] if d["models"] == [run, random])["top1"]
     parts = next(m["dims"] for m in report["models"] if m["name"] == run)
     alone = " and ".join(f"the {part} part alone {top1[run, part]['value']:.1%}" for part in parts)
+    told = "" if change["low"] > 0 else "; so many images cannot tell the two apart"
     return [
         f"The embedding finds the other view of an unseen image among {report['test']['gallery'] + 1:,} in "
         f"{top1[run, 'full']['value']:.1%} of cases; with random weights in {top1[random, 'full']['value']:.1%}, by "
         f"chance in {report['test']['chance']:.1%}.",
         f"That is {100 * change['value']:+.1f} points, 95% interval {100 * change['low']:+.1f} to "
-        f"{100 * change['high']:+.1f}; {alone}.",
+        f"{100 * change['high']:+.1f}{told}; {alone}.",
     ]  # fmt: skip
 
 

@@ -64,7 +64,7 @@ class ProbeSettings(AnalysisSettings):
     features: str = "pooled"
     """What to probe: pooled (C5 averaged), c2..c5 (a level averaged), c4x7 (a level on a 7 x 7 grid), embedding."""
     knn: tuple[int, ...] = (20, 200)
-    """Numbers of neighbours that vote, weighted by exp(cosine / 0.07); none: no kNN."""
+    """Numbers of neighbours that vote, weighted by exp(cosine / 0.07); []: no kNN."""
     linear: Literal["none", "lbfgs", "moco"] = "lbfgs"
     """Linear probe: lbfgs (logistic regression on features of central views, minutes), moco (the MoCo recipe: SGD on
     augmented views for 100 epochs), none."""
@@ -95,7 +95,7 @@ class ProbeSettings(AnalysisSettings):
     test_images: int = 0
     """Where: test on that many images drawn at random; 0: all."""
     grid: int = 0
-    """Where: cells of a side of the grid; 0: one for every 8 pixels."""
+    """Where: cells of a side of the grid, at least 2; 0: one for every 8 pixels."""
     cells: int = 20000
     """Where: most cells to fit and to search among, drawn at random; 0: all."""
     views: str = "hcl"
@@ -163,4 +163,10 @@ def _check_probe(s: ProbeSettings) -> list[str]:
         faults.append(f"setting epochs must be at least 1, not {s.epochs}")
     if not 0 < s.lr < 1e6:
         faults.append(f"setting lr must be above 0, not {s.lr}")
+    if s.test_images < 0:
+        faults.append(f"setting test_images must be 0 (all) or more, not {s.test_images}")
+    if s.grid < 0 or s.grid == 1:
+        faults.append(f"setting grid must be 0 (one cell for every 8 pixels) or at least 2, not {s.grid}")
+    if s.cells and s.cells < 100:
+        faults.append(f"setting cells must be 0 (all) or at least 100, not {s.cells}")
     return faults

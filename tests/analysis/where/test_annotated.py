@@ -10,6 +10,7 @@ import pytest
 from hetcl.analysis.where.annotated import COLUMNS, Located, open_question_images, painted, read_boxes
 from hetcl.datasets import open_detection
 from hetcl.errors import InputError
+from hetcl.types import Sample
 from tests.images.make import folder, shard
 
 OPTIONS = {
@@ -81,7 +82,14 @@ def test_splits_of_shards(tmp_path: Path) -> None:
         ("key,left,top,right,bottom\na,1,2,x,4\n", "line 2: a box is four numbers"),
         ("key,left,top,right,bottom\na,1,2,3\n", "line 2: a box is four numbers"),
         ("key,left,top,right,bottom\na,5,2,3,4\n", "line 2: left must not exceed right"),
-        ("key,left,top,right,bottom\na,nan,2,3,4\n", "line 2"),
+        (
+            "key,left,top,right,bottom\na,nan,2,3,4\n",
+            "line 2: a box is four numbers of pixels from 0, not nan",
+        ),
+        ("key,left,top,right,bottom\na,-1,2,3,4\n", "line 2: a box is four numbers of pixels from 0, not -1"),
+        ("key,left,top,right,bottom\na,1,2,3,4\na,0,0,9,9\n", "line 3: the key a stands there a second time"),
+        ("key;left;top;right;bottom\na;1;2;3;4\n", "it is parted by ';', save it with commas"),
+        ("key\tleft\ttop\tright\tbottom\na\t1\t2\t3\t4\n", "it is parted by tabs"),
     ],
 )
 def test_files_of_boxes_that_cannot_be_used(tmp_path: Path, text: str, match: str) -> None:
@@ -104,3 +112,30 @@ def test_located_is_a_source() -> None:
     part = Located(open_detection("scenes:3@64", "train"), np.array([0, 2]))
     assert isinstance(part, Source)
     assert part.sample(1).name == "scene 2"
+
+
+def test_names_that_repeat_need_their_folders(tmp_path: Path) -> None:
+    sample = [Sample(np.zeros((20, 30, 3), np.uint8), None, f"{folder}/0.png") for folder in ("cat", "dog")]
+    (tmp_path / "boxes.csv").write_text("key,left,top,right,bottom\n0,0,0,9,9\n")
+    file = read_boxes(str(tmp_path / "boxes.csv"))
+    for _ in range(2):  # the same image may be asked again
+        np.testing.assert_allclose(file.main_box(sample[0]), [0, 0, 1 / 3, 0.5])
+    with pytest.raises(
+        InputError, match=r"cat/0.png and dog/0.png share the key 0; give keys with folders, such as dog/0"
+    ):
+        file.main_box(sample[1])
+    (tmp_path / "boxes.csv").write_text("key,left,top,right,bottom\ncat/0,0,0,9,9\ndog/0,10,10,29,19\n")
+    file = read_boxes(str(tmp_path / "boxes.csv"))
+    np.testing.assert_allclose(file.main_box(sample[0]), [0, 0, 1 / 3, 0.5])
+    np.testing.assert_allclose(file.main_box(sample[1]), [1 / 3, 0.5, 1, 1])
+
+
+def test_boxes_of_another_resolution_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "boxes.csv").write_text("key,left,top,right,bottom\na,20,0,39,19\nb,21,0,40,19\n")
+    file = read_boxes(str(tmp_path / "boxes.csv"))
+    image = np.zeros((20, 30, 3), np.uint8)
+    np.testing.assert_allclose(
+        file.main_box(Sample(image, None, "a.png")), [2 / 3, 0, 1, 1]
+    )  # half of it is inside
+    with pytest.raises(InputError, match="most of the box of b lies outside its image of 30 x 20 pixels"):
+        file.main_box(Sample(image, None, "b.png"))

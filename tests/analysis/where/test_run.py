@@ -2,21 +2,26 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import re
 import signal
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from rich.console import Console
 
 import hetcl
 from hetcl.analysis import feature_pass
-from hetcl.analysis.where.run import QUESTIONS
+from hetcl.analysis.where import report_text
+from hetcl.analysis.where.run import QUESTIONS, check_backbones
 from hetcl.cli import main
 from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.weights.encoder import load_encoder
 
 SCENES = "scenes:30@64"
 QUICK: dict[str, Any] = {
@@ -166,6 +171,10 @@ def test_what_and_where_share_a_folder(hcl: Path, tmp_path: Path) -> None:
         (1, {"views": "standard"}, "flips images, which correspondence does not undo; add :flip_p=0"),
         (1, {"boxes": "no.csv"}, "boxes of its own"),
         (1, {"grid": 65}, "grid 65 .* 64 pixels"),
+        (1, {"grid": 1}, "grid must be 0 .* or at least 2, not 1"),
+        (1, {"grid": -3}, "grid must be 0 .* or at least 2, not -3"),
+        (1, {"cells": 1}, "cells must be 0 .* or at least 100, not 1"),
+        (1, {"test_images": 1}, "one image to test on says nothing"),
         (1, {"data": "coco:nowhere"}, "there is no folder nowhere"),
     ],
 )
@@ -181,8 +190,61 @@ def test_bad_input_is_one_line_and_writes_nothing(
 
 
 def test_too_few_images_for_a_regression(hcl: Path, tmp_path: Path) -> None:
-    with pytest.raises(WorkFailed, match="19 images with a box to fit and 20 to test on: too few"):
-        ask(hcl, tmp_path / "out", images=19)
+    with pytest.raises(
+        InputError, match=r"ask localization: .* has 19 images to fit, and a regression needs 20"
+    ):
+        ask(hcl, tmp_path / "out", images=19, ask="localization")
+    found = ask(hcl, tmp_path / "out", images=19)
+    assert "localization" not in {r["question"] for r in found["results"]}
+    assert found["sentences"][0].startswith("localization is left out: ")
+
+
+def test_too_few_boxes_for_a_regression(hcl: Path, images: Path, tmp_path: Path) -> None:
+    rows = "".join(f"{i:04d},0,0,3,3\n" for i in range(25))
+    (tmp_path / "boxes.csv").write_text("key,left,top,right,bottom\n" + rows)
+    with pytest.raises(
+        WorkFailed, match=r"images? with a box in .*boxes.csv to fit and \d+ to test on: too few"
+    ):
+        ask(hcl, tmp_path / "out", data=str(images), boxes=str(tmp_path / "boxes.csv"), ask="localization")
+
+
+def test_the_same_backbone_twice_is_refused(hcl: Path) -> None:
+    one = load_encoder(str(hcl))
+    alone = replace(one, model="alone.safetensors", embedding=None, digest="of the backbone alone")
+    with pytest.raises(
+        InputError, match=r"hcl.ckpt and alone.safetensors hold the same backbone; leave one out"
+    ):
+        check_backbones([one, alone])
+
+
+def test_names_give_way_and_numbers_do_not() -> None:
+    names = ["a-model-with-a-name-of-a-good-length", "torchvision:resnet18:random"]
+    measures = (
+        ("localization", "iou", "c4"),
+        ("localization", "found75", "c4"),
+        ("correspondence", "pck1", "c4"),
+    )
+    measures += (("dense-knn", "miou", "c2-c5"), ("dense-linear", "miou", "c2-c5"))
+    rows = [
+        {"model": n, "question": q, "measure": m, "level": l, "value": 0.632, "low": 0.104, "high": 0.876}
+        for n in names for q, m, l in measures
+    ]  # fmt: skip
+    report = {"models": [{"name": n} for n in names], "results": rows, "chance": {}}
+    console = Console(width=80, file=io.StringIO())
+    console.print(report_text.table(report))
+    shown = console.file.getvalue()  # type: ignore[attr-defined]
+    assert shown.count("63.2 ± 38.6") == 4
+    assert shown.count("63.2 (10.4-87.6)") == 6
+    assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+
+
+def test_answers_that_are_replaced_are_stated(
+    hcl: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ask(hcl, tmp_path / "out", ask="localization,correspondence")
+    assert "is replaced" not in capsys.readouterr().out
+    ask(hcl, tmp_path / "out", ask="correspondence", resume=True)
+    assert "where.json answered localization as well, and is replaced" in capsys.readouterr().out
 
 
 def test_boxes_of_other_images(hcl: Path, images: Path, tmp_path: Path) -> None:
@@ -212,3 +274,4 @@ def test_the_command_says_what_was_found(
     assert "mean box" in shown
     assert "random weights" in shown
     assert max(len(line) for line in shown.splitlines() if "±" in line) <= 80
+    assert "…" not in shown

@@ -69,15 +69,17 @@ def part_sheet(
     page = Image.new("RGB", (width, top + len(chosen) * ROW), "white")
     draw = ImageDraw.Draw(page)
     title = (
-        f"{tested.name}: which view each part takes for the partner of view 1, among {tested.gallery + 1:,} "
-        f"(views: {tested.views})"
+        f"{tested.name}: which of {tested.gallery + 1:,} views each part takes for the other view of the same image, "
+        f"the partner (views: {tested.views})"
     )
     draw.text((GAP, GAP), fitted(title, font(15), width - 2 * GAP), "black", font(15))
-    draw.text(
-        (GAP, GAP + HEAD),
-        "Frames: green, the partner was found; red, another image's view was taken for it. Shares: of all queries.",
-        QUIET, font(11),
-    )  # fmt: skip
+    looked_at = min(len(tested.features), LOOKED_AT)
+    of = "all" if looked_at == len(tested.features) else f"the first {looked_at:,}"
+    how = (
+        f"Frames: green, the partner was found; red, another image's view was taken for it. Shares: of {of} queries. "
+        "Maps: dark is low, light is high, each on a scale of its own."
+    )
+    draw.text((GAP, GAP + HEAD), fitted(how, font(11), width - 2 * GAP), QUIET, font(11))
     xs = [GAP + i * (CELL + GAP) + (EDGE if i >= given else 0) for i in range(given + len(found))]
     shares = [f"{float((rank == 1).mean()):.1%}" for rank, _ in found.values()]
     for x, head in zip(xs, [*heads, *found], strict=True):
@@ -108,7 +110,8 @@ def part_sheet(
     return out.getvalue()
 
 
-RANDOM = "random weights"
+RANDOM = "all, random weights"
+"""Heading of the column of random weights."""
 
 
 def _found(tested: Tested, random: Tested | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:

@@ -9,6 +9,7 @@ import contextlib
 import csv
 import hashlib
 import logging
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any
@@ -41,13 +42,13 @@ class Located:
     Args:
         data: a source, a detection set or a segmentation set.
         index: int64 ``[n]``, ascending: which images.
-        boxes: of plain images: boxes by name, ``[4]`` in pixels.
+        boxes: of plain images.
     """
 
     classes: tuple[str, ...] | None = None
     unlabelled = 0
 
-    def __init__(self, data: Any, index: np.ndarray, boxes: dict[str, np.ndarray] | None = None) -> None:
+    def __init__(self, data: Any, index: np.ndarray, boxes: BoxFile | None = None) -> None:
         self.data, self.index, self._boxes = data, index, boxes
         self._known: dict[tuple[int, int], np.ndarray | None] = {}  # all models and levels ask the same
         self.prefers_window: int = getattr(data, "prefers_window", 0)
@@ -92,9 +93,7 @@ class Located:
 
     def _box(self, index: int) -> np.ndarray | None:
         if self._boxes is not None:
-            sample = self.data.sample(int(self.index[index]))
-            box = self._boxes.get(PurePosixPath(sample.name).stem)
-            return None if box is None else main_box(box[None], np.ones(1), size_of(sample))
+            return self._boxes.main_box(self.data.sample(int(self.index[index])))
         found = self.data.annotations(int(self.index[index]))
         kept = ~found.crowd
         return main_box(found.boxes[kept], found.areas[kept], found.size)
@@ -264,27 +263,84 @@ def _check_keys(path: str, both: Both) -> None:
         )
 
 
-def read_boxes(path: str) -> dict[str, np.ndarray]:
-    """``{key: left, top, right, bottom}`` of a CSV file; in pixels, with the right and lower edge behind the last one.
+class BoxFile:
+    """Boxes of a CSV file, by the name of their image without its ending, with or without its folders.
+
+    Args:
+        path: the file.
+        boxes: key -> ``[4]``: left, top, right, bottom in pixels, the last two behind the last pixel.
+    """
+
+    def __init__(self, path: str, boxes: Mapping[str, np.ndarray]) -> None:
+        self.path, self.boxes = path, boxes
+        self._owners: dict[str, str] = {}
+
+    def main_box(self, sample: Sample) -> np.ndarray | None:
+        """The box of an image in shares of it, ``[4]``; None where the file has none.
+
+        Raises:
+            BadImage: the image cannot be read.
+            InputError: another image has the same key, or less than half of the box lies in the image.
+        """
+        name = PurePosixPath(sample.name)
+        whole = str(name.with_suffix(""))
+        key = whole if whole in self.boxes else name.stem
+        if (box := self.boxes.get(key)) is None:
+            return None
+        if (other := self._owners.setdefault(key, sample.name)) != sample.name:
+            raise InputError(
+                f"--boxes {self.path}: the images {other} and {sample.name} share the key {key}; give keys with "
+                f"folders, such as {whole}"
+            )
+        height, width = size_of(sample)
+        inside = np.minimum(box, (width, height, width, height))
+        if 2 * (inside[2:] - inside[:2]).prod() < (box[2:] - box[:2]).prod():
+            raise InputError(
+                f"--boxes {self.path}: most of the box of {key} lies outside its image of {width} x {height} pixels; "
+                "boxes must be in pixels of the images as they are"
+            )
+        return main_box(box[None], np.ones(1), (height, width))
+
+
+def read_boxes(path: str) -> BoxFile:
+    """The boxes of a CSV file.
 
     Raises:
-        InputError: it is not there, lacks a column, or has a row that is no box.
+        InputError: it is not there, lacks a column, has a row that is no box, or a key twice.
     """
     text = read_text(expand(path))
     rows = csv.DictReader(text.splitlines())
     if lacking := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
-        raise InputError(
-            f"--boxes {path} lacks the column {lacking[0]}; its first line must be {','.join(COLUMNS)}"
+        first = text.partition("\n")[0]
+        parted = next(
+            (
+                f"; it is parted by {w}, save it with commas"
+                for c, w in ((";", "';'"), ("\t", "tabs"))
+                if c in first
+            ),
+            "",
         )
-    out = {}
+        raise InputError(
+            f"--boxes {path} lacks the column {lacking[0]}; its first line must be {','.join(COLUMNS)}{parted}"
+        )
+    out: dict[str, np.ndarray] = {}
     for number, row in enumerate(rows, 2):
+        where = f"--boxes {path}, line {number}"
         try:
             left, top, right, bottom = (float(row[name]) for name in COLUMNS[1:])
         except (TypeError, ValueError):
-            raise InputError(f"--boxes {path}, line {number}: a box is four numbers") from None
-        if not (0 <= left <= right < 1e6 and 0 <= top <= bottom < 1e6):
-            raise InputError(f"--boxes {path}, line {number}: left must not exceed right, nor top bottom")
+            raise InputError(f"{where}: a box is four numbers") from None
+        if not all(0 <= v < 1e6 for v in (left, top, right, bottom)):
+            raise InputError(
+                f"{where}: a box is four numbers of pixels from 0, not {left}, {top}, {right}, {bottom}"
+            )
+        if left > right or top > bottom:
+            raise InputError(f"{where}: left must not exceed right, nor top bottom")
+        if row["key"] in out:
+            raise InputError(
+                f"{where}: the key {row['key']} stands there a second time; keep one box for each image"
+            )
         out[row["key"]] = np.array([left, top, right + 1, bottom + 1])
     if not out:
         raise InputError(f"--boxes {path} holds no box")
-    return out
+    return BoxFile(path, out)

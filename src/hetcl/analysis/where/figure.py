@@ -65,7 +65,8 @@ def draw(report: Mapping[str, Any]) -> Figure:
             loc="outside lower center", ncols=1,
         )  # fmt: skip
         figure.suptitle(
-            "Frozen maps: where things are (bars: 95% intervals; dotted: floor; ticks: position, chance)",
+            "Frozen maps: where things are (bars: 95% intervals;\n"
+            "dotted: floor; black tick: position alone; grey tick: chance)",
             fontsize=9.5,
         )
     return figure

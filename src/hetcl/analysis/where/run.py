@@ -6,8 +6,10 @@ answered for every image; what was found is compared, drawn and said.
 
 from __future__ import annotations
 
+import contextlib
+import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +17,11 @@ import numpy as np
 
 from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast.plotting import save
-from hetcl.analysis.statistics import Bins, Estimate, mean_of, paired_difference, proportion
+from hetcl.analysis.statistics import Bins
 from hetcl.analysis.where import questions, report_text
 from hetcl.analysis.where.annotated import Both, Located, QuestionImages, open_question_images
-from hetcl.analysis.where.cells import iou_of, mean_iou, paired_mean_iou
+from hetcl.analysis.where.answers import Answer, Answers, mean
+from hetcl.analysis.where.cells import iou_of
 from hetcl.analysis.where.correspondence import WITHIN
 from hetcl.analysis.where.figure import draw
 from hetcl.analysis.where.localization import GOOD, overlap
@@ -33,7 +36,7 @@ from hetcl.signals import StopSignal
 from hetcl.training.session import ReportingSession
 from hetcl.types import BadImage
 from hetcl.views.policies import policy_of
-from hetcl.weights.encoder import Encoder
+from hetcl.weights.encoder import Encoder, digest_of
 
 KEPT = "; the features are kept: go on with --resume"
 SCHEMA = 1
@@ -43,49 +46,6 @@ BIN = WITHIN.index(1.0)
 """The distance that is shown by overlap."""
 LEAST = 20
 """Images that a regression needs at the least."""
-
-
-@dataclass(frozen=True)
-class Answer:
-    """One measure of one question, of every image that was tested."""
-
-    question: str
-    measure: str
-    level: str
-    values: np.ndarray
-    """Float64 ``[n]`` in 0..1, whose mean is the figure; bool ``[n]``, a share; or int64 ``[n, 3, K]``: counts of mean
-    IoU."""
-    index: np.ndarray
-    """int64 ``[n]``: which images."""
-    more: Mapping[str, Any]
-    """What else the JSON file says of it."""
-
-    @property
-    def key(self) -> tuple[str, str, str]:
-        return self.question, self.measure, self.level
-
-    def estimate(self) -> Estimate:
-        """The figure with its interval over images."""
-        if self.values.dtype == bool:
-            return proportion(int(self.values.sum()), len(self.values))
-        return mean_iou(self.values) if self.values.ndim == 3 else _mean(self.values)
-
-    def minus(self, other: Answer) -> Estimate:
-        """The difference on the same images."""
-        a, b = self.values, other.values
-        if a.dtype == bool:
-            return paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), len(a))
-        if a.ndim == 3:
-            return paired_mean_iou(a, b)
-        return _mean(a - b, least=-1.0)
-
-
-Answers = Mapping[str, Mapping[tuple[str, str, str], Answer]]
-"""By model, then by :attr:`Answer.key`."""
-
-
-def _mean(values: np.ndarray, least: float = 0.0) -> Estimate:
-    return mean_of(float(values.sum()), float((values**2).sum()), len(values), least=least)
 
 
 class Where(ReportingSession[Answers]):
@@ -112,20 +72,22 @@ class Where(ReportingSession[Answers]):
             data, boxes=s.boxes, images=s.images, test_images=s.test_images, holdout=s.holdout, seed=s.seed,
             data_split=s.data_split, test_split=s.test_split, window=s.window,
         )  # fmt: skip
-        self.questions = _possible(asked, self.question_images, data)
+        self.questions, self.notes = _possible(asked, self.question_images, data)
         policy = policy_of(s.views)[1]
         if policy.flip_p and "correspondence" in self.questions:
             raise InputError(
                 f"views {s.views} flips images, which correspondence does not undo; add :flip_p=0"
             )
         self.encoders = yardstick.distinct(models, allow_partial)
+        check_backbones(self.encoders)
         size = s.size or _side(self.question_images.images[0], self.encoders)
-        grid = s.grid or max(1, size // 8)
+        grid = s.grid or size // 8
         if grid > size:
             raise InputError(
                 f"setting grid {grid} makes cells smaller than a pixel at {size} pixels; lower it"
             )
-        entries, held, self.notes = yardstick.entries_of(self.encoders, ["pooled"], size=size, yardstick=True)
+        entries, held, missing = yardstick.entries_of(self.encoders, ["pooled"], size=size, yardstick=True)
+        self.notes += missing
         self.entries = [replace(e, name=e.name.removesuffix(" pooled")) for e in entries]
         self.pairs = [
             (a.removesuffix(" pooled"), b.removesuffix(" pooled")) for one in held for a, b in one.pairs
@@ -188,6 +150,11 @@ class Where(ReportingSession[Answers]):
         for feature in self.maps.matched(entry.encoder):
             rows = self.maps.of_crops(entry, feature).read()
             seen = rows["cells"] > 0
+            if len(seen) < 2:
+                raise WorkFailed(
+                    f"{count(len(seen), 'image')} of {len(self.question_images.images[1])} to test on can be used; "
+                    f"{self.out / 'bad_images.csv'} says why"
+                )
             if seen.sum() < 2:
                 raise WorkFailed(
                     "the crops of fewer than two images overlap; give more images, or set views to a policy with "
@@ -204,7 +171,7 @@ class Where(ReportingSession[Answers]):
                 }
                 if i == BIN:
                     more["bins"] = [
-                        {"low": low, "high": high, "count": int(here.sum()), **asdict(_mean(found[here]))}
+                        {"low": low, "high": high, "count": int(here.sum()), **asdict(mean(found[here]))}
                         for b in range(len(bins))
                         if (here := place == b).any()
                         for low, high in [bins.bounds(b)]
@@ -217,8 +184,10 @@ class Where(ReportingSession[Answers]):
             signal.check("stopped while looking for boxes" + KEPT)
             (x, boxes, _), (z, truth, index) = (self._with_boxes(entry, feature, split) for split in both)
             if len(x) < LEAST or not len(z):
+                file = f" in {self.settings.boxes}" if self.settings.boxes else ""
                 raise WorkFailed(
-                    f"{count(len(x), 'image')} with a box to fit and {len(z)} to test on: too few; give more images"
+                    f"{count(len(x), 'image')} with a box{file} to fit and {len(z)} to test on: too few; localization "
+                    f"needs {LEAST} and 1; give more images or boxes, or leave it out of ask"
                 )
             iou, share = questions.localize(x, boxes, z, truth, seed=self.settings.seed)
             floor = overlap(np.repeat(boxes.mean(axis=0)[None], len(truth), axis=0), truth)
@@ -319,9 +288,22 @@ class Where(ReportingSession[Answers]):
         }  # fmt: skip
         report["sentences"] = [*self.notes, *report_text.sentences(report)]
         report |= self.cost()
+        self._state_what_goes()
         save(draw(report), self.out / "where")
         write_report(self.out / "where.json", report)
         return report
+
+    def _state_what_goes(self) -> None:
+        """A line about the answers of another command in the folder that this one does not give again."""
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+            before = {
+                row["question"] for row in json.loads((self.out / "where.json").read_bytes())["results"]
+            }
+            if gone := sorted(before - set(self.questions)):
+                self.reporter.say(
+                    f"where.json answered {', '.join(gone)} as well, and is replaced; name all questions in ask to "
+                    "have them together (features that are kept cost no second pass)"
+                )
 
     def _parts(self) -> dict[str, dict[str, str]]:
         a = self.question_images
@@ -349,20 +331,43 @@ def _known(of: Any, index: int) -> np.ndarray | None:
     return found
 
 
-def _possible(wanted: Sequence[str], images: QuestionImages, data: str) -> list[str]:
-    """The questions that the data can answer. Raises ``InputError`` when it lacks what was asked for by name."""
+def _possible(wanted: Sequence[str], images: QuestionImages, data: str) -> tuple[list[str], list[str]]:
+    """The questions that the data can answer, and why others are left out.
+
+    Raises:
+        InputError: the data lacks what was asked for by name, or has fewer than two images to test on.
+    """
     lacking = {}
     if images.boxes is None:
         lacking["localization"] = (
-            "boxes; name an annotated set (coco:ROOT ...) or a file of boxes with --boxes"
+            "has no boxes; name an annotated set (coco:ROOT ...) or a file of boxes with --boxes"
+        )
+    elif len(images.boxes[0]) < LEAST:
+        lacking["localization"] = (
+            f"has {count(len(images.boxes[0]), 'image')} to fit, and a regression needs {LEAST}; give more"
         )
     if images.cells is None:
-        why = "classes of pixels; name a set with masks (coco:ROOT, voc:ROOT, cityscapes:ROOT, scenes:N)"
+        why = (
+            "has no classes of pixels; name a set with masks (coco:ROOT, voc:ROOT, cityscapes:ROOT, scenes:N)"
+        )
         lacking |= dict.fromkeys(("dense-knn", "dense-linear"), why)
     for name in wanted:
         if name in lacking:
-            raise InputError(f"ask {name}: {data} has no {lacking[name]}")
-    return [q for q in (wanted or QUESTIONS) if q not in lacking]
+            raise InputError(f"ask {name}: {data} {lacking[name]}")
+    if len(images.images[1]) < 2:
+        raise InputError(f"{data}: one image to test on says nothing; raise test_images or holdout")
+    left_out = [f"{q} is left out: {data} {why}" for q, why in lacking.items() if "regression" in why]
+    return [q for q in (wanted or QUESTIONS) if q not in lacking], left_out
+
+
+def check_backbones(encoders: Sequence[Encoder]) -> None:
+    """Raises ``InputError`` when two models differ in their branches alone: their backbones' maps are the same."""
+    seen: dict[str, str] = {}
+    for encoder in encoders:
+        digest = digest_of(encoder.pyramid.state_dict(), encoder.facts)
+        if digest in seen:
+            raise InputError(f"{seen[digest]} and {encoder.model} hold the same backbone; leave one out")
+        seen[digest] = encoder.model
 
 
 def _side(split: Located, encoders: Sequence[Encoder]) -> int:
