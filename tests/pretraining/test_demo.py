@@ -51,10 +51,13 @@ def test_a_folder_of_something_else_is_left_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("short")
+@pytest.mark.parametrize("stop", [Stopped(2, "stopped; go on with --resume"), KeyboardInterrupt()])
 @pytest.mark.parametrize("step", ["pretrain", "contrast"])
-def test_a_stop_says_how_to_go_on(step: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_stop_says_how_to_go_on(
+    step: str, stop: BaseException, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def stopped(*_: object, **__: object) -> None:
-        raise Stopped(2, "stopped; go on with --resume")
+        raise stop
 
     (tmp_path / "run").mkdir()
     if step == "contrast":

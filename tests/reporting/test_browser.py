@@ -13,11 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from axe_playwright_python.sync_playwright import Axe
+from playwright import sync_api as sync
 
 from hetcl.reporting.page import report
 from tests.reporting import folders
 
-sync = pytest.importorskip("playwright.sync_api")
 THEMES = ("light", "dark")
 
 
@@ -87,7 +88,7 @@ def test_every_chart_is_drawn_with_labels_and_a_readout(chromium: Any, page: Pat
 @pytest.mark.slow
 @pytest.mark.parametrize("theme", THEMES)
 def test_axe_finds_nothing(chromium: Any, page: Path, theme: str) -> None:
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright").Axe()
+    axe = Axe()
     with opened(chromium, page, color_scheme=theme, bypass_csp=True) as tab:
         scrolled(tab)
         found = axe.run(tab).response["violations"]

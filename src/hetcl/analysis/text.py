@@ -1,11 +1,9 @@
-"""Numbers and names in words, for tables, figures and sentences."""
+"""Numbers and names in words, for tables, figures and sentences. Free of torch."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-
-from hetcl.weights.encoder import Encoder
+from collections.abc import Sequence
 
 
 def percent(share: float) -> str:
@@ -50,15 +48,6 @@ def _shared(names: Sequence[str]) -> int:
     """Characters at the beginning that all names share."""
     columns = enumerate(zip(*names, strict=False))
     return next((i for i, column in columns if len(set(column)) > 1), min(map(len, names), default=0))
-
-
-def say_model(say: Callable[[str], None], encoder: Encoder, size: int, shown: str, *, asked: bool) -> None:
-    """Introduce a model: architecture, ``size`` of its views in pixels (``asked``: as the user said), features."""
-    sure = asked or encoder.size
-    unsure = "" if sure else " (its weights do not say at which size it was trained; see --size)"
-    say(f"model     {encoder.name}: {encoder.pyramid.arch} at {size} pixels, {shown}{unsure}")
-    if not encoder.facts.ours:
-        say(f"          its images with {encoder.facts}")
 
 
 def signed(points: float) -> str:

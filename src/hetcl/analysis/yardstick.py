@@ -160,6 +160,15 @@ def size_of(encoder: Encoder, encoders: Sequence[Encoder]) -> int:
     return encoder.size or (known.pop() if len(known) == 1 else 224)
 
 
+def say_model(say: Callable[[str], None], encoder: Encoder, size: int, shown: str, *, asked: bool) -> None:
+    """Introduce a model: architecture, ``size`` of its views in pixels (``asked``: as the user said), features."""
+    sure = asked or encoder.size
+    unsure = "" if sure else " (its weights do not say at which size it was trained; see --size)"
+    say(f"model     {encoder.name}: {encoder.pyramid.arch} at {size} pixels, {shown}{unsure}")
+    if not encoder.facts.ours:
+        say(f"          its images with {encoder.facts}")
+
+
 def _given(encoder: Encoder, features: Sequence[str], size: int) -> Iterator[Entry]:
     wanted = dict.fromkeys(features_of(encoder, f) for f in features)
     for one in wanted:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -60,10 +61,9 @@ def demo(out: str | Path) -> None:
         say("3. Test, on scenes that it has not seen: which view is the other view of this one?")
         tested = out / "contrast"
         report = contrast(str(run.path), data=UNSEEN, out=tested, resume=tested.exists(), overrides=TEST)
-    except Stopped as e:
-        raise Stopped(
-            e.signum, f"stopped after saving; `hetcl demo --out {out}` goes on from there"
-        ) from None
+    except (Stopped, KeyboardInterrupt) as e:
+        number = e.signum if isinstance(e, Stopped) else signal.SIGINT
+        raise Stopped(number, f"stopped after saving; `hetcl demo --out {out}` goes on from there") from None
     write_atomic(out / "found.png", (tested / "figures" / "parts-run-hcl.png").read_bytes())
     say("4. What was learned, without a label:")
     for line in [*found(report), *lessons(run.read_metrics())]:

@@ -6,28 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from hetcl.analysis.text import percent
+from hetcl.analysis.where import report_text
+from hetcl.analysis.where.report_text import points
 from hetcl.paths import expand
 from hetcl.reporting.read import Result, mapping
 
 HEADLINES = {
-    ("localization", "iou", "c4"): "The main object's box from C4 (IoU)",
-    ("correspondence", "pck1", "c4"): "The same place in another crop from C4 (PCK)",
-    ("dense-knn", "miou", "c2-c5"): "The class of a cell by its neighbours (mIoU)",
-    ("dense-linear", "miou", "c2-c5"): "The class of a cell by a linear function (mIoU)",
+    (question, measure, level): f"{words[0].upper()}{words[1:]}, {level.upper()}"
+    for question, measure, level, _, words in report_text.HEADLINES
+    if words
 }
-"""Question, measure and level of ``where.json`` that stand for it; the level is fixed, so that none is picked."""
-
-
-def percent(value: float) -> str:
-    """``12.3%``."""
-    return f"{100 * value:.1f}%"
-
-
-def points(row: Mapping[str, Any]) -> str:
-    """``+6.9 points (95% interval +5.7 to +8.1)`` of ``{value, low, high}``."""
-    return (
-        f"{100 * row['value']:+.1f} points (95% interval {100 * row['low']:+.1f} to {100 * row['high']:+.1f})"
-    )
+"""Question, measure and level of ``where.json`` -> what they say, as the probe itself says it."""
 
 
 def told(row: Mapping[str, Any]) -> str:

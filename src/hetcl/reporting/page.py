@@ -12,13 +12,13 @@ from typing import Any
 from markupsafe import Markup
 
 from hetcl import __version__
+from hetcl.analysis.text import percent
 from hetcl.errors import InputError
 from hetcl.paths import expand
 from hetcl.printable import printable
 from hetcl.reporting import sections
 from hetcl.reporting.blocks import Grid, Section, Text
 from hetcl.reporting.charts import script
-from hetcl.reporting.comparisons import percent
 from hetcl.reporting.curves import budget, of_pretraining, side_by_side
 from hetcl.reporting.read import KINDS, Result, read_results
 from hetcl.reporting.stages import knn_of, stages_of

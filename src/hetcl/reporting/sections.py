@@ -8,10 +8,11 @@ from typing import Any
 
 from PIL import Image
 
+from hetcl.analysis.text import percent
 from hetcl.reporting.blocks import Grid, Picture, Section, Text, picture
 from hetcl.reporting.charts import SERIES, Chart, intervals
 from hetcl.reporting.commands import command_of
-from hetcl.reporting.comparisons import HEADLINES, percent
+from hetcl.reporting.comparisons import HEADLINES
 from hetcl.reporting.curves import last_figures, of_finetuning
 from hetcl.reporting.read import KINDS, Result, mapping, number
 from hetcl.settings import flatten

@@ -10,9 +10,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from hetcl.analysis.text import percent
 from hetcl.reporting.blocks import Grid
 from hetcl.reporting.commands import command_of, quoted
-from hetcl.reporting.comparisons import belongs, contrast_row, differences, percent, told, vectors
+from hetcl.reporting.comparisons import belongs, contrast_row, differences, told, vectors
 from hetcl.reporting.read import Result, mapping, number
 from hetcl.reporting.stages import Stage, knn_of, stages_of
 

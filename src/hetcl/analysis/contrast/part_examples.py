@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
 from matplotlib import colormaps
@@ -31,13 +31,15 @@ from hetcl.analysis.contrast.sheets import (
     framed,
 )
 from hetcl.images.decode import open_image
-from hetcl.types import Source, ViewPolicy
+from hetcl.types import Source, ViewBatch, ViewPolicy
 from hetcl.views.pairs import Pairs
 
 LOOKED_AT = 5_000
 """Queries that are looked at to find the examples: the first of the random order."""
 RIGHT, WRONG = "#009E73", "#D55E00"
 """Frames of what was found, told apart by people with any kind of colour vision (the caption says it, too)."""
+RANDOM = "all, random weights"
+"""Heading of the column of random weights."""
 ROW = HEAD + CELL + GAP
 EDGE = 4 * GAP
 """Between what is given and what was found."""
@@ -52,57 +54,32 @@ def part_sheet(
         random: the same embedding with random weights, whose finds stand beside.
     """
     found = _found(tested, random)
-    chosen = choose(
-        {name: rank == 1 for name, (rank, _) in found.items() if name != RANDOM}, _overlap(tested)
-    )
-    maps = [name for name in tested.features.dims if name == "spatial"]
-    heads = [
-        "original",
-        "view 1",
-        *(f"its {m} map" for m in maps),
-        "view 2, the partner",
-        *(f"its {m} map" for m in maps),
-    ]
-    given = len(heads)
-    width = GAP + (given + len(found)) * (CELL + GAP) + EDGE
+    right = {name: rank == 1 for name, (rank, _) in found.items()}
+    overlap = overlap_of(tested.features, slice(0, min(len(tested.features), LOOKED_AT)))
+    chosen = choose({name: flags for name, flags in right.items() if name != RANDOM}, overlap)
+    own_map = ["its spatial map"] if "spatial" in tested.features.dims else []
+    given = ["original", "view 1", *own_map, "view 2, the partner", *own_map]
+    xs = [GAP + i * (CELL + GAP) + (EDGE if i >= len(given) else 0) for i in range(len(given) + len(found))]
     top = GAP + HEAD + LINE + 2 * GAP + 2 * LINE
-    page = Image.new("RGB", (width, top + len(chosen) * ROW), "white")
+    page = Image.new("RGB", (xs[-1] + CELL + GAP, top + len(chosen) * ROW), "white")
     draw = ImageDraw.Draw(page)
-    title = (
-        f"{tested.name}: which of {tested.gallery + 1:,} views each part takes for the other view of the same image, "
-        f"the partner (views: {tested.views})"
-    )
-    draw.text((GAP, GAP), fitted(title, font(15), width - 2 * GAP), "black", font(15))
-    looked_at = min(len(tested.features), LOOKED_AT)
-    of = "all" if looked_at == len(tested.features) else f"the first {looked_at:,}"
-    how = (
-        f"Frames: green, the partner was found; red, another image's view was taken for it. Shares: of {of} queries. "
-        "Maps: dark is low, light is high, each on a scale of its own."
-    )
-    draw.text((GAP, GAP + HEAD), fitted(how, font(11), width - 2 * GAP), QUIET, font(11))
-    xs = [GAP + i * (CELL + GAP) + (EDGE if i >= given else 0) for i in range(given + len(found))]
-    shares = [f"{float((rank == 1).mean()):.1%}" for rank, _ in found.values()]
-    for x, head in zip(xs, [*heads, *found], strict=True):
+    _heading(draw, tested, page.width)
+    for x, head in zip(xs, [*given, *found], strict=True):
         draw.text((x, top - 2 * LINE - 4), fitted(head, font(11), CELL), INK, font(11))
-    for x, share in zip(xs[given:], shares, strict=True):
-        draw.text((x, top - LINE - 4), f"{share} found", QUIET, font(11))
+    for x, flags in zip(xs[len(given) :], right.values(), strict=True):
+        draw.text((x, top - LINE - 4), f"{flags.mean():.1%} found", QUIET, font(11))
     for i, (words, row) in enumerate(chosen):
         y = top + i * ROW
-        index = int(tested.features.index[row])
-        own = pairs.render([index], policy, size)
-        boxes = [tuple(b) for b in own.boxes[:, 0].tolist()]
-        cells = [drawn(open_image(source.sample(index)).pixels(), [(boxes[0], QUERY), (boxes[1], PARTNER)])]
-        for view, vectors, color in ((0, tested.features.query, QUERY), (1, tested.features.key, PARTNER)):
-            cells.append(framed(shown(own, policy, view), color))
-            cells += [map_of(vectors[row], tested.features.dims, name) for name in maps]
-        for rank, taken in found.values():
-            right = rank[row] == 1
-            other = (
-                own if right else pairs.render([int(taken[row])], policy, size) if taken[row] >= 0 else None
-            )
-            cells.append(framed(shown(other, policy, 1), RIGHT if right else WRONG) if other else _blank())
-        iou = float(overlap_of(tested.features, slice(row, row + 1))[0])
-        draw.text((GAP, y), f"{words} (the crops overlap by {iou:.0%})", "black", font(12))
+        draw.text((GAP, y), f"{words} (the crops overlap by {overlap[row]:.0%})", "black", font(12))
+        cells = _row(
+            tested,
+            row,
+            found,
+            bool(own_map),
+            source,
+            lambda image: pairs.render([image], policy, size),
+            policy,
+        )
         for x, cell in zip(xs, cells, strict=True):
             page.paste(cell, (x, y + HEAD - 4))
     out = io.BytesIO()
@@ -110,12 +87,49 @@ def part_sheet(
     return out.getvalue()
 
 
-RANDOM = "all, random weights"
-"""Heading of the column of random weights."""
+def _heading(draw: ImageDraw.ImageDraw, tested: Tested, width: int) -> None:
+    """The title and how to read the sheet."""
+    title = (
+        f"{tested.name}: which of {tested.gallery + 1:,} views each part takes for the other view of the same image, "
+        f"the partner (views: {tested.views})"
+    )
+    draw.text((GAP, GAP), fitted(title, font(15), width - 2 * GAP), "black", font(15))
+    few = len(tested.features) > LOOKED_AT
+    how = (
+        "Frames: green, the partner was found; red, another image's view was taken for it. "
+        f"Shares: of {f'the first {LOOKED_AT:,}' if few else 'all'} queries. "
+        "Maps: dark is low, light is high, each on a scale of its own."
+    )
+    draw.text((GAP, GAP + HEAD), fitted(how, font(11), width - 2 * GAP), QUIET, font(11))
 
 
-def _found(tested: Tested, random: Tested | None) -> dict[str, tuple[np.ndarray, np.ndarray]]:
-    """Heading of a column -> rank of the partner, and which image was taken for it; of the first rows."""
+def _row(
+    tested: Tested, row: int, found: Found, maps: bool, source: Source, views: Callable[[int], ViewBatch],
+    policy: ViewPolicy,
+) -> Iterator[Image.Image]:  # fmt: skip
+    """The cells of one query: its original, its views with their maps, and what each column found."""
+    index = int(tested.features.index[row])
+    own = views(index)
+    first, second = (tuple(box) for box in own.boxes[:, 0].tolist())
+    yield drawn(open_image(source.sample(index)).pixels(), [(first, QUERY), (second, PARTNER)])
+    for view, vectors, color in ((0, tested.features.query, QUERY), (1, tested.features.key, PARTNER)):
+        yield framed(shown(own, policy, view), color)
+        if maps:
+            yield map_of(vectors[row], tested.features.dims, "spatial")
+    for rank, taken in found.values():
+        if rank[row] == 1:
+            yield framed(shown(own, policy, 1), RIGHT)
+        elif taken[row] >= 0:
+            yield framed(shown(views(int(taken[row])), policy, 1), WRONG)
+        else:
+            yield Image.new("RGB", (CELL, CELL), "#eeeeee")
+
+
+Found = dict[str, tuple[np.ndarray, np.ndarray]]
+"""Heading of a column -> of the first rows, the rank of the partner and which image was taken for it."""
+
+
+def _found(tested: Tested, random: Tested | None) -> Found:
     parts = list(tested.features.dims)
     named = {f"{part} alone": tested.searched[part] for part in parts} | {
         "all together": tested.searched["full"]
@@ -136,14 +150,6 @@ def map_of(vector: np.ndarray, dims: Mapping[str, int], name: str) -> Image.Imag
     low, high = values.min(), values.max()
     pixels = (colormaps["viridis"]((values - low) / max(high - low, 1e-12))[:, :, :3] * 255).round()
     return Image.fromarray(pixels.astype(np.uint8)).resize((CELL, CELL), Image.Resampling.NEAREST)
-
-
-def _blank() -> Image.Image:
-    return Image.new("RGB", (CELL, CELL), "#eeeeee")
-
-
-def _overlap(tested: Tested) -> np.ndarray:
-    return overlap_of(tested.features, slice(0, min(len(tested.features), LOOKED_AT)))
 
 
 def choose(right: Mapping[str, np.ndarray], overlap: np.ndarray) -> list[tuple[str, int]]:

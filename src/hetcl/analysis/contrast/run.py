@@ -24,7 +24,6 @@ from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
 from hetcl.analysis.extractor import Extractor
 from hetcl.analysis.store import Store, plain
-from hetcl.analysis.text import say_model
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
@@ -174,7 +173,7 @@ class Test(ReportingSession[list[Tested]]):
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
             shown = ", ".join(kinds) + (f" ({shown})" if shown else "")
-            say_model(say, encoder, own[0].size, shown, asked=bool(s.size))
+            yardstick.say_model(say, encoder, own[0].size, shown, asked=bool(s.size))
         for e in self.entries:
             if e.role in ("random", "before"):
                 say(f"yardstick {e.name}: {e.encoder.model} at {e.size} pixels")

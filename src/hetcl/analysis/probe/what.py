@@ -24,7 +24,6 @@ from hetcl.analysis.probe.parts import open_parts
 from hetcl.analysis.probe.report_text import sentences, table
 from hetcl.analysis.statistics import paired_difference, proportion
 from hetcl.analysis.store import Store
-from hetcl.analysis.text import say_model
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.subset import Subset
 from hetcl.model.norm_statistics import is_unmeasured
@@ -121,7 +120,7 @@ class Probe(ReportingSession[Answers], TrainingSession):
             + (" (held out: there is no validation or test part with labels)" * p.held_out)
         )
         shown = " + ".join(f"{part} {d}" for part, d in self.dims.items())
-        say_model(say, self.encoder, self.size, shown, asked=bool(self.settings.size))
+        yardstick.say_model(say, self.encoder, self.size, shown, asked=bool(self.settings.size))
         self.say_where(self.folder.path)
 
     # ---- features ------------------------------------------------------------------------------------------------

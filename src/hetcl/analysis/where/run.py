@@ -295,15 +295,18 @@ class Where(ReportingSession[Answers]):
 
     def _state_what_goes(self) -> None:
         """A line about the answers of another command in the folder that this one does not give again."""
-        with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
+        before: set[str] = set()
+        with contextlib.suppress(
+            OSError, ValueError, KeyError, TypeError
+        ):  # not there, or damaged: nothing is lost
             before = {
                 row["question"] for row in json.loads((self.out / "where.json").read_bytes())["results"]
             }
-            if gone := sorted(before - set(self.questions)):
-                self.reporter.say(
-                    f"where.json answered {', '.join(gone)} as well, and is replaced; name all questions in ask to "
-                    "have them together (features that are kept cost no second pass)"
-                )
+        if gone := sorted(before - set(self.questions)):
+            self.reporter.say(
+                f"where.json answered {', '.join(gone)} as well, and is replaced; name all questions in ask to "
+                "have them together (features that are kept cost no second pass)"
+            )
 
     def _parts(self) -> dict[str, dict[str, str]]:
         a = self.question_images
