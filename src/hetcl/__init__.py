@@ -20,6 +20,7 @@ _HOME = {
     "finetune": "hetcl.downstream.finetune",
     "evaluate": "hetcl.downstream.evaluate",
     "report": "hetcl.reporting.page",
+    "reproduce": "hetcl.reproduce.run",
     "load_finetuned": "hetcl.downstream.evaluate",
     "load_backbone": "hetcl.weights.sources",
     "Embedding": "hetcl.model.embedding",
@@ -52,6 +53,7 @@ if TYPE_CHECKING:
     from hetcl.model.queue import KeyQueue as KeyQueue
     from hetcl.pretraining.run import pretrain as pretrain
     from hetcl.reporting.page import report as report
+    from hetcl.reproduce.run import reproduce as reproduce
     from hetcl.weights.exporters import export as export
     from hetcl.weights.sources import load_backbone as load_backbone
 

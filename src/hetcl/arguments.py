@@ -112,6 +112,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     _add_export(made["export"])
     _add_downstream(made["finetune"], made["evaluate"])
     _add_report(made["report"])
+    _add_reproduce(made["reproduce"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
     made["doctor"].add_argument("--data", help=f"{DATA_HELP}; or a data set to fine-tune on: {DATASET_HELP}")
     made["doctor"].add_argument(
@@ -222,6 +223,55 @@ def _add_report(report: _Parser) -> None:
         default=6,
         help="images of each run's data in each picture; 0: data and weights are not opened (default: 6)",
     )
+
+
+def _add_reproduce(reproduce: _Parser) -> None:
+    reproduce.usage = (
+        "hetcl reproduce NAME [NAME ...] [--mini|--quick] --out DIR [--images DATA] [--coco DATASET] ..."
+    )
+    reproduce.epilog = (
+        "examples:\n"
+        "  hetcl reproduce all --quick --out quick                  does everything run? minutes on two cores\n"
+        "  hetcl reproduce fig2 fig4 --mini --images photos/ --out mini\n"
+        "  hetcl reproduce table1 --images IMAGENET/train --coco coco:COCO --out table1 --dry-run   what it costs here\n"
+        "\n"
+        "The same command goes on after a stop; several processes or machines may share DIR.\n"
+        "Besides the tables and figures there are fused, flip and overhead (what the paper says in its text) and\n"
+        "frozen (ours: backbones asked where things are)."
+    )
+    reproduce.add_argument("which", nargs="+", metavar="NAME", help="a table or figure, or all")
+    reproduce.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    size = reproduce.add_mutually_exclusive_group()
+    size.add_argument(
+        "--mini", action="store_true", help="every claim at a size for one small machine, some hours"
+    )
+    size.add_argument("--quick", action="store_true", help="toy size, minutes: does everything run?")
+    reproduce.add_argument("--images", metavar="DATA", help=f"what to pre-train on: {DATA_HELP}")
+    for name in ("coco", "lvis", "voc", "cityscapes"):
+        text = f"{name}:ROOT or another DATASET in its place"
+        reproduce.add_argument(f"--{name}", metavar="DATASET", help=text)
+    reproduce.add_argument(
+        "--places",
+        metavar="DATASET",
+        help="what frozen backbones are asked about (default: that of --coco, or scenes)",
+    )
+    reproduce.add_argument(
+        "--weights", metavar="ROW=MODEL", action="append", default=[],
+        help=f"weights that take the place of a row's pre-training, e.g. moco-v2=moco:FILE; MODEL: {MODEL_HELP}",
+    )  # fmt: skip
+    reproduce.add_argument(
+        "--seeds", metavar="N", type=_count, default=0, help="0: as many as the size has (default: 0)"
+    )
+    reproduce.add_argument(
+        "--dry-run", action="store_true", help="say what it costs and every command, and end"
+    )
+    for name, takes in (
+        ("device", "auto|cpu|cuda|mps"),
+        ("devices", "N"),
+        ("threads", "N"),
+        ("workers", "N"),
+    ):
+        reproduce.add_argument(f"--{name}", metavar=takes, help="as of the verbs")
 
 
 def _count(text: str) -> int:

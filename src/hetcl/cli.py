@@ -95,6 +95,22 @@ def report(args: argparse.Namespace, _: list[str]) -> None:
     print(report(args.runs, out=args.out, examples=args.examples))
 
 
+def reproduce(args: argparse.Namespace, _: list[str]) -> None:
+    from hetcl.reproduce.run import COMPUTE, ROOTS, reproduce
+
+    given = {name: value for name in (*ROOTS, *COMPUTE) if (value := getattr(args, name)) is not None}
+    pairs = [word.partition("=") for word in args.weights]
+    if wrong := [
+        word for word, (row, _, model) in zip(args.weights, pairs, strict=True) if not (row and model)
+    ]:
+        raise InputError(f"--weights {wrong[0]} is not of the form ROW=MODEL")
+    reproduce(
+        args.which, out=args.out, scale="mini" if args.mini else "quick" if args.quick else "full",
+        data={k: v for k, v in given.items() if k in ROOTS}, weights={row: model for row, _, model in pairs},
+        seeds=args.seeds, compute={k: v for k, v in given.items() if k in COMPUTE}, dry_run=args.dry_run,
+    )  # fmt: skip
+
+
 def export(args: argparse.Namespace, _: list[str]) -> None:
     from hetcl.weights.exporters import export
 
@@ -119,6 +135,10 @@ VERBS = {
         "a backbone and a data set to a detector or segmenter, evaluated: RUN/summary.json",
     ),
     "evaluate": (evaluate, "a fine-tuned run on a data set: AP or mIoU, results.json, predictions.png"),
+    "reproduce": (
+        reproduce,
+        "the paper's tables and figures beside its numbers, at full size or in miniature",
+    ),
     "report": (report, "runs and results on one page that opens from disk: did it learn, and what now"),
     "recipes": (recipes, "list the recipes, or show one"),
     "doctor": (doctor, "this machine, this data, this recipe: what would go wrong, how long it would take"),

@@ -35,6 +35,10 @@ def is_lock(name: str) -> bool:
     return name.startswith(NAME)
 
 
+class Held(InputError):
+    """Another process holds the lock."""
+
+
 class FolderLock:
     """Keeps a second process from writing what this one writes. The first process of a job holds it for all its ranks.
 
@@ -55,7 +59,8 @@ class FolderLock:
         """Take the lock, or keep it. On other ranks than the first this does nothing.
 
         Raises:
-            InputError: another process holds it, or the folder cannot be written.
+            Held: another process holds it.
+            InputError: the folder cannot be written.
         """
         if self._lock is not None or not first_process():
             return
@@ -66,9 +71,7 @@ class FolderLock:
             drop_link(self.file)  # filelock opens none
             lock.acquire()
         except Timeout:
-            raise InputError(
-                f"{self.folder} is being written by {self._holder()}: wait until it ends"
-            ) from None
+            raise Held(f"{self.folder} is being written by {self._holder()}: wait until it ends") from None
         except (OSError, NotImplementedError) as e:
             if isinstance(e, OSError) and e.errno not in NO_LOCKS:
                 raise InputError(

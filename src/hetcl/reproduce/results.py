@@ -1,0 +1,86 @@
+"""Figures of finished cells to tables: values by seed with mean and interval, differences, verdicts."""
+
+from __future__ import annotations
+
+import math
+import statistics
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from hetcl.reproduce.cells import Plan
+from hetcl.reproduce.experiments import Column, Experiment, methods
+
+SCHEMA = 1
+"""Version of reproduction.json; it rises when a name changes its meaning or goes away."""
+KIND = "hetcl-reproduction"
+# Two-sided 95% quantiles of Student's t distribution, by degrees of freedom from 1; beyond these the normal one.
+T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
+
+
+def estimate(values: Sequence[float]) -> dict[str, Any] | None:
+    """Mean and 95% interval over seeds (Student's t), None without values; one value has no interval."""
+    if not values:
+        return None
+    mean, n = statistics.fmean(values), len(values)
+    half = math.inf
+    if n > 1:
+        t = T95[n - 2] if n - 2 < len(T95) else 1.96
+        half = t * statistics.stdev(values) / math.sqrt(n)
+    known = math.isfinite(half)
+    return {
+        "values": list(values), "mean": mean, "low": mean - half if known else None,
+        "high": mean + half if known else None,
+    }  # fmt: skip
+
+
+def tables(plan: Plan, experiments: Sequence[Experiment], records: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Every experiment with the paper's figures, ours, and the verdict on each claim.
+
+    Args:
+        records: key of a cell -> what :mod:`hetcl.reproduce.runner` saved of it, of those that are done.
+    """
+    return [_table(plan, experiment, records) for experiment in experiments]
+
+
+def _table(plan: Plan, experiment: Experiment, records: Mapping[str, Any]) -> dict[str, Any]:
+    named, found = methods(), dict[int, dict[tuple[str, Column], float | None]]()
+    for seed in range(plan.seeds):
+        found[seed] = {}
+        for method in experiment.rows:
+            for column in experiment.columns:
+                place = plan.places.get((experiment.name, method, column, seed))
+                record = records.get(place.cell) if place else None
+                if place and record:
+                    value = record["figures"].get(place.method, {}).get(place.figure)
+                    found[seed][method, column] = value
+    rows = []
+    for method, paper in experiment.rows.items():
+        ours = [
+            estimate([v for f in found.values() if (v := f.get((method, c))) is not None])
+            for c in experiment.columns
+        ]
+        lacking = [plan.missing.get((experiment.name, method, c), "") for c in experiment.columns]
+        why = [
+            ("" if one else lack or "its cells are not done") for one, lack in zip(ours, lacking, strict=True)
+        ]
+        rows.append(
+            {"method": method, "label": named[method], "paper": list(paper), "ours": ours, "why_not": why}
+        )
+    return {
+        "name": experiment.name, "title": experiment.title, "source": experiment.source, "note": experiment.note,
+        "columns": [{"task": c.task, "figure": c.figure} for c in experiment.columns],
+        "rows": rows,
+        "claims": [_judged(experiment, claim, found) for claim in experiment.claims],
+    }  # fmt: skip
+
+
+def _judged(experiment: Experiment, claim: Any, found: Mapping[int, Any]) -> dict[str, Any]:
+    values = [v for figures in found.values() if (v := claim.value(figures)) is not None]
+    ours = estimate(values)
+    verdict = "not run" if ours is None else "not resolved"
+    if ours is not None and ours["low"] is not None:
+        verdict = claim.verdict(ours["low"], ours["high"])
+    return {
+        "text": claim.text, "condition": claim.condition, "paper": claim.value(experiment.paper), "ours": ours,
+        "verdict": verdict,
+    }  # fmt: skip
