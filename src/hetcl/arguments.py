@@ -233,7 +233,7 @@ def _add_reproduce(reproduce: _Parser) -> None:
         "examples:\n"
         "  hetcl reproduce all --quick --out quick                  does everything run? minutes on two cores\n"
         "  hetcl reproduce fig2 fig4 --mini --images photos/ --out mini\n"
-        "  hetcl reproduce table1 --images IMAGENET/train --coco coco:COCO --out table1 --dry-run   what it costs here\n"
+        "  hetcl reproduce table1 --images IMAGENET/train --coco coco:COCO --out table1 --dry-run  what it costs here\n"
         "\n"
         "The same command goes on after a stop; several processes or machines may share DIR.\n"
         "Besides the tables and figures there are fused, flip and overhead (what the paper says in its text) and\n"

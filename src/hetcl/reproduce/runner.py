@@ -7,7 +7,7 @@ ends with the process, whatever ends it, and whoever comes next goes on with the
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
