@@ -40,6 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "pretraining": FIRST | {"weights", "analysis", "reporting"},
     "downstream": FIRST | {"weights", "datasets", "analysis"},
     "reporting": FIRST | {"weights", "analysis"},
+    "reproduce": FIRST | {"pretraining", "downstream", "analysis", "reporting"},
 }
 """Room -> the other rooms it may import. A new room is given a line here."""
 
@@ -68,6 +69,10 @@ ENTRIES = {
     "downstream.evaluate",
     "reporting.commands",
     "reporting.sections",
+    "reproduce.work",
+    "reproduce.run",
+    "reproduce.cost",
+    "downstream.pace",
 }
 """Inside the rooms, the modules that may import ``settings``: those with an entry function, with the class that does a
 verb's work, with its plan, or with what it builds; the rest may not."""

@@ -191,13 +191,16 @@ def intervals(title: str, rows: Sequence[Row], *, axis: str = "") -> Chart | Non
     """Shares with their intervals, one to a line.
 
     Args:
-        rows: ``label``, ``group`` (its colour), ``value``, ``low``, ``high``.
+        rows: ``label``, ``group`` (its colour), ``value``, ``low``, ``high``; ``each``, single values, where known.
     """
     rows = [{**r, "label": printable(r["label"])[:60], "group": printable(r["group"])[:60]} for r in rows]
     if not rows:
         return None
     groups = list(dict.fromkeys(r["group"] for r in rows))
-    data = [{**r, **{k: rounded(r[k]) for k in ("value", "low", "high")}} for r in rows]
+    data = [
+        {"label": r["label"], "group": r["group"], **{k: rounded(r[k]) for k in ("value", "low", "high")}}
+        for r in rows
+    ]
     form, unit = ".3~p", "%"
     y: dict[str, Any] = {"field": "label", "type": "nominal", "sort": None, "title": None}
     y["axis"] = {"labelLimit": 170, "grid": True}
@@ -227,6 +230,15 @@ def intervals(title: str, rows: Sequence[Row], *, axis: str = "") -> Chart | Non
             "encoding": {"x": {"field": "value"} | across, "y": y, "color": color, "tooltip": tip, **offset},
         },
     ]
+    single = [
+        {"label": r["label"], "group": r["group"], "each": rounded(v)}
+        for r in rows
+        for v in r.get("each", ())
+    ]
+    if single:
+        encoding = {"x": {"field": "each"} | across, "y": y, "color": color, **offset}
+        mark = {"type": "tick", "size": 9, "thickness": 1.5, "aria": False}
+        layers.append({"data": {"values": single}, "mark": mark, "encoding": encoding})
     lines = len(dict.fromkeys(r["label"] for r in rows)) * max(1, 0.6 * len(groups))
     text = f"{title}. " + ". ".join(
         f"{r['label']}{', ' + r['group'] if len(groups) > 1 else ''}: {shown_as(r['value'], unit)} "

@@ -35,6 +35,12 @@ def command_of(
             "--data",
             mapping(tree.get("data")).get("data", "DATASET"),
         ]
+    elif kind == "reproduction":
+        words = ["reproduce", *(table["name"] for table in tree["experiments"])]
+        words += [] if tree["scale"] == "full" else [f"--{tree['scale']}"]
+        words += [w for name, value in tree["data"].items() for w in (f"--{name}", value)]
+        words += [w for row, model in tree["weights"].items() for w in ("--weights", f"{row}={model}")]
+        words += ["--seeds", tree["seeds"]]
     elif kind == "contrast":
         named = [m["model"] for m in tree["models"] if m.get("role") == "model"]
         words = ["contrast", *dict.fromkeys(named), "--data", mapping(tree.get("data")).get("data", "DATA")]

@@ -16,7 +16,7 @@ from hetcl.analysis.text import percent
 from hetcl.errors import InputError
 from hetcl.paths import expand
 from hetcl.printable import printable
-from hetcl.reporting import sections
+from hetcl.reporting import reproduction, sections
 from hetcl.reporting.blocks import Grid, Section, Text
 from hetcl.reporting.charts import script
 from hetcl.reporting.curves import budget, of_pretraining, side_by_side
@@ -160,6 +160,8 @@ def _sections(results: Sequence[Result], examples: int) -> list[Section]:
         warned = [Text(["The run warned:"]), Text(run.warnings, "list")] if run.warnings else []
         found.append(Section(f"Curves: {run.name}", [*charts, *notes, *warned]))
         found.append(Section(f"Images: {run.name}", _images(run, examples, i)))
+    for result in (r for r in results if r.kind == "reproduction"):
+        tests += _guarded([result], lambda one: list(reproduction.sections(one[0])))
     found += [*tests, _guarded(results, sections.settings), _guarded(results, sections.origins)]
     for section in found:
         section.blocks = sections.kept(section.blocks)

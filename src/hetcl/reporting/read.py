@@ -25,6 +25,7 @@ REPORTS = {
     "probe.json": ("what", "hetcl-probe"),
     "where.json": ("where", "hetcl-where"),
     "evaluation.json": ("evaluation", "hetcl-evaluation"),
+    "reproduction.json": ("reproduction", "hetcl-reproduction"),
 }
 """File -> kind of result, and what the file says it is."""
 LARGEST = 64 << 20
@@ -36,6 +37,7 @@ KINDS = {
     "where": "probe, where",
     "finetune": "fine-tuning",
     "evaluation": "evaluation",
+    "reproduction": "reproduction",
 }
 """Kind of result -> what a person calls it, in the order of the page."""
 WARNINGS = 5

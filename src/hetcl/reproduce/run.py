@@ -13,6 +13,8 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.paths import expand
 from hetcl.printable import say
 from hetcl.quantities import count, duration
+from hetcl.reporting.page import report
+from hetcl.reporting.reproduction import shown, spread, tally
 from hetcl.reproduce import results, text
 from hetcl.reproduce.cells import Plan
 from hetcl.reproduce.cost import Cost, cost_of
@@ -219,8 +221,6 @@ def _write(plan: Plan, names: Sequence[str], failed: Mapping[str, str], cost: Co
         )
         write_atomic(plan.out / "results.md", text.markdown(tree).encode())
         write_atomic(plan.out / "results.csv", text.comma_separated(tree).encode())
-        from hetcl.reporting.page import report
-
         report(plan.out, out=plan.out / "report.html")
     return tree
 
@@ -239,13 +239,14 @@ def _alone(out: Path) -> Iterator[None]:
 
 def _say(tree: Mapping[str, Any], out: Path, seconds: float) -> None:
     """The claims and what came of them."""
-    say()
     for table in tree["experiments"]:
+        say()
         say(f"{table['name']}: {table['title']} ({table['source']})")
         for claim in table["claims"]:
-            ours = text.spread(claim["ours"], sign=True) or "-"
-            paper = f", paper {text.shown(claim['paper'], sign=True)}" if claim["paper"] is not None else ""
+            ours = spread(claim["ours"], sign=True) or "-"
+            paper = f", paper {shown(claim['paper'], sign=True)}" if claim["paper"] is not None else ""
             say(f"  {claim['verdict']:<12}  {claim['text']}")
             say(f"                {ours}{paper}; must be {claim['condition']}")
     say()
+    say(tally(tree))
     say(f"done in {duration(seconds)}: {out / 'results.md'} and {out / 'report.html'}")
