@@ -55,7 +55,8 @@ def test_claims_name_rows_and_columns(name: str) -> None:
     assert set(table.rows) <= set(methods())
     for claim in table.claims:
         for method, column in chain(claim.plus, claim.minus):
-            assert method in table.rows and column in table.columns, claim.text
+            assert method in table.rows, claim.text
+            assert column in table.columns, claim.text
 
 
 def test_gains_that_the_paper_states() -> None:
@@ -71,7 +72,7 @@ def test_gains_that_the_paper_states() -> None:
 @pytest.mark.parametrize("scale", SCALES)
 def test_every_cell_has_settings_that_resolve(scale: str, tmp_path: Path) -> None:
     size = load_scale(scale)
-    data = {name: "scenes:100" for name in ("images", "coco", "lvis", "voc", "cityscapes", "places")}
+    data = dict.fromkeys(("images", "coco", "lvis", "voc", "cityscapes", "places"), "scenes:100")
     tables = [experiment(name) for name in EXPERIMENTS]
     plan = Plan(size, tables, out=tmp_path, data=data, weights={}, seeds=size.seeds, compute={"threads": 1})
     assert not plan.wanted
@@ -90,11 +91,13 @@ def test_every_cell_has_settings_that_resolve(scale: str, tmp_path: Path) -> Non
 def test_full_size_rows_are_the_papers_recipes(tmp_path: Path) -> None:
     """Only rows that nobody can train, and ours, which the paper lacks, have no cell at full size."""
     size = load_scale("full")
-    data = {name: "scenes:100" for name in ("images", "coco", "lvis", "voc", "cityscapes")}
+    data = dict.fromkeys(("images", "coco", "lvis", "voc", "cityscapes"), "scenes:100")
     tables = [experiment(name) for name in TABLES]
     plan = Plan(size, tables, out=tmp_path, data=data, weights={}, seeds=3, compute={})
     assert {m for _, m, _ in plan.missing} == {"moco-v1-ig", "moco-v2-400"}
     assert not size.changes
     assert all(not cell.recipe.startswith(("tiny", "small")) for cell in plan.cells.values())
     once = {key for key in plan.cells if key.startswith("pretrain/")}
-    assert all(key.endswith("-seed0") for key in once)  # three fine-tunings of one pre-training, as in the paper
+    assert all(
+        key.endswith("-seed0") for key in once
+    )  # three fine-tunings of one pre-training, as in the paper

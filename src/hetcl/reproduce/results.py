@@ -59,9 +59,9 @@ def _table(plan: Plan, experiment: Experiment, records: Mapping[str, Any]) -> di
             estimate([v for f in found.values() if (v := f.get((method, c))) is not None])
             for c in experiment.columns
         ]
-        lacking = [plan.missing.get((experiment.name, method, c), "") for c in experiment.columns]
         why = [
-            ("" if one else lack or "its cells are not done") for one, lack in zip(ours, lacking, strict=True)
+            "" if one else _why(plan, experiment, method, c, records)
+            for one, c in zip(ours, experiment.columns, strict=True)
         ]
         rows.append(
             {"method": method, "label": named[method], "paper": list(paper), "ours": ours, "why_not": why}
@@ -72,6 +72,16 @@ def _table(plan: Plan, experiment: Experiment, records: Mapping[str, Any]) -> di
         "rows": rows,
         "claims": [_judged(experiment, claim, found) for claim in experiment.claims],
     }  # fmt: skip
+
+
+def _why(plan: Plan, experiment: Experiment, method: str, column: Column, records: Mapping[str, Any]) -> str:
+    """Why a row has no figure in a column."""
+    if lacking := plan.missing.get((experiment.name, method, column)):
+        return lacking
+    places = [plan.places[experiment.name, method, column, seed] for seed in range(plan.seeds)]
+    if any(place.cell in records for place in places):
+        return "too few pairs, dimensions or images to give this figure"
+    return "its cells are not done"
 
 
 def _judged(experiment: Experiment, claim: Any, found: Mapping[int, Any]) -> dict[str, Any]:
