@@ -25,6 +25,7 @@ def mixed(tmp_path_factory: pytest.TempPathFactory) -> list[Path]:
         folders.make_what(root / "what"),
         folders.make_detector(root / "detector", good, label=folders.HOSTILE),
         folders.make_evaluation(root / "evaluation", root / "detector"),
+        folders.make_reproduction(root / "reproduction", label=folders.HOSTILE),
     ]
 
 

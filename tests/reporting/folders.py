@@ -217,3 +217,30 @@ def make_evaluation(path: Path, run: Path) -> Path:
         "evaluation.json",
         tree | {"data": {"data": "coco:mine", "description": "50 images"}, "machine": MACHINE},
     )
+
+
+def make_reproduction(path: Path, *, label: str = "HCL") -> Path:
+    """Two claims of a table, one confirmed and one that was not run."""
+    ours = {"values": [1.0, 2.0, 1.5], "mean": 1.5, "low": 0.3, "high": 2.7}
+    column = {"task": "coco-fpn-1x", "figure": "box_ap"}
+    claims = [
+        {"text": f"{label} is above MoCo-v2", "paper": 0.8, "ours": ours, "verdict": "confirmed"},
+        {"text": "Stage 1 helps", "paper": 0.5, "ours": None, "verdict": "not run"},
+    ]
+    claims = [{"condition": "above 0", **claim} for claim in claims]
+    rows = [
+        {"method": "hcl", "label": label, "paper": [40.0], "ours": [ours], "why_not": [""]},
+        {"method": "moco-v1-ig", "label": "MoCo-v1", "paper": [38.9], "ours": [None], "why_not": ["not published"]},
+    ]  # fmt: skip
+    table = {
+        "name": "table1", "title": "COCO", "source": "Table 1", "note": "A note.", "columns": [column], "rows": rows,
+        "claims": claims,
+    }  # fmt: skip
+    cell = {"key": "pretrain/hcl-seed0", "command": "hetcl pretrain", "seconds_of_the_last_process": 3.0}
+    tree = {
+        "schema": 1, "kind": "hetcl-reproduction", "scale": "mini", "about": "miniature", "seeds": 3,
+        "changes": ["smaller"], "data": {"images": "photos"}, "weights": {"moco-v2": "moco:x.pth"},
+        "experiments": [table], "cells": [cell], "failed": {"pretrain/x": "no room"}, "cost": None,
+        "machine": MACHINE,
+    }  # fmt: skip
+    return write(path, "reproduction.json", tree)

@@ -43,7 +43,7 @@ def test_names_stay_text_in_the_drawing_and_in_the_data() -> None:
         assert HOSTILE[:50] in json.dumps(json.loads(chart.json)).replace('\\"', '"')
         drawn = ElementTree.fromstring(str(chart.svg))
         tags = {element.tag.rpartition("}")[2] for element in drawn.iter()}
-        assert tags <= {"svg", "g", "path", "line", "text", "rect", "defs", "clipPath"}
+        assert tags <= {"svg", "g", "path", "line", "text", "tspan", "rect", "defs", "clipPath"}
         assert drawn.get("role") == "img"
         assert drawn.get("aria-label", "").startswith("T. ")
 

@@ -229,3 +229,17 @@ def test_a_page_is_replaced_and_python_says_the_same(tmp_path: Path) -> None:
     assert hetcl.report(str(run), out=page, examples=0) == page
     with pytest.raises(hetcl.errors.InputError):
         hetcl.report([], out=page)
+
+
+def test_a_reproduction_says_its_claims_and_its_command(tmp_path: Path) -> None:
+    folder = folders.make_reproduction(tmp_path / "mini")
+    text = report(folder, out=tmp_path / "report.html", examples=0).read_text()
+    for words in (
+        "Of 2 claims: 1 confirmed, 1 not run.", "+1.5 (+0.3 to +2.7)", "+0.8", "not run: MoCo-v1: not published",
+        "pretrain/x failed: no room", "Table 1: COCO",
+    ):  # fmt: skip
+        assert words in text
+    assert "hetcl reproduce table1 --mini --images photos --weights moco-v2=moco:x.pth --seeds 3" in re.sub(
+        r"</?span>", "", text
+    )
+    assert "No run of pre-training was given" not in text

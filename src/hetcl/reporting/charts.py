@@ -10,6 +10,7 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
+from textwrap import fill
 from typing import Any
 
 from markupsafe import Markup, escape
@@ -18,6 +19,8 @@ from hetcl.printable import printable
 
 Row = Mapping[str, Any]
 WIDTH, HEIGHT = 400, 190
+BREAK = 28
+"""Characters of a label's line."""
 SERIES = 8
 """Colours of the page, ``--series-1`` and so on; more series share them, with other dashes."""
 DASHES = ([1, 0], [6, 3], [2, 2], [8, 3, 2, 3])
@@ -193,7 +196,10 @@ def intervals(title: str, rows: Sequence[Row], *, axis: str = "") -> Chart | Non
     Args:
         rows: ``label``, ``group`` (its colour), ``value``, ``low``, ``high``; ``each``, single values, where known.
     """
-    rows = [{**r, "label": printable(r["label"])[:60], "group": printable(r["group"])[:60]} for r in rows]
+    rows = [
+        {**r, "label": fill(printable(r["label"])[:100], BREAK), "group": printable(r["group"])[:60]}
+        for r in rows
+    ]
     if not rows:
         return None
     groups = list(dict.fromkeys(r["group"] for r in rows))
@@ -203,7 +209,7 @@ def intervals(title: str, rows: Sequence[Row], *, axis: str = "") -> Chart | Non
     ]
     form, unit = ".3~p", "%"
     y: dict[str, Any] = {"field": "label", "type": "nominal", "sort": None, "title": None}
-    y["axis"] = {"labelLimit": 170, "grid": True}
+    y["axis"] = {"labelLimit": 170, "labelExpr": "split(datum.label, '\\n')", "grid": True}
     if len(groups) > 1:
         y |= {"scale": {"paddingInner": 0.3}}
     offset = {"yOffset": {"field": "group", "sort": None}} if len(groups) > 1 else {}
@@ -239,9 +245,12 @@ def intervals(title: str, rows: Sequence[Row], *, axis: str = "") -> Chart | Non
         encoding = {"x": {"field": "each"} | across, "y": y, "color": color, **offset}
         mark = {"type": "tick", "size": 9, "thickness": 1.5, "aria": False}
         layers.append({"data": {"values": single}, "mark": mark, "encoding": encoding})
-    lines = len(dict.fromkeys(r["label"] for r in rows)) * max(1, 0.6 * len(groups))
+    tall = sum(1 + 0.6 * label.count("\n") for label in dict.fromkeys(r["label"] for r in rows))
+    lines = tall * max(1, 0.6 * len(groups))
+    rows = [{**r, "label": r["label"].replace("\n", " ")} for r in rows]  # from here on for text
+    several = len(groups) > 1
     text = f"{title}. " + ". ".join(
-        f"{r['label']}{', ' + r['group'] if len(groups) > 1 else ''}: {shown_as(r['value'], unit)} "
+        f"{r['label']}{', ' + r['group'] if several else ''}: {shown_as(r['value'], unit)} "
         f"({shown_as(r['low'], unit)} to {shown_as(r['high'], unit)})" for r in rows[:12]
     ) + ("." if len(rows) <= 12 else " ...")  # fmt: skip
     cells = [

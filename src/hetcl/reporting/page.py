@@ -90,6 +90,7 @@ def _page(results: Sequence[Result], examples: int) -> str:
         results=[(r.name, KINDS[r.kind], str(r.path)) for r in results],
         verdicts=_guarded(results, _verdicts),
         overview=_overview(results),
+        reproduced=any(r.kind == "reproduction" for r in results),
         sections=shown,
         style=Markup((ASSETS / "page.css").read_text("utf-8")),
         scripts=[Markup(text) for text in code],

@@ -112,7 +112,7 @@ def sections(result: Result) -> Iterator[Section]:
         first.blocks.append(Text(lines, "list"))
     yield first
     for table in tree["experiments"]:
-        title = f"{table['name']}: {table['title']} ({table['source']})"
+        title = table["title"] if table["source"] == "ours" else f"{table['source']}: {table['title']}"
         blocks: list[Any] = [Text([table["note"]], "note")] if table["note"] else []
         blocks += [Grid("Claims, in points", CLAIMS, claim_rows(table)), _chart(table)]
         blocks += [
