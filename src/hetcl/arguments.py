@@ -211,7 +211,7 @@ def _add_report(report: _Parser) -> None:
         "runs",
         nargs="+",
         metavar="RUN",
-        help="a folder that pretrain, contrast, probe, finetune or evaluate wrote",
+        help="a folder that pretrain, contrast, probe, finetune, evaluate or reproduce wrote",
     )
     report.add_argument(
         "--out", metavar="FILE.html", required=True, help="page to write; a page that is there is replaced"
