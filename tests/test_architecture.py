@@ -61,6 +61,7 @@ ENTRIES = {
     "analysis.probe.run",
     "analysis.probe.what",
     "analysis.where.run",
+    "analysis.embed",
     "weights.exporters",
     "downstream.doctor",
     "downstream.finetune",

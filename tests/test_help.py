@@ -11,6 +11,7 @@ import pytest
 
 from hetcl.settings import (
     ContrastSettings,
+    EmbedSettings,
     EvaluateSettings,
     FinetuneSettings,
     PretrainSettings,
@@ -23,6 +24,7 @@ VERBS = [
     "pretrain",
     "contrast",
     "probe",
+    "embed",
     "export",
     "finetune",
     "evaluate",
@@ -118,6 +120,7 @@ def test_help_shows_every_setting_once_with_its_default(answers: Answers, verb: 
     [
         ("contrast", ContrastSettings),
         ("probe", ProbeSettings),
+        ("embed", EmbedSettings),
         ("finetune", FinetuneSettings),
         ("evaluate", EvaluateSettings),
     ],

@@ -16,6 +16,7 @@ _HOME = {
     "pretrain": "hetcl.pretraining.run",
     "contrast": "hetcl.analysis.contrast.run",
     "probe": "hetcl.analysis.probe.run",
+    "embed": "hetcl.analysis.embed",
     "export": "hetcl.weights.exporters",
     "finetune": "hetcl.downstream.finetune",
     "evaluate": "hetcl.downstream.evaluate",
@@ -39,6 +40,7 @@ if "torch" not in sys.modules:
 
 if TYPE_CHECKING:
     from hetcl.analysis.contrast.run import contrast as contrast
+    from hetcl.analysis.embed import embed as embed
     from hetcl.analysis.probe.run import probe as probe
     from hetcl.downstream.evaluate import evaluate as evaluate
     from hetcl.downstream.evaluate import load_finetuned as load_finetuned

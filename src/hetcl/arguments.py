@@ -109,6 +109,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     )
     _add_partial(p)
     _add_analysis(made["contrast"], made["probe"])
+    _add_embed(made["embed"])
     _add_export(made["export"])
     _add_downstream(made["finetune"], made["evaluate"])
     _add_report(made["report"])
@@ -169,6 +170,26 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
             "--resume", action="store_true", help="use what is in --out already, whatever ended it"
         )
         _add_partial(p)
+
+
+def _add_embed(embed: argparse.ArgumentParser) -> None:
+    embed.usage = "hetcl embed MODEL --data DATA --out FILE.npy [--resume] [--overwrite] [--SETTING VALUE]"
+    embed.epilog = (
+        "examples:\n"
+        "  hetcl embed run --data photos/ --out photos.npy\n"
+        "  hetcl embed run --data 'shards-{0000..0004}.tar' --out shards.npy --features embedding\n\n"
+        "Row i of FILE.npy (float32) is the image in line i of FILE.csv, after its header; FILE.json says what it is."
+    )
+    embed.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    embed.add_argument("--data", required=True, help=DATA_HELP)
+    embed.add_argument(
+        "--out", metavar="FILE.npy", required=True, help="file to write; names go to FILE.csv beside it"
+    )
+    embed.add_argument(
+        "--resume", action="store_true", help="go on with what a stopped command has computed for --out"
+    )
+    embed.add_argument("--overwrite", action="store_true", help="replace features that are there")
+    _add_partial(embed)
 
 
 def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
@@ -262,6 +283,7 @@ SETTINGS = {
     "doctor": ("PretrainSettings", "override the recipe; defaults shown are those of hcl-r50"),
     "contrast": ("ContrastSettings", "what is tested"),
     "probe": ("ProbeSettings", "what is probed"),
+    "embed": ("EmbedSettings", "what is written"),
     "finetune": (
         "FinetuneSettings",
         "override the recipe; defaults shown are those of coco-mask-rcnn-r50-fpn-1x",

@@ -77,6 +77,12 @@ def probe(args: argparse.Namespace, overrides: list[str]) -> None:
     probe(args.models, **_given(args, "data", *FOLDER), overrides=overrides)
 
 
+def embed(args: argparse.Namespace, overrides: list[str]) -> None:
+    from hetcl.analysis.embed import embed
+
+    embed(args.model, **_given(args, "data", "overwrite", *FOLDER), overrides=overrides)
+
+
 def finetune(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.downstream.finetune import finetune
 
@@ -113,6 +119,7 @@ VERBS = {
         probe,
         "what frozen features know of labels (what) and of places (where): probe.json, where.json",
     ),
+    "embed": (embed, "features of images in a file, with their names: neighbours, duplicates, clusters"),
     "export": (export, "weights for torchvision, timm, detectron2 and others, each proven equal"),
     "finetune": (
         finetune,

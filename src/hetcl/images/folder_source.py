@@ -78,6 +78,10 @@ class FolderSource:
         """Path of the image, relative to the folder."""
         return self.table.string("path", self._place(index)[0])
 
+    def name(self, index: int) -> str:
+        """Path of the image, relative to the folder."""
+        return os.fsdecode(self.path(index))
+
     def sample(self, index: int) -> Sample:
         """The file at ``index``. Raises BadImage when it cannot be read."""
         row, label = self._place(index)

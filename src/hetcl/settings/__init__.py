@@ -7,7 +7,14 @@ frozen object of their own room (``StageConfig``). Two read fields of settings w
 ``training/session.py`` those of ``ComputeSettings``, ``methods.py`` the groups of its kinds of branches.
 """
 
-from hetcl.settings.analysis import ContrastSettings, ProbeSettings, resolve_contrast, resolve_probe
+from hetcl.settings.analysis import (
+    ContrastSettings,
+    EmbedSettings,
+    ProbeSettings,
+    resolve_contrast,
+    resolve_embed,
+    resolve_probe,
+)
 from hetcl.settings.compute import MAY_CHANGE, ComputeSettings
 from hetcl.settings.downstream import (
     EvaluateSettings,
@@ -25,6 +32,7 @@ __all__ = [
     "MAY_CHANGE",
     "ComputeSettings",
     "ContrastSettings",
+    "EmbedSettings",
     "EvaluateSettings",
     "FinetuneSettings",
     "PretrainSettings",
@@ -43,6 +51,7 @@ __all__ = [
     "recipe_text",
     "resolve",
     "resolve_contrast",
+    "resolve_embed",
     "resolve_evaluate",
     "resolve_finetune",
     "resolve_probe",
