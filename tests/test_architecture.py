@@ -67,6 +67,8 @@ ENTRIES = {
     "downstream.finetune",
     "downstream.plan",
     "downstream.evaluate",
+    "downstream.trained",
+    "downstream.predictions",
     "reporting.commands",
     "reporting.sections",
 }

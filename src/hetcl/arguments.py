@@ -112,6 +112,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     _add_embed(made["embed"])
     _add_export(made["export"])
     _add_downstream(made["finetune"], made["evaluate"])
+    _add_predict(made["predict"])
     _add_report(made["report"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
     made["doctor"].add_argument("--data", help=f"{DATA_HELP}; or a data set to fine-tune on: {DATASET_HELP}")
@@ -220,6 +221,29 @@ def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
     evaluate.add_argument("--overwrite", action="store_true", help="replace an evaluation that is there")
 
 
+def _add_predict(predict: argparse.ArgumentParser) -> None:
+    predict.usage = (
+        "hetcl predict RUN IMAGES [IMAGES ...] --out DIR [--resume] [--overwrite] [--SETTING VALUE]"
+    )
+    predict.epilog = (
+        "examples:\n"
+        "  hetcl predict detector photos/ --out predictions\n"
+        "  hetcl predict detector 'trip/*.jpg' more/ a.png --out predictions --score_threshold 0.3\n"
+        "  hetcl predict detector photos/ --out predictions --resume                new images alone, or after a stop"
+    )
+    predict.add_argument("run", metavar="RUN", help="a run of `hetcl finetune`")
+    predict.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="files, folders of images at any depth, or patterns"
+    )
+    predict.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    predict.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what is in --out: images that are done are not done again",
+    )
+    predict.add_argument("--overwrite", action="store_true", help="replace predictions that are there")
+
+
 def _add_report(report: _Parser) -> None:
     report.usage = "hetcl report RUN [RUN ...] --out FILE.html [--examples N]"
     report.epilog = (
@@ -289,6 +313,7 @@ SETTINGS = {
         "override the recipe; defaults shown are those of coco-mask-rcnn-r50-fpn-1x",
     ),
     "evaluate": ("EvaluateSettings", "what is evaluated, and how"),
+    "predict": ("PredictSettings", "what is looked for, and what is written"),
 }
 """The verbs that take settings: the class that has them, and what they are."""
 

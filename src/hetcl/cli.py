@@ -95,6 +95,12 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
     evaluate(args.run, data=args.data, out=args.out, overwrite=args.overwrite, overrides=overrides)
 
 
+def predict(args: argparse.Namespace, overrides: list[str]) -> None:
+    from hetcl.downstream.predictions import predict
+
+    predict(args.run, args.images, **_given(args, "out", "resume", "overwrite"), overrides=overrides)
+
+
 def report(args: argparse.Namespace, _: list[str]) -> None:
     from hetcl.reporting.page import report
 
@@ -126,6 +132,7 @@ VERBS = {
         "a backbone and a data set to a detector or segmenter, evaluated: RUN/summary.json",
     ),
     "evaluate": (evaluate, "a fine-tuned run on a data set: AP or mIoU, results.json, predictions.png"),
+    "predict": (predict, "a fine-tuned run on your own images: drawn, and as JSON and CSV"),
     "report": (report, "runs and results on one page that opens from disk: did it learn, and what now"),
     "recipes": (recipes, "list the recipes, or show one"),
     "doctor": (doctor, "this machine, this data, this recipe: what would go wrong, how long it would take"),

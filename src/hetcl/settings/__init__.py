@@ -19,10 +19,12 @@ from hetcl.settings.compute import MAY_CHANGE, ComputeSettings
 from hetcl.settings.downstream import (
     EvaluateSettings,
     FinetuneSettings,
+    PredictSettings,
     check_finetune,
     finetune_from_dict,
     resolve_evaluate,
     resolve_finetune,
+    resolve_predict,
 )
 from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, to_dict
 from hetcl.settings.pretrain import PretrainSettings, StageSettings, check, from_dict, resolve, stages_of
@@ -35,6 +37,7 @@ __all__ = [
     "EmbedSettings",
     "EvaluateSettings",
     "FinetuneSettings",
+    "PredictSettings",
     "PretrainSettings",
     "ProbeSettings",
     "StageSettings",
@@ -54,6 +57,7 @@ __all__ = [
     "resolve_embed",
     "resolve_evaluate",
     "resolve_finetune",
+    "resolve_predict",
     "resolve_probe",
     "stages_of",
     "to_dict",
