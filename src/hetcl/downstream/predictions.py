@@ -92,7 +92,7 @@ def _check_out(out: Path, resume: bool, overwrite: bool) -> None:
     foreign = any(name.removesuffix(".part") not in OURS and not _is_progress(name) for name in held)
     foreign |= bool(held) and not begun
     check_own(
-        out, "predictions", foreign=foreign, again=begun and not (resume or overwrite),
+        out, "a set of predictions", foreign=foreign, again=begun and not (resume or overwrite),
         add="--resume to go on with them, --overwrite to replace them",
     )  # fmt: skip
 
