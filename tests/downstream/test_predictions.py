@@ -6,6 +6,7 @@ import csv
 import itertools
 import json
 import os
+import shutil
 import signal
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ from hetcl.datasets.annotations import Prediction
 from hetcl.datasets.masks import encode
 from hetcl.downstream import predictions
 from hetcl.downstream.prediction_files import draw_detections, file_names
+from hetcl.downstream.report_text import meaning
 from hetcl.downstream.sheets import color
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.image_files import ImageFiles
@@ -352,6 +354,59 @@ def test_boxes_and_masks_are_drawn_where_they_are(longest: int) -> None:
     assert np.abs(tinted - (0.55 * 120 + 0.45 * np.array(color(3)))).max() < 3
     assert np.abs(plain - 120).max() < 3
     assert np.abs(out[2, 2] - 120).max() < 3
+
+
+def test_names_that_are_no_text_and_formulas(detector: Path, photos: Path, tmp_path: Path) -> None:
+    strange = ["=1+1.png", os.fsdecode(b"\xff.png"), "a\nb.png"]
+    for name in strange:
+        (photos / name).write_bytes((photos / "0.png").read_bytes())
+    tree = run(detector, photos, tmp_path / "p")
+    assert {image["file_name"] for image in tree["images"]} > {*strange}
+    assert all((tmp_path / "p" / image["drawn"]).is_file() for image in tree["images"])
+    with open(tmp_path / "p" / "predictions.csv", newline="", encoding="utf-8") as f:
+        told = {row["image"] for row in csv.DictReader(f)}
+    assert told >= {"'=1+1.png", "\\udcff.png", "a\\nb.png"}
+
+
+# ---- what is said ----------------------------------------------------------------------------------------------------
+
+
+def test_finetune_ends_with_what_its_figure_means_and_the_next_command(detector: Path) -> None:
+    *_, meant, done, look, use = (line[20:] for line in (detector / "log.txt").read_text().splitlines())
+    assert meant.startswith("box AP 0.")
+    assert "of 100 is poor: AP says how many of the objects were found" in meant
+    assert done.startswith("done in ")
+    assert look.split(": ")[1].strip() == str(detector / "predictions.png")
+    verb, *words = use.removeprefix("use it:   hetcl ").split()
+    assert (verb, *words) == ("predict", str(detector), "photos/", "--out", "predictions")
+
+
+@pytest.mark.parametrize(
+    ("figures", "said"),
+    [
+        ({"box_ap": 9.99, "mask_ap": 50.0}, "box AP 10.0 of 100 is poor"),
+        ({"box_ap": float("nan"), "mask_ap": 12.0}, "mask AP 12.0 of 100 is fair"),
+        ({"box_ap": 30.0}, "box AP 30.0 of 100 is good"),
+        ({"miou": 55.5, "pixel_accuracy": 90.0}, "mIoU 55.5 of 100: of the pixels"),
+        ({"box_ap": float("nan")}, "nothing could be measured"),
+    ],
+)
+def test_what_a_figure_means(figures: dict[str, float], said: str) -> None:
+    assert meaning(figures).startswith(said)
+
+
+def test_a_run_that_is_not_finished_is_used_and_said(
+    detector: Path, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    part = tmp_path / "part"
+    shutil.copytree(detector, part)
+    last = part / "checkpoints" / "last.ckpt"
+    content = checkpoint.load(last)
+    checkpoint.save(last, content | {"epoch": 0, "step": 1})
+    tree = run(part, photos, tmp_path / "p")
+    assert tree["info"]["model"]["trained"] == "1 of 4 steps"
+    out = capsys.readouterr().out
+    assert f"! this run is not finished; hetcl finetune --out {part} --resume goes on" in out
 
 
 # ---- refused ---------------------------------------------------------------------------------------------------------

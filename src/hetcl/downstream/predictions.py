@@ -156,11 +156,6 @@ class Predict(RunSession[None]):
         self.reporter.say(f"images    {len(self.images):,} of {named}")
         if aside := left_aside(named, self.images.aside):
             (self.reporter.warn if aside[0] >= logging.WARNING else self.reporter.say)(aside[1])
-        done, total = (int(n) for n in self.trained.replace(",", "").split()[:3:2])
-        if done < total:
-            self.reporter.warn(
-                f"the run is not finished ({self.trained}); hetcl finetune --out {self.run.path} --resume goes on"
-            )
         self.say_where(self.out, precision=self.precision)
 
     # ---- the pass --------------------------------------------------------------------------------------------------

@@ -6,6 +6,7 @@ import logging
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from operator import index
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,8 @@ class RunSession(ReportingSession[Found]):
     """Besides, of a verb that looks at images with a fine-tuned run: the run, its model, how far the pass is."""
 
     settings: EvaluateSettings | PredictSettings
+    steps: tuple[int, int]
+    """Steps that the run was trained, and of how many."""
     first: tuple[int, float] | None = None
     """How many images were done when the clock of the time that is left began, and that moment."""
 
@@ -48,14 +51,24 @@ class RunSession(ReportingSession[Found]):
         changes |= {name: value for name in ("detections", "test_proposals") if (value := getattr(s, name))}
         if s.score_threshold >= 0:
             changes["score_threshold"] = s.score_threshold
-        model, self.trained = read_model(self.run, self.saved, **changes)
+        model, self.steps = read_model(self.run, self.saved, **changes)
         model = model.to(self.fabric.device)
         return model.to(memory_format=torch.channels_last if s.channels_last else torch.contiguous_format)
 
+    @property
+    def trained(self) -> str:
+        """How far the run was trained, in words."""
+        done, whole = self.steps
+        return f"{done:,} of {count(whole, 'step')}"
+
     def say_run(self) -> None:
-        """The line of the run."""
+        """The line of the run, and that it is not finished."""
         kind = f"{self.words['model']}, {self.saved['arch']}, {self.trained}"
         self.reporter.say(f"run       {self.run.path}: {kind}")
+        if self.steps[0] < self.steps[1]:
+            self.reporter.warn(
+                f"this run is not finished; hetcl finetune --out {self.run.path} --resume goes on"
+            )
 
     def advance(self, done: int, total: int) -> None:
         """Show how many images are done, of how many, and how long the others take."""
@@ -95,8 +108,10 @@ def read_run(folder: RunFolder) -> dict[str, Any]:
     return saved | {"settings": to_dict(saved_settings(folder, saved))}
 
 
-def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> tuple[nn.Module, str]:
-    """The trained model on the host, in eval mode, with some settings changed; and how far it was trained.
+def read_model(
+    folder: RunFolder, saved: Mapping[str, Any], **changes: Any
+) -> tuple[nn.Module, tuple[int, int]]:
+    """The trained model on the host, in eval mode, with some settings changed; steps that it was trained, of how many.
 
     Raises:
         InputError: no checkpoint, or one that does not fit.
@@ -119,10 +134,10 @@ def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> t
     )
     try:
         model.load_state_dict(content["task"]["model"])
-        done = content["epoch"] * content["steps_per_epoch"] + content["step"]
-        trained = f"{done:,} of {count(content['steps'], 'step')}"
+        done = index(content["epoch"] * content["steps_per_epoch"] + content["step"])
+        steps = done, index(content["steps"])
     except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
         raise InputError(
             f"{path} does not fit {folder.settings} ({(str(e).splitlines() or [''])[0][:120]}); put back the run's own"
         ) from None
-    return model.eval(), trained
+    return model.eval(), steps
