@@ -107,7 +107,7 @@ class Predict(RunSession[None]):
         lock: FolderLock, *, resume: bool, overwrite: bool,
     ) -> None:  # fmt: skip
         super().__init__()
-        self.named, self.out = images, out
+        self.out = out
         self.claim = lambda: claim(lock, lambda: _check_out(out, resume, overwrite), self._prepare)
         self.open_run(run, settings)
         s = self.settings
@@ -152,9 +152,8 @@ class Predict(RunSession[None]):
 
     def _introduce(self) -> None:
         self.say_run()
-        named = ", ".join(map(str, self.named[:3])) + ", ..." * (len(self.named) > 3)
-        self.reporter.say(f"images    {len(self.images):,} of {named}")
-        if aside := left_aside(named, self.images.aside):
+        self.reporter.say(f"images    {len(self.images):,} in {self.images.folder}")
+        if aside := left_aside(self.images.folder, self.images.aside):
             (self.reporter.warn if aside[0] >= logging.WARNING else self.reporter.say)(aside[1])
         self.say_where(self.out, precision=self.precision)
 

@@ -52,9 +52,10 @@ class ImageFiles:
             words, advice = self.aside.words(), self.aside.advice()
             there = f" (there: {words})" if words else ""
             raise InputError(f"no images in {what}{there}{f'; {advice}' if advice else HELP}")
-        common = os.path.commonpath(roots)
-        self.names = [os.path.relpath(os.path.abspath(path), common) for path in self.paths]
-        """What to call each: its path below the folder that holds all of them."""
+        self.folder = os.path.commonpath(roots)
+        """Which holds all of them."""
+        self.names = [os.path.relpath(os.path.abspath(path), self.folder) for path in self.paths]
+        """What to call each: its path below that folder."""
 
     def __len__(self) -> int:
         return len(self.paths)
