@@ -133,7 +133,7 @@ def file_names(names: Sequence[str], suffix: str) -> list[str]:
 def drawn_width(size: tuple[int, int], longest: int) -> int:
     """The width of a drawing of an image of ``size`` (H, W): small ones are enlarged, so that words can be read."""
     scale = min(longest / max(size), max(1.0, sheets.CELL / size[1]))
-    return max(1, round(size[1] * scale))
+    return max(1, int(size[1] * scale))
 
 
 def draw_detections(pixels: np.ndarray, found: Prediction, names: Sequence[str], longest: int) -> np.ndarray:
