@@ -168,7 +168,7 @@ def save(path: Path, image: Image.Image) -> None:
 
 def label_image(labels: np.ndarray, names: Sequence[str]) -> Image.Image:
     """A label map as an image of class numbers with a palette, uint8 ``[H, W]``; an uncoloured background is black."""
-    image = Image.fromarray(labels, "L")
+    image = Image.fromarray(labels)
     image.putpalette([v for k in range(len(names)) for v in color_of(k, names)])
     return image
 
