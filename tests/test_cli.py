@@ -144,7 +144,7 @@ def test_what_is_no_lack_of_memory_is_not_called_so() -> None:
         (["pretrian"], "no verb 'pretrian' (did you mean 'pretrain'?); see `hetcl --help`"),
         (
             ["frobnicate"],
-            "no verb 'frobnicate'; there are demo, pretrain, contrast, probe, export, finetune, evaluate, ",
+            "no verb 'frobnicate'; there are demo, pretrain, contrast, probe, embed, export, finetune, evaluate, ",
         ),
         (["help"], "see `hetcl --help`"),
         (["-x"], "unexpected argument '-x'; see `hetcl --help`"),

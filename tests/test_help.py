@@ -11,8 +11,10 @@ import pytest
 
 from hetcl.settings import (
     ContrastSettings,
+    EmbedSettings,
     EvaluateSettings,
     FinetuneSettings,
+    PredictSettings,
     PretrainSettings,
     ProbeSettings,
     keys_of,
@@ -23,9 +25,11 @@ VERBS = [
     "pretrain",
     "contrast",
     "probe",
+    "embed",
     "export",
     "finetune",
     "evaluate",
+    "predict",
     "report",
     "recipes",
     "doctor",
@@ -118,8 +122,10 @@ def test_help_shows_every_setting_once_with_its_default(answers: Answers, verb: 
     [
         ("contrast", ContrastSettings),
         ("probe", ProbeSettings),
+        ("embed", EmbedSettings),
         ("finetune", FinetuneSettings),
         ("evaluate", EvaluateSettings),
+        ("predict", PredictSettings),
     ],
 )
 def test_help_shows_the_settings_of_analysis(answers: Answers, verb: str, cls: type) -> None:
@@ -128,7 +134,8 @@ def test_help_shows_the_settings_of_analysis(answers: Answers, verb: str, cls: t
         assert text.count(f"  --{key} ") == 1, key
     others = {"finetune": 1}.get(verb, 0)  # --recipe has a default, too
     assert " ".join(text.split()).count("(default:") == len(keys_of(cls)) + others
-    for word in ("RUN" if verb == "evaluate" else "MODEL", "--data", "--out"):
+    given = {"evaluate": ("RUN", "--data"), "predict": ("RUN", "IMAGES")}.get(verb, ("MODEL", "--data"))
+    for word in (*given, "--out"):
         assert word in text
 
 

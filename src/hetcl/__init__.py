@@ -16,12 +16,14 @@ _HOME = {
     "pretrain": "hetcl.pretraining.run",
     "contrast": "hetcl.analysis.contrast.run",
     "probe": "hetcl.analysis.probe.run",
+    "embed": "hetcl.analysis.embed",
     "export": "hetcl.weights.exporters",
     "finetune": "hetcl.downstream.finetune",
     "evaluate": "hetcl.downstream.evaluate",
+    "predict": "hetcl.downstream.predictions",
     "report": "hetcl.reporting.page",
     "reproduce": "hetcl.reproduce.run",
-    "load_finetuned": "hetcl.downstream.evaluate",
+    "load_finetuned": "hetcl.downstream.trained",
     "load_backbone": "hetcl.weights.sources",
     "Embedding": "hetcl.model.embedding",
     "SemanticBranch": "hetcl.model.branches",
@@ -40,10 +42,12 @@ if "torch" not in sys.modules:
 
 if TYPE_CHECKING:
     from hetcl.analysis.contrast.run import contrast as contrast
+    from hetcl.analysis.embed import embed as embed
     from hetcl.analysis.probe.run import probe as probe
     from hetcl.downstream.evaluate import evaluate as evaluate
-    from hetcl.downstream.evaluate import load_finetuned as load_finetuned
     from hetcl.downstream.finetune import finetune as finetune
+    from hetcl.downstream.predictions import predict as predict
+    from hetcl.downstream.trained import load_finetuned as load_finetuned
     from hetcl.model.branches import SemanticBranch as SemanticBranch
     from hetcl.model.branches import SpatialBranch as SpatialBranch
     from hetcl.model.embedding import Embedding as Embedding

@@ -109,8 +109,10 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     )
     _add_partial(p)
     _add_analysis(made["contrast"], made["probe"])
+    _add_embed(made["embed"])
     _add_export(made["export"])
     _add_downstream(made["finetune"], made["evaluate"])
+    _add_predict(made["predict"])
     _add_report(made["report"])
     _add_reproduce(made["reproduce"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
@@ -172,6 +174,26 @@ def _add_analysis(contrast: argparse.ArgumentParser, probe: argparse.ArgumentPar
         _add_partial(p)
 
 
+def _add_embed(embed: argparse.ArgumentParser) -> None:
+    embed.usage = "hetcl embed MODEL --data DATA --out FILE.npy [--resume] [--overwrite] [--SETTING VALUE]"
+    embed.epilog = (
+        "examples:\n"
+        "  hetcl embed run --data photos/ --out photos.npy\n"
+        "  hetcl embed run --data 'shards-{0000..0004}.tar' --out shards.npy --features embedding\n\n"
+        "Row i of FILE.npy (float32) is the image in line i of FILE.csv, after its header; FILE.json says what it is."
+    )
+    embed.add_argument("model", metavar="MODEL", help=MODEL_HELP)
+    embed.add_argument("--data", required=True, help=DATA_HELP)
+    embed.add_argument(
+        "--out", metavar="FILE.npy", required=True, help="file to write; names go to FILE.csv beside it"
+    )
+    embed.add_argument(
+        "--resume", action="store_true", help="go on with what a stopped command has computed for --out"
+    )
+    embed.add_argument("--overwrite", action="store_true", help="replace features that are there")
+    _add_partial(embed)
+
+
 def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
     finetune.usage = (
         "hetcl finetune --init MODEL --data DATASET --out RUN [--recipe NAME|FILE] [--resume] ..."
@@ -198,6 +220,29 @@ def _add_downstream(finetune: _Parser, evaluate: _Parser) -> None:
     evaluate.add_argument("--data", metavar="DATASET", required=True, help=DATASET_HELP)
     evaluate.add_argument("--out", metavar="DIR", required=True, help="folder to write")
     evaluate.add_argument("--overwrite", action="store_true", help="replace an evaluation that is there")
+
+
+def _add_predict(predict: argparse.ArgumentParser) -> None:
+    predict.usage = (
+        "hetcl predict RUN IMAGES [IMAGES ...] --out DIR [--resume] [--overwrite] [--SETTING VALUE]"
+    )
+    predict.epilog = (
+        "examples:\n"
+        "  hetcl predict detector photos/ --out predictions\n"
+        "  hetcl predict detector 'trip/*.jpg' more/ a.png --out predictions --score_threshold 0.3\n"
+        "  hetcl predict detector photos/ --out predictions --resume                new images alone, or after a stop"
+    )
+    predict.add_argument("run", metavar="RUN", help="a run of `hetcl finetune`")
+    predict.add_argument(
+        "images", metavar="IMAGES", nargs="+", help="files, folders of images at any depth, or patterns"
+    )
+    predict.add_argument("--out", metavar="DIR", required=True, help="folder to write")
+    predict.add_argument(
+        "--resume",
+        action="store_true",
+        help="go on with what is in --out: images that are done are not done again",
+    )
+    predict.add_argument("--overwrite", action="store_true", help="replace predictions that are there")
 
 
 def _add_report(report: _Parser) -> None:
@@ -312,11 +357,13 @@ SETTINGS = {
     "doctor": ("PretrainSettings", "override the recipe; defaults shown are those of hcl-r50"),
     "contrast": ("ContrastSettings", "what is tested"),
     "probe": ("ProbeSettings", "what is probed"),
+    "embed": ("EmbedSettings", "what is written"),
     "finetune": (
         "FinetuneSettings",
         "override the recipe; defaults shown are those of coco-mask-rcnn-r50-fpn-1x",
     ),
     "evaluate": ("EvaluateSettings", "what is evaluated, and how"),
+    "predict": ("PredictSettings", "what is looked for, and what is written"),
 }
 """The verbs that take settings: the class that has them, and what they are."""
 

@@ -77,6 +77,12 @@ def probe(args: argparse.Namespace, overrides: list[str]) -> None:
     probe(args.models, **_given(args, "data", *FOLDER), overrides=overrides)
 
 
+def embed(args: argparse.Namespace, overrides: list[str]) -> None:
+    from hetcl.analysis.embed import embed
+
+    embed(args.model, **_given(args, "data", "overwrite", *FOLDER), overrides=overrides)
+
+
 def finetune(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.downstream.finetune import finetune
 
@@ -87,6 +93,12 @@ def evaluate(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.downstream.evaluate import evaluate
 
     evaluate(args.run, data=args.data, out=args.out, overwrite=args.overwrite, overrides=overrides)
+
+
+def predict(args: argparse.Namespace, overrides: list[str]) -> None:
+    from hetcl.downstream.predictions import predict
+
+    predict(args.run, args.images, **_given(args, "out", "resume", "overwrite"), overrides=overrides)
 
 
 def report(args: argparse.Namespace, _: list[str]) -> None:
@@ -129,12 +141,14 @@ VERBS = {
         probe,
         "what frozen features know of labels (what) and of places (where): probe.json, where.json",
     ),
+    "embed": (embed, "features of images in a file, with their names: neighbours, duplicates, clusters"),
     "export": (export, "weights for torchvision, timm, detectron2 and others, each proven equal"),
     "finetune": (
         finetune,
         "a backbone and a data set to a detector or segmenter, evaluated: RUN/summary.json",
     ),
     "evaluate": (evaluate, "a fine-tuned run on a data set: AP or mIoU, results.json, predictions.png"),
+    "predict": (predict, "a fine-tuned run on your own images: drawn, and as JSON and CSV"),
     "reproduce": (
         reproduce,
         "the paper's tables and figures beside its numbers, at full size or in miniature",

@@ -62,6 +62,10 @@ class Source(Protocol):
         """The label alone, without reading the image."""
         ...
 
+    def name(self, index: int) -> str:
+        """What ``sample`` calls the image, without reading it."""
+        ...
+
     def blocks(self) -> np.ndarray | None:
         """Starts of runs of images that are best read together (shards), int64, or None."""
         ...

@@ -46,7 +46,7 @@ def test_what_cannot_be_trained(coco: Path, tmp_path: Path, capsys: pytest.Captu
     out, data = tmp_path / "run", f"coco:{coco}"
     boxes = write_coco(tmp_path / "boxes", train=2, val=2, masks=None)
     cases = [
-        (command(out, f"coco:{boxes}"), "has no masks; set model to faster-rcnn"),
+        (command(out, f"coco:{boxes}"), "has no masks to learn; --model faster-rcnn learns boxes alone"),
         (command(out, data, "--neck", "c4", init="timm:convnext_atto"), "is no ResNet"),
         (command(out, data, "--model", "fcn"), "a data set with a class for each pixel is one of voc:ROOT"),
         (command(out, "coco:nowhere"), "there is no folder nowhere"),

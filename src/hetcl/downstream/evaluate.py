@@ -2,39 +2,29 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import shutil
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from PIL import Image
-from torch import nn
 
-from hetcl.downstream.build import MODEL_WORDS, build_model, model_words
 from hetcl.downstream.parts import check_missing, judge, open_part
-from hetcl.downstream.plan import KIND, saved_settings
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import Wrapped, under
 from hetcl.downstream.report_text import plain, say_metrics, write_results
-from hetcl.errors import InputError
+from hetcl.downstream.trained import RunSession
 from hetcl.paths import create, expand
-from hetcl.quantities import count, duration
+from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder, disk_problem
 from hetcl.runs.lock import FolderLock
 from hetcl.runs.output import claim, held_in, reserved, write_report
-from hetcl.runs.resume import check_own, latest
-from hetcl.settings import EvaluateSettings, resolve_evaluate, to_dict
+from hetcl.runs.resume import check_own
+from hetcl.settings import EvaluateSettings, resolve_evaluate
 from hetcl.training.devices import peak_memory
-from hetcl.training.session import ReportingSession
-from hetcl.weights.facts import InputFacts
-
-log = logging.getLogger(__name__)
 
 OURS = ("evaluation.json", "results.json", "predictions.png", "label_maps", "log.txt", "bad_images.csv")
 """What ``--out`` may hold when it is written anew."""
@@ -88,8 +78,10 @@ class FirstImages(Wrapped):
         return self.length
 
 
-class Evaluation(ReportingSession[EvaluationResult]):
+class Evaluation(RunSession[EvaluationResult]):
     """One evaluation: reads, looks, scores, writes, says."""
+
+    settings: EvaluateSettings
 
     def __init__(
         self,
@@ -101,15 +93,11 @@ class Evaluation(ReportingSession[EvaluationResult]):
         overwrite: bool,
     ) -> None:
         super().__init__()
-        self.first: tuple[int, float] | None = None
         self.above: str | None = None
-        self.run, self.spec, self.out = run, data, out
+        self.spec, self.out = data, out
         self.claim = lambda: claim(lock, lambda: _check_out(out, overwrite), self._clear)
-        self.saved = saved = read_run(run)
-        self.words = model_words(saved["settings"])
-        if settings.precision == "auto":
-            settings = replace(settings, precision=saved["settings"].get("precision", "auto"))
-        self.settings = settings
+        self.open_run(run, settings)
+        settings, saved = self.settings, self.saved
         self.data = open_part(data, settings.split, self.words["model"], follow_links=settings.follow_links)
         check_missing(self.data, settings.max_bad)
         self.data, self.notes = under(self.data, saved["classes"], data, f"the run {run.path}")
@@ -121,27 +109,14 @@ class Evaluation(ReportingSession[EvaluationResult]):
         self.notes += judge(self.data, what, model=self.words["model"], detections=most)
         self.start(settings, out / "log.txt")
         self.look = EvaluationContext(
-            self.fabric, self.workers, settings.channels_last, settings.max_bad, self._advance
+            self.fabric, self.workers, settings.channels_last, settings.max_bad, self.advance
         )
-        self.model = self._model()
+        self.model = self.load_model()
 
     def _work(self) -> EvaluationResult:
         self.reporter.start("looking at images", 0, len(self.data))
         seen, self.metrics = evaluate_on(self.model, self.data, self.look, self._keep)
         return seen
-
-    def _model(self) -> nn.Module:
-        """The trained model on the device."""
-        s, changes = self.settings, dict[str, Any]()
-        if s.test_size:
-            changes |= {"test_size": s.test_size, "max_size": max(self.words["max_size"], s.test_size)}
-        changes |= {name: value for name in ("detections", "test_proposals") if (value := getattr(s, name))}
-        if s.score_threshold >= 0:
-            changes["score_threshold"] = s.score_threshold
-        model, done = read_model(self.run, self.saved, **changes)
-        self.trained = done
-        model = model.to(self.fabric.device)
-        return model.to(memory_format=torch.channels_last if s.channels_last else torch.contiguous_format)
 
     def _clear(self) -> None:
         """Remove an evaluation that was here."""
@@ -156,21 +131,12 @@ class Evaluation(ReportingSession[EvaluationResult]):
 
     def _introduce(self) -> None:
         say = self.reporter.say
-        say(f"run       {self.run.path}: {self.words['model']}, {self.saved['arch']}, {self.trained}")
+        self.say_run()
         of = f" (the first {count(len(self.data), 'image')})" if isinstance(self.data, FirstImages) else ""
         say(f"test      {self.data.description}{of}")
         for line in [*self.data.skipped.lines(), *self.notes]:
             self.reporter.warn(line)
         self.say_where(self.out, precision=self.precision)
-
-    def _advance(self, done: int, total: int) -> None:
-        self.reporter.advance(done)
-        now = time.monotonic()
-        if self.first is None:  # it has the start of the workers and of the device in it
-            self.first = done, now
-        seconds = (now - self.first[1]) / max(1, done - self.first[0]) * (total - done)
-        left = f", {duration(seconds)} left" if self.first[0] < done < total else ""
-        self.reporter.row(f"images  {done:,} of {total:,}{left}", last=done == total)
 
     def _keep(self, index: int, labels: np.ndarray) -> None:
         """Save a label map as a PNG of class numbers. Raises ``WorkFailed``."""
@@ -226,63 +192,3 @@ class Evaluation(ReportingSession[EvaluationResult]):
                 "they count as images in which nothing was found"
             )
         self.say_done(report["seconds"], self.out, megabytes=report["memory_mb"])
-
-
-def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
-    """The detector or segmenter of a run of :func:`hetcl.finetune`, in eval mode, and the names of its classes.
-
-    A detector takes a list of images, float ``[3, H, W]`` in 0..1 (RGB), and gives for each ``boxes`` ``[n, 4]`` in
-    its pixels, ``scores`` ``[n]``, ``labels`` ``[n]`` (1 is the first class, 0 the background) and, with masks,
-    ``masks`` bool ``[n, 1, H, W]``. A segmenter takes ``[B, 3, H, W]`` and gives logits ``[B, K, H, W]``.
-
-    Raises:
-        InputError: no such run, or a broken one.
-    """
-    folder = RunFolder(run)
-    saved = read_run(folder)
-    return read_model(folder, saved)[0], tuple(saved["classes"])
-
-
-def read_run(folder: RunFolder) -> dict[str, Any]:
-    """The settings of a fine-tuning run. Raises ``InputError`` when it is none."""
-    saved = folder.read_settings(newer=False)
-    if saved.get("kind") != KIND:
-        raise InputError(f"{folder.path} is no run of `hetcl finetune`; name one that is")
-    lacking = [name for name in ("arch", "classes", "facts") if name not in saved]
-    lacking += [name for name in MODEL_WORDS if name not in saved["settings"]]
-    if lacking:
-        raise InputError(f"{folder.settings} lacks {lacking[0]}; put back the run's own")
-    return saved | {"settings": to_dict(saved_settings(folder, saved))}
-
-
-def read_model(folder: RunFolder, saved: Mapping[str, Any], **changes: Any) -> tuple[nn.Module, str]:
-    """The trained model on the host, in eval mode, with some settings changed; and how far it was trained.
-
-    Raises:
-        InputError: no checkpoint, or one that does not fit.
-    """
-    found = latest(folder.checkpoints)
-    if found is None:
-        raise InputError(f"{folder.path} has no checkpoint yet; let it train first")
-    path, content = found.path, found.state
-    if found.notes:
-        log.warning(found.notes)
-    if content.get("kind") != KIND or content.get("arch") != saved["arch"]:
-        raise InputError(f"{path} is not of the run in {folder.path}; put back its own")
-    words = model_words(saved["settings"]) | changes
-    words["norm"] = "frozen" if words["norm"] == "frozen" else "tuned"  # the same weights, on any device
-    model = build_model(
-        **words,
-        arch=saved["arch"],
-        classes=len(saved["classes"]),
-        facts=InputFacts.from_dict(saved["facts"], "settings.yaml"),
-    )
-    try:
-        model.load_state_dict(content["task"]["model"])
-        done = content["epoch"] * content["steps_per_epoch"] + content["step"]
-        trained = f"{done:,} of {count(content['steps'], 'step')}"
-    except (RuntimeError, LookupError, TypeError, ValueError, AttributeError) as e:
-        raise InputError(
-            f"{path} does not fit {folder.settings} ({(str(e).splitlines() or [''])[0][:120]}); put back the run's own"
-        ) from None
-    return model.eval(), trained

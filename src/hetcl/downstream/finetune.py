@@ -5,6 +5,7 @@ The order: open the data, settle the settings, try one image, make or resume the
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from dataclasses import fields, replace
 from pathlib import Path
@@ -30,7 +31,7 @@ from hetcl.downstream.plan import (
 )
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import names_of
-from hetcl.downstream.report_text import figure_names, plain, say_metrics, write_results
+from hetcl.downstream.report_text import figure_names, meaning, plain, say_metrics, write_results
 from hetcl.downstream.task import LOSSES, Finetune, FinetuneConfig
 from hetcl.errors import InputError
 from hetcl.quantities import count
@@ -299,7 +300,13 @@ class FinetuneRun(TrainingSession):
         with self.reporter.reporting():
             megabytes = peak_memory(self.fabric.device)
             say_metrics(self.reporter, metrics, len(self.val))
+            self.reporter.say(meaning(metrics.figures))
             self.say_done(seconds, self.folder.path, megabytes=megabytes)
+            where = self.folder.path
+            self.reporter.say(
+                f"look at:  {where / 'predictions.png'}: validation images, the truth beside what was found"
+            )
+            self.reporter.say(f"use it:   hetcl predict {shlex.quote(str(where))} photos/ --out predictions")
 
     def _write_backbone(self, model: nn.Module) -> None:
         """The fine-tuned backbone, for whoever wants it alone."""

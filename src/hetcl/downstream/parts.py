@@ -255,7 +255,10 @@ def examples_of(
         why = f": each of {count(crowds, 'annotation')} is flagged iscrowd" * bool(crowds)
         raise InputError(f"{spec}: no training image has an object{why}; check the annotations")
     if masks and not train.has_masks:
-        raise InputError(f"{spec} has no masks; set model to faster-rcnn")
+        raise InputError(
+            f"{spec} has no masks to learn; --model faster-rcnn learns boxes alone (tiny-faster-rcnn-fpn is such a "
+            "recipe)"
+        )
     if useless:
         notes.append(
             f"{count(len(useless), 'object')} of the training part without a box or mask to learn from left out "

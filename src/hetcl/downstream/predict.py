@@ -7,6 +7,7 @@ Images go through one at a time, so that no padding of a neighbour changes a fig
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -77,16 +78,12 @@ def detect(
     """
     mine: list[tuple[int, Prediction]] = []
     bad: list[BadRecord] = []
-    with _evaluating(model):
-        for index, found in _images(_Read(data), look, images):
-            if isinstance(found, str):
-                bad.append(BadRecord(index, data.annotations(index).name, found))
-                continue
-            image = found.to(look.fabric.device).float().div_(255)
-            with look.fabric.autocast():
-                output = model([image])[0]
-            truth = data.annotations(index)
-            mine.append((index, prediction_of(output, truth.image_id, truth.name)))
+    for index, image, answer in answers(model, data, look, images=images):
+        truth = data.annotations(index)
+        if image is None:
+            bad.append(BadRecord(index, truth.name, answer))
+        else:
+            mine.append((index, prediction_of(answer, truth.image_id, truth.name)))
     every = sorted((pair for pairs in _gathered(mine) for pair in pairs), key=lambda pair: pair[0])
     seen = EvaluationResult(
         [p for _, p in every], None, _all_bad(bad, len(images), look.max_bad, data.description)
@@ -125,20 +122,16 @@ def segment(
     """
     confusion = Confusion(len(data.classes))
     bad: list[BadRecord] = []
-    with _evaluating(model):
-        for index, found in _images(_Read(data), look, images):
-            truth: Any = found
-            if not isinstance(found, str):
-                try:
-                    truth = data.label_map(index)
-                except BadImage as error:
-                    truth = str(error)
-            if isinstance(truth, str) or isinstance(found, str):
-                bad.append(BadRecord(index, data.name(index), str(truth)))
-                continue
-            labels = label_map(model, found, look)
-            confusion.add(labels, truth)
-            keep(index, labels)
+    for index, image, answer in answers(model, data, look, images=images, maps=True):
+        try:
+            if image is None:
+                raise BadImage(answer)
+            truth = data.label_map(index)
+        except BadImage as error:
+            bad.append(BadRecord(index, data.name(index), str(error)))
+            continue
+        confusion.add(answer, truth)
+        keep(index, answer)
     total = Confusion(len(data.classes))
     for counts in _gathered(confusion.counts):
         total.merge(counts)
@@ -147,15 +140,67 @@ def segment(
 
 def label_map(model: nn.Module, image: Tensor, look: EvaluationContext) -> np.ndarray:
     """uint8 ``[3, H, W]`` -> the likeliest class of each pixel, uint8 ``[H, W]``."""
-    batch = image.to(look.fabric.device).float().div_(255)[None]
+    return _label_maps(model, [image], look)[0]
+
+
+def _label_maps(model: nn.Module, images: Sequence[Tensor], look: EvaluationContext) -> Sequence[np.ndarray]:
+    """Likewise, of images of one size."""
+    batch = torch.stack([image.to(look.fabric.device).float().div_(255) for image in images])
     if look.channels_last:
         batch = batch.contiguous(memory_format=torch.channels_last)
     with look.fabric.autocast():
         logits = model(batch)
-    return logits[0].argmax(dim=0).to(torch.uint8).cpu().numpy()
+    return logits.argmax(dim=1).to(torch.uint8).cpu().numpy()
+
+
+def _detections(
+    model: nn.Module, images: Sequence[Tensor], look: EvaluationContext
+) -> list[dict[str, Tensor]]:
+    """What a detector gives for images of one size."""
+    with look.fabric.autocast():
+        return model([image.to(look.fabric.device).float().div_(255) for image in images])
 
 
 # ---- the pass ------------------------------------------------------------------------------------------------------
+
+
+def answers(
+    model: nn.Module, data: Any, look: EvaluationContext, *, images: Sequence[int] | range, maps: bool = False,
+    batch: int = 1,
+) -> Iterator[tuple[int, Tensor | None, Any]]:  # fmt: skip
+    """This rank's share of ``images`` in order, each with what a model says of it.
+
+    Args:
+        data: gives ``image(index)``, as ``DetectionSet``.
+        maps: the model is a segmenter.
+        batch: images that follow each other and have one size go through together, so many at most. There is no
+            padding, so only rounding depends on it.
+
+    Yields:
+        number, uint8 ``[3, H, W]`` and a detector's output (:func:`prediction_of`) or the class of each pixel, uint8
+        ``[H, W]``; of an image that cannot be used number, None and why not.
+    """
+    ask = _label_maps if maps else _detections
+    waiting: list[tuple[int, Tensor]] = []
+
+    def asked() -> Iterator[tuple[int, Tensor | None, Any]]:
+        if waiting:
+            with torch.no_grad():
+                found = ask(model, [image for _, image in waiting], look)
+            yield from ((*pair, answer) for pair, answer in zip(waiting, found, strict=True))
+            waiting.clear()
+
+    with _evaluating(model):
+        for index, found in _images(_Read(data), look, images):
+            if waiting and (isinstance(found, str) or found.shape != waiting[0][1].shape):
+                yield from asked()
+            if isinstance(found, str):
+                yield index, None, found
+                continue
+            waiting.append((index, found))
+            if len(waiting) == batch:
+                yield from asked()
+        yield from asked()
 
 
 class _Read:
@@ -187,19 +232,15 @@ def _images(
         pool.close()
 
 
-class _evaluating:
-    """Inside, a model in eval mode without gradients; outside, as it was."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.model, self.training, self.no_grad = model, model.training, torch.no_grad()
-
-    def __enter__(self) -> None:
-        self.model.eval()
-        self.no_grad.__enter__()
-
-    def __exit__(self, *error: Any) -> None:
-        self.no_grad.__exit__(*error)
-        self.model.train(self.training)
+@contextlib.contextmanager
+def _evaluating(model: nn.Module) -> Iterator[None]:
+    """Inside, a model in eval mode; outside, as it was."""
+    training = model.training
+    model.eval()
+    try:
+        yield
+    finally:
+        model.train(training)
 
 
 def _gathered(mine: Any) -> list[Any]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ _OF_KIND = {
     "lvis": ("box", "mask", (*_COCO, "ap_r", "ap_c", "ap_f")),
     "voc": ("box", "", ("ap", "ap50", "ap75")),
 }
+_GRADES = ((30, "good"), (10, "fair"), (0, "poor"))
+"""From which AP on a detector is called what."""
 _NAMES = {
     "accuracy": "accuracy",
     "miou": "mIoU",
@@ -95,6 +97,24 @@ def sentences(metrics: Metrics, images: int) -> list[str]:
     if rest:
         out.append("  ".join(f"{in_words(n)} {shown(f[n])}" for n in rest))
     return [*out, f"in percent, on {count(images, 'image')}"]
+
+
+def meaning(figures: Mapping[str, float]) -> str:
+    """What the first figure says of the model, in a sentence; 40 is the paper's (recipe coco-mask-rcnn-r50-fpn-1x)."""
+    name = next((n for n in ("box_ap", "mask_ap", "miou") if not math.isnan(figures.get(n, math.nan))), None)
+    if name is None:
+        return "nothing could be measured: the validation images hold nothing of these classes"
+    value = f"{in_words(name)} {shown(figures[name])} of 100"
+    if name == "miou":
+        return (
+            f"{value}: of the pixels that are of a class or were called it, the share that are both, averaged over the "
+            "classes"
+        )
+    grade = next(word for least, word in _GRADES if figures[name] >= least)
+    return (
+        f"{value} is {grade}: AP says how many of the objects were found, how tightly, and with how few false alarms; "
+        "below 10 is poor, and good detectors on COCO have about 40"
+    )
 
 
 def say_metrics(reporter: Reporter, metrics: Metrics, images: int) -> None:

@@ -75,7 +75,7 @@ def detection_sheet(
         notes = [(names[k], int(k)) for k in truth.labels]
         if len(names) == 1:  # objects are told apart instead of classes
             notes = [(name, i) for i, (name, _) in enumerate(notes)]
-        left = _drawn(pixels, truth.boxes, notes, truth.segments)
+        left = drawn(pixels, truth.boxes, notes, truth.segments)
         prediction = predictions.get(truth.image_id)
         right, n, words = pixels, 0, list[tuple[str, int]]()
         if prediction is not None:
@@ -87,7 +87,7 @@ def detection_sheet(
                 for i, s in zip(keep, shade, strict=True)
             ]
             found = None if prediction.masks is None else [prediction.masks[i] for i in keep]
-            right = _drawn(pixels, prediction.boxes[keep], words, found)
+            right = drawn(pixels, prediction.boxes[keep], words, found)
         used |= {label for _, label in [*notes, *words]}
         titles = (
             f"{_short(truth.name)}: truth, {len(truth.labels)}",
@@ -105,7 +105,7 @@ def segmentation_sheet(
     """PNG of ``images``, the true class of each pixel on the left and the predicted one on the right."""
     training = model.training
     pairs, used = [], set[int]()
-    plain = data.classes[0].strip().lower() in BACKGROUND
+    plain = is_background(data.classes)
     model.eval()
     try:
         for index in images:
@@ -121,14 +121,11 @@ def segmentation_sheet(
                 f"{_short(data.name(index))}: truth",
                 f"found, {right:.0%} of the pixels that count right",
             )
-            pairs.append((_colored(pixels, truth, plain), _colored(pixels, predicted, plain), *titles))
+            pairs.append((colored(pixels, truth, plain), colored(pixels, predicted, plain), *titles))
             used |= set(np.unique(truth).tolist()) | set(np.unique(predicted).tolist())
     finally:
         model.train(training)
-    key = [
-        KeyEntry(printable(data.classes[label]), None if plain and label == 0 else color(label))
-        for label in sorted(used - {VOID})
-    ]
+    key = class_key(data.classes, sorted(used - {VOID}))
     return _sheet(pairs, [*key, *[KeyEntry("does not count", (90, 90, 90), hatched=True)] * (VOID in used)])
 
 
@@ -137,28 +134,34 @@ def _short(name: str) -> str:
     return name if len(name) <= 34 else "..." + name[-31:]
 
 
-def _drawn(
-    pixels: np.ndarray, boxes: np.ndarray, words: Sequence[tuple[str, int]], segments: Any
+def drawn(
+    pixels: np.ndarray, boxes: np.ndarray, words: Sequence[tuple[str, int]], segments: Any, width: int = CELL
 ) -> np.ndarray:
-    """An image as wide as a cell, with masks, boxes and words on it; words that find no free place are left out."""
-    out = pixels.astype(np.float32)
-    height, width = pixels.shape[:2]
+    """An image with masks, boxes and words on it; words that find no free place are left out.
+
+    Args:
+        pixels: uint8 ``[H, W, 3]``.
+        boxes, segments: of each object, in its pixels; segments None where there are none.
+        words: of each object what to write, and the number of its colour.
+        width: of the drawing, in pixels; lines and letters grow with it.
+    """
+    out = pixels.astype(np.float32) if segments is not None else pixels
+    height = pixels.shape[0]
     for i, (_, label) in enumerate(words):
         if segments is not None and segments[i] is not None:
-            here = masks.bitmap(segments[i], (height, width)).astype(bool)
+            here = masks.bitmap(segments[i], pixels.shape[:2]).astype(bool)
             out[here] = 0.55 * out[here] + 0.45 * np.array(color(label), np.float32)
-    scale = CELL / width
-    image = Image.fromarray(out.astype(np.uint8)).resize(
-        (CELL, max(1, round(height * scale))), Image.Resampling.LANCZOS
-    )
-    draw, font = ImageDraw.Draw(image), _font(13)
+    scale = width / pixels.shape[1]
+    size = (width, max(1, round(height * scale)))
+    image = Image.fromarray(out.astype(np.uint8)).resize(size, Image.Resampling.LANCZOS)
+    draw, font = ImageDraw.Draw(image), _font(max(13, width // 64))
     seen = [
         (text, label, (left, top, right, bottom))
         for (text, label), (left, top, right, bottom) in zip(words, (boxes * scale).tolist(), strict=True)
         if right > left and bottom > top
     ]
     for _, label, box in seen:
-        draw.rectangle(box, outline=color(label), width=2)
+        draw.rectangle(box, outline=color(label), width=max(2, width // 400))
     taken: list[Box] = []
     for text, label, box in seen:
         left, top, right, bottom = draw.textbbox((0, 0), text, font=font)
@@ -204,7 +207,7 @@ def free_place(
     return None
 
 
-def _colored(pixels: np.ndarray, labels: np.ndarray, plain: bool) -> np.ndarray:
+def colored(pixels: np.ndarray, labels: np.ndarray, plain: bool) -> np.ndarray:
     """An image under the colours of its classes, class 0 not where ``plain``; what does not count is hatched."""
     out = pixels.astype(np.float32)
     for label in np.unique(labels):
@@ -248,6 +251,30 @@ def _sheet(pairs: Sequence[tuple[np.ndarray, np.ndarray, str, str]], key: Sequen
     out = io.BytesIO()
     sheet.save(out, "PNG")
     return out.getvalue()
+
+
+def is_background(names: Sequence[str]) -> bool:
+    """Whether the first class is the background, which is not coloured."""
+    return names[0].strip().lower() in BACKGROUND
+
+
+def class_key(names: Sequence[str], labels: Iterable[int]) -> list[KeyEntry]:
+    """The key to the colours of some classes of pixels."""
+    plain = is_background(names)
+    return [KeyEntry(printable(names[k]), None if plain and k == 0 else color(k)) for k in labels]
+
+
+def keyed(pixels: np.ndarray | None, key: Sequence[KeyEntry], width: int = CELL) -> np.ndarray:
+    """An image under the key to its colours; without an image the key alone, so wide."""
+    width = width if pixels is None else pixels.shape[1]
+    places, head = _key_places(key, width)
+    sheet = Image.new("RGB", (width, head + GAP + (0 if pixels is None else pixels.shape[0])), PAPER)
+    draw = ImageDraw.Draw(sheet)
+    for entry, (x, y) in zip(key, places, strict=True):
+        _draw_entry(sheet, draw, entry, x, y)
+    if pixels is not None:
+        sheet.paste(Image.fromarray(pixels), (0, head + GAP))
+    return np.asarray(sheet)
 
 
 def _key_places(key: Sequence[KeyEntry], width: int) -> tuple[list[tuple[int, int]], int]:

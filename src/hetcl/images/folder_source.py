@@ -78,20 +78,15 @@ class FolderSource:
         """Path of the image, relative to the folder."""
         return self.table.string("path", self._place(index)[0])
 
+    def name(self, index: int) -> str:
+        """Path of the image, relative to the folder."""
+        return os.fsdecode(self.path(index))
+
     def sample(self, index: int) -> Sample:
         """The file at ``index``. Raises BadImage when it cannot be read."""
         row, label = self._place(index)
         inside = self.table.string("path", row)
-        try:
-            descriptor = os.open(os.path.join(self._root, inside), os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
-            with open(descriptor, "rb", buffering=0) as file:
-                if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                    raise BadImage("no longer a plain file")
-                if (size := os.fstat(descriptor).st_size) > MAX_BYTES:
-                    raise BadImage(too_large(size))
-                data = file.read()
-        except OSError as error:
-            raise BadImage(f"cannot be read: {error.strerror}") from error
+        data = read_file(os.path.join(self._root, inside))
         return Sample(
             data=data, label=label if self.classes and label >= 0 else None, name=os.fsdecode(inside)
         )
@@ -104,6 +99,20 @@ class FolderSource:
     def blocks(self) -> np.ndarray | None:
         """None: files are read one by one."""
         return None
+
+
+def read_file(path: str | bytes) -> bytes:
+    """An image file. Raises ``BadImage`` when it cannot be read, is no plain file or larger than any image."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+        with open(descriptor, "rb", buffering=0) as file:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+                raise BadImage("no longer a plain file")
+            if (size := os.fstat(descriptor).st_size) > MAX_BYTES:
+                raise BadImage(too_large(size))
+            return file.read()
+    except OSError as error:
+        raise BadImage(f"cannot be read: {error.strerror}") from error
 
 
 def _merged(runs: Sequence[Span]) -> list[Span]:

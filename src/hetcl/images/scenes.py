@@ -288,7 +288,11 @@ class ScenesSource:
     def sample(self, index: int) -> Sample:
         """The pixels of scene ``index``, labelled with its dominant object's class."""
         drawn = scene(index, seed=self.seed, size=self.size)
-        return Sample(drawn.pixels, int(drawn.labels[0]), f"scene {index}")
+        return Sample(drawn.pixels, int(drawn.labels[0]), self.name(index))
+
+    def name(self, index: int) -> str:
+        """The scene's number."""
+        return f"scene {index}"
 
     def label(self, index: int) -> int | None:
         """The dominant object's class, without drawing."""

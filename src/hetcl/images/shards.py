@@ -45,7 +45,6 @@ class ShardSource:
         window: int = 0,
     ) -> None:
         self.table = table
-        self.name = name
         self.copies = copies
         self.prefers_window = window
         self.fingerprint: str = table.meta["fingerprint"]
@@ -103,21 +102,34 @@ class ShardSource:
         offset, size, shard, label = self.table["image"][index].item()
         if size > MAX_BYTES:
             raise BadImage(too_large(size))
+        # The header before the data carries the name: one read for both.
+        block = self._block(shard, size + BLOCK, offset - BLOCK)
+        known = self.classes is not None and label >= 0
+        return Sample(block[BLOCK:], label if known else None, self._named(shard, block))
+
+    def name(self, index: int) -> str:
+        """Shard and member, read from the header alone (of a remote shard that is not here it is fetched). Raises as
+        ``sample``."""
+        offset, _, shard, _ = self.table["image"][index].item()
+        return self._named(shard, self._block(shard, BLOCK, offset - BLOCK))
+
+    def _named(self, shard: int, header: bytes) -> str:
+        member = header[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
+        return f"{os.path.basename(os.fsdecode(self.table.string('shard', shard)))}/{member}"
+
+    def _block(self, shard: int, size: int, offset: int) -> bytes:
+        """So many bytes of a shard. Raises as ``sample``."""
         try:
-            # The header before the data carries the name: one read for both.
-            block = self._read(shard, size + BLOCK, offset - BLOCK)
+            block = self._read(shard, size, offset)
         except OSError as error:
             raise BadImage(f"the shard cannot be read: {error.strerror}") from error
         except TransferError as error:
             raise WorkFailed(
                 f"{error}. What was saved is kept; --resume goes on from it once the shards can be had again"
             ) from error
-        if len(block) < size + BLOCK:
+        if len(block) < size:
             raise BadImage("the shard has become shorter since it was indexed")
-        member = block[:100].split(b"\0", 1)[0].decode("utf-8", "replace")
-        shard_name = os.path.basename(os.fsdecode(self.table.string("shard", shard)))
-        known = self.classes is not None and label >= 0
-        return Sample(block[BLOCK:], label if known else None, f"{shard_name}/{member}")
+        return block
 
     def _read(self, shard: int, size: int, offset: int) -> bytes:
         try:

@@ -306,7 +306,7 @@ def _patterns(data: str) -> Iterator[str]:
                 "correct the range, or fetch them"
             )
         elif len(names) > 1:
-            raise InputError(f"{part} matches no file ({names[0]} is not there){_near(names[0])}")
+            raise InputError(f"{part} matches no file ({names[0]} is not there){near(names[0])}")
         elif glob.has_magic(part):
             found = sorted(glob.glob(part, recursive=True), key=os.fsencode)
             if not found and is_image(part):
@@ -314,14 +314,14 @@ def _patterns(data: str) -> Iterator[str]:
                     f"{part} matches no file: name the folder of the images, {os.path.dirname(part)}"
                 )
             if not found:
-                raise InputError(f"{part} matches no file{_near(part)}")
+                raise InputError(f"{part} matches no file{near(part)}")
             yield from found
         else:
-            raise InputError(f"{part} does not exist{_near(part)}")
+            raise InputError(f"{part} does not exist{near(part)}")
 
 
-def _near(path: str) -> str:
-    """The end of a message: names like the one that is missing, or what ``DATA`` may be."""
+def near(path: str, otherwise: str = f": {_HELP}") -> str:
+    """The end of a message: names like the one that is missing; where there are none, what ``DATA`` may be."""
     folder, base = os.path.split(os.path.abspath(path))
     while not os.path.isdir(folder):
         folder, base = os.path.split(folder)
@@ -329,7 +329,7 @@ def _near(path: str) -> str:
         names = [name for name in os.listdir(folder) if not name.startswith(".")]
     except OSError:
         names = []
-    near = difflib.get_close_matches(base, names, n=3, cutoff=0.6)
-    if near:
-        return ": did you mean " + " or ".join(os.path.join(folder, name) for name in near) + "?"
-    return f": {_HELP}"
+    like = difflib.get_close_matches(base, names, n=3, cutoff=0.6)
+    if like:
+        return ": did you mean " + " or ".join(os.path.join(folder, name) for name in like) + "?"
+    return otherwise

@@ -37,6 +37,10 @@ class Subset:
         sample = self.source.sample(int(self.index[index]))
         return Sample(sample.data, self.label(index), sample.name)
 
+    def name(self, index: int) -> str:
+        """What the source calls the image."""
+        return self.source.name(int(self.index[index]))
+
     def label(self, index: int) -> int | None:
         """The label alone."""
         return int(self.labels[index])

@@ -7,15 +7,24 @@ frozen object of their own room (``StageConfig``). Two read fields of settings w
 ``training/session.py`` those of ``ComputeSettings``, ``methods.py`` the groups of its kinds of branches.
 """
 
-from hetcl.settings.analysis import ContrastSettings, ProbeSettings, resolve_contrast, resolve_probe
+from hetcl.settings.analysis import (
+    ContrastSettings,
+    EmbedSettings,
+    ProbeSettings,
+    resolve_contrast,
+    resolve_embed,
+    resolve_probe,
+)
 from hetcl.settings.compute import MAY_CHANGE, ComputeSettings
 from hetcl.settings.downstream import (
     EvaluateSettings,
     FinetuneSettings,
+    PredictSettings,
     check_finetune,
     finetune_from_dict,
     resolve_evaluate,
     resolve_finetune,
+    resolve_predict,
 )
 from hetcl.settings.parse import build_saved, documented, flatten, given_in, keys_of, to_dict
 from hetcl.settings.pretrain import PretrainSettings, StageSettings, check, from_dict, resolve, stages_of
@@ -25,8 +34,10 @@ __all__ = [
     "MAY_CHANGE",
     "ComputeSettings",
     "ContrastSettings",
+    "EmbedSettings",
     "EvaluateSettings",
     "FinetuneSettings",
+    "PredictSettings",
     "PretrainSettings",
     "ProbeSettings",
     "StageSettings",
@@ -43,8 +54,10 @@ __all__ = [
     "recipe_text",
     "resolve",
     "resolve_contrast",
+    "resolve_embed",
     "resolve_evaluate",
     "resolve_finetune",
+    "resolve_predict",
     "resolve_probe",
     "stages_of",
     "to_dict",

@@ -1,4 +1,4 @@
-"""The settings of ``hetcl contrast`` and ``hetcl probe``."""
+"""The settings of ``hetcl contrast``, ``hetcl probe`` and ``hetcl embed``."""
 
 from __future__ import annotations
 
@@ -104,6 +104,22 @@ class ProbeSettings(AnalysisSettings):
     """Where every random number comes from."""
 
 
+@dataclass(frozen=True)
+class EmbedSettings(AnalysisSettings):
+    """Features of central views, to a file."""
+
+    features: str = "pooled"
+    """What to write: pooled (C5 averaged), c2..c5 (a level averaged), c4x7 (a level on a 7 x 7 grid), each as the
+    backbone gives it; for weights with branches also embedding (all parts side by side), semantic or spatial, each part
+    of unit length."""
+    size: int = 0
+    """Side of a view in pixels; 0: what the model was trained at, 224 where that is not known."""
+    data_split: Literal["train", "val", "test", "all"] = "all"
+    """What to read where the data has splits, by the names of folders or shards (docs/data.md); all: everything."""
+    seed: int = 0
+    """Which views measure the batch-norm statistics of weights that have none (random ones)."""
+
+
 def resolve_contrast(overrides: Mapping[str, Any] | Sequence[str] = ()) -> ContrastSettings:
     """Settings of ``hetcl contrast``. Raises ``InputError`` with every fault found, a line each."""
     return resolve_as(ContrastSettings, _check_contrast, overrides)
@@ -114,7 +130,12 @@ def resolve_probe(overrides: Mapping[str, Any] | Sequence[str] = ()) -> ProbeSet
     return resolve_as(ProbeSettings, _check_probe, overrides)
 
 
-def _check_common(s: ContrastSettings | ProbeSettings) -> list[str]:
+def resolve_embed(overrides: Mapping[str, Any] | Sequence[str] = ()) -> EmbedSettings:
+    """Settings of ``hetcl embed``. Raises ``InputError`` with every fault found, a line each."""
+    return resolve_as(EmbedSettings, _check_common, overrides)
+
+
+def _check_common(s: ContrastSettings | ProbeSettings | EmbedSettings) -> list[str]:
     faults = check_compute(s)
     if s.batch < 1:
         faults.append(f"setting batch must be 1 or more, not {s.batch}")
@@ -124,7 +145,7 @@ def _check_common(s: ContrastSettings | ProbeSettings) -> list[str]:
         )
     if abs(s.seed) >= 2**63:
         faults.append(f"setting seed must fit in 64 bits, not {s.seed}")
-    if s.images < 0:
+    if not isinstance(s, EmbedSettings) and s.images < 0:
         faults.append(f"setting images must be 0 (all) or more, not {s.images}")
     return faults
 

@@ -1,4 +1,7 @@
-"""The settings of ``hetcl finetune`` and ``hetcl evaluate``. The defaults are recipe ``coco-mask-rcnn-r50-fpn-1x``."""
+"""The settings of ``hetcl finetune``, ``hetcl evaluate`` and ``hetcl predict``.
+
+The defaults of the first are recipe ``coco-mask-rcnn-r50-fpn-1x``.
+"""
 
 from __future__ import annotations
 
@@ -129,6 +132,30 @@ class EvaluateSettings(DownstreamSettings):
     """Images drawn on the sheet of predictions; 0: no sheet."""
 
 
+@dataclass(frozen=True)
+class PredictSettings(ComputeSettings):
+    """What is looked for in images, and what is written."""
+
+    max_bad: float = 0.5
+    """Share of unreadable images above which the work stops; the others are left out and counted."""
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    """auto: as the run was trained. Losses and boxes are never below fp32."""
+    score_threshold: float = 0.5
+    """Detectors: least score of a detection, drawn and in the files; -1: as the run was trained to (for figures: 0.05
+    in most recipes)."""
+    drawn: int = 1600
+    """Longest side of a drawn image in pixels, at most; 0: none are drawn."""
+    batch: int = 0
+    """Images of one size that go through the model at once, where they follow each other; 0: 8 on a GPU, 1 on a
+    CPU."""
+    test_size: int = 0
+    """Detectors: short side in pixels; 0: as the run was trained to."""
+    detections: int = 0
+    """Detectors: most detections of an image; 0: as the run was trained to."""
+    test_proposals: int = 0
+    """Detectors: regions that the heads look at; 0: as the run was trained to."""
+
+
 def resolve_finetune(
     recipe: str | None = None, overrides: Mapping[str, Any] | Sequence[str] = ()
 ) -> FinetuneSettings:
@@ -150,6 +177,11 @@ def finetune_from_dict(tree: Mapping[str, Any], origin: str) -> FinetuneSettings
 def resolve_evaluate(overrides: Mapping[str, Any] | Sequence[str] = ()) -> EvaluateSettings:
     """The defaults with overrides on top. Raises ``InputError``."""
     return resolve_as(EvaluateSettings, check_evaluate, overrides)
+
+
+def resolve_predict(overrides: Mapping[str, Any] | Sequence[str] = ()) -> PredictSettings:
+    """The defaults with overrides on top. Raises ``InputError``."""
+    return resolve_as(PredictSettings, check_predict, overrides)
 
 
 def check_finetune(s: FinetuneSettings) -> list[str]:
@@ -208,10 +240,21 @@ def check_finetune(s: FinetuneSettings) -> list[str]:
 
 def check_evaluate(s: EvaluateSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
-    faults = [*check_finite(s), *check_compute(s)]
-    for name in ("images", "detections", "test_proposals", "examples"):
-        if getattr(s, name) < 0:
-            faults.append(f"setting {name} must be 0 or more, not {getattr(s, name)}")
+    return [*check_finite(s), *check_compute(s), *_check_pass(s, "images", "examples")]
+
+
+def check_predict(s: PredictSettings) -> list[str]:
+    """What is wrong with values that each have the right type, a line each."""
+    return [*check_finite(s), *check_compute(s), *_check_pass(s, "drawn", "batch")]
+
+
+def _check_pass(s: EvaluateSettings | PredictSettings, *counts: str) -> list[str]:
+    """What is wrong with settings of a trained model's pass over images; ``counts``: further ones from 0 on."""
+    faults = [
+        f"setting {name} must be 0 or more, not {getattr(s, name)}"
+        for name in (*counts, "detections", "test_proposals")
+        if getattr(s, name) < 0
+    ]
     if s.test_size and s.test_size < 32:
         faults.append(f"setting test_size must be 0 (as trained) or at least 32 pixels, not {s.test_size}")
     if s.score_threshold > 1 or (s.score_threshold < 0 and s.score_threshold != -1):

@@ -46,7 +46,7 @@ class Session:
         """What a person should know before the work begins."""
 
     def start(
-        self, s: Any, log: Path, tensorboard: Path | None = None, *, batch: int = 0, groups: int = 0
+        self, s: Any, log: Path | None, tensorboard: Path | None = None, *, batch: int = 0, groups: int = 0
     ) -> None:
         """Devices, ranks and console. Raises ``InputError`` as ``make_fabric``.
 
@@ -63,14 +63,14 @@ class Session:
         self.workers = workers_of(s.workers)
         self.reporter = Reporter(log, tensorboard, quiet=not self.main)
 
-    def say_where(self, folder: Path, *, precision: str = "", memory: str = "") -> None:
-        """The lines of device, memory (where it is known) and folder."""
+    def say_where(self, place: Path, what: str = "folder", *, precision: str = "", memory: str = "") -> None:
+        """The lines of device, memory (where it is known) and the folder, or ``what`` else is written."""
         ranks = self.fabric.world_size
         line = f"device    {device_name(self.fabric.device)}" + (f" x {ranks}" if ranks > 1 else "")
         self.reporter.say(line + (f", {precision}" if precision else ""))
         if memory:
             self.reporter.say(f"memory    {memory}")
-        self.reporter.say(f"folder    {folder}")
+        self.reporter.say(f"{what:<10}{place}")
 
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
