@@ -13,7 +13,7 @@ from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import example_words, part_words, scaled
 from hetcl.downstream.renamed import names_of
 from hetcl.errors import InputError
-from hetcl.printable import say
+from hetcl.printable import say, warn
 from hetcl.quantities import count, duration
 from hetcl.settings import FinetuneSettings, resolve_finetune, to_dict
 from hetcl.settings.downstream import DEFAULT
@@ -59,7 +59,7 @@ def doctor(
     say()
     warnings += look.warnings
     for line in warnings:
-        say(f"! {line}")
+        warn(line)
     if look.refusals:
         raise InputError(*dict.fromkeys(look.refusals))
     if not warnings:

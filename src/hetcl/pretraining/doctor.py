@@ -29,7 +29,7 @@ from hetcl.pretraining.build import build_model
 from hetcl.pretraining.monitors import some_images
 from hetcl.pretraining.pace import measure_step
 from hetcl.pretraining.plan import held_out_of, stages_to_train
-from hetcl.printable import say
+from hetcl.printable import say, warn
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import machine
 from hetcl.settings import PretrainSettings, StageSettings, resolve
@@ -93,7 +93,7 @@ def doctor(
     _recipe(settings, todo, recipe or "hcl-r50", source, reading, warnings)
     say()
     for line in warnings:
-        say(f"! {line}")
+        warn(line)
     if not warnings:
         say("nothing else to object to" if notes else "nothing to object to")
     return warnings
