@@ -6,7 +6,7 @@ import pytest
 import timm
 from torchvision.models import get_model_weights
 
-from hetcl.guidance import PUBLISHED, USUAL, published, start_from, too_few
+from hetcl.guidance import PUBLISHED, USUAL, published, random_start, start_from, too_few
 
 RESNET = "torchvision:resnet50"
 
@@ -54,3 +54,22 @@ def test_what_is_said_of_so_many_images(images: int, epochs: int, init: str | No
     said = too_few(images, epochs, RESNET, init=init)
     assert bool(said) == bool(words)
     assert all(word in said for word in words)
+
+
+@pytest.mark.parametrize(
+    ("init", "images", "words"),
+    [
+        ("torchvision:resnet18:random", 120, "--init torchvision:resnet18:IMAGENET1K_V1"),
+        ("timm:resnet10t", 9_999, "--init timm:resnet10t:c3_in1k"),
+        ("timm:test_resnet:random", 5, f"--init {USUAL}"),
+        ("torchvision:resnet18:random", 10_000, ""),
+        ("torchvision:resnet18:IMAGENET1K_V1", 120, ""),
+        ("torchvision:resnet18:a/file.pth", 120, ""),
+        ("run", 120, ""),
+        ("moco:x.pth", 120, ""),
+    ],
+)
+def test_a_detector_from_random_weights_is_warned_of(init: str, images: int, words: str) -> None:
+    said = random_start(init, images)
+    assert bool(said) == bool(words)
+    assert words in said

@@ -5,6 +5,8 @@ Sources: docs/facts.md, "How many images it takes".
 
 from __future__ import annotations
 
+import re
+
 LEAST_IMAGES = 10_000
 """Images from which learning from random weights is worth trying."""
 LEAST_EPOCHS = 100
@@ -66,3 +68,19 @@ def too_few(images: int, epochs: int, arch: str, *, init: str | None = None) -> 
             f"published weights: {start_from(arch)}"
         )
     return ""
+
+
+def random_start(init: str, images: int) -> str:
+    """What to say before fine-tuning that starts from random weights on few images; empty where it does not.
+
+    Args:
+        init: the MODEL of the backbone.
+        images: to learn from.
+    """
+    match = re.fullmatch(r"((?:torchvision|timm):[^:]+)(:random)?", init.strip())
+    if match is None or images >= LEAST_IMAGES:
+        return ""
+    return (
+        f"--init {init} is random weights, from which {images:,} images teach little (docs/facts.md): name published "
+        f"weights, which are downloaded, --init {published(match[1]) or USUAL}, or a run of hetcl pretrain"
+    )

@@ -13,6 +13,7 @@ from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import example_words, part_words, scaled
 from hetcl.downstream.renamed import names_of
 from hetcl.errors import InputError
+from hetcl.guidance import random_start
 from hetcl.printable import say, warn
 from hetcl.quantities import count, duration
 from hetcl.settings import FinetuneSettings, resolve_finetune, to_dict
@@ -86,7 +87,7 @@ def _cost(init: str, s: FinetuneSettings, look: _Look) -> None:
     time, seconds = found.time(s, device, ranks=max(1, s.devices), tested=len(look.parts["val"]))
     say(f"time      {time}")
     say(f"memory    {memory}")
-    look.warnings += [warned] if warned else []
+    look.warnings += [line for line in (random_start(init, len(look.examples)), warned) if line]
     if seconds > DAY:
         look.warnings.append(f"this would take about {duration(seconds)}; `hetcl recipes` lists smaller ones")
 

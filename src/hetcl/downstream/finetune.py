@@ -34,6 +34,7 @@ from hetcl.downstream.renamed import names_of
 from hetcl.downstream.report_text import figure_names, plain, say_metrics, write_results
 from hetcl.downstream.task import LOSSES, Finetune, FinetuneConfig
 from hetcl.errors import InputError
+from hetcl.guidance import random_start
 from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
@@ -112,6 +113,8 @@ class FinetuneRun(TrainingSession):
         self.classes = names_of(self.train)
         self.examples, notes = examples_of(self.train, spec, **example_words(s))
         self.notes += notes
+        if not plan.known and (few := random_start(plan.init, len(self.examples))):
+            self.notes.append(few)
         self.init: Weights | None = None
         self.arch, self.facts = plan.arch, InputFacts.from_dict(plan.facts, "settings.yaml")
         if not self.begun:

@@ -90,6 +90,8 @@ def doctor(
             epochs = sum(stage.epochs for stage in todo.values())
             few = too_few(_different(source, reading, warnings), epochs, settings.backbone, init=init)
             warnings += [few] if few else []
+            if not few and init is None:
+                say("          enough to begin with random weights, by public advice (docs/facts.md)")
     _recipe(settings, todo, recipe or "hcl-r50", source, reading, warnings)
     say()
     for line in warnings:
