@@ -371,5 +371,8 @@ class PretrainRun(TrainingSession):
         say(f"done in {duration(seconds)}: {self.folder.backbone}", style="bold")
         if self.bad.known:
             say(f"{count(self.bad.known, 'image')} could not be used: {self.folder.bad_images} lists them")
-        for line in verdict_lines([self.folder.path], warnings=False):
-            say(line)
+        try:
+            for line in verdict_lines([self.folder.path], warnings=False):
+                say(line)
+        except InputError as e:  # the folder was changed meanwhile; the run has ended all the same
+            self.reporter.warn(str(e))
