@@ -91,7 +91,7 @@ def doctor(
             few = too_few(_different(source, reading, warnings), epochs, settings.backbone, init=init)
             warnings += [few] if few else []
             if not few and init is None:
-                say("          enough to begin with random weights, by public advice (docs/facts.md)")
+                say("images    enough to begin with random weights, by public advice (docs/facts.md)")
     _recipe(settings, todo, recipe or "hcl-r50", source, reading, warnings)
     say()
     for line in warnings:
@@ -198,7 +198,7 @@ def _different(source: Source, seconds: float, warnings: list[str]) -> int:
     plain = f"; {found.plain} are too plain to compare" if found.plain else ""
     names = f" ({found.example[0]} and {found.example[1]})" if found.example else ""
     say(
-        f"          of {count(found.looked, 'image')} compared: {found.repeats} nearly repeat the one before, "
+        f"repeats   of {count(found.looked, 'image')} compared: {found.repeats} nearly repeat the one before, "
         f"{found.different} differ{names}{plain}"
     )
     if left < REPEATED * len(source):

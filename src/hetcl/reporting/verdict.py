@@ -380,8 +380,9 @@ def _contrast_advice(run: Result, needed: int) -> Advice:
     if needed and held is not None and held < needed:
         text = f"Test it on more images: about {needed:,} would tell, and its own data has {held:,.0f}."
         return Advice(text, f"hetcl contrast {quoted(run.path)} --data MORE-IMAGES --out contrast")
+    before = "what it began with" if run.tree.get("init") else "its stage 1"
     return Advice(
-        "Hold it against random weights and against its stage 1; then give its folder, too, to hetcl report or doctor.",
+        f"Hold it against random weights and against {before}; then give that folder, too, to hetcl report or doctor.",
         f"hetcl contrast {quoted(run.path)} --data {data} --out contrast"
         + (f" --images {needed}" if needed else ""),
     )
