@@ -46,7 +46,7 @@ def test_an_architecture_without_published_weights_gives_way_to_one_that_has_the
         (10_000, 99, None, ["10,000 images, 99 times each", "1,000,000 looks", "--stage1.epochs"]),
         (10_000, 100, None, []),
         (20_000, 50, None, []),  # as many looks
-        (800, 60, "moco:x.pth", ["800 images are few", "hetcl contrast RUN"]),
+        (800, 60, "moco:x.pth", ["800 images are few", "hetcl contrast RUN moco:x.pth"]),
         (10_000, 1, "moco:x.pth", []),
     ],
 )

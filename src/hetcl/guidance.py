@@ -52,7 +52,7 @@ def too_few(images: int, epochs: int, arch: str, *, init: str | None = None) -> 
             return ""
         return (
             f"{images:,} images are few: they may adapt the weights of --init, or spoil them; before you use the run, "
-            "hold it against random weights and them: hetcl contrast RUN --data DATA --out contrast"
+            f"hold it against them: hetcl contrast RUN {init} --data DATA --out contrast"
         )
     asked = f"at least about {LEAST_IMAGES:,} images and {LEAST_EPOCHS} epochs are advised (docs/facts.md)"
     if images < LEAST_IMAGES:

@@ -50,7 +50,7 @@ def test_doctor_judges_what_is_left_to_train(photos: Path, capsys: pytest.Captur
     out = capsys.readouterr().out
     assert "stage2: hcl" in out
     assert "stage1: moco" not in out
-    assert any("hetcl contrast RUN --data" in line for line in warnings)
+    assert any(f"hetcl contrast RUN {init}" in line for line in warnings)
     assert main(["doctor", "--data", str(photos), *SMALL, "--init", "timm:test_resnet:no_such_weights"]) == 2
     assert "no_such_weights" in capsys.readouterr().err
 

@@ -56,6 +56,17 @@ def test_weights_whose_neighbours_got_no_better_are_to_be_tested_first(
     assert any("hetcl export" in a.command for a in found.next) == offered
 
 
+def test_it_is_held_against_what_it_began_with(tmp_path: Path) -> None:
+    """A file is found by hetcl contrast itself; a name must be given, since it may have to be downloaded."""
+    name = "torchvision:resnet50:IMAGENET1K_V2"
+    (tmp_path / "x.pth").touch()
+    for i, (init, named) in enumerate([(None, ""), (name, f" {name}"), (f"moco:{tmp_path / 'x.pth'}", "")]):
+        run = folders.make_run(tmp_path / f"run{i}", "good", init=init, **{"knn.queries": 1})
+        first = verdict_on(run).next[0]
+        assert first.command.startswith(f"hetcl contrast {run}{named} --data ")
+        assert ("what it began with" in first.text) == (init is not None)
+
+
 def test_a_fall_is_told_of_what_the_run_began_with(tmp_path: Path) -> None:
     found = verdict_on(folders.make_run(tmp_path / "run", "fell", init="moco:x.pth"))
     assert found.status == "fell"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from hetcl.analysis.text import percent
@@ -380,9 +381,11 @@ def _contrast_advice(run: Result, needed: int) -> Advice:
     if needed and held is not None and held < needed:
         text = f"Test it on more images: about {needed:,} would tell, and its own data has {held:,.0f}."
         return Advice(text, f"hetcl contrast {quoted(run.path)} --data MORE-IMAGES --out contrast")
-    before = "what it began with" if run.tree.get("init") else "its stage 1"
+    init, before = run.tree.get("init"), "what it began with" if run.tree.get("init") else "its stage 1"
+    # A file that it began with is found by itself; weights by name are fetched only where they are named.
+    named = f" {quoted(init)}" if init and not Path(str(init).rpartition(":")[2]).exists() else ""
     return Advice(
         f"Hold it against random weights and against {before}; then give that folder, too, to hetcl report or doctor.",
-        f"hetcl contrast {quoted(run.path)} --data {data} --out contrast"
+        f"hetcl contrast {quoted(run.path)}{named} --data {data} --out contrast"
         + (f" --images {needed}" if needed else ""),
     )
