@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
+from hetcl.reporting.advice import Advice
 from hetcl.reporting.commands import command_of, quoted
 from hetcl.reporting.read import Result, mapping, number
-from hetcl.reporting.verdict import Advice, Verdict
+from hetcl.reporting.verdict import Verdict
 
 FIGURES = {"mask_ap": "mask AP", "box_ap": "box AP", "miou": "mIoU"}
 """Figure of an evaluation, 0 to 100, the first that is there first -> its name in words."""
