@@ -21,7 +21,7 @@ PACKAGE = ROOT / "src" / "hetcl"
 
 GROUND = {
     *("types", "errors", "draws", "printable", "quantities", "paths", "textfiles", "trees", "machine"),
-    *("signals", "methods", "ranks", "boxes"),
+    *("signals", "methods", "ranks", "boxes", "guidance"),
 }
 """Modules that every room may import; they import only each other."""
 
@@ -58,6 +58,7 @@ ENTRIES = {
     "pretraining.plan",
     "pretraining.demo",
     "pretraining.doctor",
+    "pretraining.pace",
     "analysis.contrast.run",
     "analysis.probe.run",
     "analysis.probe.what",

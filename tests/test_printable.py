@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import unicodedata
 from pathlib import Path
 
@@ -12,7 +13,7 @@ from hypothesis import strategies as st
 from rich.console import Console
 
 from hetcl.errors import InputError, WorkFailed
-from hetcl.printable import csv_row, fenced, markdown, printable
+from hetcl.printable import csv_row, fenced, markdown, printable, warn
 from hetcl.training.progress import Reporter
 
 HOSTILE = "[/x]\x1b[2J\x1b]0;title\x07\r\n2026-01-01 00:00:00 done\u202etxt\x9b31m\u2028\ud800$"
@@ -83,8 +84,25 @@ def test_console_and_log_show_hostile_names_on_one_line(
 def test_a_terminal_is_shown_the_same(tmp_path: Path) -> None:
     reporter = Reporter(tmp_path / "log.txt")
     reporter.console = Console(force_terminal=True, width=80, file=open(tmp_path / "screen", "w"))  # noqa: SIM115
-    reporter.start("stage", 0, 10)
-    reporter.row(f"row {HOSTILE}")
+    reporter.start(HOSTILE, 0, 10)
+    reporter.row("row", left=HOSTILE, short=[HOSTILE], below=[HOSTILE])
+    reporter.warn(HOSTILE)
     reporter.stop()
     reporter.console.file.close()
-    assert "\x1b[2J" not in (tmp_path / "screen").read_text()
+    screen = (tmp_path / "screen").read_text()
+    assert "\x1b[2J" not in screen
+    assert "[/x]" in screen
+
+
+def test_warnings_break_between_words_on_a_terminal(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    text = " ".join(f"word{i}" for i in range(40))
+    warn(text)
+    assert capsys.readouterr().out == f"! {text}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True, raising=False)
+    monkeypatch.setenv("COLUMNS", "80")
+    warn(f"{text} {'x' * 200}")
+    lines = capsys.readouterr().out.splitlines()
+    assert " ".join(lines) == f"! {text} {'x' * 200}"
+    assert all(len(line) <= 80 for line in lines[:-1])

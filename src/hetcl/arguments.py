@@ -88,11 +88,14 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
 
     p = made["pretrain"]
     p.usage = "hetcl pretrain --data DATA --out RUN [--recipe NAME|FILE] [--resume] [--init MODEL] [--SETTING VALUE]"
-    made["doctor"].usage = "hetcl doctor [--data DATA|DATASET] [--recipe NAME|FILE] [--SETTING VALUE]"
+    made[
+        "doctor"
+    ].usage = "hetcl doctor [RUN ...] [--data DATA|DATASET] [--recipe NAME|FILE] [--SETTING VALUE]"
     made["doctor"].epilog = (
         "examples:\n"
         "  hetcl doctor --data photos/ --recipe small\n"
-        "  hetcl doctor --data coco:my-set --recipe tiny-mask-rcnn-fpn      what fine-tuning would do with a data set"
+        "  hetcl doctor --data coco:my-set --recipe tiny-mask-rcnn-fpn      what fine-tuning would do with a data set\n"
+        "  hetcl doctor run                                                 what became of a run, and what now"
     )
     p.epilog = (
         "examples:\n"
@@ -116,6 +119,7 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     _add_report(made["report"])
     _add_reproduce(made["reproduce"])
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
+    made["doctor"].add_argument("--init", metavar="MODEL", help="what pretrain or finetune would start from")
     made["doctor"].add_argument("--data", help=f"{DATA_HELP}; or a data set to fine-tune on: {DATASET_HELP}")
     made["doctor"].add_argument(
         "--recipe",

@@ -57,12 +57,23 @@ def recipes(args: argparse.Namespace, _: list[str]) -> None:
 def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
     from hetcl.settings import recipe_names
 
+    before = ["", *overrides]
+    runs = [w for w, b in zip(overrides, before, strict=False) if w[:1] != "-" and (b[:1] != "-" or "=" in b)]
+    if runs:
+        if args.data or args.recipe or args.init or len(runs) < len(overrides):
+            raise InputError(
+                "give either runs, or --data, --recipe, --init and settings: those are two questions"
+            )
+        from hetcl.reporting.console import doctor as judged
+
+        judged(runs)
+        return
     if (args.data or "").startswith(arguments.DATASETS) or args.recipe in recipe_names("finetune"):
         from hetcl.downstream.doctor import doctor
     else:
         from hetcl.pretraining.doctor import doctor
 
-    doctor(data=args.data, recipe=args.recipe, overrides=overrides)
+    doctor(**_given(args, "data", "recipe", "init"), overrides=overrides)
 
 
 def contrast(args: argparse.Namespace, overrides: list[str]) -> None:
@@ -155,7 +166,10 @@ VERBS = {
     ),
     "report": (report, "runs and results on one page that opens from disk: did it learn, and what now"),
     "recipes": (recipes, "list the recipes, or show one"),
-    "doctor": (doctor, "this machine, this data, this recipe: what would go wrong, how long it would take"),
+    "doctor": (
+        doctor,
+        "this machine, this data, this recipe or a run: what would go wrong, how long it takes, what now",
+    ),
 }
 
 

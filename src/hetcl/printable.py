@@ -7,6 +7,9 @@ terminal, forges a line, reverses its neighbours or is taken for markup or a for
 from __future__ import annotations
 
 import re
+import shutil
+import sys
+import textwrap
 from collections.abc import Iterable
 from typing import Any
 
@@ -30,6 +33,15 @@ def printable(text: object) -> str:
 def say(text: object = "") -> None:
     """Print one line."""
     print(printable(text))
+
+
+def warn(text: str) -> None:
+    """A line on the console that should not be overlooked; a terminal gets it broken between words."""
+    line = printable(f"! {text}")
+    if sys.stdout.isatty():
+        width = max(20, shutil.get_terminal_size().columns)
+        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
+    print(line)
 
 
 def markdown(text: object) -> str:

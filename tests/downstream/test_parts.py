@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pickle
+import re
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -378,7 +379,17 @@ def test_the_command_says_the_list(tmp_path: Path, capsys: pytest.CaptureFixture
 
 def doctor(capsys: pytest.CaptureFixture[str], spec: str, *more: str, status: int = 0) -> tuple[str, str]:
     capsys.readouterr()
-    assert main(["doctor", "--data", spec, "--recipe", "tiny-mask-rcnn-fpn", *more]) == status
+    words = [
+        "--recipe",
+        "tiny-mask-rcnn-fpn",
+        "--init",
+        f"{LIGHT}:random",
+        "--threads",
+        "1",
+        "--device",
+        "cpu",
+    ]
+    assert main(["doctor", "--data", spec, *words, *more]) == status
     out, err = capsys.readouterr()
     return out, err
 
@@ -389,6 +400,9 @@ def test_doctor_says_what_fine_tuning_would(coco: Path, capsys: pytest.CaptureFi
     assert f"test      {open_detection(f'coco:{coco}', 'val').description}" in out
     assert "mask-rcnn, neck fpn, 450 steps of 4 images; each of 4 images is seen about 450 times" in out
     assert "! 3 images of the validation part" in out
+    assert re.search(
+        r"time      about .+ for 450 steps of 4 images, 3 evaluations\nmemory    about 0\.\d GB", out
+    )
     assert not (coco / "annotations" / "run").exists()
 
 
@@ -419,7 +433,9 @@ def test_doctor_of_pixels_and_of_nothing(tmp_path: Path, capsys: pytest.CaptureF
 
 
 def test_doctor_of_scenes_goes_by_the_recipe(capsys: pytest.CaptureFixture[str]) -> None:
-    assert main(["doctor", "--data", "scenes:20@64", "--recipe", "tiny-fcn"]) == 0
+    assert (
+        main(["doctor", "--data", "scenes:20@64", "--recipe", "tiny-fcn", "--init", f"{LIGHT}:random"]) == 0
+    )
     assert "20 built-in scenes of 64 pixels (train)" in capsys.readouterr().out
     assert main(["doctor", "--recipe", "tiny-fcn"]) == 2
     assert "--data is missing" in capsys.readouterr().err

@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 import yaml
 
+from hetcl.errors import InputError
+from hetcl.pretraining import run as pretraining_run
 from hetcl.pretraining.plan import MAY_CHANGE
-from hetcl.pretraining.run import PretrainRun
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.lock import FolderLock
 from hetcl.weights.exporters import _lock
@@ -151,13 +152,22 @@ def test_a_damaged_table_stops_no_training(change: Any, run: Path, finished: Pat
     assert "was damaged" not in says.out
 
 
-def test_words_that_fail_stop_no_run(says: Says, monkeypatch: pytest.MonkeyPatch) -> None:
-    def broken(*_: Any) -> str:
-        raise KeyError("knn")
+@pytest.mark.parametrize(
+    ("error", "said"),
+    [
+        (KeyError("knn"), "some of this could not be shown (KeyError: 'knn'); the files have it"),
+        (InputError("new/settings.yaml is damaged"), "! new/settings.yaml is damaged"),
+    ],
+)
+def test_words_that_fail_stop_no_run(
+    error: Exception, said: str, says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> str:
+        raise error
 
-    monkeypatch.setattr(PretrainRun, "conclusion", broken)
+    monkeypatch.setattr(pretraining_run, "verdict_lines", broken)
     says.pretrain(status=0)
-    assert "some of this could not be shown (KeyError: 'knn'); the files have it" in says.out
+    assert said in says.out
     assert Path("new/summary.json").is_file()
 
 

@@ -14,6 +14,7 @@ import pytest
 import yaml
 from PIL import Image
 
+from hetcl.pretraining import doctor
 from tests.hostile.conftest import TINY, Says
 from tests.images.make import encoded, folder, pixels, shard, tar
 
@@ -97,7 +98,9 @@ def test_a_validation_part_without_labels_is_said_and_test_takes_its_place(says:
     )
 
 
-def test_domains_are_refused_by_a_probe_and_warned_of_elsewhere(says: Says) -> None:
+def test_domains_are_refused_by_a_probe_and_warned_of_elsewhere(
+    says: Says, monkeypatch: pytest.MonkeyPatch
+) -> None:
     for domain in ("amazon", "webcam"):
         classes(Path("d", domain), 4)
         for old, new in zip("abc", ("cat", "dog", "eft"), strict=True):
@@ -115,6 +118,8 @@ def test_domains_are_refused_by_a_probe_and_warned_of_elsewhere(says: Says) -> N
     says("probe", *PROBE, "--data", "d", "--data_split", "all", "--out", "all", status=0)
     assert found("all")["classes"] == 2
     quiet = ("--stage1.queue", "16", "--stage2.queue", "16")
+    monkeypatch.setattr(doctor, "too_few", lambda *_, **__: "")
+    monkeypatch.setattr(doctor, "REPEATED", 0.0)  # the domains hold the same images
     says("doctor", "--data", "d", *TINY, *quiet, "--folder_classes", "true", status=0)
     assert f"! {same}" in says.out
     assert "nothing else to object to" in says.out

@@ -299,6 +299,9 @@ def test_a_row_reads_as_words() -> None:
     ):
         assert words in text
     assert monitors.line({}) == ""
+    assert monitors.brief(CALM) == ["loss 2.000", "in batch 35.0%"]
+    assert monitors.brief({"loss": 1.0, "accuracy": 0.5}) == ["loss 1.000", "accuracy 50.0%"]
+    assert monitors.brief({"knn": 0.3}) == []
 
 
 # ---- bad images ----------------------------------------------------------------------------------------------------

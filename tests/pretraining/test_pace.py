@@ -11,7 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hetcl.pretraining import doctor
+from hetcl.pretraining import doctor, pace
 from hetcl.pretraining.build import build_model, build_task
 from hetcl.pretraining.stages import Contrast, pieces_of
 from hetcl.settings import resolve, stages_of
@@ -27,10 +27,10 @@ def test_every_method_is_timed_by_its_own_step(recipe: str, layout: tuple[int, i
     batch, groups, accumulate = layout
     settings = resolve(recipe, {**TINY, "batch": batch, "groups": groups, "accumulate": accumulate})
     for stage in stages_of(settings).values():
-        pace = doctor.measure_step(settings, stage, fabric=fabric(), classes=3)
-        assert pace.images_per_second > 0
-        assert pace.seconds(100) == pytest.approx(100 / pace.images_per_second)
-        assert pace.memory == 0  # a CPU
+        found = pace.measure_step(settings, stage, fabric=fabric(), classes=3)
+        assert found.images_per_second > 0
+        assert found.seconds(100) == pytest.approx(100 / found.images_per_second)
+        assert found.memory == 0  # a CPU
 
 
 def test_a_batch_that_does_not_fit_is_said(
@@ -39,7 +39,7 @@ def test_a_batch_that_does_not_fit_is_said(
     def full(*_: Any, **__: Any) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(doctor, "build_task", full)
+    monkeypatch.setattr(pace, "build_task", full)
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda _: 2**33)
     overrides = [word for key, value in TINY.items() for word in (f"--{key}", str(value))]
     warnings = doctor.doctor(data="scenes:64", recipe="hcl-r50", overrides=overrides)
@@ -78,12 +78,12 @@ def test_kernels_are_chosen_for_the_run_alone(deterministic: bool) -> None:
 
 def test_a_gpu_that_would_wait_for_images_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
     settings = resolve("hcl-r50", TINY | {"workers": 2})
-    monkeypatch.setattr(doctor, "measure_step", lambda *_, **__: doctor.Pace(3000, 2**30))
+    monkeypatch.setattr(doctor, "measure_step", lambda *_, **__: pace.Pace(3000, 2**30))
     monkeypatch.setattr(doctor, "make_fabric", lambda **_: SimpleNamespace(device=torch.device("cuda")))
     monkeypatch.setattr(doctor, "device_name", lambda _: "a GPU")
     for reading, waits in ((0.0005, False), (0.005, True)):
         warnings: list[str] = []
-        doctor._recipe(settings, "hcl-r50", None, reading, warnings)
+        doctor._recipe(settings, stages_of(settings), "hcl-r50", None, reading, warnings)
         assert any("3000 a second need about 20 workers" in w for w in warnings) == waits
 
 
@@ -96,7 +96,7 @@ def test_each_encoder_is_compiled_once_a_stage(accumulate: int) -> None:
     found = []
     for stage in stages_of(settings).values():
         model = build_model(settings, stage, None)
-        loader: Any = doctor._OneBatch(stage.views, images=8, size=32, views=2)
+        loader: Any = pace._OneBatch(stage.views, images=8, size=32, views=2)
         task = build_task(settings, "trial", stage, model, fabric=fabric(), loader=loader)
         assert isinstance(task, Contrast)
         for encoder in (task.pair.query, task.pair.key):

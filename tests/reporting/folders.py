@@ -37,6 +37,12 @@ FATES: dict[str, list[dict[str, Any]]] = {
         *(row("stage2", 100 * i, 0.3 + 0.1 * i, **parts(0.3, 0.4)) for i in range(1, 5)),
         {"stage": "stage2", "epoch": 4, "step": 400, "knn": 0.40},
     ],
+    "fell": [
+        {"stage": "stage1", "epoch": 0, "step": 0, "knn": 0.40},
+        *(row("stage1", 100 * i, 0.1 + 0.05 * i) for i in range(1, 5)),
+        *(row("stage2", 100 * i, 0.3 + 0.1 * i, **parts(0.3, 0.4)) for i in range(1, 5)),
+        {"stage": "stage2", "epoch": 4, "step": 400, "knn": 0.10},
+    ],
     "level": [
         {"stage": "stage1", "epoch": 0, "step": 0, "knn": 0.10},
         *(row("stage1", 100 * i, 0.21 + 0.001 * i) for i in range(1, 5)),
@@ -55,10 +61,10 @@ FATES: dict[str, list[dict[str, Any]]] = {
 
 def make_run(path: Path, fate: str, **changes: Any) -> Path:
     """A run of pre-training; those that ended have a summary."""
-    run = RunFolder(path)
+    run, init = RunFolder(path), changes.pop("init", None)
     run.path.mkdir(parents=True)
     overrides = {"stage1.epochs": 4, "stage2.epochs": 4, "batch": 32, "log_every": 100, **changes}
-    tree = {"data": "scenes:1000", "recipe": "small", "init": None, "hetcl": "0.1.0"}
+    tree = {"data": "scenes:1000", "recipe": "small", "init": init, "hetcl": "0.1.0"}
     run.write_settings(tree | {"settings": to_dict(resolve("small", overrides))})
     table = Table(run.metrics, columns(["moco-v2", "hcl"]))
     for line in FATES[fate]:

@@ -21,6 +21,7 @@ def verdict_on(run: Path, *tests: Path) -> Verdict:
     [
         ("good", "learned", "better than random weights", "hetcl probe"),
         ("level", "not learned", "no better than what it began with", "hetcl doctor"),
+        ("fell", "fell", "less often than with random weights", "--init timm:resnet10t:c3_in1k"),
         ("collapsed", "collapsed", "the same vector", "--stage1.lr"),
         ("half", "half", "has not ended", "--resume"),
         ("new", "half", "Nothing was logged yet", "--resume"),
@@ -31,6 +32,64 @@ def test_each_fate_is_told(tmp_path: Path, fate: str, status: str, word: str, co
     assert found.status == status
     assert word in found.headline
     assert any(command in advice.command for advice in found.next)
+
+
+@pytest.mark.parametrize("fate", [*folders.FATES])
+def test_weights_are_offered_for_use_only_where_they_learned(tmp_path: Path, fate: str) -> None:
+    commands = [a.command for a in verdict_on(folders.make_run(tmp_path / "run", fate)).next]
+    assert any("hetcl export" in c for c in commands) == (fate == "good")
+
+
+@pytest.mark.parametrize(("first", "offered"), [(0.30, False), (0.20, True)])
+def test_weights_whose_neighbours_got_no_better_are_to_be_tested_first(
+    tmp_path: Path, first: float, offered: bool
+) -> None:
+    """So few queries that neither a fall nor a rise of kNN can be told from chance."""
+    run = folders.make_run(tmp_path / "run", "good", **{"knn.queries": 20})
+    table = (run / "metrics.csv").read_text().splitlines()
+    header = table[0].split(",")
+    cells = [line.split(",") for line in table[1:]]
+    cells[0][header.index("knn")], cells[-1][header.index("knn")] = str(first), "0.25"
+    (run / "metrics.csv").write_text("\n".join([table[0], *(",".join(row) for row in cells)]) + "\n")
+    found = verdict_on(run)
+    assert found.status == "training"
+    assert any("hetcl export" in a.command for a in found.next) == offered
+
+
+def test_it_is_held_against_what_it_began_with(tmp_path: Path) -> None:
+    """A file is found by hetcl contrast itself; a name must be given, since it may have to be downloaded."""
+    name = "torchvision:resnet50:IMAGENET1K_V2"
+    (tmp_path / "x.pth").touch()
+    for i, (init, named) in enumerate([(None, ""), (name, f" {name}"), (f"moco:{tmp_path / 'x.pth'}", "")]):
+        run = folders.make_run(tmp_path / f"run{i}", "good", init=init, **{"knn.queries": 1})
+        first = verdict_on(run).next[0]
+        assert first.command.startswith(f"hetcl contrast {run}{named} --data ")
+        assert ("what it began with" in first.text) == (init is not None)
+
+
+def test_a_fall_is_told_of_what_the_run_began_with(tmp_path: Path) -> None:
+    found = verdict_on(folders.make_run(tmp_path / "run", "fell", init="moco:x.pth"))
+    assert found.status == "fell"
+    assert "than with the weights it began with" in found.headline
+    assert any("Use the weights that it began with, moco:x.pth" in a.text for a in found.next)
+    assert not any("random weights" in line for line in [*found.learned, found.headline])
+
+
+def test_a_probe_of_places_may_speak_for_a_run_whose_knn_fell(tmp_path: Path) -> None:
+    run = folders.make_run(tmp_path / "run", "fell")
+    assert verdict_on(run, folders.make_where(tmp_path / "good", run)).status == "mixed"
+    assert (
+        verdict_on(run, folders.make_where(tmp_path / "bad", run, against_random=-0.1)).status == "doubtful"
+    )
+
+
+def test_the_time_that_is_left_goes_by_the_last_rows(tmp_path: Path) -> None:
+    """Two of four epochs of stage 1 are over after 200 steps of 32 images at 50 a second; stage 2 has four more."""
+    left = verdict_on(folders.make_run(tmp_path / "run", "half")).learned
+    assert "About 6 min 24 s are left, at the pace of its last rows." in left  # 600 steps
+    assert not any(
+        "are left" in line for line in verdict_on(folders.make_run(tmp_path / "new", "new")).learned
+    )
 
 
 def test_a_rise_without_labels_is_no_proof(tmp_path: Path) -> None:

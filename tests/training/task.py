@@ -64,6 +64,9 @@ class Line:
     def line(self, row: Mapping[str, float]) -> str:
         return ""
 
+    def brief(self, row: Mapping[str, float]) -> list[str]:
+        return []
+
     def close(self) -> None: ...
 
     def before_save(self) -> None: ...

@@ -405,6 +405,24 @@ def test_the_loop_hands_over_the_rate_of_each_step(tmp_path: Path) -> None:
 # ---- reporting -------------------------------------------------------------------------------------------------------
 
 
+def test_a_row_says_nothing_twice_on_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    task, shown = Line(), list[dict[str, Any]]()
+    loop = loop_of(task, tmp_path, log_every=2)
+    monkeypatch.setattr(task, "line", lambda _: "loss 1.000 (chance 2.00)  score 3  lr 0.1")
+    monkeypatch.setattr(task, "brief", lambda _: ["loss 1.000", "score 3"])
+    monkeypatch.setattr(loop.reporter, "row", lambda text, **how: shown.append(how | {"text": text}))
+    loop.fit()
+    first = shown[1]  # (after the evaluation before training)
+    assert first["text"].startswith("line 0/2 step 2  loss 1.000 (chance 2.00)  score 3  lr 0.1  ")
+    assert first["text"].endswith(first["left"])
+    assert first["left"].endswith(" left")
+    assert first["short"] == ("loss 1.000", "score 3")
+    at, rate, pace = first["below"]
+    assert (at, rate) == ("epoch 0/2, step 2 of 10", "lr 0.1")
+    assert "img/s" in pace
+    assert shown[-1]["left"] == ""
+
+
 def test_what_cannot_be_shown_stops_no_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def broken(*_: Any) -> str:
         raise ValueError("no words for that")

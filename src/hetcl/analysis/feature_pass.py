@@ -161,8 +161,9 @@ def _fill(
                 here = min(total, have + done)
                 reporter.advance(here)
                 pace = done / (time.monotonic() - began)
-                left = duration((total - here) / pace)
-                reporter.row(f"images  {here:,} of {total:,}  {pace:.0f} a second, {left} left")
+                left = f"{duration((total - here) / pace)} left"
+                at, fast = f"{here:,} of {total:,}", f"{pace:.0f} a second"
+                reporter.row(f"images  {at}  {fast}, {left}", left=left, short=[at, fast])
                 if signal.number or time.monotonic() - since > FLUSH:
                     work.flush()
                     since = time.monotonic()

@@ -7,29 +7,46 @@ from functools import partial
 from typing import Any
 
 from hetcl.datasets import open_segmentation
+from hetcl.downstream.build import build_model, model_words
+from hetcl.downstream.estimate import estimate
 from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import example_words, part_words, scaled
+from hetcl.downstream.renamed import names_of
 from hetcl.errors import InputError
-from hetcl.printable import say
-from hetcl.quantities import count
-from hetcl.settings import FinetuneSettings, resolve_finetune
+from hetcl.guidance import random_start
+from hetcl.printable import say, warn
+from hetcl.quantities import count, duration
+from hetcl.settings import FinetuneSettings, resolve_finetune, to_dict
 from hetcl.settings.downstream import DEFAULT
+from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
+from hetcl.weights.facts import input_facts
+from hetcl.weights.sources import no_arch, read_weights
+
+UNNAMED = "torchvision:resnet50:random"
+"""The MODEL that is judged where none is named."""
+DAY = 86400
+"""Seconds of a training from which it is warned of."""
 
 
 def doctor(
-    *, data: str | None, recipe: str | None, overrides: Mapping[str, Any] | Sequence[str] = ()
+    *,
+    data: str | None,
+    recipe: str | None,
+    init: str | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> list[str]:
-    """Open both parts of a data set as ``finetune`` does, and print what it would say.
+    """Open both parts of a data set as ``finetune`` does, train on one image, and print what it would say.
 
     Args:
         data: DATASET.
         recipe, overrides: as for ``finetune``.
+        init: likewise; None: a ResNet-50, whatever its weights.
 
     Returns:
         the warnings, which were printed too.
 
     Raises:
-        InputError: every reason, a line each, for which ``finetune`` would refuse the data.
+        InputError: every reason, a line each, for which ``finetune`` would refuse the data; or ``init`` is refused.
     """
     if not data:
         raise InputError("--data is missing: name a data set, e.g. coco:ROOT, voc:ROOT or scenes:N")
@@ -38,15 +55,41 @@ def doctor(
     look = _Look(data, used)
     look.open()
     _recipe(recipe or DEFAULT, used, look)
+    if not look.refusals and len(look.parts) == 2:
+        _cost(init or UNNAMED, used, look)
     say()
     warnings += look.warnings
     for line in warnings:
-        say(f"! {line}")
+        warn(line)
     if look.refusals:
         raise InputError(*dict.fromkeys(look.refusals))
     if not warnings:
         say("nothing to object to")
     return warnings
+
+
+def _cost(init: str, s: FinetuneSettings, look: _Look) -> None:
+    """What training would take here, judged by one image."""
+    weights = read_weights(init)
+    if weights.arch is None:
+        raise InputError(no_arch(init))
+    arch, facts = weights.arch, input_facts(weights.facts, weights.arch, weights.origin)
+    fabric = make_fabric(device=s.device, devices=1, precision=s.precision, threads=s.threads)
+    device, classes = fabric.device, len(names_of(look.parts["train"]))
+    say(f"device    {device_name(device)}, {arch}: training on one image ...")
+    found = estimate(
+        look.examples, s.seed, lambda: build_model(**model_words(to_dict(s)), arch=arch, classes=classes, facts=facts)
+    )  # fmt: skip
+    memory, warned = found.memory(
+        device, batch=s.batch, devices=s.devices, ranks=max(1, s.devices), workers=workers_of(s.workers),
+        half=precision_on(s.precision, device.type) == "bf16",
+    )  # fmt: skip
+    time, seconds = found.time(s, device, ranks=max(1, s.devices), tested=len(look.parts["val"]))
+    say(f"time      {time}")
+    say(f"memory    {memory}")
+    look.warnings += [line for line in (random_start(init, len(look.examples)), warned) if line]
+    if seconds > DAY:
+        look.warnings.append(f"this would take about {duration(seconds)}; `hetcl recipes` lists smaller ones")
 
 
 class _Look:

@@ -17,7 +17,8 @@ from torch import nn
 from hetcl.datasets.annotations import Metrics
 from hetcl.datasets.repeat_factors import repeat_factors
 from hetcl.downstream.build import build_model, model_words, take_weights
-from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader, first_usable
+from hetcl.downstream.estimate import Estimate, estimate
+from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader
 from hetcl.downstream.models import pyramid_state
 from hetcl.downstream.parts import examples_of, joined, open_part
 from hetcl.downstream.plan import (
@@ -34,17 +35,15 @@ from hetcl.downstream.renamed import names_of
 from hetcl.downstream.report_text import figure_names, meaning, plain, say_metrics, write_results
 from hetcl.downstream.task import LOSSES, Finetune, FinetuneConfig
 from hetcl.errors import InputError
+from hetcl.guidance import random_start
 from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
 from hetcl.runs.resume import Request, check_run, is_known, refuse_other_data
 from hetcl.settings import to_dict
 from hetcl.training.devices import peak_memory, use_threads
-from hetcl.training.dry_run import DryRun, dry_run
-from hetcl.training.memory import Need, outlook
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
-from hetcl.views.workers import room
 from hetcl.weights.facts import InputFacts, input_facts
 from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, no_arch, read_weights
@@ -115,19 +114,27 @@ class FinetuneRun(TrainingSession):
         self.classes = names_of(self.train)
         self.examples, notes = examples_of(self.train, spec, **example_words(s))
         self.notes += notes
+        if not plan.known and (few := random_start(plan.init, len(self.examples))):
+            self.notes.append(few)
         self.init: Weights | None = None
         self.arch, self.facts = plan.arch, InputFacts.from_dict(plan.facts, "settings.yaml")
         if not self.begun:
             self._read_init()
-        self.dry: DryRun | None = None
-        if not plan.known:
-            self._dry_run()  # before anything is written
+        self.estimate: Estimate | None = None
+        if not plan.known:  # before anything is written
+            self.estimate = estimate(self.examples, s.seed, self._model)
         self.start(s, folder.log, folder.tensorboard, batch=s.batch)
         if s.norm == "sync" and self.fabric.world_size > 1 and self.fabric.device.type != "cuda":
             self.notes.append("norm sync -> tuned: PyTorch synchronises batch norm on GPUs only")
             self.settings = replace(s, norm="tuned")
         self.keep_ledger(s.max_bad, len(self.examples))
-        self.memory = self._memory(self.dry) if self.dry is not None else ""
+        self.memory = ""
+        if self.estimate is not None:
+            self.memory, warned = self.estimate.memory(
+                self.fabric.device, batch=s.batch, devices=s.devices, ranks=self.fabric.world_size,
+                half=self.precision == "bf16", workers=self.workers,
+            )  # fmt: skip
+            self.notes += [warned] if warned else []
 
     def _read_init(self) -> None:
         """The backbone's weights. Raises ``InputError``."""
@@ -136,40 +143,6 @@ class FinetuneRun(TrainingSession):
             raise InputError(no_arch(self.plan.init))
         self.arch = weights.arch
         self.facts = input_facts(weights.facts, weights.arch, weights.origin)
-
-    def _dry_run(self) -> None:
-        """Train on one image, on the CPU, and forget it. Raises ``InputError``."""
-        image, target = first_usable(self.examples, self.settings.seed)
-        self.example_bytes = sum(t.numel() * t.element_size() for t in (image, *target.values()))
-        images: Any = [image.float().div_(255)]
-        targets: Any = [target]
-        if "boxes" not in target:
-            images, targets = torch.stack(images * 2), torch.stack([target["labels"]] * 2)
-
-        def build() -> nn.Module:
-            torch.manual_seed(self.settings.seed)
-            return self._model()
-
-        self.dry = dry_run(
-            build,
-            lambda model: model(images, targets),
-            lambda losses: torch.stack([loss.float() for loss in losses.values()]).sum(),
-            images=len(images),
-            failure=f"the model does not train on an image of {self.examples.description}",
-            advice="change the sizes, neck, model or backbone",
-        )
-
-    def _memory(self, dry: DryRun) -> str:
-        """What training will take, in words; warns where there is less. Raises ``InputError``."""
-        s, device = self.settings, self.fabric.device
-        here = 1 if device.type == "cuda" else max(1, s.devices)  # processes that share the memory
-        batch = s.batch // self.fabric.world_size
-        half = 0.6 if self.precision == "bf16" else 1.0
-        step = 3 * dry.weights + round(half * batch * dry.activations)
-        need = Need(here * step, here * room(self.workers, batch * self.example_bytes))
-        text, warned = outlook(need, device, "lower batch, workers or the sizes of images")
-        self.notes += [warned] if warned else []
-        return text
 
     def _model(self) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
@@ -217,12 +190,15 @@ class FinetuneRun(TrainingSession):
             f"training  {count(s.steps, 'step')} of {count(s.batch, 'image')}, lr {s.lr:g}, batch norm {s.norm}"
         )
         self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
+        seconds = 0.0
+        if self.estimate is not None:
+            words, seconds = self.estimate.time(
+                s, self.fabric.device, ranks=self.fabric.world_size, tested=len(self.val)
+            )
+            say(f"time      {words}")
         for line in self.notes:
             self.reporter.warn(line)
-        if self.dry is not None:
-            seconds = self.dry.seconds * s.steps * s.batch / self.fabric.world_size
-            if self.fabric.device.type == "cpu":
-                self.warn_of(seconds, "`hetcl recipes` lists smaller ones")
+        self.warn_of(seconds, "`hetcl recipes` lists smaller ones")
 
     def _task(self) -> Finetune:
         s, fabric = self.settings, self.fabric

@@ -143,6 +143,13 @@ class Finetune:
             words.append(f"lr {row['lr']:.2g}")
         return "  ".join(words)
 
+    def brief(self, row: Mapping[str, float]) -> list[str]:
+        """The loss, and the first figure of the last evaluation."""
+        figures = self.last[1].figures if self.last is not None else {}
+        return [f"loss {row['loss']:.3f}"] * ("loss" in row) + [
+            f"{in_words(n)} {figures[n]:.1f}" for n in HEADLINES if n in figures
+        ][:1]
+
     def close(self) -> None:
         """Stop the workers."""
         self.loader.close()

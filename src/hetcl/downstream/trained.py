@@ -77,8 +77,11 @@ class RunSession(ReportingSession[Found]):
         if self.first is None:  # it has the start of the workers and of the device in it
             self.first = done, now
         seconds = (now - self.first[1]) / max(1, done - self.first[0]) * (total - done)
-        left = f", {duration(seconds)} left" if self.first[0] < done < total else ""
-        self.reporter.row(f"images  {done:,} of {total:,}{left}", last=done == total)
+        left = f"{duration(seconds)} left" if self.first[0] < done < total else ""
+        at = f"{done:,} of {total:,}"
+        self.reporter.row(
+            f"images  {at}, {left}".removesuffix(", "), left=left, short=[at], last=done == total
+        )
 
 
 def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:

@@ -1,139 +1,65 @@
 """``hetcl doctor``: this machine, this data, this recipe: what would go wrong, and how long it would take.
 
-Also the estimate by which a run that would take days says so before it starts. Nothing is written.
+Nothing is written.
 """
 
 from __future__ import annotations
 
 import contextlib
-import gc
 import logging
 import os
 import shutil
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import torch
-from lightning_fabric import Fabric
 
 from hetcl.errors import InputError
+from hetcl.guidance import too_few
 from hetcl.images.decode import open_image
+from hetcl.images.near_duplicates import near_duplicates
 from hetcl.images.sources import open_source
 from hetcl.images.subset import why_none
 from hetcl.machine import cores
 from hetcl.methods import METHODS
-from hetcl.pretraining.build import build_model, build_task
+from hetcl.pretraining.build import build_model
 from hetcl.pretraining.monitors import some_images
-from hetcl.pretraining.plan import held_out_of
-from hetcl.printable import say
+from hetcl.pretraining.pace import measure_step
+from hetcl.pretraining.plan import held_out_of, stages_to_train
+from hetcl.printable import say, warn
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import machine
-from hetcl.settings import PretrainSettings, StageSettings, resolve, stages_of
+from hetcl.settings import PretrainSettings, StageSettings, resolve
 from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
-from hetcl.types import BadImage, Source, ViewBatch, ViewPolicy
-from hetcl.views import photometric
+from hetcl.types import BadImage, Source
 from hetcl.views.loader import name_of
+from hetcl.weights.sources import read_weights
 
 SAMPLES = 64
 """Images that are opened to judge the data."""
+COMPARED, COMPARING = 512, 10.0
+"""Images that are compared with each other at most, and the seconds that reading them may take."""
+REPEATED = 0.9
+"""Share of images that differ from which near-copies are not worth a warning."""
 VIEWS_OVER_DECODING = 1.3
 """A worker's time for an image, cropped twice, over that of decoding it whole (docs/results.md)."""
 
 
-@dataclass(frozen=True)
-class Pace:
-    """What a real step took on this device."""
-
-    images_per_second: float
-    """Over all ranks; 0 where the step does not fit into the memory."""
-    memory: int
-    """Bytes that PyTorch held at most, on a GPU; 0 elsewhere."""
-
-    def seconds(self, images: int) -> float:
-        """How long that many images take."""
-        return images / self.images_per_second if self.images_per_second else float("inf")
-
-
-class _OneBatch:
-    """A loader that gives one batch of noise for ever, so that the step alone is timed."""
-
-    steps_per_epoch = 1
-
-    def __init__(self, policy: ViewPolicy, *, images: int, size: int, views: int) -> None:
-        noise, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
-        color = np.stack([photometric.draw(policy, rng) for _ in range(views * images)])
-        self.batch = ViewBatch(
-            images=torch.randint(256, (views, images, 3, size, size), generator=noise, dtype=torch.uint8),
-            boxes=torch.zeros(views, images, 4),
-            sizes=torch.ones(images, 2),
-            color=torch.from_numpy(color).reshape(views, images, -1),
-            index=torch.arange(images),
-            label=torch.zeros(images, dtype=torch.int64),
-        )
-        if torch.cuda.is_available():
-            self.batch = self.batch.pin_memory()
-
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[ViewBatch]:
-        while True:
-            yield self.batch
-
-    def close(self) -> None:
-        pass
-
-
-def measure_step(
-    settings: PretrainSettings, stage: StageSettings, *, fabric: Fabric, classes: int | None = None
-) -> Pace:
-    """Time a stage's real step: views, both encoders, loss, queue and optimiser, on noise. Called on every rank.
-
-    A GPU takes the recipe's batch; a CPU, where a batch may take minutes, 16 images at most. The first steps warm up
-    and are not counted.
-    """
-    cuda, ranks, s = fabric.device.type == "cuda", fabric.world_size, settings
-    if not cuda:
-        group = min(16, s.batch // s.groups)
-        groups = ranks * min(max(1, 16 // group), max(1, s.groups // ranks))
-        s = replace(s, batch=group * groups, groups=groups, accumulate=1)
-    views = METHODS[stage.method].views_per_image
-    loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views)
-    warm, counted = (3, 5) if cuda else (1, 1)
-    wait = (lambda: torch.cuda.synchronize(fabric.device)) if cuda else (lambda: None)
-    try:
-        if cuda:  # what was measured before may not be gone yet
-            gc.collect()
-            torch.cuda.empty_cache()
-            torch.cuda.reset_peak_memory_stats(fabric.device)
-        model = build_model(s, stage, classes)
-        task = build_task(s, "trial", stage, model, fabric=fabric, loader=loader)  # type: ignore[arg-type]
-        batches = task.batches(0, 0)
-        for step in range(warm + counted):
-            if step == warm:
-                wait()
-                if cuda:  # not what cuDNN tried its kernels with
-                    torch.cuda.reset_peak_memory_stats(fabric.device)
-                began = time.monotonic()
-            task.step(next(batches), step)
-        wait()
-        seconds = time.monotonic() - began
-    except torch.OutOfMemoryError:
-        if ranks > 1:  # the others wait for this one
-            raise
-        return Pace(0, torch.cuda.max_memory_allocated(fabric.device))
-    memory = torch.cuda.max_memory_allocated(fabric.device) if cuda else 0
-    return Pace(s.batch * counted / seconds, memory)
-
-
 def doctor(
-    *, data: str | None, recipe: str | None, overrides: Mapping[str, Any] | Sequence[str] = ()
+    *,
+    data: str | None,
+    recipe: str | None,
+    init: str | None = None,
+    overrides: Mapping[str, Any] | Sequence[str] = (),
 ) -> list[str]:
     """Look at machine, data and recipe; print what was found.
 
     Args:
         data: DATA or None to leave the data out.
-        recipe, overrides: as for ``pretrain``.
+        recipe, init, overrides: as for ``pretrain``.
 
     Returns:
         the warnings, which were printed too.
@@ -143,7 +69,10 @@ def doctor(
     """
     warnings: list[str] = []
     settings = resolve(recipe, overrides)
+    todo = stages_to_train(settings, init)
     _machine(warnings)
+    if init is not None:
+        read_weights(init, arch=settings.backbone)
     source, reading = None, 0.0
     notes: list[str] = []
     if data is not None:
@@ -156,10 +85,17 @@ def doctor(
             )
             held_out = held_out_of(data, settings, settings.window)
         reading = _data(source, held_out, settings, warnings)
-    _recipe(settings, recipe or "hcl-r50", source, reading, warnings)
+        _labels(source, settings, todo, warnings)
+        if not data.startswith("scenes:"):  # these are for trying things out
+            epochs = sum(stage.epochs for stage in todo.values())
+            few = too_few(_different(source, reading, warnings), epochs, settings.backbone, init=init)
+            warnings += [few] if few else []
+            if not few and init is None:
+                say("images    enough to begin with random weights, by public advice (docs/facts.md)")
+    _recipe(settings, todo, recipe or "hcl-r50", source, reading, warnings)
     say()
     for line in warnings:
-        say(f"! {line}")
+        warn(line)
     if not warnings:
         say("nothing else to object to" if notes else "nothing to object to")
     return warnings
@@ -249,8 +185,30 @@ def _data(source: Source, held_out: Source | None, settings: PretrainSettings, w
         )
     if smallest < 32:
         warnings.append(f"some images have a side of {smallest} pixels")
-    _labels(source, settings, warnings)
     return seconds
+
+
+def _different(source: Source, seconds: float, warnings: list[str]) -> int:
+    """How many images there are, those left out that nearly repeat the one before them. ``seconds``: to read one."""
+    if source.prefers_window:  # shards would be fetched for it
+        return len(source)
+    compared = max(SAMPLES, min(COMPARED, int(COMPARING / max(seconds, 1e-6))))
+    found = near_duplicates(source, compared)
+    left = found.different if len(source) <= compared else round(len(source) * (1 - found.share))
+    plain = f"; {found.plain} are too plain to compare" if found.plain else ""
+    names = f" ({found.example[0]} and {found.example[1]})" if found.example else ""
+    say(
+        f"repeats   of {count(found.looked, 'image')} compared: {found.repeats} nearly repeat the one before, "
+        f"{found.different} differ{names}{plain}"
+    )
+    if left < REPEATED * len(source):
+        warnings.append(
+            f"many images nearly repeat others, as bursts, frames of films and cameras that stand still give them: of "
+            f"{len(source):,} about {left:,} differ. Near-copies teach little, and as negatives they are pushed away "
+            "from what they show too; keep one of each, or add others"
+        )
+        return left
+    return len(source)
 
 
 def _knn_words(source: Source, held_out: Source | None, settings: PretrainSettings) -> str:
@@ -265,7 +223,9 @@ def _knn_words(source: Source, held_out: Source | None, settings: PretrainSettin
     return f"asks about a part of the training images, which lies apart{beside}"
 
 
-def _labels(source: Source, settings: PretrainSettings, warnings: list[str]) -> None:
+def _labels(
+    source: Source, settings: PretrainSettings, todo: Mapping[str, StageSettings], warnings: list[str]
+) -> None:
     """What labels, or their lack, and the number of images mean for the recipe."""
     if source.classes is None:
         warnings.append("no labels: no kNN check while training (none are needed to train)")
@@ -275,7 +235,7 @@ def _labels(source: Source, settings: PretrainSettings, warnings: list[str]) -> 
             "of supervised training"
         )
     usable = len(source)
-    for name, stage in stages_of(settings).items():
+    for name, stage in todo.items():
         if METHODS[stage.method].labels and source.classes is None:
             warnings.append(f"{name} is supervised and the data has no labels: it will be refused")
         elif METHODS[stage.method].labels:
@@ -289,7 +249,12 @@ def _labels(source: Source, settings: PretrainSettings, warnings: list[str]) -> 
 
 
 def _recipe(
-    settings: PretrainSettings, recipe: str, source: Source | None, reading: float, warnings: list[str]
+    settings: PretrainSettings,
+    todo: Mapping[str, StageSettings],
+    recipe: str,
+    source: Source | None,
+    reading: float,
+    warnings: list[str],
 ) -> None:
     """What a recipe costs here, from real steps, and whether the images are read as fast (seconds for each)."""
     from hetcl.model.embedding import cost_of
@@ -314,7 +279,7 @@ def _recipe(
         f"timing a step of each stage{', compiled first (minutes)' * settings.compile} ..."
     )
     total = fastest = 0.0
-    for name, stage in stages_of(settings).items():
+    for name, stage in todo.items():
         model = build_model(settings, stage, classes)
         cost = cost_of(model, 1, 3, settings.size, settings.size)
         with chosen_kernels(deterministic=settings.deterministic):

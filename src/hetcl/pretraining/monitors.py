@@ -228,6 +228,16 @@ def in_batch_alone(row: Mapping[str, Any]) -> dict[str, float]:
     return {part: float(value) for part, value in found.items() if value is not None}
 
 
+def brief(row: Mapping[str, float]) -> list[str]:
+    """The two figures of a row that say most."""
+    words = [f"loss {row['loss']:.3f}"] if "loss" in row else []
+    if "accuracy_batch" in row:
+        words.append(f"in batch {row['accuracy_batch']:.1%}")
+    elif "accuracy" in row:
+        words.append(f"accuracy {row['accuracy']:.1%}")
+    return words
+
+
 def line(row: Mapping[str, float]) -> str:
     """A row of figures in words."""
     words = []

@@ -14,7 +14,16 @@ from hetcl.methods import METHODS
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.resume import Request, RunPlan, refuse_changes, refuse_other, saved_by
 from hetcl.settings import MAY_CHANGE as FREE
-from hetcl.settings import PretrainSettings, build_saved, check, flatten, resolve, to_dict
+from hetcl.settings import (
+    PretrainSettings,
+    StageSettings,
+    build_saved,
+    check,
+    flatten,
+    resolve,
+    stages_of,
+    to_dict,
+)
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
 
@@ -61,6 +70,12 @@ def resumed_plan(folder: RunFolder, asked: Request) -> Plan:
     now = resolve(asked.recipe, asked.overrides, then=then)
     refuse_changes(folder, flatten(to_dict(then)), flatten(to_dict(now)), but=MAY_CHANGE)
     return Plan.of(saved | ({"data": asked.data} if asked.data else {}), now)
+
+
+def stages_to_train(settings: PretrainSettings, init: str | None) -> dict[str, StageSettings]:
+    """The stages of a run, by name, in order; ``init``, a MODEL, takes the place of the first of two."""
+    todo = stages_of(settings)
+    return {"stage2": todo["stage2"]} if init is not None and len(todo) == 2 else todo
 
 
 def held_out_of(data: str, settings: PretrainSettings, window: int) -> Source | None:

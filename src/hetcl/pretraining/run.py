@@ -14,17 +14,27 @@ import torch
 from torch import nn
 
 from hetcl.errors import InputError
+from hetcl.guidance import too_few
 from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
 from hetcl.methods import METHODS, branch_words, facts_of
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
-from hetcl.pretraining.doctor import measure_step
 from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.pretraining.memory import memory_of
-from hetcl.pretraining.plan import Plan, common_window, fit, held_out_of, new_plan, resumed_plan
+from hetcl.pretraining.pace import measure_step
+from hetcl.pretraining.plan import (
+    Plan,
+    common_window,
+    fit,
+    held_out_of,
+    new_plan,
+    resumed_plan,
+    stages_to_train,
+)
 from hetcl.quantities import count, duration
+from hetcl.reporting.console import verdict_lines
 from hetcl.runs import checkpoint
 from hetcl.runs.folder import RunFolder, write_atomic
 from hetcl.runs.output import reserved
@@ -154,8 +164,7 @@ class PretrainRun(TrainingSession):
 
     def _todo(self) -> dict[str, StageSettings]:
         """The stages to train, by name, in order."""
-        todo = stages_of(self.settings)
-        return {"stage2": todo["stage2"]} if self.plan.init is not None and len(todo) == 2 else todo
+        return stages_to_train(self.settings, self.plan.init)
 
     def _dry_runs(self) -> dict[str, DryRun]:
         """One for each stage, before anything is written. Raises ``InputError`` for what cannot run."""
@@ -219,9 +228,17 @@ class PretrainRun(TrainingSession):
         for line in self.notes:
             self.reporter.warn(line)
         if not self.resume:  # every rank takes part
+            self._advise(todo)
             self._foretell(todo)
         if s.knn.every and self.source.classes is None:
             say("no labels in the data, so no kNN check; accuracy within the batch is the figure to watch")
+
+    def _advise(self, todo: Mapping[str, StageSettings]) -> None:
+        """Say what so few images allow, if they are few; the built-in scenes are for trying things out."""
+        epochs = sum(stage.epochs for stage in todo.values())
+        few = too_few(len(self.source), epochs, self.settings.backbone, init=self.plan.init)
+        if few and not self.plan.data.startswith("scenes:"):
+            self.reporter.warn(few)
 
     def _foretell(self, todo: Mapping[str, StageSettings]) -> None:
         """Say so when this would take more than a day here. Costs a few seconds, and nothing for short runs."""
@@ -345,34 +362,17 @@ class PretrainRun(TrainingSession):
             }
         )
         with self.reporter.reporting():
-            self._conclude(seconds, self.conclusion(last, knn))
+            self._conclude(seconds)
 
-    def _conclude(self, seconds: float, learned: str) -> None:
-        """The last lines."""
-        self.reporter.say("")
-        self.reporter.say(f"done in {duration(seconds)}" + (f"; {learned}" if learned else ""), style="bold")
+    def _conclude(self, seconds: float) -> None:
+        """The last lines: what was learned, as ``hetcl doctor RUN`` says it, and what now."""
+        say = self.reporter.say
+        say("")
+        say(f"done in {duration(seconds)}: {self.folder.backbone}", style="bold")
         if self.bad.known:
-            self.reporter.say(
-                f"{count(self.bad.known, 'image')} could not be used: {self.folder.bad_images} lists them"
-            )
-        self.reporter.say(f"the backbone is {self.folder.backbone}")
-        library = "timm" if self.settings.backbone.startswith("timm:") else "torchvision"
-        self.reporter.say(
-            f"use it:   hetcl export {self.folder.path} --format {library} --out backbone.pth   "
-            "(`hetcl export --help` lists others)"
-        )
-
-    @staticmethod
-    def conclusion(last: Mapping[str, Mapping[str, Any]], knn: Sequence[Any]) -> str:
-        """What was learned, in words."""
-        row = list(last.values())[-1] if last else {}
-        words = []
-        if "accuracy_batch" in row:
-            words.append(
-                f"an image finds its other view in its batch in {row['accuracy_batch']:.1%} of cases"
-            )
-        elif "accuracy" in row:
-            words.append(f"training accuracy {row['accuracy']:.1%}")
-        if len(knn) > 1:
-            words.append(f"kNN accuracy went from {knn[0]:.1%} (before training) to {knn[-1]:.1%}")
-        return ", ".join(words)
+            say(f"{count(self.bad.known, 'image')} could not be used: {self.folder.bad_images} lists them")
+        try:
+            for line in verdict_lines([self.folder.path], warnings=False):
+                say(line)
+        except InputError as e:  # the folder was changed meanwhile; the run has ended all the same
+            self.reporter.warn(str(e))

@@ -105,6 +105,10 @@ class _Stage:
         """See :func:`monitors.line`."""
         return monitors.line(row)
 
+    def brief(self, row: Mapping[str, float]) -> list[str]:
+        """See :func:`monitors.brief`."""
+        return monitors.brief(row)
+
     def close(self) -> None:
         """Stop the workers."""
         self.loader.close()

@@ -96,6 +96,19 @@ def stages_of(run: Result) -> list[Stage]:
     ]
 
 
+def seconds_left(run: Result, stages: Sequence[Stage]) -> float | None:
+    """What the rest will take at the pace of the last rows; None before the first epoch has ended."""
+    ended = [(int(r["step"]), int(number(r.get("epoch")) or 0)) for s in stages for r in s.rows]
+    steps = next(
+        (step / epoch for step, epoch in ended if epoch), None
+    )  # the first row after an epoch ends it
+    paces = [v for row in run.timing if (v := number(row.get("images_per_second")))][-5:]
+    if steps is None or not paces:
+        return None
+    rest = sum(max(0.0, steps * stage.epochs - stage.step) for stage in stages)
+    return rest * stages[0].batch * len(paces) / sum(paces)
+
+
 @dataclass(frozen=True)
 class Knn:
     """Neighbours' accuracy of the backbone, before the first step and at the last check."""

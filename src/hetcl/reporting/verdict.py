@@ -11,11 +11,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from hetcl.analysis.text import percent
+from hetcl.quantities import duration
+from hetcl.reporting.advice import Advice, advice_on
 from hetcl.reporting.blocks import Grid
-from hetcl.reporting.commands import command_of, quoted
-from hetcl.reporting.comparisons import belongs, contrast_row, differences, told, vectors
-from hetcl.reporting.read import Result, mapping, number
-from hetcl.reporting.stages import Stage, knn_of, stages_of
+from hetcl.reporting.comparisons import contrast_row, differences, told, vectors
+from hetcl.reporting.read import Result, number
+from hetcl.reporting.stages import Stage, knn_of, seconds_left, stages_of
 
 FLAT = -0.02
 """Uniformity above which an embedding has collapsed: 0 is one vector for all images, -4 is spread out."""
@@ -31,22 +32,17 @@ LABELS = {
     "training": "Learns in training; not yet held against random weights",
     "mixed": "Learns in training; better than random weights in one test, worse in another",
     "doubtful": "Learns in training; not better than random weights where it was tested",
+    "fell": "Learns in training; kNN is worse than before training",
     "not learned": "Not learned",
     "collapsed": "Collapsed",
     "half": "Half-finished",
+    "ended": "Ended",
+    "nothing": "Finds next to nothing",
     "unclear": "Cannot tell",
 }
 """Status -> the words of the page."""
 TESTED = {"too few": "unclear", "random": "unclear"}
 """Statuses of contrast.json that have other names here."""
-
-
-@dataclass(frozen=True)
-class Advice:
-    """What to do next."""
-
-    text: str
-    command: str = ""
 
 
 @dataclass(frozen=True)
@@ -78,22 +74,28 @@ def judge(run: Result, others: Sequence[Result]) -> Verdict:
     test = contrast_row(run, others)
     status = _status(run, begun, ended, test)
     places = list(differences(run, others, "random"))
-    if status in ("training", "learned") and test is None and places:
+    if status in ("training", "learned", "fell") and test is None and places:
         better, worse = any(d["low"] > 0 for _, d in places), any(d["high"] < 0 for _, d in places)
+        worse = worse or status == "fell"
         status = "mixed" if better and worse else "learned" if better else "doubtful"
-    learned = [*_where_it_stands(stages, ended), *_of_training(begun), *_of_neighbours(run)]
+    learned = [*_where_it_stands(run, stages, ended), *_of_training(begun), *_of_neighbours(run)]
     if test is not None:
         learned.insert(0, f"Held against random weights (hetcl contrast): {test.get('line', '')}")
     learned += [f"{what}: {told(row)}." for what, row in places]
     return Verdict(
         run.name,
         status,
-        _headline(status, begun, ended),
+        _headline(status, begun, ended, _first_weights(run)),
         learned + [f"{line}." for line in run.damage],
         list(_spatial(run, stages, others)),
-        list(_advice(run, status, ended, test, others)),
+        list(advice_on(run, status, ended, test, others)),
         _figures(begun),
     )
+
+
+def _first_weights(run: Result) -> str:
+    """What the first kNN check saw."""
+    return "the weights it began with" if run.tree.get("init") else "random weights"
 
 
 def _collapsed(stage: Stage, ended: bool, name: str = "") -> bool:
@@ -118,14 +120,16 @@ def _status(run: Result, begun: Sequence[Stage], ended: bool, test: Mapping[str,
     value, error = max(rises)
     knn = knn_of(run)
     falls = knn is not None and knn.after < knn.before - knn.error
-    if value > max(LEAST, error) and not falls:
+    if value > max(LEAST, error):
+        if falls:
+            return "fell"
         return "learned" if knn is not None and knn.after > knn.before + knn.error else "training"
     little_to_gain = run.tree.get("init") or max(s.first(s.measure) or 0 for s in begun) > EASY
     long_enough = sum(s.step for s in begun) >= EARLY
     return "not learned" if value < max(LEAST, error) and long_enough and not little_to_gain else "unclear"
 
 
-def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
+def _headline(status: str, begun: Sequence[Stage], ended: bool, first: str) -> str:
     if not begun:
         return (
             "Nothing was logged yet, so nothing can be said." if not ended else "Its figures cannot be read."
@@ -140,10 +144,11 @@ def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
         where = f"it finds {percent(value)} right within the batch, {by_chance}"
     task = f"It got better at its task: {where}."
     return {
-        "learned": f"The features do better than random weights; {where}.",
+        "learned": f"The features do better than {first}; {where}.",
         "partly": f"The embedding learned; its backbone is not shown to be better than random weights; {where}.",
         "training": f"{task} Whether its features are better than random weights is not measured yet.",
         "mixed": f"{task} Frozen, it is better than random weights at one thing and worse at another.",
+        "fell": f"{task} But neighbours of an image share its class less often than with {first}.",
         "doubtful": f"{task} Frozen, it is not shown to be better than random weights.",
         "not learned": f"It is no better than what it began with (which may be above chance, too); {where}.",
         "collapsed": f"Nearly every image gets the same vector, so the features are of no use; {where}.",
@@ -155,13 +160,16 @@ def _headline(status: str, begun: Sequence[Stage], ended: bool) -> str:
 # ---- did it learn ------------------------------------------------------------------------------------------------
 
 
-def _where_it_stands(stages: Sequence[Stage], ended: bool) -> Iterator[str]:
+def _where_it_stands(run: Result, stages: Sequence[Stage], ended: bool) -> Iterator[str]:
     if not ended:
         if sum(stage.step for stage in stages) < EARLY:
             yield f"Too early to say: the first {EARLY} steps of any run tell little."
         for stage in stages:
             at = f"epoch {stage.epoch} of {stage.epochs} (step {stage.step:,})" if stage.rows else "not begun"
             yield f"{stage.name} ({stage.method}): {'ended' if stage.over else at}."
+        left = seconds_left(run, stages)
+        if left is not None:
+            yield f"About {duration(left)} are left, at the pace of its last rows."
 
 
 def _of_training(begun: Sequence[Stage]) -> Iterator[str]:
@@ -213,20 +221,20 @@ def _figures(begun: Sequence[Stage]) -> Grid | None:
 
 
 def _of_neighbours(run: Result) -> Iterator[str]:
-    knn = knn_of(run)
+    knn, first = knn_of(run), _first_weights(run)
     if knn is None:
-        yield "kNN against random weights was not measured: the data has no labels, or the check was off."
+        yield f"kNN against {first} was not measured: the data has no labels, or the check was off."
         return
     difference = knn.after - knn.before
     found = (
         "no difference that so few images can tell"
         if abs(difference) <= knn.error
-        else "better than random weights"
+        else f"better than {first}"
         if difference > 0
-        else "worse than random weights"
+        else f"worse than {first}"
     )
     yield (
-        f"kNN of the backbone: {percent(knn.after)} at the last check, {percent(knn.before)} with random weights "
+        f"kNN of the backbone: {percent(knn.after)} at the last check, {percent(knn.before)} with {first} "
         f"({100 * difference:+.1f} points, on at most {knn.images:,} images: {found})."
     )
 
@@ -272,72 +280,3 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
             "Whether the backbone gained by it is another question, which training does not answer: hetcl contrast "
             "and hetcl probe hold it against stage 1."
         )
-
-
-# ---- what now ----------------------------------------------------------------------------------------------------
-
-
-def _advice(
-    run: Result, status: str, ended: bool, test: Mapping[str, Any] | None, others: Sequence[Result]
-) -> Iterator[Advice]:
-    out, data = quoted(run.path), quoted(run.tree.get("data", "DATA"))
-    stage = mapping(
-        run.settings.get("stage2" if any(r.get("stage") == "stage2" for r in run.rows) else "stage1")
-    )
-    if status == "collapsed":
-        lr = number(stage.get("lr")) or 0.03
-        lower = min(lr / 10, 0.03)
-        yield Advice(
-            f"Begin again in a new folder with a lower learning rate (it was {lr:g}); if it collapses again, raise "
-            "temperature or key_momentum. Do not use these weights.",
-            command_of(run, out="NEW-RUN", changes={"stage1.lr": lower, "stage2.lr": lower}),
-        )
-        return
-    if not ended:
-        yield Advice(
-            "Go on with it: it continues from its last checkpoint.", f"hetcl pretrain --out {out} --resume"
-        )
-        return
-    if status in ("training", "unclear") and (test is None or test.get("needed")):
-        yield _contrast_advice(run, int(number((test or {}).get("needed")) or 0))
-    if status in ("doubtful", "mixed") and test is None:
-        yield Advice(
-            "Ask besides whether it tells images apart better than random weights: what is learned first.",
-            f"hetcl contrast {out} --data {data} --out contrast",
-        )
-    if status in ("not learned", "doubtful", "mixed"):
-        yield Advice(
-            "Train longer, on more images, or with a higher learning rate; hetcl doctor says what the recipe would "
-            "take here. A tenth of a long training should already show a gain.",
-            f"hetcl doctor --data {data} --recipe {quoted(run.tree.get('recipe') or 'hcl-r50')}",
-        )
-    if status in ("learned", "partly", "training"):
-        tested = any(
-            belongs(str(m["model"]), str(m["name"]), run)
-            for t in others
-            if t.kind == "where"
-            for m in t.tree["models"]
-        )
-        if not tested:
-            yield Advice(
-                "Ask what the frozen backbone knows of places, beside stage 1 and random weights.",
-                f"hetcl probe {out} --data {data} --ask where --out where",
-            )
-        if status == "learned" and not any(t.kind == "finetune" for t in others):
-            yield Advice(
-                "Fine-tune it on a set with boxes, masks or pixels: that is what it is for.",
-                f"hetcl finetune --init {out} --data DATASET --out detector",
-            )
-
-
-def _contrast_advice(run: Result, needed: int) -> Advice:
-    """To hold it against random weights, on as many images as would tell."""
-    held, data = number(mapping(run.summary.get("data")).get("images")), quoted(run.tree.get("data", "DATA"))
-    if needed and held is not None and held < needed:
-        text = f"Test it on more images: about {needed:,} would tell, and its own data has {held:,.0f}."
-        return Advice(text, f"hetcl contrast {quoted(run.path)} --data MORE-IMAGES --out contrast")
-    return Advice(
-        "Hold it against random weights and against its stage 1, then make this page again with that folder too.",
-        f"hetcl contrast {quoted(run.path)} --data {data} --out contrast"
-        + (f" --images {needed}" if needed else ""),
-    )

@@ -9,7 +9,7 @@ from typing import Any
 from hetcl.downstream.pace import measure_step as measure_finetuning
 from hetcl.images.sources import open_source
 from hetcl.methods import METHODS
-from hetcl.pretraining.doctor import measure_step
+from hetcl.pretraining.pace import measure_step
 from hetcl.quantities import duration
 from hetcl.reproduce.cells import Cell, Plan
 from hetcl.settings import resolve, resolve_finetune, stages_of

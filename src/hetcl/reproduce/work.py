@@ -117,7 +117,7 @@ def _probe(cell: Cell, folder: Path) -> Figures:
 
 def _pace(cell: Cell, folder: Path) -> Figures:
     """How much longer a step of stage 2 takes than one of stage 1: the median over rounds that take turns."""
-    from hetcl.pretraining.doctor import measure_step
+    from hetcl.pretraining.pace import measure_step
     from hetcl.training.devices import make_fabric
 
     settings = {

@@ -205,7 +205,13 @@ class Loop:
             pace,
             ahead,
         ]
-        self.reporter.row("  ".join(w for w in words if w), last=last)
+        short = tuple(self.task.brief(row))
+        rest = [w for w in words[1].split("  ") if not w.startswith(short)]
+        of = f"step {self.done:,} of {self.task.epochs * self.task.steps_per_epoch:,}"
+        at = of if self.task.slow_evaluation else f"epoch {self.epoch}/{self.task.epochs}, {of}"
+        self.reporter.row(
+            "  ".join(w for w in words if w), left=ahead, short=short, below=[at, *rest, pace], last=last
+        )
         for message in self.task.messages({**row, "epoch": self.epoch, "step": self.done}):
             self.reporter.warn(message)
 

@@ -8,19 +8,20 @@ import os
 import socket
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
 from rich.console import Console
+from rich.live import Live
 from rich.markup import escape
-from rich.progress import BarColumn, Progress, TextColumn
 from rich.table import Table
 
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.paths import appending, create
 from hetcl.printable import printable
 from hetcl.runs.folder import disk_problem
+from hetcl.training.bar import Bar
 
 
 class Events:
@@ -89,16 +90,17 @@ class Reporter:
     ) -> None:
         self.quiet, self._log, self._tensorboard = quiet, log, tensorboard
         self.console = Console(file=cast(IO[str], _Output()), highlight=False, soft_wrap=True)
-        self._bar: Progress | None = None
-        self._task: Any = None
+        self._bar: Bar | None = None
+        self._live: Live | None = None
         self._events: Events | None = None
         self._shown = 0.0
 
-    def say(self, text: str, *, style: str = "") -> None:
-        """A line that stays."""
+    def say(self, text: str, *, style: str = "", wrap: bool = False) -> None:
+        """A line that stays; ``wrap``: a terminal gets it broken between words."""
         if self.quiet:
             return
-        self.console.print(escape(printable(text)), style=style)
+        soft = not (wrap and self.console.is_terminal)
+        self.console.print(escape(printable(text)), style=style, soft_wrap=soft)
         self.note(text)
 
     def show(self, table: Table) -> None:
@@ -113,7 +115,7 @@ class Reporter:
 
     def warn(self, text: str) -> None:
         """A line that should not be overlooked."""
-        self.say(f"! {text}", style="yellow")
+        self.say(f"! {text}", style="yellow", wrap=True)
 
     def note(self, text: str) -> None:
         """A line for log.txt alone."""
@@ -140,28 +142,41 @@ class Reporter:
         """A new stage of ``total`` steps."""
         self.stop()
         if not self.quiet and self.console.is_terminal:
-            self._bar = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(24),
-                TextColumn("{task.fields[text]}"),
-                console=self.console,
-            )
-            self._task = self._bar.add_task(name, total=total, completed=done, text="")
-            self._bar.start()
+            self._bar = Bar(printable(name), done, total)
+            self._live = Live(self._bar, console=self.console)
+            self._live.start()
 
     def advance(self, done: int) -> None:
         """Steps done so far (cheap; call every step)."""
         if self._bar is not None:
-            self._bar.update(self._task, completed=done)
+            self._bar.done = done
 
-    def row(self, text: str, *, last: bool = False) -> None:
-        """A row of figures: the bar's text on a terminal, else a line at most every ten seconds; always in log.txt."""
+    def row(
+        self,
+        text: str,
+        *,
+        left: str = "",
+        short: Sequence[str] = (),
+        below: Sequence[str] = (),
+        last: bool = False,
+    ) -> None:
+        """A row of figures: words around the bar on a terminal, else a line every ten seconds at most; all in log.txt.
+
+        Args:
+            text: the row in a line.
+            left: on a terminal, the time that is left, in words.
+            short: beside the bar: one or two figures, the first more important.
+            below: on the line under it: as many of these as fit.
+        """
         if self.quiet:
             return
         self.note(text)
         text = printable(text)
         if self._bar is not None:
-            self._bar.update(self._task, text=escape(text))
+            self._bar.left = left
+            self._bar.short, self._bar.below = (
+                [printable(word) for word in words] for words in (short, below)
+            )
         elif last or time.monotonic() - self._shown > 10:
             self.console.print(escape(text))
             self._shown = time.monotonic()
@@ -176,6 +191,6 @@ class Reporter:
 
     def stop(self) -> None:
         """End the bar."""
-        if self._bar is not None:
-            self._bar.stop()
-            self._bar = None
+        if self._live is not None:
+            self._live.stop()
+            self._live = self._bar = None

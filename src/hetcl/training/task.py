@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -42,7 +42,11 @@ class Task(Protocol):
         ...
 
     def line(self, row: Mapping[str, float]) -> str:
-        """A row in words."""
+        """A row in words, two spaces apart."""
+        ...
+
+    def brief(self, row: Mapping[str, float]) -> Sequence[str]:
+        """The two figures of a row that say most, in few words, the more important first."""
         ...
 
     def close(self) -> None:

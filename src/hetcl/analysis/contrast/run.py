@@ -250,8 +250,8 @@ class Test(ReportingSession[list[Tested]]):
             nonlocal done
             done += rows * self.fabric.world_size
             self.reporter.advance(min(done, total))
-            left = (time.monotonic() - began) / done * max(0, total - done)
-            self.reporter.row(f"searching {done / total:.0%}  {duration(left)} left")
+            left = f"{duration((time.monotonic() - began) / done * max(0, total - done))} left"
+            self.reporter.row(f"searching {done / total:.0%}  {left}", left=left)
             signal.check("stopped while searching; the features are kept: go on with --resume")
 
         for one in todo:

@@ -315,6 +315,10 @@ class LinearTask:
         }
         return "  ".join(text.format(row[key]) for key, text in words.items() if key in row)
 
+    def brief(self, row: Mapping[str, float]) -> list[str]:
+        """The first two words of :meth:`line`."""
+        return self.line(row).split("  ")[:2]
+
     def close(self) -> None:
         """Stop the workers."""
         self.loader.close()
