@@ -95,6 +95,7 @@ def _advice(run: Result, status: str, found: Sequence[tuple[int, float]]) -> Ite
             command_of(run, out="NEW-RUN", changes={"lr": lr / 3}),
         )
     if status == "ended":
+        yield Advice("Try it on images of your own.", f"hetcl predict {out} photos/ --out predictions")
         yield Advice(
             "Evaluate it on other data, or with other thresholds.",
             f"hetcl evaluate {out} --data {data} --out evaluation",
