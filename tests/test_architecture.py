@@ -40,7 +40,7 @@ ROOMS: dict[str, set[str]] = {
     "pretraining": FIRST | {"weights", "analysis", "reporting"},
     "downstream": FIRST | {"weights", "datasets", "analysis"},
     "reporting": FIRST | {"weights", "analysis"},
-    "reproduce": FIRST | {"pretraining", "downstream", "analysis", "reporting"},
+    "reproduce": FIRST | {"weights", "pretraining", "downstream", "analysis", "reporting"},
 }
 """Room -> the other rooms it may import. A new room is given a line here."""
 

@@ -326,7 +326,7 @@ def _add_reproduce(reproduce: _Parser) -> None:
 def _count(text: str) -> int:
     """A whole number from 0."""
     if not text.isdecimal():
-        raise argparse.ArgumentTypeError(f"{text!r} is no number of images; give 0 or more")
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 on")
     return int(text)
 
 

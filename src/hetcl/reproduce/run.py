@@ -25,8 +25,11 @@ from hetcl.runs.files import seal, unseal, write_atomic
 from hetcl.runs.folder import absolute, machine
 from hetcl.runs.lock import NAME, FolderLock, Held
 from hetcl.runs.output import held_in, making
+from hetcl.settings import resolve, resolve_contrast, resolve_finetune, resolve_probe
 from hetcl.settings.parse import near
+from hetcl.training.devices import make_fabric
 from hetcl.trees import TreeError
+from hetcl.weights.sources import read_weights
 
 PLAN = "plan.json"
 ROOTS = ("images", "coco", "lvis", "voc", "cityscapes", "places")
@@ -81,6 +84,7 @@ def reproduce(
     roots = {**size.data, **held.get("data", {}), **data}
     plan = _plan(size, asked, out, roots, weights or {}, seeds, compute or {})
     _refuse_missing(plan)
+    _refuse_settings(plan)
     cost = _introduce(plan, asked)
     if dry_run:
         for cell in plan.cells.values():
@@ -181,6 +185,22 @@ def _refuse_missing(plan: Plan) -> None:
             faults.append(f"--{name} {value}: {path} is not there")
     if faults:
         raise InputError(*faults)
+
+
+def _refuse_settings(plan: Plan) -> None:
+    """Raises ``InputError`` for settings, a device or weights that no cell could be done with."""
+    resolvers = {
+        "pretrain": lambda c: resolve(c.recipe, c.words),
+        "finetune": lambda c: resolve_finetune(c.recipe, c.words),
+        "contrast": lambda c: resolve_contrast(c.words),
+        "probe": lambda c: resolve_probe(c.words),
+    }
+    for cell in plan.cells.values():
+        if cell.verb in resolvers:
+            s = resolvers[cell.verb](cell)
+            make_fabric(device=s.device, devices=1, precision="fp32", threads=s.threads)
+    for model in plan.weights.values():
+        read_weights(model)
 
 
 def _introduce(plan: Plan, asked: Sequence[str]) -> Cost | None:
