@@ -36,8 +36,8 @@ VARIANTS: dict[str, dict[str, object]] = {
     "lr-0.03-batch-64": NEGATIVES | {"stage1.lr": 0.03, "batch": 64, "groups": 2},
 }
 """Name -> settings. A hypothesis each: none; negatives of the same weights; fewer and larger batches; more and smaller
-views; larger views; views that share more; a flatter loss; smaller steps, which of all these alone rose above random weights; still smaller
-ones; then these with a flatter loss, and with a larger batch."""
+views; larger views; views that share more; a flatter loss; smaller steps, which alone rose above random weights; still
+smaller ones; then these with a flatter loss, and with a larger batch."""
 
 
 def main() -> int:
