@@ -17,7 +17,7 @@ first=$runs/tiny-imagenet/checkpoints/stage1.ckpt
 train() {
     out=$runs/$1
     shift
-    [ -f "$out/backbone.safetensors" ] || "$hetcl" pretrain --data "$data" --out "$out" --resume --recipe small --size 48 \
+    [ -f "$out/backbone.safetensors" ] || "$hetcl" pretrain --data "$data" --out "$out" --resume --recipe small --size 48 --batch_negatives false \
         --threads 1 --workers 1 --checkpoint_every 400 "$@"
 }
 train hcl-12 --init "$first" --spatial.side 12 --stage2.epochs 4 --stage2.lr 0.01 --stage2.queue 1024 --stage2.temperature 0.2

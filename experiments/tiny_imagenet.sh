@@ -8,5 +8,5 @@ set -eu
 data=$1
 out=${2:-experiments/runs/tiny-imagenet}
 exec "$(dirname "$0")/../.venv/bin/hetcl" pretrain --data "$data" --out "$out" --resume --recipe small \
-    --size 48 --spatial.side 6 \
-    --stage1.queue 1024 --stage1.temperature 0.2 --stage2.lr 0.05 --stage1.epochs 8 --stage2.epochs 3 --threads 1 --workers 1 --checkpoint_every 400
+    --size 48 --spatial.side 6 --batch_negatives false --stage1.lr 0.06 --stage1.queue 1024 --stage1.temperature 0.2 \
+    --stage2.lr 0.05 --stage2.queue 1024 --stage1.epochs 8 --stage2.epochs 3 --threads 1 --workers 1 --checkpoint_every 400
