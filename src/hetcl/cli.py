@@ -119,7 +119,8 @@ def report(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def reproduce(args: argparse.Namespace, _: list[str]) -> None:
-    from hetcl.reproduce.run import COMPUTE, ROOTS, reproduce
+    from hetcl.reproduce.cells import COMPUTE
+    from hetcl.reproduce.run import ROOTS, reproduce
 
     given = {name: value for name in (*ROOTS, *COMPUTE) if (value := getattr(args, name)) is not None}
     pairs = [word.partition("=") for word in args.weights]

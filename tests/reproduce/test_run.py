@@ -9,14 +9,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from hetcl.errors import InputError, WorkFailed
-from hetcl.reproduce import runner
+from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.reproduce import run, runner
 from hetcl.reproduce.run import reproduce
+from hetcl.reproduce.scales import load_scale
 from hetcl.runs.lock import NAME, FolderLock
 
 COMPUTE = {"threads": 1}
@@ -167,6 +169,8 @@ def test_a_cell_in_other_hands_is_waited_for(finished: Path, monkeypatch: pytest
         ({"which": "table1", "scale": "full"}, "--coco is missing, which table1 needs"),
         ({"which": "table1", "scale": "full"}, "--images is missing, which table1 needs"),
         ({"which": "fig2", "data": {"images": "nowhere"}}, "nowhere is not there"),
+        ({"which": "fig2", "data": {"images": __file__}}, "is no"),
+        ({"which": "table2", "data": {"coco": str(Path(__file__).parent)}}, "annotations"),
         ({"which": "table2", "data": {"coco": "nowhere"}}, "nowhere is not there"),
         (
             {"which": "fig2", "weights": {"moco": "x.pth"}},
@@ -198,3 +202,33 @@ def test_weights_take_the_place_of_a_run(tmp_path: Path) -> None:
     )
     assert [c["key"] for c in tree["cells"]] == ["overlap/fig2-seed0"]
     assert not (out / "pretrain").exists()
+
+
+def test_a_cell_of_other_settings_is_not_taken_for_this_one(
+    finished: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As after an upgrade that changed the size's settings."""
+    size = load_scale("quick")
+    other = {
+        **size.tasks,
+        "overlap": replace(size.tasks["overlap"], settings={"views": "crop", "images": 90}),
+    }
+    monkeypatch.setattr(run, "load_scale", lambda _: replace(size, tasks=other))
+    with pytest.raises(
+        InputError, match=r"overlap/fig2-seed0 .* was done with images 150, and is 90 in this"
+    ):
+        reproduce("fig2", out=finished, scale="quick", compute=COMPUTE)
+
+
+def test_threads_are_no_other_work(finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    reproduce("fig2", out=finished, scale="quick", compute={"threads": 2})
+    assert "of which 2 are done; to do: none" in capsys.readouterr().out
+
+
+def test_a_stop_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def work(*_: Any, **__: Any) -> Any:
+        raise Stopped(signal.SIGTERM, "stopped at step 3; go on with --resume")
+
+    monkeypatch.setattr(runner, "work", work)
+    with pytest.raises(Stopped, match="the same command goes on with the rest"):
+        reproduce("fig2", out=tmp_path / "out", scale="quick", compute=COMPUTE)

@@ -9,6 +9,7 @@ from typing import Any
 from hetcl.reporting.blocks import Grid, Section, Text
 from hetcl.reporting.charts import Chart, intervals
 from hetcl.reporting.read import Result
+from hetcl.reporting.sections import figure_name
 
 TASKS = {
     "coco-fpn-1x": "FPN 1x", "coco-fpn-2x": "FPN 2x", "coco-c4-1x": "C4 1x", "coco-c4-2x": "C4 2x",
@@ -16,9 +17,8 @@ TASKS = {
     "cityscapes-fcn": "Cityscapes", "overlap": "", "dimensions": "", "places": "frozen", "pace": "",
 }  # fmt: skip
 FIGURES = {
-    "box_ap": "box AP", "box_ap50": "box AP50", "box_ap75": "box AP75", "mask_ap": "mask AP",
-    "mask_ap50": "mask AP50", "mask_ap75": "mask AP75", "miou": "mIoU", "top1": "top-1", "iou": "box IoU",
-    "found75": "box IoU above 0.75", "pck1": "PCK at 1 cell", "more_than_stage1": "% more than stage 1",
+    "miou": "mIoU", "top1": "top-1", "iou": "box IoU", "found75": "box IoU above 0.75", "pck1": "PCK at 1 cell",
+    "more_than_stage1": "% more than stage 1",
 }  # fmt: skip
 VERDICTS = ("confirmed", "refuted", "not resolved", "not run")
 CLAIMS = ("claim", "must be", "paper", "ours (95% interval)", "each seed", "verdict")
@@ -34,7 +34,7 @@ def heading(column: Mapping[str, str]) -> str:
     elif figure.startswith("pca-"):
         words = f"{figure.removeprefix('pca-')} dimensions"
     else:
-        words = FIGURES.get(figure, figure)
+        words = FIGURES.get(figure) or figure_name(figure)
     return f"{TASKS.get(column['task'], column['task'])} {words}".strip()
 
 

@@ -178,7 +178,7 @@ def downstream(results: Sequence[Result], **budget: int) -> Iterator[Section]:
         [
             Grid(
                 "Figures on the test images, in percent",
-                ["run", "begun from, or of", "tested on", *map(_heading, keys)],
+                ["run", "begun from, or of", "tested on", *map(figure_name, keys)],
                 cells,
             )
         ],
@@ -200,14 +200,14 @@ def downstream(results: Sequence[Result], **budget: int) -> Iterator[Section]:
             rows = [
                 [n, *(_percentage(row.get(k)) for k in columns)] for n, row in list(classes.items())[:CLASSES]
             ]
-            header = ["class", *map(_heading, columns)]
+            header = ["class", *map(figure_name, columns)]
             section.blocks.append(Grid(f"By class, in percent{more}", header, rows, folded=True))
         sheet = r.path / "predictions.png"
         section.blocks += _pictures([sheet] if sheet.is_file() else [], "Predictions beside the truth")
         yield section
 
 
-def _heading(figure: str) -> str:
+def figure_name(figure: str) -> str:
     """``box_ap50`` -> ``box AP50``."""
     return figure.replace("ap", "AP", 1).replace("_", " ") if "ap" in figure else figure.replace("_", " ")
 

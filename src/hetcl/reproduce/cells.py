@@ -11,6 +11,9 @@ from typing import Any
 from hetcl.reproduce.experiments import Column, Experiment
 from hetcl.reproduce.scales import Method, Scale, Task
 
+COMPUTE = ("device", "devices", "threads", "workers")
+"""Settings that only say where and how, of every verb."""
+
 
 @dataclass(frozen=True)
 class Cell:
@@ -24,6 +27,8 @@ class Cell:
     data: str = ""
     recipe: str = ""
     settings: Mapping[str, Any] = field(default_factory=dict)
+    compute: Mapping[str, Any] = field(default_factory=dict)
+    """Settings that only say where and how, such as ``threads``."""
     needs: tuple[str, ...] = ()
     """Keys of the cells that must be done before."""
     at: tuple[float, ...] = ()
@@ -36,7 +41,7 @@ class Cell:
     @property
     def words(self) -> list[str]:
         """The settings as words of the command line."""
-        return words_of(self.settings)
+        return words_of({**self.settings, **self.compute})
 
     def command(self, out: Path) -> str:
         """What one would type; of ``pace``, which is no verb, what it times."""
@@ -150,24 +155,19 @@ class Plan:
                 ways = {t.at for t in self.scale.tasks.values() if t.of == name}
                 self.cells[key] = Cell(
                     key, "finetune", {method: model}, self.data[task.data], task.recipe,
-                    {**changed, "seed": seed, **self.compute}, needs, tuple(sorted(ways)),
+                    {**changed, "seed": seed}, self.compute, needs, tuple(sorted(ways)),
                 )  # fmt: skip
             return Place(key, method, column.figure if at == 1 else f"{column.figure}@{at:g}")
         key = f"{name}/{experiment.name}-seed{seed}"
         if key not in self.cells and task.verb == "pace":
-            self.cells[key] = Cell(
-                key,
-                "pace",
-                {},
-                settings=self.compute,
-                timed={m: self._way(m) for m in able},
-                rounds=task.rounds,
-            )
+            timed = {m: self._way(m) for m in able}
+            self.cells[key] = Cell(key, "pace", {}, compute=self.compute, timed=timed, rounds=task.rounds)
         elif key not in self.cells:
             found = {m: self._model(m, seed) for m in able if m != "random" or task.verb != "probe"}
             self.cells[key] = Cell(
                 key, task.verb, {m: model for m, (model, _) in found.items()}, self.data[task.data],
-                settings={**task.settings, "seed": seed, **self.compute},
+                settings={**task.settings, "seed": seed},
+                compute=self.compute,
                 needs=tuple(dict.fromkeys(need for _, needs in found.values() for need in needs)),
             )  # fmt: skip
         return Place(key, method, column.figure)
@@ -187,6 +187,6 @@ class Plan:
             init, needs = self._model(way.init, seed) if way.init else ("", ())
             self.cells[key] = Cell(
                 key, "pretrain", {way.init: init} if init else {}, self.data["images"], way.recipe,
-                {**way.settings, "seed": seed, **self.compute}, needs,
+                {**way.settings, "seed": seed}, self.compute, needs,
             )  # fmt: skip
         return str(self.out / key), (key,)

@@ -13,7 +13,7 @@ from hetcl.reproduce.experiments import Column, Experiment, methods
 SCHEMA = 1
 """Version of reproduction.json; it rises when a name changes its meaning or goes away."""
 KIND = "hetcl-reproduction"
-# Two-sided 95% quantiles of Student's t distribution, by degrees of freedom from 1; beyond these the normal one.
+# Two-sided 95% quantiles of Student's t distribution, by degrees of freedom from 1.
 T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228)
 
 
@@ -24,7 +24,7 @@ def estimate(values: Sequence[float]) -> dict[str, Any] | None:
     mean, n = statistics.fmean(values), len(values)
     half = math.inf
     if n > 1:
-        t = T95[n - 2] if n - 2 < len(T95) else 1.96
+        t = T95[min(n - 2, len(T95) - 1)]  # of more seeds a little too wide
         half = t * statistics.stdev(values) / math.sqrt(n)
     known = math.isfinite(half)
     return {

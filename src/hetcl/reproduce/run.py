@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from hetcl.errors import InputError, WorkFailed
+from hetcl.downstream.parts import open_part
+from hetcl.errors import InputError, Stopped, WorkFailed
+from hetcl.images.sources import open_source
 from hetcl.paths import expand
 from hetcl.printable import say
 from hetcl.quantities import count, duration
@@ -21,11 +22,11 @@ from hetcl.reproduce.cost import Cost, cost_of
 from hetcl.reproduce.experiments import EXPERIMENTS, experiment
 from hetcl.reproduce.runner import PAUSE, read_record, run
 from hetcl.reproduce.scales import load_scale
+from hetcl.reproduce.work import contents, settings_of
 from hetcl.runs.files import seal, unseal, write_atomic
 from hetcl.runs.folder import absolute, machine
 from hetcl.runs.lock import NAME, FolderLock, Held
-from hetcl.runs.output import held_in, making
-from hetcl.settings import resolve, resolve_contrast, resolve_finetune, resolve_probe
+from hetcl.runs.output import held_in, making, write_report
 from hetcl.settings.parse import near
 from hetcl.training.devices import make_fabric
 from hetcl.trees import TreeError
@@ -34,7 +35,6 @@ from hetcl.weights.sources import read_weights
 PLAN = "plan.json"
 ROOTS = ("images", "coco", "lvis", "voc", "cityscapes", "places")
 SCHEMES = ("coco", "lvis", "voc", "cityscapes")
-COMPUTE = ("device", "devices", "threads", "workers")
 
 
 def reproduce(
@@ -84,22 +84,28 @@ def reproduce(
     roots = {**size.data, **held.get("data", {}), **data}
     plan = _plan(size, asked, out, roots, weights or {}, seeds, compute or {})
     _refuse_missing(plan)
-    _refuse_settings(plan)
+    _refuse_changed(plan)
+    _refuse_unusable(plan)
     cost = _introduce(plan, asked)
     if dry_run:
         for cell in plan.cells.values():
             say(cell.command(out))
         return {}
-    kept = [name for name in EXPERIMENTS if name in {*asked, *held.get("experiments", ())}]
-    seeds_kept = max(seeds, int(held.get("seeds", 0)))
     with making(out, "folder"):
         (out / "cells").mkdir(parents=True, exist_ok=True)
-    own = {**identity, "data": {**held.get("data", {}), **data}}
-    write_atomic(out / PLAN, seal({"kind": results.KIND, **own, "experiments": kept, "seeds": seeds_kept}))
+    _note(out, {**identity, "experiments": asked, "seeds": seeds})
     began = time.monotonic()
-    _, failed = run(plan, say, quiet=scale != "full")
-    whole = _plan(size, kept, out, roots, weights or {}, seeds_kept, compute or {})
-    tree = _write(whole, kept, failed, cost)
+    try:
+        _, failed = run(plan, say, quiet=scale != "full")
+    except Stopped as e:
+        raise Stopped(
+            e.signum, "stopped; what is done is kept: the same command goes on with the rest"
+        ) from None
+    with _alone(out):
+        held = _held_plan(out)
+        roots, kept = {**size.data, **held["data"]}, held["experiments"]
+        whole = _plan(size, kept, out, roots, weights or {}, held["seeds"], compute or {})
+        tree = _write(whole, kept, failed, cost)
     _say(tree, out, time.monotonic() - began)
     if failed:
         raise WorkFailed(*(f"{key}: {why}" for key, why in failed.items()))
@@ -187,20 +193,34 @@ def _refuse_missing(plan: Plan) -> None:
         raise InputError(*faults)
 
 
-def _refuse_settings(plan: Plan) -> None:
-    """Raises ``InputError`` for settings, a device or weights that no cell could be done with."""
-    resolvers = {
-        "pretrain": lambda c: resolve(c.recipe, c.words),
-        "finetune": lambda c: resolve_finetune(c.recipe, c.words),
-        "contrast": lambda c: resolve_contrast(c.words),
-        "probe": lambda c: resolve_probe(c.words),
-    }
+def _refuse_unusable(plan: Plan) -> None:
+    """Raises ``InputError`` for settings, a device, weights or data that no cell could be done with."""
+    kinds: dict[tuple[str, str], str] = {}
     for cell in plan.cells.values():
-        if cell.verb in resolvers:
-            s = resolvers[cell.verb](cell)
+        for s in settings_of(cell, cell.words).values():
             make_fabric(device=s.device, devices=1, precision="fp32", threads=s.threads)
+            if cell.verb == "finetune":
+                kinds[cell.data, "fcn" if s.model == "fcn" else "detector"] = s.model
     for model in plan.weights.values():
         read_weights(model)
+    if any(cell.verb in ("pretrain", "contrast") for cell in plan.cells.values()):
+        open_source(plan.data["images"])
+    for (data, _), model in kinds.items():
+        for split in ("train", "val"):
+            open_part(data, split, model)
+
+
+def _refuse_changed(plan: Plan) -> None:
+    """Raises ``InputError`` when a cell is done, but with other settings than it has now."""
+    for key, cell in plan.cells.items():
+        then, now = (read_record(plan.out, key) or {}).get("of", {}), contents(cell, plan.out)
+        changed = [k for k in now if k in then and then[k] != now[k]]
+        if changed:
+            name, first = changed[0].rpartition("settings.")[2].lstrip("."), changed[0]
+            raise InputError(
+                f"{key} of {plan.out} was done with {name} {then[first]}, and is {now[first]} in this version of "
+                "hetcl; name a new folder"
+            )
 
 
 def _introduce(plan: Plan, asked: Sequence[str]) -> Cost | None:
@@ -235,19 +255,30 @@ def _write(plan: Plan, names: Sequence[str], failed: Mapping[str, str], cost: Co
         "cells": [{k: v for k, v in r.items() if k != "figures"} for r in records.values()],
         "failed": dict(failed), "cost": None if cost is None else str(cost), "machine": machine(),
     }  # fmt: skip
-    with _alone(plan.out):
-        write_atomic(
-            plan.out / "reproduction.json", (json.dumps(tree, indent=1, allow_nan=False) + "\n").encode()
-        )
-        write_atomic(plan.out / "results.md", text.markdown(tree).encode())
-        write_atomic(plan.out / "results.csv", text.comma_separated(tree).encode())
-        report(plan.out, out=plan.out / "report.html")
+    write_report(plan.out / "reproduction.json", tree)
+    write_atomic(plan.out / "results.md", text.markdown(tree).encode())
+    write_atomic(plan.out / "results.csv", text.comma_separated(tree).encode())
+    report(plan.out, out=plan.out / "report.html")
     return tree
+
+
+def _note(out: Path, asked: Mapping[str, Any]) -> None:
+    """Add to the folder's plan what is asked for now."""
+    with _alone(out):
+        held = _held_plan(out)
+        names = {*asked["experiments"], *held.get("experiments", ())}
+        tree = {
+            "kind": results.KIND, "scale": asked["scale"], "weights": asked["weights"],
+            "data": {**held.get("data", {}), **asked["data"]},
+            "experiments": [name for name in EXPERIMENTS if name in names],
+            "seeds": max(asked["seeds"], held.get("seeds", 0)),
+        }  # fmt: skip
+        write_atomic(out / PLAN, seal(tree))
 
 
 @contextmanager
 def _alone(out: Path) -> Iterator[None]:
-    """Inside, no other process writes results there."""
+    """Inside, no other process writes plan or results there."""
     while True:
         try:
             with FolderLock(out / "cells", f"{NAME}-results"):

@@ -14,7 +14,7 @@ from typing import Any
 from hetcl.errors import InputError, WorkFailed
 from hetcl.quantities import duration
 from hetcl.reproduce.cells import Cell, Plan
-from hetcl.reproduce.work import work
+from hetcl.reproduce.work import contents, work
 from hetcl.runs.files import seal, set_aside, unseal, write_atomic
 from hetcl.runs.folder import machine
 from hetcl.runs.lock import NAME, FolderLock, Held
@@ -97,7 +97,7 @@ def _do(cell: Cell, out: Path, say: Callable[[str], None], at: str, *, quiet: bo
     seconds = round(time.monotonic() - began, 1)
     record = {
         "key": cell.key, "command": cell.command(out), "figures": figures, "seconds_of_the_last_process": seconds,
-        "machine": machine(),
+        "of": contents(cell, out), "machine": machine(),
     }  # fmt: skip
     write_atomic(record_of(out, cell.key), seal(record))
     say(f"{at}: done in {duration(seconds)}")

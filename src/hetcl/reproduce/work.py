@@ -6,15 +6,22 @@ import contextlib
 import io
 import json
 import statistics
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from hetcl.errors import WorkFailed
-from hetcl.reproduce.cells import Cell, words_of
+from hetcl.reproduce.cells import COMPUTE, Cell, words_of
 from hetcl.runs.files import write_atomic
 from hetcl.runs.folder import RunFolder
-from hetcl.settings import resolve
+from hetcl.settings import (
+    flatten,
+    resolve,
+    resolve_contrast,
+    resolve_finetune,
+    resolve_probe,
+    to_dict,
+)
 
 Figures = dict[str, dict[str, float]]
 """Method -> figure -> value, in percent."""
@@ -24,6 +31,38 @@ PLACES = {
     ("correspondence", "pck1", "c4"): "pck1",
 }
 """Question, measure and level of ``where.json`` -> figure."""
+
+
+def settings_of(cell: Cell, words: Sequence[str]) -> dict[str, Any]:
+    """Method -> the settings that a cell has with these words; of all but ``pace`` there is one, ``""``.
+
+    Raises:
+        InputError: they cannot be used.
+    """
+    if cell.verb == "pace":
+        return {m: resolve(way.recipe, [*words_of(way.settings), *words]) for m, way in cell.timed.items()}
+    made: dict[str, Callable[[], Any]] = {
+        "pretrain": lambda: resolve(cell.recipe, words),
+        "finetune": lambda: resolve_finetune(cell.recipe, words),
+        "contrast": lambda: resolve_contrast(words),
+        "probe": lambda: resolve_probe(words),
+    }
+    return {"": made[cell.verb]()}
+
+
+def contents(cell: Cell, out: Path) -> dict[str, Any]:
+    """All that the figures of a cell are a function of, by dotted name, whatever it is computed on."""
+    settings = {m: to_dict(s) for m, s in settings_of(cell, words_of(cell.settings)).items()}
+    models = {m: model.removeprefix(f"{out}/") for m, model in cell.models.items()}
+    tree = {
+        "models": models,
+        "data": cell.data,
+        "at": list(cell.at),
+        "rounds": cell.rounds,
+        "settings": settings,
+    }
+    plain: dict[str, Any] = json.loads(json.dumps(flatten(tree)))
+    return {k: v for k, v in plain.items() if k.rpartition(".")[2] not in COMPUTE}
 
 
 def work(cell: Cell, out: Path, *, quiet: bool) -> Figures:
@@ -120,9 +159,7 @@ def _pace(cell: Cell, folder: Path) -> Figures:
     from hetcl.pretraining.pace import measure_step
     from hetcl.training.devices import make_fabric
 
-    settings = {
-        m: resolve(way.recipe, words_of({**way.settings, **cell.settings})) for m, way in cell.timed.items()
-    }
+    settings = settings_of(cell, cell.words)
     some = next(iter(settings.values()))
     fabric = make_fabric(device=some.device, devices=1, precision=some.precision, threads=some.threads)
     ratios: dict[str, list[float]] = {method: [] for method in settings}
