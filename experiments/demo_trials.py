@@ -36,11 +36,13 @@ VARIANTS: dict[str, dict[str, object]] = {
     | {"stage2.views.jitter_p": 0, "stage2.views.grayscale_p": 0},
     "batch-128": OWN_NEGATIVES | {"spatial.side": 12, "batch": 128, "groups": 8, "stage1.lr": 0.12},
     "short-stage1": {},
+    "low-rate": {"stage1.lr": 0.0075, "stage2.lr": 0.0125},
+    "middle-rate": {"stage1.lr": 0.02, "stage2.lr": 0.02},
 }
 """Name -> what differs from the recipe. A hypothesis each: none; the stage 1 of small and a larger step in stage 2;
 negatives of the same weights; six times the scenes, each seen once; a long stage 2 without colour changes, on a finer
 map; fewer and larger batches; negatives of the same weights, a short stage 1 and a longer stage 2, which the recipe
-became."""
+became; the learning rates with which small learns, and some in between."""
 
 
 def main() -> int:
