@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from itertools import chain
 from pathlib import Path
 
@@ -101,3 +103,9 @@ def test_full_size_rows_are_the_papers_recipes(tmp_path: Path) -> None:
     assert all(
         key.endswith("-seed0") for key in once
     )  # three fine-tunings of one pre-training, as in the paper
+
+
+def test_the_results_page_holds_what_its_files_hold() -> None:
+    script = Path(__file__).parents[2] / "experiments/fill_results.py"
+    done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stdout) == (0, "")

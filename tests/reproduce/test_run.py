@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.reproduce import run, runner
@@ -78,6 +79,21 @@ def test_texts_hold_every_table(finished: Path) -> None:
     assert {r["experiment"] for r in rows} == {"fig2", "fig4", "overhead", "frozen"}
     page = (finished / "report.html").read_text()
     assert "Of 13 claims: " in page
+
+
+def test_model_hubs_read_the_index(finished: Path) -> None:
+    from huggingface_hub.repocard_data import model_index_to_eval_results
+
+    tree = json.loads((finished / "reproduction.json").read_bytes())
+    index = yaml.safe_load((finished / "model-index.yml").read_text())["model-index"]
+    read = {(m["name"], r.metric_type): r for m in index for r in model_index_to_eval_results([m])[1]}
+    frozen = next(t for t in tree["experiments"] if t["name"] == "frozen")
+    for row in frozen["rows"]:
+        for column, ours in zip(frozen["columns"], row["ours"], strict=True):
+            one = read[f"{row['label']} (quick)", column["figure"]]
+            assert one.metric_value == pytest.approx(ours["mean"], abs=0.005)
+            assert one.dataset_name == tree["data"]["places"]
+            assert one.task_type == "image-feature-extraction"
 
 
 def test_nothing_is_done_twice(finished: Path, monkeypatch: pytest.MonkeyPatch) -> None:

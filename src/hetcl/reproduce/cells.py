@@ -142,6 +142,10 @@ class Plan:
         found = self.scale.tasks[task]
         return self.scale.tasks[found.of] if found.of else found
 
+    def data_of(self, task: str) -> str:
+        """DATA or DATASET that a task is given; empty: none."""
+        return self.data.get(self._task(task).data, "") if task in self.scale.tasks else ""
+
     def _place(
         self, experiment: Experiment, method: str, able: Sequence[str], column: Column, seed: int
     ) -> Place:

@@ -68,7 +68,9 @@ def _table(plan: Plan, experiment: Experiment, records: Mapping[str, Any]) -> di
         )
     return {
         "name": experiment.name, "title": experiment.title, "source": experiment.source, "note": experiment.note,
-        "columns": [{"task": c.task, "figure": c.figure} for c in experiment.columns],
+        "columns": [
+            {"task": c.task, "figure": c.figure, "data": plan.data_of(c.task)} for c in experiment.columns
+        ],
         "rows": rows,
         "claims": [_judged(experiment, claim, found) for claim in experiment.claims],
     }  # fmt: skip

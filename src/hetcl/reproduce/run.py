@@ -56,7 +56,8 @@ def reproduce(
     Args:
         which: ``table1`` to ``table6``, ``fig2``, ``fig4``; ``fused``, ``flip``, ``overhead`` (what the paper says in
             its text), ``frozen`` (ours); ``all``.
-        out: the folder. ``reproduction.json``, ``results.md``, ``results.csv`` and ``report.html`` are written there.
+        out: the folder. ``reproduction.json``, ``results.md``, ``results.csv``, ``model-index.yml`` and ``report.html``
+            are written there.
         scale: ``full``, ``mini`` or ``quick``.
         data: ``images`` -> DATA to pre-train on; ``coco``, ``lvis``, ``voc``, ``cityscapes`` and ``places`` -> DATASET.
             The small scales have built-in scenes where one is not given.
@@ -258,6 +259,7 @@ def _write(plan: Plan, names: Sequence[str], failed: Mapping[str, str], cost: Co
     write_report(plan.out / "reproduction.json", tree)
     write_atomic(plan.out / "results.md", text.markdown(tree).encode())
     write_atomic(plan.out / "results.csv", text.comma_separated(tree).encode())
+    write_atomic(plan.out / "model-index.yml", text.model_index(tree).encode())
     report(plan.out, out=plan.out / "report.html")
     return tree
 
