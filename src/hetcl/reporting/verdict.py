@@ -270,8 +270,9 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
         f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
         f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {adds}."
     )
-    if _collapsed(stage, True, "spatial_"):
-        yield "The spatial part itself has collapsed: all images get nearly the same map."
+    for part, same in (("semantic", "vector"), ("spatial", "map")):
+        if _collapsed(stage, True, f"{part}_"):
+            yield f"The {part} part itself has collapsed: all images get nearly the same {same}."
     before = [f"{asked}: {told(row)}." for asked, row in differences(run, others, "before")]
     known = [*vectors(run, others), *before]
     yield from known
