@@ -17,11 +17,13 @@ ARCH = "timm:test_resnet"
 SIZE = 32
 
 
-def write_checkpoint(path: Path, *, method: str = "hcl", seed: int = 0, change: Any = None) -> Path:
+def write_checkpoint(
+    path: Path, *, method: str = "hcl", seed: int = 0, side: int = 4, change: Any = None
+) -> Path:
     """A checkpoint as a run leaves it, with random weights; ``change`` may alter the state dict in place."""
-    spatial = {"side": 4, "width": 8, "fused": True}
+    spatial = {"side": side, "width": 8, "fused": True}
     model = build_embedding(
-        method, ARCH, seed=seed, words={"semantic": {"dim": 24}, "spatial": {"side": 4, "width": 8}}
+        method, ARCH, seed=seed, words={"semantic": {"dim": 24}, "spatial": {"side": side, "width": 8}}
     )
     # Statistics away from their defaults, as a trained encoder has them.
     model.train()

@@ -145,8 +145,12 @@ def test_what_the_spatial_branch_added_is_said_in_figures(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("part", ["semantic", "spatial"])
-def test_a_part_that_has_collapsed_is_named(part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    rows = [r | {f"{part}_uniformity": -0.001} if r["stage"] == "stage2" else r for r in folders.FATES["good"]]
+def test_a_part_that_has_collapsed_is_named(
+    part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [
+        r | {f"{part}_uniformity": -0.001} if r["stage"] == "stage2" else r for r in folders.FATES["good"]
+    ]
     monkeypatch.setitem(folders.FATES, "part", rows)
     said = verdict_on(folders.make_run(tmp_path / "run", "part")).spatial
     assert [line.split(" itself")[0] for line in said if "has collapsed" in line] == [f"The {part} part"]

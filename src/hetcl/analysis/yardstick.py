@@ -102,7 +102,12 @@ def distinct(models: Sequence[str], allow_partial: str | Sequence[str]) -> list[
 
 
 def entries_of(
-    encoders: Sequence[Encoder], features: Sequence[str], *, size: int, yardstick: bool
+    encoders: Sequence[Encoder],
+    features: Sequence[str],
+    *,
+    size: int,
+    yardstick: bool,
+    maps: bool = False,
 ) -> tuple[list[Entry], list[Held], list[str]]:
     """Every model with every kind of features, then what the models are held against.
 
@@ -111,6 +116,7 @@ def entries_of(
         features: as the setting has them.
         size: of the views; 0: each model's own.
         yardstick: add what the models are held against.
+        maps: spatial maps are looked at besides ``features``: random encoders that differ in them alone are two.
 
     Returns:
         the entries; for each model what it is held against (none without ``yardstick``); what could not be had.
@@ -119,7 +125,8 @@ def entries_of(
     held, missing = [], []
     judged = {e.name: _judged(e, features, entries) for e in encoders if yardstick}
     entries += [one for one in judged.values() if one not in entries]
-    for encoder in encoders if yardstick else ():
+    with_maps_first = sorted(encoders, key=lambda e: not maps_of(e)) if maps else encoders
+    for encoder in with_maps_first if yardstick else ():
         one = judged[encoder.name]
         if is_random(encoder.model):
             held.append(Held(encoder.name, one.name, None, None, None, None, untrained=True))
@@ -131,7 +138,14 @@ def entries_of(
         except InputError as e:
             missing.append(f"{encoder.name} is not held against what it began with: {e}")
         fresh = _fresh(encoder)
-        random = _add(entries, fresh, _digest(fresh, one.features), one, "random")
+        if maps and (same := _same_backbone(entries, fresh)) and not maps_of(fresh):
+            random = same
+        else:
+            sides = maps_of(fresh) if maps else {}  # which no weight shows
+            digest = _digest(fresh, "embedding" if sides else one.features) + "".join(
+                f"-{s}" for s in sides.values()
+            )
+            random = _add(entries, fresh, digest, one, "random")
         own = [e for e in entries if e.of == encoder.name and e is not one]
         embedding = next((e.name for e in own if e.features == "embedding"), None)
         if embedding:
@@ -139,7 +153,21 @@ def entries_of(
             random_embedding = _add(entries, fresh, _digest(fresh, "embedding"), like, "random")
         untrained = _same_weights(encoder.pyramid, fresh.pyramid)
         held.append(Held(encoder.name, one.name, random, embedding, random_embedding, before, untrained))
-    return entries, held, missing
+    order = [e.name for e in encoders]
+    return entries, sorted(held, key=lambda one: order.index(one.model)), missing
+
+
+def maps_of(encoder: Encoder) -> dict[str, int]:
+    """The side of each spatial map of an encoder, by branch."""
+    branches: Any = {} if encoder.embedding is None else encoder.embedding.branches
+    return {name: int(b.side) for name, b in branches.items() if hasattr(b, "side")}
+
+
+def _same_backbone(entries: Sequence[Entry], fresh: Encoder) -> str | None:
+    """The name of random weights that are there already and have this backbone."""
+    arch = fresh.pyramid.arch
+    there = (e for e in entries if e.role == "random" and e.encoder.pyramid.arch == arch)
+    return next((e.name for e in there if _same_weights(e.encoder.pyramid, fresh.pyramid)), None)
 
 
 def _add(entries: list[Entry], encoder: Encoder, digest: str, like: Entry, role: Role) -> str:

@@ -73,7 +73,8 @@ def render(
 def name_of(source: Source, index: int) -> str:
     """What to call an image in a message, also when it cannot be read."""
     try:
-        return source.sample(index).name or f"image {index}"
+        named = source.name(index) if hasattr(source, "name") else source.sample(index).name
+        return named or f"image {index}"
     except BadImage:
         return f"image {index}"
 

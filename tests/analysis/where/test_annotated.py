@@ -89,6 +89,10 @@ def test_splits_of_shards(tmp_path: Path) -> None:
         ("key,left,top,right,bottom\na,-1,2,3,4\n", "line 2: a box is four numbers of pixels from 0, not -1"),
         ("key,left,top,right,bottom\na,1,2,3,4\na,0,0,9,9\n", "line 3: the key a stands there a second time"),
         ("key;left;top;right;bottom\na;1;2;3;4\n", "it is parted by ';', save it with commas"),
+        (
+            "key,left,top,right,bottom\na,0,0,1,1\nb,0.1,0.2,0.4,0.5\n",
+            "has no number above 1: these are shares",
+        ),
         ("key\tleft\ttop\tright\tbottom\na\t1\t2\t3\t4\n", "it is parted by tabs"),
     ],
 )

@@ -18,7 +18,8 @@ from rich.console import Console
 import hetcl
 from hetcl.analysis import feature_pass
 from hetcl.analysis.where import report_text
-from hetcl.analysis.where.run import QUESTIONS, check_backbones
+from hetcl.analysis.where.possible import QUESTIONS
+from hetcl.analysis.where.run import check_backbones
 from hetcl.cli import main
 from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.weights.encoder import load_encoder
@@ -231,11 +232,13 @@ def test_names_give_way_and_numbers_do_not() -> None:
     ]  # fmt: skip
     report = {"models": [{"name": n} for n in names], "results": rows, "chance": {}}
     console = Console(width=80, file=io.StringIO())
-    console.print(report_text.table(report))
+    for table in report_text.tables(report):
+        console.print(table)
     shown = console.file.getvalue()  # type: ignore[attr-defined]
     assert shown.count("63.2 ± 38.6") == 4
     assert shown.count("63.2 (10.4-87.6)") == 6
     assert max(len(line.rstrip()) for line in shown.splitlines()) <= 80
+    assert shown.count("torchvision:resnet18:random") == shown.count("a-model-with") == 2  # in either table
 
 
 def test_answers_that_are_replaced_are_stated(

@@ -13,7 +13,8 @@ from typing import Any
 from hetcl import __version__
 from hetcl.analysis.probe.what import KIND, Probe
 from hetcl.analysis.where.annotated import LAYOUTS
-from hetcl.analysis.where.run import QUESTIONS, Where
+from hetcl.analysis.where.possible import QUESTIONS
+from hetcl.analysis.where.run import Where
 from hetcl.errors import InputError
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.output import claim, held_in, reserved

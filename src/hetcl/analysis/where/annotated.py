@@ -74,7 +74,8 @@ class Located:
         place = int(self.index[index])
         if hasattr(self.data, "name"):
             return str(self.data.name(place))
-        return str(self.data.annotations(place).name)
+        named = self.data.annotations(place) if hasattr(self.data, "annotations") else self.data.sample(place)
+        return str(named.name)
 
     def label(self, index: int) -> int | None:
         """None: no labels of whole images."""
@@ -309,7 +310,7 @@ def read_boxes(path: str) -> BoxFile:
         InputError: it is not there, lacks a column, has a row that is no box, or a key twice.
     """
     text = read_text(expand(path))
-    rows = csv.DictReader(text.splitlines())
+    rows = csv.DictReader(text.splitlines(), skipinitialspace=True)
     if lacking := [name for name in COLUMNS if name not in (rows.fieldnames or ())]:
         first = text.partition("\n")[0]
         parted = next(
@@ -343,4 +344,8 @@ def read_boxes(path: str) -> BoxFile:
         out[row["key"]] = np.array([left, top, right + 1, bottom + 1])
     if not out:
         raise InputError(f"--boxes {path} holds no box")
+    if all((box <= 2).all() for box in out.values()):  # right and bottom have one pixel added
+        raise InputError(
+            f"--boxes {path} has no number above 1: these are shares of the images, and boxes must be in pixels"
+        )
     return BoxFile(path, out)

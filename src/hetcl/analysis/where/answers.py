@@ -40,8 +40,12 @@ class Answer:
             return proportion(int(self.values.sum()), len(self.values))
         return mean_iou(self.values) if self.values.ndim == 3 else mean(self.values)
 
+    def comparable(self, other: Answer) -> bool:
+        """Whether both say the same of the same images: a map of other cells answers an easier or harder question."""
+        return self.more.get("side") == other.more.get("side") and np.array_equal(self.index, other.index)
+
     def minus(self, other: Answer) -> Estimate:
-        """The difference on the same images."""
+        """The difference on the same images, of answers that are comparable."""
         a, b = self.values, other.values
         if a.dtype == bool:
             return paired_difference(int((a & ~b).sum()), int((b & ~a).sum()), len(a))

@@ -19,13 +19,14 @@ from hetcl.analysis import feature_pass, yardstick
 from hetcl.analysis.contrast.plotting import save
 from hetcl.analysis.statistics import Bins
 from hetcl.analysis.where import questions, report_text
-from hetcl.analysis.where.annotated import Both, Located, QuestionImages, open_question_images
+from hetcl.analysis.where.annotated import Both, Located, open_question_images
 from hetcl.analysis.where.answers import Answer, Answers, mean
-from hetcl.analysis.where.cells import iou_of
+from hetcl.analysis.where.cells import iou_of, paired_mean_iou
 from hetcl.analysis.where.correspondence import WITHIN
 from hetcl.analysis.where.figure import draw
 from hetcl.analysis.where.localization import GOOD, overlap
 from hetcl.analysis.where.maps import DENSE, Maps
+from hetcl.analysis.where.possible import LEAST, possible, size_and_grid
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
 from hetcl.quantities import count
@@ -41,11 +42,12 @@ from hetcl.weights.encoder import Encoder, digest_of
 KEPT = "; the features are kept: go on with --resume"
 SCHEMA = 1
 """Version of where.json; it rises when a name changes its meaning or goes away."""
-QUESTIONS = ("correspondence", "localization", "dense-knn", "dense-linear")
 BIN = WITHIN.index(1.0)
 """The distance that is shown by overlap."""
-LEAST = 20
-"""Images that a regression needs at the least."""
+
+
+class Unanswerable(WorkFailed):
+    """The images do not give what a question needs."""
 
 
 class Where(ReportingSession[Answers]):
@@ -72,7 +74,8 @@ class Where(ReportingSession[Answers]):
             data, boxes=s.boxes, images=s.images, test_images=s.test_images, holdout=s.holdout, seed=s.seed,
             data_split=s.data_split, test_split=s.test_split, window=s.window,
         )  # fmt: skip
-        self.questions, self.notes = _possible(asked, self.question_images, data)
+        self.named = set(asked)
+        self.questions, self.notes = possible(asked, self.question_images, data)
         policy = policy_of(s.views)[1]
         if policy.flip_p and "correspondence" in self.questions:
             raise InputError(
@@ -80,18 +83,13 @@ class Where(ReportingSession[Answers]):
             )
         self.encoders = yardstick.distinct(models, allow_partial)
         check_backbones(self.encoders)
-        size = s.size or _side(self.question_images.images[0], self.encoders)
-        grid = s.grid or size // 8
-        if grid > size:
-            raise InputError(
-                f"setting grid {grid} makes cells smaller than a pixel at {size} pixels; lower it"
-            )
-        entries, held, missing = yardstick.entries_of(self.encoders, ["pooled"], size=size, yardstick=True)
+        size, grid = size_and_grid(self.question_images.images[0], self.encoders, s.size, s.grid)
+        entries, held, missing = yardstick.entries_of(
+            self.encoders, ["pooled"], size=size, yardstick=True, maps=True
+        )
         self.notes += missing
-        self.entries = [replace(e, name=e.name.removesuffix(" pooled")) for e in entries]
-        self.pairs = [
-            (a.removesuffix(" pooled"), b.removesuffix(" pooled")) for one in held for a, b in one.pairs
-        ]
+        self.entries = [replace(e, name=_plain(e.name)) for e in entries]
+        self.pairs = [(_plain(a), _plain(b)) for one in held for a, b in one.pairs]
         self.start(s, folder.log)
         self.maps = Maps(
             self.out / "features", self.entries, self.question_images, size=size, grid=grid, policy=policy,
@@ -141,13 +139,27 @@ class Where(ReportingSession[Answers]):
         if "correspondence" in self.questions:
             yield from self._correspondence(entry)
         if "localization" in self.questions and self.question_images.boxes:
-            yield from self._localization(entry, self.question_images.boxes, signal)
-        if self.question_images.cells and DENSE & set(self.questions):
-            yield from self._cells(entry, self.question_images.cells, signal)
+            yield from self._unless_unanswerable(
+                {"localization"}, self._localization(entry, self.question_images.boxes, signal)
+            )
+        if self.question_images.cells and (dense := DENSE & set(self.questions)):
+            yield from self._unless_unanswerable(
+                dense, self._cells(entry, self.question_images.cells, signal)
+            )
+
+    def _unless_unanswerable(self, names: set[str], answers: Iterator[Answer]) -> Iterator[Answer]:
+        """The answers; of a question that was not named and cannot be answered none, and a note says why."""
+        try:
+            yield from answers
+        except Unanswerable as error:
+            if names & self.named or not set(self.questions) - names:
+                raise
+            self.notes.append(f"{' and '.join(sorted(names))}: left out; {error}")
+            self.questions = [q for q in self.questions if q not in names]
 
     def _correspondence(self, entry: Entry) -> Iterator[Answer]:
         bins = Bins(5)
-        for feature in self.maps.matched(entry.encoder):
+        for feature, side in self.maps.matched(entry.encoder).items():
             rows = self.maps.of_crops(entry, feature).read()
             seen = rows["cells"] > 0
             if len(seen) < 2:
@@ -164,10 +176,12 @@ class Where(ReportingSession[Answers]):
             index = rows["index"][seen][order]
             place = bins.assign(rows["iou"][seen])
             for i, within in enumerate(WITHIN):
-                found = rows["found"][seen, i]
+                found, position = rows["found"][seen, i], rows["position"][seen, i]
                 more: dict[str, Any] = {
+                    "side": side,
                     "chance": float(rows["chance"][seen, i].mean()),
-                    "position": float(rows["position"][seen, i].mean()),
+                    "position": float(position.mean()),
+                    "minus_position": asdict(mean(found - position, least=-1.0)),
                 }
                 if i == BIN:
                     more["bins"] = [
@@ -185,7 +199,7 @@ class Where(ReportingSession[Answers]):
             (x, boxes, _), (z, truth, index) = (self._with_boxes(entry, feature, split) for split in both)
             if len(x) < LEAST or not len(z):
                 file = f" in {self.settings.boxes}" if self.settings.boxes else ""
-                raise WorkFailed(
+                raise Unanswerable(
                     f"{count(len(x), 'image')} with a box{file} to fit and {len(z)} to test on: too few; localization "
                     f"needs {LEAST} and 1; give more images or boxes, or leave it out of ask"
                 )
@@ -196,7 +210,8 @@ class Where(ReportingSession[Answers]):
                 "found75": float((floor >= GOOD).mean()),
             }
             more, level = {"penalty": share}, feature.partition("x")[0]
-            yield Answer("localization", "iou", level, iou, index, more)
+            above = {"minus_floor": asdict(mean(iou - floor, least=-1.0))}
+            yield Answer("localization", "iou", level, iou, index, more | above)
             yield Answer("localization", "found75", level, iou >= GOOD, index, more)
 
     def _with_boxes(
@@ -225,8 +240,10 @@ class Where(ReportingSession[Answers]):
         index = held[1][0]["index"]
         there = np.unique(labels[0][labels[0] >= 0])
         if len(there) < 2:
-            raise WorkFailed(
-                f"{self.data}: cells of the images to fit are of {len(there)} class; give more images"
+            raise Unanswerable(
+                f"cells of the images of {self.data} to fit are of {count(len(there), 'class')} (grid "
+                f"{self.maps.grid}); give images with more, or a finer grid where objects are small, or leave "
+                f"{' and '.join(sorted(DENSE & set(self.questions)))} out of ask"
             )
         features = [[r["features"] for r in rows] for rows in held]
         for name in (q for q in self.questions if q in DENSE):
@@ -251,6 +268,9 @@ class Where(ReportingSession[Answers]):
                 if not np.isnan(v)
             }
             self.chance["cells"] = questions.by_chance(train.labels, test.labels, k)
+            common = np.full_like(predicted, np.bincount(train.labels, minlength=k).argmax())
+            floor = test.counts(common, len(index), k)
+            more["minus_floor"] = asdict(paired_mean_iou(counts, floor))
             yield Answer(name, "miou", "c2-c5", counts, index, more)
 
     # ---- answers to a report -------------------------------------------------------------------------------------
@@ -282,8 +302,9 @@ class Where(ReportingSession[Answers]):
             ],
             "differences": [
                 {"first": a, "second": b, "question": q, "measure": m, "level": level,
-                 **asdict(one.minus(answers[b][q, m, level]))}
-                for a, b in pairs for (q, m, level), one in answers[a].items() if (q, m, level) in answers[b]
+                 **asdict(one.minus(other))}
+                for a, b in pairs for (q, m, level), one in answers[a].items()
+                if (other := answers[b].get((q, m, level))) and one.comparable(other)
             ],
         }  # fmt: skip
         report["sentences"] = [*self.notes, *report_text.sentences(report)]
@@ -319,7 +340,8 @@ class Where(ReportingSession[Answers]):
 
     def _say(self, report: Mapping[str, Any]) -> None:
         self.reporter.say("")
-        self.reporter.show(report_text.table(report))
+        for part in report_text.tables(report):
+            self.reporter.show(part)
         for line in report["sentences"]:
             self.reporter.say(line)
         self.say_done(report["seconds"], f"{self.out / 'where.json'}, where.png")
@@ -334,33 +356,9 @@ def _known(of: Any, index: int) -> np.ndarray | None:
     return found
 
 
-def _possible(wanted: Sequence[str], images: QuestionImages, data: str) -> tuple[list[str], list[str]]:
-    """The questions that the data can answer, and why others are left out.
-
-    Raises:
-        InputError: the data lacks what was asked for by name, or has fewer than two images to test on.
-    """
-    lacking = {}
-    if images.boxes is None:
-        lacking["localization"] = (
-            "has no boxes; name an annotated set (coco:ROOT ...) or a file of boxes with --boxes"
-        )
-    elif len(images.boxes[0]) < LEAST:
-        lacking["localization"] = (
-            f"has {count(len(images.boxes[0]), 'image')} to fit, and a regression needs {LEAST}; give more"
-        )
-    if images.cells is None:
-        why = (
-            "has no classes of pixels; name a set with masks (coco:ROOT, voc:ROOT, cityscapes:ROOT, scenes:N)"
-        )
-        lacking |= dict.fromkeys(("dense-knn", "dense-linear"), why)
-    for name in wanted:
-        if name in lacking:
-            raise InputError(f"ask {name}: {data} {lacking[name]}")
-    if len(images.images[1]) < 2:
-        raise InputError(f"{data}: one image to test on says nothing; raise test_images or holdout")
-    left_out = [f"{q} is left out: {data} {why}" for q, why in lacking.items() if "regression" in why]
-    return [q for q in (wanted or QUESTIONS) if q not in lacking], left_out
+def _plain(name: str) -> str:
+    """The name of an entry without its features, which are the maps of all."""
+    return name.removesuffix(" pooled").replace(" pooled for ", " for ")
 
 
 def check_backbones(encoders: Sequence[Encoder]) -> None:
@@ -371,17 +369,3 @@ def check_backbones(encoders: Sequence[Encoder]) -> None:
         if digest in seen:
             raise InputError(f"{seen[digest]} and {encoder.model} hold the same backbone; leave one out")
         seen[digest] = encoder.model
-
-
-def _side(split: Located, encoders: Sequence[Encoder]) -> int:
-    """Side of the images in pixels: what the models were trained at, 160 at least, but no more than the images have."""
-    from hetcl.analysis.where.annotated import size_of
-
-    sides = []
-    for i in range(min(16, len(split))):
-        try:
-            sides.append(max(size_of(split.sample(i))))
-        except BadImage:
-            continue
-    have = -(-int(np.median(sides)) // 32) * 32 if sides else 160
-    return max(32, min(have, max(160, *(e.size or 160 for e in encoders))))

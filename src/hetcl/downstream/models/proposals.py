@@ -98,7 +98,7 @@ class RegionPool(MultiScaleRoIAlign):
         image = torch.cat([torch.full_like(b[:, :1], i) for i, b in enumerate(boxes)])
         rois = torch.cat([image, torch.cat(boxes)], dim=1)
         levels = self.levels(boxes)
-        out = rois.new_zeros((len(rois), x[self.featmap_names[0]].shape[1], *self.output_size))
+        out = rois.new_zeros((rois.shape[0], x[self.featmap_names[0]].shape[1], *self.output_size))
         for i, (name, stride) in enumerate(zip(self.featmap_names, self.strides, strict=True)):
             here = torch.where(levels == i)[0]
             cut = roi_align(x[name].to(rois), rois[here], self.output_size, 1 / stride, 0, aligned=True)
