@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from hetcl.errors import InputError, Stopped, WorkFailed
-from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid
+from hetcl.model.pyramid import OWN, ResNetPyramid, WrappedPyramid
 from hetcl.paths import create, expand
 from hetcl.runs.folder import machine
 from hetcl.runs.lock import NAME, FolderLock
@@ -84,6 +84,11 @@ def export(
     file = Path(expand(out))
     _check_out(file, format, kind, overwrite)
     material = _material(model, allow_partial)
+    if material.facts.arch.startswith(f"{OWN}:") and format not in ("onnx", "full"):
+        raise InputError(
+            f"{model} is of {material.facts.arch}, a backbone given from Python, which no library has: export it as "
+            "onnx or full, or load the run's backbone.safetensors into your module, whose names it has"
+        )
     with _workspace(file.parent) as folder, _lock(file) as lock:
         lock.hold()
         _check_out(file, format, kind, overwrite)
