@@ -3,7 +3,8 @@
 ``settings.yaml`` what was asked; ``metrics.csv`` one row each ``log_every`` steps, a function of the settings and
 the data alone; ``timing.csv`` speed, which is not; ``log.txt`` what the console said; ``tensorboard/``;
 ``checkpoints/``; ``bad_images.csv`` where images were unusable; ``trackers.json`` where others get the figures, too;
-``backbone.safetensors`` and ``summary.json`` at the end. docs/reliability.md says how each is protected, and what becomes of a damaged one.
+``backbone.safetensors`` and ``summary.json`` at the end. docs/reliability.md says how each is protected, and what
+becomes of a damaged one.
 """
 
 from __future__ import annotations
