@@ -71,9 +71,9 @@ def unguarded(source: str) -> list[str]:
         if isinstance(node, ast.Import | ast.ImportFrom):
             names = [a.name for a in node.names] if isinstance(node, ast.Import) else [node.module or ""]
             found.extend(f"{node.lineno}: import {n}" for n in names if n in MODULES and not guarded)
-        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and not guarded:
-            if node.attr in NAMES.get(node.value.id, ()):
-                found.append(f"{node.lineno}: {node.value.id}.{node.attr}")
+        of = getattr(getattr(node, "value", None), "id", "")
+        if isinstance(node, ast.Attribute) and node.attr in NAMES.get(of, ()) and not guarded:
+            found.append(f"{node.lineno}: {of}.{node.attr}")
         if isinstance(node, ast.Try):
             caught = {
                 n.id
