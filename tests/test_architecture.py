@@ -81,7 +81,7 @@ ENTRIES = {
 """Inside the rooms, the modules that may import ``settings``: those with an entry function, with the class that does a
 verb's work, with its plan, or with what it builds; the rest may not."""
 
-TORCH_FREE = {"", "cli", "settings", *GROUND, "runs", "runs.folder", "runs.output", "recipes"}
+TORCH_FREE = {"", "cli", "completion", "settings", *GROUND, "runs", "runs.folder", "runs.output", "recipes"}
 """Modules that never load torch: the command line answers before it."""
 
 LOAD_TORCH = {"torch", "torchvision", "timm", "lightning", "lightning_fabric", "lightly", "torchmetrics"}

@@ -32,6 +32,7 @@ VERBS = [
     "predict",
     "report",
     "recipes",
+    "completion",
     "doctor",
 ]
 HEAVY = (

@@ -32,6 +32,7 @@ _HOME = {
     "KeyQueue": "hetcl.model.queue",
     "info_nce": "hetcl.model.infonce",
     "build_pyramid": "hetcl.model.pyramid",
+    "register_backbone": "hetcl.model.own_backbone",
 }
 __all__ = ["__version__", *_HOME]
 
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from hetcl.model.embedding import Embedding as Embedding
     from hetcl.model.infonce import info_nce as info_nce
     from hetcl.model.momentum import MomentumPair as MomentumPair
+    from hetcl.model.own_backbone import register_backbone as register_backbone
     from hetcl.model.pyramid import build_pyramid as build_pyramid
     from hetcl.model.queue import KeyQueue as KeyQueue
     from hetcl.pretraining.run import pretrain as pretrain

@@ -117,6 +117,13 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
     _add_predict(made["predict"])
     _add_report(made["report"])
     _add_reproduce(made["reproduce"])
+    made["completion"].add_argument("shell", choices=("bash", "zsh", "fish"), help="bash|zsh|fish")
+    made["completion"].epilog = (
+        "examples:\n"
+        "  hetcl completion bash >> ~/.bash_completion\n"
+        "  hetcl completion zsh > ~/.zfunc/_hetcl                        a folder of your fpath\n"
+        "  hetcl completion fish > ~/.config/fish/completions/hetcl.fish"
+    )
     made["recipes"].add_argument("name", nargs="?", help="recipe to show")
     made["doctor"].add_argument("--init", metavar="MODEL", help="what pretrain or finetune would start from")
     made["doctor"].add_argument("--data", help=f"{DATA_HELP}; or a data set to fine-tune on: {DATASET_HELP}")
@@ -131,6 +138,12 @@ def build_parser(verbs: Verbs, verb: str | None = None) -> argparse.ArgumentPars
 
             add_settings(made[name], getattr(hetcl.settings, settings), text)
     return parser
+
+
+def verbs_of(parser: argparse.ArgumentParser) -> dict[str, argparse.ArgumentParser]:
+    """The parser of each verb, by name."""
+    (sub,) = (a for a in parser._actions if isinstance(a, argparse._SubParsersAction))
+    return dict(sub.choices)
 
 
 def _add_run(p: _Parser, data: str, recipe: str, *, new: tuple[str, ...]) -> None:

@@ -142,6 +142,17 @@ def export(args: argparse.Namespace, _: list[str]) -> None:
         print(path)
 
 
+def completion(args: argparse.Namespace, _: list[str]) -> None:
+    from hetcl.completion import options_of, script
+    from hetcl.settings import recipe_names
+
+    names = {verb: recipe_names(verb) for verb in ("pretrain", "finetune")}
+    every = [name for some in names.values() for name in some]
+    parsers = arguments.verbs_of(build_parser())
+    found = {verb: (VERBS[verb][1], options_of(p, names.get(verb, every))) for verb, p in parsers.items()}
+    print(script(args.shell, found), end="")
+
+
 VERBS = {
     "demo": (demo, "the whole story on the built-in scenes, a few minutes on two cores"),
     "pretrain": (pretrain, "pre-train a backbone on images without labels: RUN/backbone.safetensors"),
@@ -167,6 +178,7 @@ VERBS = {
     ),
     "report": (report, "runs and results on one page that opens from disk: did it learn, and what now"),
     "recipes": (recipes, "list the recipes, or show one"),
+    "completion": (completion, "a script that completes verbs, settings and values: bash, zsh or fish"),
     "doctor": (
         doctor,
         "this machine, this data, this recipe or a run: what would go wrong, how long it takes, what now",
@@ -246,7 +258,7 @@ def _run(words: list[str]) -> int:
         raise InputError(f"unexpected argument {rest[0]!r}; see `hetcl {verb} --help`")
     with _listening():
         shelter()
-        if verb != "recipes":
+        if verb not in ("recipes", "completion"):
             check_libraries()
         args.function(args, [*(getattr(args, "settings", None) or []), *rest])
     return 0

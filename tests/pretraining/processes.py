@@ -24,8 +24,12 @@ SERVER = multiprocessing.get_context("forkserver")
 SERVER.set_forkserver_preload(["tests.pretraining.preload"])
 
 
+Command = Sequence[str] | Callable[[], int]
+"""Words after ``hetcl``, or what gives an exit status itself (to be pickled, so no lambda)."""
+
+
 def start(
-    argv: Sequence[str],
+    argv: Command,
     log: Path,
     *,
     die_at: int | None = None,
@@ -33,7 +37,8 @@ def start(
     environment: Mapping[str, str] = {},
 ) -> BaseProcess:
     """Run ``hetcl ARGV`` in a process of its own; what it says goes to ``log``."""
-    process = SERVER.Process(target=_child, args=([*argv], str(log), die_at, str(folder), {**environment}))
+    command = argv if callable(argv) else [*argv]
+    process = SERVER.Process(target=_child, args=(command, str(log), die_at, str(folder), {**environment}))
     process.start()
     return process
 
@@ -46,7 +51,7 @@ def run(argv: Sequence[str], log: Path, *, die_at: int | None = None, folder: Pa
     return process.exitcode
 
 
-def run_ranks(argv: Sequence[str], log: Path, ranks: int = 2) -> list[int]:
+def run_ranks(argv: Command, log: Path, ranks: int = 2) -> list[int]:
     """``hetcl ARGV`` in two ranks that meet as under torchrun, to the end: their exit statuses."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
@@ -88,7 +93,7 @@ def kill(process: BaseProcess, number: int = signal.SIGKILL) -> int:
     return process.exitcode
 
 
-def _child(argv: list[str], log: str, die_at: int | None, folder: str, environment: dict[str, str]) -> None:
+def _child(argv: Command, log: str, die_at: int | None, folder: str, environment: dict[str, str]) -> None:
     os.environ.update(environment)
     from hetcl.cli import main
 
@@ -97,7 +102,7 @@ def _child(argv: list[str], log: str, die_at: int | None, folder: str, environme
     os.dup2(out, 2)
     if die_at is not None:
         sys.addaudithook(_death(die_at, folder))
-    status = main(argv)
+    status = argv() if callable(argv) else main(argv)
     sys.stdout.flush()
     sys.stderr.flush()
     os._exit(status) if status else sys.exit(0)

@@ -22,6 +22,7 @@ from hetcl.analysis.extractor import Extractor, features_of
 from hetcl.errors import InputError
 from hetcl.model.embedding import Embedding
 from hetcl.model.norm_statistics import batch_norms, is_unmeasured, measuring
+from hetcl.model.own_backbone import undrawn
 from hetcl.model.pyramid import Pyramid
 from hetcl.printable import printable
 from hetcl.runs.folder import RunFolder
@@ -233,6 +234,11 @@ def _fresh(encoder: Encoder) -> Encoder:
     embedding = module if isinstance(module, Embedding) else None
     pyramid = module if embedding is None else embedding.pyramid
     assert isinstance(pyramid, Pyramid)
+    if kept := undrawn(pyramid):
+        raise InputError(
+            f"random weights of {pyramid.arch} cannot be drawn, since no reset_parameters draws {kept}: give "
+            "hetcl.register_backbone its class, or a function that makes it, or set yardstick to none"
+        )
     return replace(
         encoder,
         model=f"random weights of {pyramid.arch}, seed {seed}",

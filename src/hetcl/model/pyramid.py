@@ -27,6 +27,10 @@ Maps = tuple[Tensor, Tensor, Tensor, Tensor]
 STRIDES = (4, 8, 16, 32)
 PROBES = ((64, 96), (224, 224))
 """Height and width of the images that find a model's stages; the second is for models of one fixed size."""
+OWN = "module"
+"""What stands for a library in the name of a backbone that was given from Python (``own_backbone.py``)."""
+GIVEN: dict[str, Callable[[], Pyramid]] = {}
+"""Those that this process was given, by name: each call draws weights anew."""
 
 
 class Pyramid(nn.Module):
@@ -138,16 +142,33 @@ def build_pyramid(arch: str, *, seed: int | None = None) -> Pyramid:
     """A backbone with random weights.
 
     Args:
-        arch: ``torchvision:NAME``, ``timm:NAME``, or a bare name (torchvision's if it has one, else timm's).
+        arch: ``torchvision:NAME``, ``timm:NAME``, a bare name (torchvision's if it has one, else timm's), or what
+            ``register_backbone`` gave.
         seed: what the weights are a function of; None draws from torch's global generator.
 
     Raises:
         InputError: the name is unknown, or the model has no maps of strides 4, 8, 16 and 32 (a plain ViT).
     """
+    if arch.startswith(f"{OWN}:"):
+        with seeded(seed, "pyramid"):
+            return given(arch)()
     library, name = _resolve(arch)
     build = _torchvision if library == "torchvision" else _timm
     with seeded(seed, "pyramid"):
         return build(name)
+
+
+def given(arch: str) -> Callable[[], Pyramid]:
+    """What builds a backbone that was given from Python. Raises InputError when this process was not given it."""
+    if arch in GIVEN:
+        return GIVEN[arch]
+    what = arch.partition(":")[2].rpartition("-")[0]
+    like = [name for name in GIVEN if name.rpartition("-")[0] == f"{OWN}:{what}"]
+    other = f" ({like[-1]} is known, whose weights have other names or shapes)" if like else ""
+    raise InputError(
+        f"the backbone {arch} was given from Python, and only its name was recorded{other}: call "
+        f"hetcl.register_backbone({what or 'MODULE'}) first, with the same class or a module like it"
+    )
 
 
 def _resolve(arch: str) -> tuple[str, str]:

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from lightning_fabric import Fabric
+from torch import nn
 
 from hetcl.errors import InputError
 from hetcl.images.sources import open_validation
 from hetcl.images.subset import with_labels
 from hetcl.methods import METHODS
+from hetcl.model.own_backbone import Backbone, copy_of, register_backbone
+from hetcl.model.pyramid import OWN, given
 from hetcl.runs.folder import RunFolder
 from hetcl.runs.resume import Request, RunPlan, refuse_changes, refuse_other, saved_by
 from hetcl.settings import MAY_CHANGE as FREE
@@ -20,12 +25,14 @@ from hetcl.settings import (
     build_saved,
     check,
     flatten,
+    given_in,
     resolve,
     stages_of,
     to_dict,
 )
 from hetcl.types import Source
 from hetcl.weights.matched import patterns
+from hetcl.weights.sources import Weights
 
 MAY_CHANGE = FREE | {"compile", "deterministic"}
 """Settings that a resumed run may have otherwise (bits repeat only for equal device, threads and compile)."""
@@ -44,6 +51,21 @@ class Plan(RunPlan):
     settings: PretrainSettings
     window: int = 0
     """Within how many images the data is mixed, 0: anywhere; of a new run, as the settings say."""
+
+
+def with_backbone(
+    backbone: Backbone, overrides: Mapping[str, Any] | Sequence[str]
+) -> tuple[dict[str, Any], Weights | None]:
+    """The overrides with the name of a backbone that is given, and its weights where it is a module."""
+    asked = given_in(PretrainSettings, overrides)
+    if "backbone" in asked:
+        raise InputError("backbone is given twice, as an argument and among the settings; leave one out")
+    name = register_backbone(backbone)
+    weights = None
+    if isinstance(backbone, nn.Module):
+        state = {f"pyramid.{n}": v for n, v in copy_of(backbone).state_dict().items()}
+        weights = Weights(f"the {type(backbone).__name__} that was given", name, state, None)
+    return asked | {"backbone": name}, weights
 
 
 def new_plan(asked: Request) -> Plan:
@@ -69,6 +91,8 @@ def resumed_plan(folder: RunFolder, asked: Request) -> Plan:
     refuse_other(folder, saved, {"init": asked.init}, patterns(asked.allow_partial))
     now = resolve(asked.recipe, asked.overrides, then=then)
     refuse_changes(folder, flatten(to_dict(then)), flatten(to_dict(now)), but=MAY_CHANGE)
+    if now.backbone.startswith(f"{OWN}:"):
+        given(now.backbone)  # or it would only be missed once the folder is written
     return Plan.of(saved | ({"data": asked.data} if asked.data else {}), now)
 
 

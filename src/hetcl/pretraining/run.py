@@ -19,6 +19,8 @@ from hetcl.images.folder_source import FolderSource
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
 from hetcl.methods import METHODS, branch_words, facts_of
+from hetcl.model.own_backbone import Backbone
+from hetcl.model.pyramid import OWN
 from hetcl.pretraining import monitors
 from hetcl.pretraining.build import DTYPES, build_model, build_task
 from hetcl.pretraining.knn_check import KnnCheck
@@ -32,6 +34,7 @@ from hetcl.pretraining.plan import (
     new_plan,
     resumed_plan,
     stages_to_train,
+    with_backbone,
 )
 from hetcl.quantities import count, duration
 from hetcl.reporting.console import verdict_lines
@@ -62,6 +65,7 @@ def pretrain(
     init: str | None = None,
     allow_partial: str | Sequence[str] = (),
     overrides: Mapping[str, Any] | Sequence[str] = (),
+    backbone: Backbone | None = None,
 ) -> RunFolder:
     """Pre-train a backbone on images without labels, and leave it in ``out/backbone.safetensors``.
 
@@ -74,6 +78,9 @@ def pretrain(
         allow_partial: globs of keys of ``init`` that may be missing, unknown or of another shape (missing weights stay
             random); anything else that does not fit is refused.
         overrides: settings by dotted name, as a mapping or as command-line words.
+        backbone: one's own, in place of the setting: a module, which is copied and whose weights are the first ones, or
+            a class or function that makes one (see ``register_backbone`` for what it must give). Its name is recorded,
+            not its code: to resume, give it again.
 
     Returns:
         the run folder.
@@ -85,11 +92,14 @@ def pretrain(
     """
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
+    given: Weights | None = None
+    if backbone is not None:
+        overrides, given = with_backbone(backbone, overrides)
     with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
         asked = Request(data, recipe, init, allow_partial, overrides)
         plan = resumed_plan(folder, asked) if is_known(folder, resume=resume) else new_plan(asked)
         with chosen_kernels(deterministic=plan.settings.deterministic):
-            return PretrainRun(folder, plan, resume=resume).go()
+            return PretrainRun(folder, plan, resume=resume, given=given).go()
 
 
 # ---- the run -----------------------------------------------------------------------------------------------------
@@ -102,9 +112,10 @@ class PretrainRun(TrainingSession):
         folder: where to write.
         plan: what to do.
         resume: go on if the folder holds a checkpoint.
+        given: weights of a backbone that was given from Python; those of ``plan.init`` come before them.
     """
 
-    def __init__(self, folder: RunFolder, plan: Plan, *, resume: bool) -> None:
+    def __init__(self, folder: RunFolder, plan: Plan, *, resume: bool, given: Weights | None = None) -> None:
         super().__init__(folder, resume=resume)
         self.plan = plan
         self.settings = s = plan.settings
@@ -122,8 +133,11 @@ class PretrainRun(TrainingSession):
         self.init: Weights | None = None
         if plan.init is not None and not self.begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
+        self.first = given if self.init is None else self.init
         self.dry_runs = self._dry_runs() if not plan.known else {}
         self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
+        if self.first is given and self.fabric.world_size > 1:  # (each process has made a module of its own)
+            self.first = self.fabric.broadcast(given)
         self.window = common_window(plan, self.source, self.fabric)
         supervised = any(METHODS[stage.method].labels for stage in self._todo().values())
         fitted = self.labelled if supervised else self.source
@@ -151,7 +165,7 @@ class PretrainRun(TrainingSession):
 
     def _stages(self, todo: Mapping[str, StageSettings], last: dict[str, Any] | None) -> None:
         """Train what is left to train; ``last`` is the state that a resumed run goes on from."""
-        before: Weights | None = self.init
+        before = self.first
         with StopSignal() as signal:
             for name, stage in todo.items():
                 signal.check("stopped between two stages; go on with --resume")
@@ -168,7 +182,7 @@ class PretrainRun(TrainingSession):
 
     def _dry_runs(self) -> dict[str, DryRun]:
         """One for each stage, before anything is written. Raises ``InputError`` for what cannot run."""
-        s, init, found = self.settings, self.init, {}
+        s, first, found = self.settings, self.first, {}
         images = min(2, s.batch // s.groups)  # two do, since batch norm fails on one where it fails at all
         for name, stage in self._todo().items():
             if METHODS[stage.method].labels and self.source.classes is None:
@@ -177,7 +191,7 @@ class PretrainRun(TrainingSession):
                     "hold them as KEY.cls, a folder as sub-folders with --folder_classes true"
                 )
 
-            def build(stage: StageSettings = stage, weights: Weights | None = init) -> nn.Module:
+            def build(stage: StageSettings = stage, weights: Weights | None = first) -> nn.Module:
                 model = self._model(stage)
                 if weights is not None:
                     install(model, weights.query, weights.origin, arch=weights.arch)
@@ -188,7 +202,7 @@ class PretrainRun(TrainingSession):
                 failure=f"the model of {name} does not run on {count(images, 'image')} of {s.size} pixels",
                 advice="change size, batch, groups or backbone, or the width of the branches",
             )  # fmt: skip
-            init = None  # the first stage takes it
+            first = None  # the first stage takes it
         return found
 
     def _memory(self) -> str:
@@ -225,6 +239,11 @@ class PretrainRun(TrainingSession):
         )
         self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
         self.reporter.note(f"window    {self.window} (images mixed at a time; 0: all)")
+        if s.backbone.startswith(f"{OWN}:"):
+            self.notes.append(
+                f"the backbone was given from Python: its name is recorded, {s.backbone}, not its code; to open this "
+                "run in another process, call hetcl.register_backbone first, with the same class or a module like it"
+            )
         for line in self.notes:
             self.reporter.warn(line)
         if not self.resume:  # every rank takes part

@@ -40,6 +40,11 @@ def advice_on(
     stage = mapping(
         run.settings.get("stage2" if any(r.get("stage") == "stage2" for r in run.rows) else "stage1")
     )
+    if str(run.settings.get("backbone")).startswith("module:"):
+        yield Advice(
+            "Its backbone was given from Python, and the command line does not know it: call hetcl.register_backbone "
+            "with it, and in place of each command the function of its name (hetcl.contrast, hetcl.pretrain, ...)."
+        )
     if status == "collapsed":
         lr = number(stage.get("lr")) or 0.03
         lower = min(lr / 10, 0.03)
@@ -90,6 +95,12 @@ def advice_on(
         if status == "training" and knn is not None and knn.after < knn.before:
             return
         library = str(run.settings.get("backbone", "torchvision:")).partition(":")[0]
+        if library == "module":
+            yield Advice(
+                "Use its backbone: its weights have your module's own names. "
+                "module.load_state_dict(safetensors.torch.load_file('backbone.safetensors'))"
+            )
+            return
         yield Advice(
             "Use its backbone elsewhere (`hetcl export --help` lists other formats).",
             f"hetcl export {out} --format {library} --out backbone.pth",

@@ -2,8 +2,9 @@
 
 ``settings.yaml`` what was asked; ``metrics.csv`` one row each ``log_every`` steps, a function of the settings and
 the data alone; ``timing.csv`` speed, which is not; ``log.txt`` what the console said; ``tensorboard/``;
-``checkpoints/``; ``bad_images.csv`` where images were unusable; ``backbone.safetensors`` and ``summary.json`` at
-the end. docs/reliability.md says how each is protected, and what becomes of a damaged one.
+``checkpoints/``; ``bad_images.csv`` where images were unusable; ``trackers.json`` where others get the figures, too;
+``backbone.safetensors`` and ``summary.json`` at the end. docs/reliability.md says how each is protected, and what
+becomes of a damaged one.
 """
 
 from __future__ import annotations
@@ -58,12 +59,13 @@ class RunFolder:
         self.bad_images = self.path / "bad_images.csv"
         self.backbone = self.path / "backbone.safetensors"
         self.summary = self.path / "summary.json"
+        self.trackers = self.path / "trackers.json"
         self.lock = FolderLock(self.path)
 
     def check_kinds(self) -> None:
         """Raises ``InputError`` when something else is where a file or folder of the run belongs: before the work."""
         tables = (self.metrics, self.timing, self.bad_images)
-        files = (self.settings, *tables, self.log, self.backbone, self.summary)
+        files = (self.settings, *tables, self.log, self.backbone, self.summary, self.trackers)
         for path in [*files, *self.checkpoints.glob("*.ckpt"), self.tensorboard]:
             try:
                 mode = path.stat().st_mode

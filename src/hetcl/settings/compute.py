@@ -36,9 +36,11 @@ class StreamSettings(ComputeSettings):
 
 
 MAY_CHANGE = frozenset(
-    {"workers", "device", "devices", "threads", "max_bad", "checkpoint_every", "checkpoint_minutes"}
+    {"workers", "device", "devices", "threads", "max_bad", "checkpoint_every", "checkpoint_minutes", "track"}
 )
 """Settings that a resumed run may have otherwise: they change numbers by rounding at most."""
+TRACKERS = ("wandb", "mlflow")
+"""Who may get the figures of a training run."""
 
 
 def check_compute(s: ComputeSettings) -> list[str]:
@@ -56,6 +58,15 @@ def check_compute(s: ComputeSettings) -> list[str]:
     if not 0 <= s.max_bad <= 1:
         faults.append(f"setting max_bad is a share between 0 and 1, not {s.max_bad}")
     return faults
+
+
+def check_track(names: tuple[str, ...]) -> list[str]:
+    """What is wrong with the trackers that are named, a line each."""
+    known = " and ".join(TRACKERS)
+    faults = [
+        f"setting track: no tracker {name!r}; there are {known}" for name in names if name not in TRACKERS
+    ]
+    return faults or (["setting track names one twice"] if len(set(names)) < len(names) else [])
 
 
 def check_finite(settings: Any) -> Iterator[str]:

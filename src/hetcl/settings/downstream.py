@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from hetcl.settings.compute import ComputeSettings, check_compute, check_finite
+from hetcl.settings.compute import ComputeSettings, check_compute, check_finite, check_track
 from hetcl.settings.parse import resolve_as
 from hetcl.settings.recipes import recipe_tree
 
@@ -104,6 +104,9 @@ class FinetuneSettings(DownstreamSettings):
     """Where every random number comes from."""
     log_every: int = 20
     """Steps between rows of metrics.csv."""
+    track: tuple[str, ...] = ()
+    """Send the figures to wandb, to mlflow, or to both (extras of those names), besides metrics.csv and TensorBoard;
+    to whom, their own variables say. Nothing is sent unless it is named here."""
     checkpoint_every: int = 1000
     """Steps between checkpoints; 0: at evaluations only (and on a signal)."""
     checkpoint_minutes: float = 15.0
@@ -186,7 +189,7 @@ def resolve_predict(overrides: Mapping[str, Any] | Sequence[str] = ()) -> Predic
 
 def check_finetune(s: FinetuneSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
-    faults = [*check_finite(s), *check_compute(s)]
+    faults = [*check_finite(s), *check_compute(s), *check_track(s.track)]
 
     def want(ok: bool, message: str) -> None:
         if not ok:

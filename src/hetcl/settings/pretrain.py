@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 from hetcl.methods import METHODS
-from hetcl.settings.compute import StreamSettings, check_compute, check_finite
+from hetcl.settings.compute import StreamSettings, check_compute, check_finite, check_track
 from hetcl.settings.parse import resolve_as, to_dict
 from hetcl.settings.recipes import recipe_tree
 from hetcl.types import ViewPolicy
@@ -130,6 +130,9 @@ class PretrainSettings(StreamSettings):
     """Only GPU operations whose bits repeat, so that a resumed run equals an undisturbed one; somewhat slower."""
     log_every: int = 50
     """Steps between rows of metrics.csv."""
+    track: tuple[str, ...] = ()
+    """Send the figures to wandb, to mlflow, or to both (extras of those names), besides metrics.csv and TensorBoard;
+    to whom, their own variables say. Nothing is sent unless it is named here."""
     checkpoint_every: int = 0
     """Steps between checkpoints; 0: every epoch only (it is also saved every epoch, and on a signal)."""
     checkpoint_minutes: float = 15.0
@@ -179,7 +182,7 @@ def check(settings: PretrainSettings) -> list[str]:
 
     if faults:
         return faults
-    faults += check_compute(s)
+    faults += check_compute(s) + check_track(s.track)
     for name in ("size", "batch", "groups", "accumulate", "log_every"):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
     for name in ("checkpoint_every", "checkpoint_minutes"):

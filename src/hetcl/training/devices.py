@@ -154,11 +154,13 @@ def workers_of(workers: int) -> int:
     return workers if workers >= 0 else min(8, cores())
 
 
-def peak_memory(device: torch.device) -> int:
-    """Most megabytes used so far: of the GPU, or of this process."""
+def peak_memory(device: torch.device) -> int | None:
+    """Most megabytes used so far: of the GPU, or of this process; None where the system does not say (Windows)."""
     if device.type == "cuda":
         return int(torch.cuda.max_memory_allocated(device) / 1e6)
-    import resource  # (not on Windows)
-
+    try:
+        import resource
+    except ImportError:
+        return None
     used = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return int(used / (1e6 if sys.platform == "darwin" else 1e3))

@@ -22,6 +22,7 @@ from hetcl.paths import appending, create
 from hetcl.printable import printable
 from hetcl.runs.folder import disk_problem
 from hetcl.training.bar import Bar
+from hetcl.training.trackers import Trackers
 
 
 class Events:
@@ -93,6 +94,8 @@ class Reporter:
         self._bar: Bar | None = None
         self._live: Live | None = None
         self._events: Events | None = None
+        self.trackers: Trackers | None = None
+        """Who gets the same figures as TensorBoard."""
         self._shown = 0.0
 
     def say(self, text: str, *, style: str = "", wrap: bool = False) -> None:
@@ -182,9 +185,11 @@ class Reporter:
             self._shown = time.monotonic()
 
     def scalars(self, values: Mapping[str, float], step: int) -> None:
-        """Values for TensorBoard."""
+        """Values for TensorBoard, and for the trackers that were asked for."""
         if self._tensorboard is None or self.quiet:
             return
+        if self.trackers is not None:
+            self.trackers.log(values, step)
         if self._events is None:
             self._events = Events(self._tensorboard)
         self._events.add(values, step)

@@ -61,7 +61,7 @@ def _observe(others: list[subprocess.Popen[bytes]]) -> None:
 
 
 def _obituary(rank: int, code: int) -> str:
-    if code == -signal.SIGKILL:
+    if code == -getattr(signal, "SIGKILL", 9):
         why = "was killed, most often because memory ran out"
     elif code < 0:
         why = f"was ended by {signal.Signals(-code).name}"

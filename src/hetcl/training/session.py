@@ -21,6 +21,7 @@ from hetcl.training.engine import TIMING_COLUMNS, Loop
 from hetcl.training.progress import Reporter
 from hetcl.training.schedule import Schedule
 from hetcl.training.task import Task
+from hetcl.training.trackers import Trackers, check_installed
 
 Found = TypeVar("Found")
 """What the work of a verb gives: its report is made of it."""
@@ -153,11 +154,18 @@ class TrainingSession(Session):
 
     bad: BadImages
     metrics: Table
+    settings: Any
+    """Has ``track``, besides what :meth:`Session.start` asks for."""
 
     def __init__(self, folder: RunFolder, *, resume: bool) -> None:
         super().__init__()
         self.folder, self.resume = folder, resume
         self.begun = resuming.is_begun(folder, resume=resume)
+
+    def start(self, s: Any, *args: Any, **more: Any) -> None:
+        """As of ``Session``. Raises ``InputError`` besides for a tracker that is not installed."""
+        check_installed(s.track)
+        super().start(s, *args, **more)
 
     def keep_ledger(self, max_bad: float, images: int) -> None:
         """Count unusable images of ``images``, and list them in the folder."""
@@ -178,7 +186,21 @@ class TrainingSession(Session):
         self.fabric.barrier()
         found = resuming.checkpoint_of(self.folder, stages, ended, **of) if self.resume else None
         self.notes += self.settle(found, columns, settings)
+        self._tree = settings
         return found.state if found else None
+
+    @contextlib.contextmanager
+    def working(self) -> Iterator[None]:
+        """As of ``Session``; inside, the trackers that were asked for get what TensorBoard gets."""
+        reporter, names = self.reporter, self.settings.track if self.main else ()
+        reporter.trackers = Trackers(names, self.folder, self._tree, say=reporter.say, warn=reporter.warn)
+        failed = True
+        try:
+            with super().working():
+                yield
+            failed = False
+        finally:
+            reporter.trackers.close(failed=failed)
 
     def settle(
         self,

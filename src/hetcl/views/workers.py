@@ -265,7 +265,7 @@ class Pool(Iterator[Any]):
         worker.process.join(5)
         code = worker.end()
         self.close()
-        if code == -signal.SIGKILL:
+        if code == -getattr(signal, "SIGKILL", 9):
             why = "it was killed, most often because memory ran out: use fewer workers or a smaller batch"
         elif code == -getattr(signal, "SIGBUS", 0) and code:
             why = "a file or memory that it read from went away (SIGBUS): look at disk and memory"

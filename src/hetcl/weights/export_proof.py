@@ -184,6 +184,14 @@ def check_code(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
     return _proof(_version(p.target.library), keys, gaps, images), text
 
 
+def check_hub(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
+    proof, text = check_code(m, p, file)
+    stated = run_code(text, file)["model"].pretrained_cfg
+    if [tuple(stated[n]) for n in ("mean", "std")] != [m.facts.mean, m.facts.std] or stated["num_classes"]:
+        raise WorkFailed("config.json is read back with another mean, std or classifier")
+    return proof, text
+
+
 def check_full(m: Material, p: Payload, file: Path) -> tuple[Proof, str]:
     text = code(p.target)
     names = run_code(text, file)

@@ -26,11 +26,11 @@ from typing import Any
 import torch
 
 from hetcl.errors import InputError, Stopped, WorkFailed
-from hetcl.model.pyramid import ResNetPyramid, WrappedPyramid
+from hetcl.model.pyramid import OWN, ResNetPyramid, WrappedPyramid
 from hetcl.paths import create, expand
 from hetcl.runs.folder import machine
 from hetcl.runs.lock import NAME, FolderLock
-from hetcl.weights import cards, export_proof, writers
+from hetcl.weights import cards, export_proof, hub, writers
 from hetcl.weights.cards import PURPOSES, Facts
 from hetcl.weights.encoder import name_of
 from hetcl.weights.export_proof import Proof
@@ -55,6 +55,11 @@ class Format:
     check: Callable[[Material, Payload, Path], tuple[Proof, str]]
     """The proof and the code it ran. Raises ``WorkFailed`` when the file is not equal to its source."""
 
+    @property
+    def folder(self) -> bool:
+        """Whether it is a folder of files."""
+        return not self.suffixes
+
 
 def export(
     model: str,
@@ -69,12 +74,12 @@ def export(
     Args:
         model: a MODEL: a run, a checkpoint, a file of weights, ``torchvision:ARCH...``.
         format: a key of :data:`FORMATS`.
-        out: the file; its ending must be one of the format's.
+        out: the file; its ending must be one of the format's. Of ``hub`` the folder.
         overwrite: replace what is there.
         allow_partial: globs of keys of ``model`` that may be unknown; they are left out. Nothing may be missing.
 
     Returns:
-        the file and its card, ``out`` with ``.md`` behind.
+        the file and its card, ``out`` with ``.md`` behind; of a folder its files, the card last.
 
     Raises:
         InputError: no such weights or format, weights that the format cannot hold, or an ``out`` that cannot be.
@@ -84,12 +89,19 @@ def export(
     file = Path(expand(out))
     _check_out(file, format, kind, overwrite)
     material = _material(model, allow_partial)
+    if material.facts.arch.startswith(f"{OWN}:") and format not in ("onnx", "full"):
+        raise InputError(
+            f"{model} is of {material.facts.arch}, a backbone given from Python, which no library has: export it as "
+            "onnx or full, or load the run's backbone.safetensors into your module, whose names it has"
+        )
     with _workspace(file.parent) as folder, _lock(file) as lock:
         lock.hold()
         _check_out(file, format, kind, overwrite)
         hidden = folder / file.name
         payload = kind.write(material, hidden)
-        _write(hidden, payload.data, file)
+        *files, card = _parts(file, kind)
+        for path in files:
+            _write(folder / path.relative_to(file.parent), payload.beside.get(path.name, payload.data), file)
         try:
             proof, ran = kind.check(material, payload, hidden)
         except WorkFailed as e:
@@ -108,8 +120,15 @@ def export(
             commit=machine()["commit"],
             rounded=any(v.dtype == torch.float64 for v in material.weights.query.values()),
         )
-        _write(folder / card_of(file).name, text.encode(), file)
-        return _put_in_place(folder, file)
+        if kind.folder:
+            text = hub.header(file.name, material.facts, run) + text
+        _write(folder / card.relative_to(file.parent), text.encode(), file)
+        return _put_in_place(folder, file, [*files, card])
+
+
+def _parts(file: Path, kind: Format) -> list[Path]:
+    """What is written, the card last."""
+    return [file / name for name in hub.PARTS] if kind.folder else [file, card_of(file)]
 
 
 def card_of(file: Path) -> Path:
@@ -130,6 +149,10 @@ def _format(name: str) -> Format:
 
 def _check_out(file: Path, name: str, kind: Format, overwrite: bool) -> None:
     """Raises ``InputError`` when ``file`` cannot be written."""
+    if not file.parent.is_dir():
+        raise InputError(f"--out {file}: there is no folder {file.parent}; make it first")
+    if kind.folder:
+        return _check_folder(file, overwrite)
     endings = " or ".join(kind.suffixes)
     if not file.name or file.is_dir():
         raise InputError(
@@ -137,8 +160,6 @@ def _check_out(file: Path, name: str, kind: Format, overwrite: bool) -> None:
         )
     if file.suffix not in kind.suffixes:
         raise InputError(f"--out {file}: --format {name} writes {endings} ({kind.why}); change the ending")
-    if not file.parent.is_dir():
-        raise InputError(f"--out {file}: there is no folder {file.parent}; make it first")
     if len(os.fsencode(card_of(file).name)) > 255:
         raise InputError(f"--out {file}: the name is too long for a file; choose a shorter one")
     for path in (file, card_of(file)):
@@ -146,6 +167,23 @@ def _check_out(file: Path, name: str, kind: Format, overwrite: bool) -> None:
             raise InputError(f"--out {file}: {path} is a folder, and the card goes there; name another file")
         if (path.exists() or path.is_symlink()) and not overwrite:
             raise InputError(f"--out {path} exists; add --overwrite to replace it, or name another file")
+
+
+def _check_folder(file: Path, overwrite: bool) -> None:
+    """Raises ``InputError`` when the folder ``file`` cannot be made, or holds what is not of an export."""
+    try:
+        held = set(os.listdir(file)) if file.exists() else set[str]()
+    except NotADirectoryError:
+        raise InputError(f"--out {file} is a file, and --format hub writes a folder; name another") from None
+    other = sorted(name for name in held - {*hub.PARTS} if not name.startswith(".git"))
+    if other or any((file / name).is_dir() for name in hub.PARTS):
+        raise InputError(
+            f"--out {file} holds something else ({(other or [*held])[0]}); name a new or empty folder"
+        )
+    if held and not overwrite:
+        raise InputError(
+            f"--out {file} exists; add --overwrite to replace what is in it, or name another folder"
+        )
 
 
 def _material(model: str, allow_partial: str | Sequence[str]) -> Material:
@@ -222,6 +260,7 @@ def _lock(file: Path) -> FolderLock:
 
 def _write(path: Path, data: bytes, out: Path) -> None:
     try:
+        path.parent.mkdir(exist_ok=True)
         with create(path) as f:
             f.write(data)
             f.flush()
@@ -230,16 +269,17 @@ def _write(path: Path, data: bytes, out: Path) -> None:
         raise _disk(out, e) from None
 
 
-def _put_in_place(folder: Path, file: Path) -> list[Path]:
-    """The file, then its card, under their own names."""
-    card = card_of(file)
+def _put_in_place(folder: Path, file: Path, paths: list[Path]) -> list[Path]:
+    """Files from ``folder`` under their own names, the card last."""
+    card = paths[-1]
     try:
         card.unlink(missing_ok=True)  # of an older file: no card is better than a false one
-        os.replace(folder / file.name, file)
-        os.replace(folder / card.name, card)
+        card.parent.mkdir(exist_ok=True)
+        for path in paths:
+            os.replace(folder / path.relative_to(file.parent), path)
     except OSError as e:
         raise _disk(file, e) from None
-    return [file, card]
+    return paths
 
 
 def _disk(file: Path, error: OSError) -> WorkFailed:
@@ -281,6 +321,7 @@ FORMATS: dict[str, Format] = {
             writers.to_safetensors,
             export_proof.check_code,
         ),
+        ("hub", (), "a folder", writers.to_hub, export_proof.check_hub),
         ("full", (".safetensors",), "readers go by it", writers.to_full, export_proof.check_full),
     )
 }

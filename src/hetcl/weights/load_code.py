@@ -76,6 +76,17 @@ model = timm.create_model("{t.name}", checkpoint_path=FILE, num_classes=0).eval(
 {_timm_backbone(t)}"""
 
 
+def _hub(t: Target) -> str:
+    return f"""\
+import timm
+
+SOURCE = "local-dir:" + FILE  # or "hf-hub:USER/NAME", once it is there
+model = timm.create_model(SOURCE, pretrained=True).eval()  # no classifier; num_classes=N adds one
+backbone = timm.create_model(SOURCE, pretrained=True, features_only=True, out_indices={t.indices}).eval()
+# c2, c3, c4, c5 = backbone(images)  # from normalised float32 [B, 3, H, W]{_order(t)}
+"""
+
+
 def _safetensors(t: Target) -> str:
     if t.library == "torchvision":
         text = _torchvision(t, "load_file(FILE)").replace(
@@ -175,5 +186,6 @@ _CODE = {
     "mmdet": _mmdet,
     "onnx": _onnx,
     "safetensors": _safetensors,
+    "hub": _hub,
     "full": _full,
 }

@@ -12,13 +12,13 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
-from hetcl.model.pyramid import build_pyramid
+from hetcl.model.pyramid import OWN, build_pyramid
 
 T = TypeVar("T")
 
@@ -92,9 +92,13 @@ def library_model(arch: str, *, device: str = "meta") -> nn.Module:
     """The library's whole model with its classifier: without memory on ``meta``, else with random weights.
 
     Args:
-        arch: ``torchvision:NAME`` or ``timm:NAME``, known to exist.
+        arch: ``torchvision:NAME`` or ``timm:NAME``, known to exist, or a backbone that was given from Python, which is
+            all of its model.
     """
     library, _, name = arch.partition(":")
+    if library == OWN:
+        whole: Any = build_pyramid(arch, seed=0)
+        return whole.body
 
     def build() -> nn.Module:
         if library == "torchvision":

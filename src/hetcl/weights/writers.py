@@ -12,7 +12,7 @@ import json
 import logging
 import pickle
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from hetcl.methods import fact_names
 from hetcl.model.pyramid import STRIDES, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
 from hetcl.paths import expand_spec
 from hetcl.runs.folder import RunFolder, machine
+from hetcl.weights import hub
 from hetcl.weights.cards import Facts
 from hetcl.weights.load_code import Target
 from hetcl.weights.names import library_model, library_names, names_of
@@ -60,6 +61,8 @@ class Payload:
     state: State
     """What the file must hold once loaded, under the names it has there; empty for ONNX."""
     target: Target
+    beside: Mapping[str, bytes] = field(default_factory=dict)
+    """Where it is a folder: the other files in it, by name."""
 
 
 def _plain(state: Mapping[str, Tensor]) -> State:
@@ -88,6 +91,8 @@ def run_of(model: str) -> dict[str, Any] | None:
                 "settings": tree["settings"],
                 "commit": by.get("commit"),
                 "images": data.get("images"),
+                "data": tree.get("data"),
+                "knn": (made.get("knn") or {}).get("after"),
             }
     return None
 
@@ -160,6 +165,14 @@ def to_timm(m: Material, file: Path) -> Payload:
     target = replace(target, untrained=tuple(n for n in state if n not in ours))
     data = seal(state, _header(m, "timm")) if file.suffix == ".safetensors" else _saved(state)
     return Payload(data, state, target)
+
+
+def to_hub(m: Material, file: Path) -> Payload:
+    payload = to_timm(m, Path(hub.WEIGHTS))
+    model: Any = _timm_without_classifier(payload.target.name)
+    name = payload.target.name.split(".")[0]
+    config = hub.config(m.facts, name, int(model.num_features), model.pretrained_cfg)
+    return replace(payload, target=replace(payload.target, format="hub"), beside={hub.CONFIG: config})
 
 
 def _timm_without_classifier(name: str) -> nn.Module:

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import io
+import re
 import warnings
+import zlib
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -216,11 +220,38 @@ def test_saved_twice_gives_the_same_bytes_whatever_the_caller_has_set(tmp_path: 
         before = dict(mpl.rcParams)
         plotting.save(figures.overlap(report(TWO), "crop"), tmp_path / "b")
         assert dict(mpl.rcParams) == before
-    for kind in ("svg", "png"):
+    for kind in ("svg", "png", "pdf"):
         assert (tmp_path / f"a.{kind}").read_bytes() == (tmp_path / f"b.{kind}").read_bytes()
     assert Image.open(tmp_path / "a.png").size[0] == 1050
     assert b"<svg" in (tmp_path / "a.svg").read_bytes()
-    assert sorted(p.name for p in tmp_path.iterdir()) == ["a.png", "a.svg", "b.png", "b.svg"]
+    assert sorted(p.name for p in tmp_path.iterdir()) == [
+        f"{n}.{kind}" for n in "ab" for kind in ("pdf", "png", "svg")
+    ]
+
+
+def test_the_pdf_has_no_title_and_letters_that_are_text(tmp_path: Path) -> None:
+    """Read from its streams: glyphs by number, through each font's own table, so by the number of large letters."""
+    figure = figures.overlap(report(TWO), "crop")
+    title = figure.get_suptitle()
+    plotting.save(figure, tmp_path / "a")
+    assert figure.get_suptitle() == title
+    assert "each sought among" in title
+    page = (tmp_path / "a.pdf").read_bytes()
+    assert b"/Type3" not in page
+    assert b"/CreationDate" not in page
+    drawn = b"".join(_inflated(page))
+    size = rb"/F\d+ ([\d.]+) Tf"
+    sizes = {float(found) for found in re.findall(size, drawn)}
+    assert sizes
+    assert 9.5 not in sizes  # the title's alone
+    figure.savefig(tmp_path / "titled.pdf")
+    assert b"9.5 Tf" in b"".join(_inflated((tmp_path / "titled.pdf").read_bytes()))
+
+
+def _inflated(page: bytes) -> Iterator[bytes]:
+    for stream in re.findall(rb"stream\r?\n(.*?)endstream", page, re.DOTALL):
+        with contextlib.suppress(zlib.error):
+            yield zlib.decompress(stream)
 
 
 def test_a_name_without_a_glyph_or_with_formulas_is_drawn_in_silence(tmp_path: Path) -> None:

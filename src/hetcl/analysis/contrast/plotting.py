@@ -42,6 +42,7 @@ STYLE: Any = {
     "legend.fontsize": 8.5,
     "svg.hashsalt": "hetcl",
     "svg.fonttype": "path",
+    "pdf.fonttype": 42,  # letters that editors and readers of journals can take for letters
     "text.parse_math": False,  # a name with two dollar signs is a name
 }
 WIDTH = 7.0
@@ -59,13 +60,27 @@ def style() -> Iterator[None]:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """``path.svg`` and ``path.png``, the same bytes for the same figures. Raises ``WorkFailed``."""
+    """``path.svg``, ``path.png`` and ``path.pdf``, the same bytes for the same figures. Raises ``WorkFailed``.
+
+    The PDF is for papers, whose captions say what a title would: it has none, and its text is text.
+    """
+    kinds: dict[str, Any] = {
+        "svg": {"Date": None, "Creator": "hetcl"},
+        "png": {"Software": None},
+        "pdf": {"CreationDate": None, "Creator": "hetcl", "Producer": None},
+    }
     with style(), warnings.catch_warnings():
         warnings.filterwarnings("ignore", "Glyph")  # a name in a script that the font lacks shows as boxes
-        for kind, metadata in (("svg", {"Date": None, "Creator": "hetcl"}), ("png", {"Software": None})):
+        title = figure.get_suptitle()
+        titles = [text for text in figure.texts if title and text.get_text() == title]
+        for kind, metadata in kinds.items():
             page = io.BytesIO()
+            for text in titles:
+                text.set_text("" if kind == "pdf" else title)
             figure.savefig(page, format=kind, dpi=150, metadata=metadata)
             write_atomic(path.with_name(f"{path.name}.{kind}"), page.getvalue())
+        for text in titles:
+            text.set_text(title)
 
 
 def intervals(
