@@ -18,6 +18,7 @@ _HOME = {
     "probe": "hetcl.analysis.probe.run",
     "embed": "hetcl.analysis.embed",
     "export": "hetcl.weights.exporters",
+    "export_predictor": "hetcl.downstream.predictor_graph",
     "finetune": "hetcl.downstream.finetune",
     "evaluate": "hetcl.downstream.evaluate",
     "predict": "hetcl.downstream.predictions",
@@ -48,6 +49,7 @@ if TYPE_CHECKING:
     from hetcl.downstream.evaluate import evaluate as evaluate
     from hetcl.downstream.finetune import finetune as finetune
     from hetcl.downstream.predictions import predict as predict
+    from hetcl.downstream.predictor_graph import export_predictor as export_predictor
     from hetcl.downstream.trained import load_finetuned as load_finetuned
     from hetcl.model.branches import SemanticBranch as SemanticBranch
     from hetcl.model.branches import SpatialBranch as SpatialBranch

@@ -343,6 +343,14 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _size(text: str) -> tuple[int, int]:
+    """Height and width, ``480x640``."""
+    height, x, width = text.partition("x")
+    if not (x and height.isdecimal() and width.isdecimal()):
+        raise argparse.ArgumentTypeError(f"{text!r} is no height and width, such as 480x640")
+    return int(height), int(width)
+
+
 def _add_partial(parser: argparse.ArgumentParser, text: str = PARTIAL_HELP) -> None:
     parser.add_argument("--allow-partial", metavar="PATTERN", action="append", default=[], help=text)
 
@@ -350,7 +358,10 @@ def _add_partial(parser: argparse.ArgumentParser, text: str = PARTIAL_HELP) -> N
 def _add_export(export: argparse.ArgumentParser) -> None:
     from hetcl.weights.cards import PURPOSES
 
-    export.usage = "hetcl export MODEL --format FORMAT --out FILE [--overwrite] [--allow-partial PATTERN]"
+    export.usage = (
+        "hetcl export MODEL --format FORMAT --out FILE [--overwrite] [--allow-partial PATTERN]\n"
+        "       hetcl export RUN --format onnx-predictor --out FILE [--image-size HxW] [--overwrite]"
+    )
     width = max(map(len, PURPOSES))
     formats = "\n".join(f"  {name:{width}}  {text}" for name, text in PURPOSES.items())
     export.epilog = (
@@ -363,6 +374,9 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--format", required=True, metavar="FORMAT", help="|".join(PURPOSES))
     export.add_argument("--out", required=True, metavar="FILE", help="file to write")
     export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
+    export.add_argument(
+        "--image-size", metavar="HxW", type=_size, help="of the images that an onnx-predictor takes"
+    )
     _add_partial(
         export,
         "keys of MODEL that are too many, as a pattern ('rpn.*'); may be given several times. Nothing may be missing",

@@ -136,6 +136,18 @@ def reproduce(args: argparse.Namespace, _: list[str]) -> None:
 
 
 def export(args: argparse.Namespace, _: list[str]) -> None:
+    if args.format == "onnx-predictor":
+        from hetcl.downstream.predictor_graph import export_predictor
+
+        if args.allow_partial:
+            raise InputError("--allow-partial is of backbones; an onnx-predictor is a whole run")
+        for path in export_predictor(
+            args.model, out=args.out, size=args.image_size, overwrite=args.overwrite
+        ):
+            print(path)
+        return
+    if args.image_size:
+        raise InputError(f"--image-size is of --format onnx-predictor, not of {args.format}")
     from hetcl.weights.exporters import export
 
     for path in export(args.model, **_given(args, "format", "out", "overwrite", "allow_partial")):

@@ -41,8 +41,8 @@ from hetcl.weights.writers import Material, Payload
 
 
 @dataclass(frozen=True)
-class Format:
-    """One way out."""
+class Kind:
+    """What is written."""
 
     purpose: str
     """What it is for, in a line."""
@@ -50,15 +50,21 @@ class Format:
     """Endings the file may have."""
     why: str
     """Why those."""
-    write: Callable[[Material, Path], Payload]
-    """Raises ``InputError`` when the weights do not fit the format."""
-    check: Callable[[Material, Payload, Path], tuple[Proof, str]]
-    """The proof and the code it ran. Raises ``WorkFailed`` when the file is not equal to its source."""
 
     @property
     def folder(self) -> bool:
         """Whether it is a folder of files."""
         return not self.suffixes
+
+
+@dataclass(frozen=True)
+class Format(Kind):
+    """One way out for a backbone."""
+
+    write: Callable[[Material, Path], Payload]
+    """Raises ``InputError`` when the weights do not fit the format."""
+    check: Callable[[Material, Payload, Path], tuple[Proof, str]]
+    """The proof and the code it ran. Raises ``WorkFailed`` when the file is not equal to its source."""
 
 
 def export(
@@ -87,21 +93,19 @@ def export(
     """
     kind = _format(format)
     file = Path(expand(out))
-    _check_out(file, format, kind, overwrite)
+    check_out(file, format, kind, overwrite)
     material = _material(model, allow_partial)
     if material.facts.arch.startswith(f"{OWN}:") and format not in ("onnx", "full"):
         raise InputError(
             f"{model} is of {material.facts.arch}, a backbone given from Python, which no library has: export it as "
             "onnx or full, or load the run's backbone.safetensors into your module, whose names it has"
         )
-    with _workspace(file.parent) as folder, _lock(file) as lock:
-        lock.hold()
-        _check_out(file, format, kind, overwrite)
+    with workspace(file, format, kind, overwrite) as folder:
         hidden = folder / file.name
         payload = kind.write(material, hidden)
         *files, card = _parts(file, kind)
         for path in files:
-            _write(folder / path.relative_to(file.parent), payload.beside.get(path.name, payload.data), file)
+            write(folder / path.relative_to(file.parent), payload.beside.get(path.name, payload.data), file)
         try:
             proof, ran = kind.check(material, payload, hidden)
         except WorkFailed as e:
@@ -122,8 +126,8 @@ def export(
         )
         if kind.folder:
             text = hub.header(file.name, material.facts, run) + text
-        _write(folder / card.relative_to(file.parent), text.encode(), file)
-        return _put_in_place(folder, file, [*files, card])
+        write(folder / card.relative_to(file.parent), text.encode(), file)
+        return put_in_place(folder, file, [*files, card])
 
 
 def _parts(file: Path, kind: Format) -> list[Path]:
@@ -142,12 +146,14 @@ def card_of(file: Path) -> Path:
 def _format(name: str) -> Format:
     if name in FORMATS:
         return FORMATS[name]
+    if name in PURPOSES:
+        raise InputError(f"--format {name} is of fine-tuned runs: hetcl.export_predictor(RUN, out=FILE)")
     near = difflib.get_close_matches(name, FORMATS, n=1)
     hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FORMATS)}"
     raise InputError(f"--format {name}: no such format; {hint}")
 
 
-def _check_out(file: Path, name: str, kind: Format, overwrite: bool) -> None:
+def check_out(file: Path, name: str, kind: Kind, overwrite: bool) -> None:
     """Raises ``InputError`` when ``file`` cannot be written."""
     if not file.parent.is_dir():
         raise InputError(f"--out {file}: there is no folder {file.parent}; make it first")
@@ -221,8 +227,17 @@ def _facts(arch: str, weights: Weights) -> Facts:
 
 
 @contextlib.contextmanager
-def _workspace(parent: Path) -> Iterator[Path]:
-    """A hidden folder on the same disk, gone at the end, also when a signal ends the work."""
+def workspace(file: Path, name: str, kind: Kind, overwrite: bool) -> Iterator[Path]:
+    """A hidden folder to make ``file`` in while no other process makes it. Raises as :func:`check_out`."""
+    with _hidden_folder(file.parent) as folder, _lock(file) as lock:
+        lock.hold()
+        check_out(file, name, kind, overwrite)
+        yield folder
+
+
+@contextlib.contextmanager
+def _hidden_folder(parent: Path) -> Iterator[Path]:
+    """On the same disk, gone at the end, also when a signal ends the work."""
     try:
         folder = Path(tempfile.mkdtemp(prefix=".hetcl-export-", dir=parent))
     except OSError as e:
@@ -258,7 +273,7 @@ def _lock(file: Path) -> FolderLock:
     return FolderLock(file.parent, f"{NAME}-{zlib.crc32(os.fsencode(file.name)):08x}")
 
 
-def _write(path: Path, data: bytes, out: Path) -> None:
+def write(path: Path, data: bytes, out: Path) -> None:
     try:
         path.parent.mkdir(exist_ok=True)
         with create(path) as f:
@@ -269,7 +284,7 @@ def _write(path: Path, data: bytes, out: Path) -> None:
         raise _disk(out, e) from None
 
 
-def _put_in_place(folder: Path, file: Path, paths: list[Path]) -> list[Path]:
+def put_in_place(folder: Path, file: Path, paths: list[Path]) -> list[Path]:
     """Files from ``folder`` under their own names, the card last."""
     card = paths[-1]
     try:
