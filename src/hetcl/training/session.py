@@ -161,6 +161,7 @@ class TrainingSession(Session):
         super().__init__()
         self.folder, self.resume = folder, resume
         self.begun = resuming.is_begun(folder, resume=resume)
+        self._tree: Mapping[str, Any] = {}
 
     def start(self, s: Any, *args: Any, **more: Any) -> None:
         """As of ``Session``. Raises ``InputError`` besides for a tracker that is not installed."""
