@@ -201,7 +201,7 @@ def test_the_list_of_formats_loads_without_torch() -> None:
         "import sys; from hetcl.weights.cards import PURPOSES; print('torch' in sys.modules, len(PURPOSES))"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout.split() == ["False", "7"]
+    assert done.stdout.split() == ["False", "8"]
 
 
 def test_metadata_is_json_and_plain() -> None:
