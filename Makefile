@@ -9,7 +9,7 @@ ARGS   ?=
 export PIP_DISABLE_PIP_VERSION_CHECK := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup browser test demo lint format bench clean
+.PHONY: help setup browser test demo lint format site bench clean
 
 help:
 	@echo 'make setup   install hetcl and its tools into $(VENV) (again only when pyproject.toml or constraints.txt change)'
@@ -17,6 +17,7 @@ help:
 	@echo 'make test    run the tests              (make test ARGS="tests/model -x" for some of them)'
 	@echo 'make browser find or install the Chromium in which tests open the page of hetcl report'
 	@echo 'make lint    ruff, mypy, codespell      (make format repairs what ruff can)'
+	@echo 'make site    the documents as a site in build/site, which opens from disk'
 	@echo 'make bench   measure the claims in bench/, each as a ratio'
 	@echo 'make clean   remove $(VENV) and caches, never a run'
 	@echo
@@ -49,6 +50,9 @@ lint: setup
 format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+site: setup
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build
 
 bench: $(VENV)/.installed-bench
 	@set -e; for claim in bench/[a-z]*.py; do echo "== $$claim"; $(BIN)/python "$$claim" $(ARGS); done
