@@ -15,9 +15,9 @@ from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
 from hetcl.pretraining import stages
 from hetcl.settings import PretrainSettings, StageSettings
-from hetcl.types import ViewBatch
+from hetcl.types import PixelFormat, ViewBatch
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import Photometric
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 
 DTYPES = {"fp64": torch.float64}
 """Type of weights and views by ``precision``; float32 where it is not named."""
@@ -30,7 +30,19 @@ def build_model(settings: PretrainSettings, stage: StageSettings, classes: int |
         classes: how many the data has, for supervised training.
     """
     s, words = settings, branch_words(settings)
-    return build_embedding(stage.method, s.backbone, seed=s.seed, classes=classes, words=words)
+    return build_embedding(
+        stage.method, s.backbone, seed=s.seed, classes=classes, words=words, in_chans=s.in_chans
+    )
+
+
+def normalization(settings: PretrainSettings) -> dict[str, tuple[float, ...]]:
+    """Mean and std of a run's images: those that are set or were measured, else ImageNet's."""
+    return {"mean": settings.mean or IMAGENET_MEAN, "std": settings.std or IMAGENET_STD}
+
+
+def pixels_of(settings: PretrainSettings) -> PixelFormat:
+    """As what a run's images are read."""
+    return PixelFormat(settings.in_chans, settings.pixel_max)
 
 
 def build_task(
@@ -58,7 +70,7 @@ def build_task(
     common: dict[str, Any] = {
         "fabric": fabric,
         "loader": loader,
-        "photometric": Photometric(stage.views, dtype=dtype),
+        "photometric": Photometric(stage.views, **normalization(s), dtype=dtype),
         "evaluate": evaluate,
         "on_bad": on_bad,
         "config": stages.StageConfig(

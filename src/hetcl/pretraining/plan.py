@@ -8,6 +8,7 @@ import torch
 from lightning_fabric import Fabric
 
 from hetcl.errors import InputError
+from hetcl.images.look import GLANCED, SAMPLED, look_at
 from hetcl.images.sources import open_validation
 from hetcl.images.subset import with_labels
 from hetcl.methods import METHODS
@@ -15,6 +16,7 @@ from hetcl.runs.folder import RunFolder
 from hetcl.runs.resume import Request, RunPlan, refuse_changes, refuse_other, saved_by
 from hetcl.settings import MAY_CHANGE as FREE
 from hetcl.settings import (
+    PIXELS,
     PretrainSettings,
     StageSettings,
     build_saved,
@@ -24,8 +26,10 @@ from hetcl.settings import (
     stages_of,
     to_dict,
 )
-from hetcl.types import Source
+from hetcl.types import PixelFormat, Source
+from hetcl.weights.channels import settled
 from hetcl.weights.matched import patterns
+from hetcl.weights.sources import Weights
 
 MAY_CHANGE = FREE | {"compile", "deterministic"}
 """Settings that a resumed run may have otherwise (bits repeat only for equal device, threads and compile)."""
@@ -63,11 +67,13 @@ def resumed_plan(folder: RunFolder, asked: Request) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = saved_by(folder, None)
     then = build_saved(
-        PretrainSettings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
+        PretrainSettings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE | PIXELS,
         beside=lambda: folder.check_settings(saved, FIELDS),
     )  # fmt: skip
     refuse_other(folder, saved, {"init": asked.init}, patterns(asked.allow_partial))
     now = resolve(asked.recipe, asked.overrides, then=then)
+    if not now.mean:  # measured, and kept
+        now = replace(now, mean=then.mean, std=then.std)
     refuse_changes(folder, flatten(to_dict(then)), flatten(to_dict(now)), but=MAY_CHANGE)
     return Plan.of(saved | ({"data": asked.data} if asked.data else {}), now)
 
@@ -103,6 +109,21 @@ def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:
             "small for that here: set HETCL_CACHE to a larger one, or start a new folder"
         )
     return int(wanted)
+
+
+def settle_pixels(settings: PretrainSettings, source: Source, init: Weights | None) -> PretrainSettings:
+    """Settings with the mean and std of images that are not RGB of 8 bits: those of ``init``, else measured.
+
+    Raises:
+        InputError: images that do not go with the settings.
+    """
+    s, pixels = settings, PixelFormat(settings.in_chans, settings.pixel_max)
+    found = look_at(source, pixels, most=SAMPLED if not s.mean else GLANCED)
+    if pixels.rgb or s.mean:
+        return s
+    known = settled(init, pixels) or found
+    assert known is not None
+    return replace(s, mean=known.mean, std=known.std)
 
 
 def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[PretrainSettings, list[str]]:

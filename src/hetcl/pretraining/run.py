@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,11 +17,12 @@ from torch import nn
 from hetcl.errors import InputError
 from hetcl.guidance import too_few
 from hetcl.images.folder_source import FolderSource
+from hetcl.images.look import channel_words
 from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
 from hetcl.methods import METHODS, branch_words, facts_of
 from hetcl.pretraining import monitors
-from hetcl.pretraining.build import DTYPES, build_model, build_task
+from hetcl.pretraining.build import DTYPES, build_model, build_task, normalization, pixels_of
 from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.pretraining.memory import memory_of
 from hetcl.pretraining.pace import measure_step
@@ -31,6 +33,7 @@ from hetcl.pretraining.plan import (
     held_out_of,
     new_plan,
     resumed_plan,
+    settle_pixels,
     stages_to_train,
 )
 from hetcl.quantities import count, duration
@@ -46,9 +49,10 @@ from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.training.task import Task
+from hetcl.types import PixelFormat
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
-from hetcl.weights.facts import input_facts
+from hetcl.weights.channels import with_channels
+from hetcl.weights.facts import InputFacts, input_facts, order_of, pixel_facts
 from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, install, read_weights
 
@@ -121,7 +125,11 @@ class PretrainRun(TrainingSession):
         refuse_other_data(folder, plan.data, vars(plan), {"fingerprint": self.source.fingerprint})
         self.init: Weights | None = None
         if plan.init is not None and not self.begun:
-            self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
+            found = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
+            self.init = with_channels(found, s.in_chans)
+        if not plan.known:
+            self.settings = s = settle_pixels(s, self.source, self.init)
+            self.plan = plan = replace(plan, settings=s)
         self.dry_runs = self._dry_runs() if not plan.known else {}
         self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
         self.window = common_window(plan, self.source, self.fabric)
@@ -133,14 +141,14 @@ class PretrainRun(TrainingSession):
 
     def go(self) -> RunFolder:
         """Find what to go on from, train each stage, and write what was learned."""
-        todo = self._todo()
+        todo, s = self._todo(), self.settings
         if len(todo) < len(stages_of(self.settings)):
             self.notes.append(f"--init {self.plan.init} takes the place of stage 1")
         facts = input_facts(self.init.facts, str(self.init.arch), self.init.origin) if self.init else None
-        if facts is not None and facts.source != "assumed" and not facts.ours:
+        if facts is not None and facts.source != "assumed" and self._given_otherwise(facts):
+            here = "ImageNet's mean and std, RGB," if not s.mean and s.in_chans == 3 else "those of this run"
             self.notes.append(
-                f"--init {self.plan.init} was trained with {facts}; here it gets ImageNet's mean and std, RGB, and its "
-                "first layers must adapt"
+                f"--init {self.plan.init} was trained with {facts}; here it gets {here} and its first layers must adapt"
             )
         last = self._last_state(list(todo))
         with self.working():
@@ -148,6 +156,17 @@ class PretrainRun(TrainingSession):
             self._stages(todo, last)
             self._finish(todo)
         return self.folder
+
+    def _given_otherwise(self, facts: InputFacts) -> bool:
+        """Whether images are given to the encoder in another way than to the weights that it begins with."""
+        here = normalization(self.settings)
+        order = facts.channel_order == "BGR"
+        return (facts.mean, facts.std) != (here["mean"], here["std"]) or order or facts.pixels != self.pixels
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """As what images are read."""
+        return pixels_of(self.settings)
 
     def _stages(self, todo: Mapping[str, StageSettings], last: dict[str, Any] | None) -> None:
         """Train what is left to train; ``last`` is the state that a resumed run goes on from."""
@@ -184,7 +203,7 @@ class PretrainRun(TrainingSession):
                 return model
 
             found[name] = dry_run(
-                build, lambda model: model(torch.zeros(images, 3, s.size, s.size)), images=images,
+                build, lambda model: model(torch.zeros(images, s.in_chans, s.size, s.size)), images=images,
                 failure=f"the model of {name} does not run on {count(images, 'image')} of {s.size} pixels",
                 advice="change size, batch, groups or backbone, or the width of the branches",
             )  # fmt: skip
@@ -200,7 +219,7 @@ class PretrainRun(TrainingSession):
         text, warned = memory_of(
             stages, batch=s.batch // fabric.world_size,
             pieces=s.accumulate, size=s.size, precision=self.precision,
-            device=fabric.device, processes=s.devices, workers=self.workers,
+            device=fabric.device, processes=s.devices, workers=self.workers, pixels=self.pixels,
         )  # fmt: skip
         self.notes += [warned] if warned else []
         return text
@@ -223,6 +242,8 @@ class PretrainRun(TrainingSession):
         say(
             f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups"
         )
+        if s.mean:
+            say(f"pixels    {channel_words(self.pixels, s.mean, s.std)}")
         self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
         self.reporter.note(f"window    {self.window} (images mixed at a time; 0: all)")
         for line in self.notes:
@@ -278,7 +299,7 @@ class PretrainRun(TrainingSession):
             self.labelled if METHODS[stage.method].labels else self.source, policy=stage.views, size=s.size,
             batch=s.batch, seed=s.seed, stage=name, views=METHODS[stage.method].views_per_image,
             rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers, window=self.window,
-            pin=fabric.device.type == "cuda",
+            pin=fabric.device.type == "cuda", pixels=self.pixels,
         )  # fmt: skip
 
         def start_key(key: nn.Module) -> None:
@@ -297,7 +318,8 @@ class PretrainRun(TrainingSession):
         return KnnCheck(
             self.labelled, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
             size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
-            dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last,
+            dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last, pixels=self.pixels,
+            **normalization(s),
         )  # fmt: skip
 
     def _train(self, task: Task, stage: StageSettings, resumed: dict[str, Any] | None) -> None:
@@ -314,6 +336,7 @@ class PretrainRun(TrainingSession):
                 "arch": s.backbone,
                 "method": stage.method,
                 "size": s.size,
+                **({} if self.pixels.rgb and not s.mean else self._image_facts()),
                 **facts_of(branch_words(s)),
             },
         )
@@ -327,6 +350,11 @@ class PretrainRun(TrainingSession):
         self.fabric.barrier()
         task.close()
 
+    def _image_facts(self) -> dict[str, Any]:
+        """How images are given to the encoder, as checkpoints and headers hold it."""
+        given: dict[str, Any] = {name: list(values) for name, values in normalization(self.settings).items()}
+        return given | {"channels": order_of(self.pixels), **pixel_facts(self.pixels)}
+
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def _finish(self, todo: Mapping[str, StageSettings]) -> None:
@@ -339,9 +367,7 @@ class PretrainRun(TrainingSession):
             "arch": s.backbone,
             "method": [stage.method for stage in todo.values()],
             "size": s.size,
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "channels": "RGB",
+            **self._image_facts(),
         }
         write_atomic(self.folder.backbone, seal_backbone(backbone, facts))
         rows = self.metrics.rows()

@@ -15,7 +15,7 @@ from hetcl.settings.analysis import (
     resolve_embed,
     resolve_probe,
 )
-from hetcl.settings.compute import MAY_CHANGE, ComputeSettings
+from hetcl.settings.compute import MAY_CHANGE, PIXELS, ComputeSettings, PixelSettings
 from hetcl.settings.downstream import (
     EvaluateSettings,
     FinetuneSettings,
@@ -32,11 +32,13 @@ from hetcl.settings.recipes import recipe_names, recipe_text
 
 __all__ = [
     "MAY_CHANGE",
+    "PIXELS",
     "ComputeSettings",
     "ContrastSettings",
     "EmbedSettings",
     "EvaluateSettings",
     "FinetuneSettings",
+    "PixelSettings",
     "PredictSettings",
     "PretrainSettings",
     "ProbeSettings",

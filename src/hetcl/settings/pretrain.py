@@ -8,7 +8,7 @@ from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 from hetcl.methods import METHODS
-from hetcl.settings.compute import StreamSettings, check_compute, check_finite
+from hetcl.settings.compute import PixelSettings, StreamSettings, check_compute, check_finite, check_pixels
 from hetcl.settings.parse import resolve_as, to_dict
 from hetcl.settings.recipes import recipe_tree
 from hetcl.types import ViewPolicy
@@ -82,7 +82,7 @@ class KnnSettings:
 
 
 @dataclass(frozen=True)
-class PretrainSettings(StreamSettings):
+class PretrainSettings(PixelSettings, StreamSettings):
     """Everything that decides a pre-training run, but for the data and the folder it writes."""
 
     backbone: str = "torchvision:resnet50"
@@ -179,7 +179,7 @@ def check(settings: PretrainSettings) -> list[str]:
 
     if faults:
         return faults
-    faults += check_compute(s)
+    faults += [*check_compute(s), *check_pixels(s)]
     for name in ("size", "batch", "groups", "accumulate", "log_every"):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
     for name in ("checkpoint_every", "checkpoint_minutes"):

@@ -80,6 +80,12 @@ class Where(ReportingSession[Answers]):
             )
         self.encoders = yardstick.distinct(models, allow_partial)
         check_backbones(self.encoders)
+        pixels = self.encoders[0].facts.pixels
+        if not pixels.rgb:
+            raise InputError(
+                f"{self.encoders[0].model} takes images of {pixels}, and where is asked of RGB images of 8 bits alone; "
+                "ask what (--ask what), or hetcl contrast"
+            )
         size = s.size or _side(self.question_images.images[0], self.encoders)
         grid = s.grid or size // 8
         if grid > size:
