@@ -95,7 +95,8 @@ def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
 
     A detector takes a list of images, float ``[C, H, W]`` in 0..1 (RGB, or the channels that it was trained on), and
     gives for each ``boxes`` ``[n, 4]`` in its pixels, ``scores`` ``[n]``, ``labels`` ``[n]`` (1 is the first class, 0
-    the background) and, with masks, ``masks`` bool ``[n, 1, H, W]``. A segmenter takes ``[B, 3, H, W]`` and gives logits ``[B, K, H, W]``.
+    the background) and, with masks, ``masks`` bool ``[n, 1, H, W]``. A segmenter takes ``[B, C, H, W]`` and gives
+    logits ``[B, K, H, W]``.
 
     Raises:
         InputError: no such run, or a broken one.

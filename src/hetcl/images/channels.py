@@ -211,12 +211,8 @@ def _tiff(data: bytes, max_pixels: int, upright: bool, channels: int) -> tuple[n
             _check_size(page.imagelength, page.imagewidth, max_pixels)
             series: Any = file.series[0]
             several = page.samplesperpixel == 1 and len(series.shape) > 2
-            if (
-                page.bitspersample <= 8
-                and page.samplesperpixel <= 4
-                and page.planarconfig != 2
-                and not several
-            ):
+            extra = tuple(int(e) for e in page.extrasamples)
+            if not several and _ordinary(page, extra):
                 return None
             if several:
                 values = _stacked(series, channels)
@@ -228,12 +224,18 @@ def _tiff(data: bytes, max_pixels: int, upright: bool, channels: int) -> tuple[n
             if values.ndim != 3:
                 raise BadImage(f"a TIFF of axes {page.axes}, not height, width and channels")
             turn = int(page.tags[274].value) if 274 in page.tags else 1
-            extra = tuple(int(e) for e in page.extrasamples)
     except BadImage:
         raise
     except Exception as error:  # of many kinds; it names the package that a compression needs
         raise BadImage(decode.reason(error)) from error
     return turned(values, turn if upright else 1), len(extra) == 1 and extra[0] in _ALPHA
+
+
+def _ordinary(page: Any, extra: tuple[int, ...]) -> bool:
+    """Whether a TIFF is gray or in colour, of 8 bits, perhaps with transparency."""
+    colors = page.samplesperpixel - len(extra)
+    known = colors in (1, 3, 4) and (not extra or (colors == 3 and len(extra) == 1 and extra[0] in _ALPHA))
+    return known and page.bitspersample <= 8 and page.planarconfig != 2
 
 
 def _stacked(series: Any, channels: int) -> np.ndarray:

@@ -15,9 +15,10 @@ from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
 from hetcl.pretraining import stages
 from hetcl.settings import PretrainSettings, StageSettings
-from hetcl.types import PixelFormat, ViewBatch
+from hetcl.types import ViewBatch
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
+from hetcl.weights.facts import InputFacts, order_of, pixel_facts
 
 DTYPES = {"fp64": torch.float64}
 """Type of weights and views by ``precision``; float32 where it is not named."""
@@ -40,9 +41,17 @@ def normalization(settings: PretrainSettings) -> dict[str, tuple[float, ...]]:
     return {"mean": settings.mean or IMAGENET_MEAN, "std": settings.std or IMAGENET_STD}
 
 
-def pixels_of(settings: PretrainSettings) -> PixelFormat:
-    """As what a run's images are read."""
-    return PixelFormat(settings.in_chans, settings.pixel_max)
+def image_facts(settings: PretrainSettings) -> dict[str, Any]:
+    """How a run's images are given to its encoder, as checkpoints and headers hold it."""
+    given: dict[str, Any] = {name: list(values) for name, values in normalization(settings).items()}
+    return given | {"channels": order_of(settings.pixels), **pixel_facts(settings.pixels)}
+
+
+def given_otherwise(facts: InputFacts, settings: PretrainSettings) -> bool:
+    """Whether images are given to the encoder in another way than to the weights, of these facts, it begins with."""
+    here, pixels = normalization(settings), settings.pixels
+    same = (facts.mean, facts.std) == (here["mean"], here["std"]) and facts.channel_order == order_of(pixels)
+    return not same or facts.pixels != pixels
 
 
 def build_task(

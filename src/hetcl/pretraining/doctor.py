@@ -26,7 +26,7 @@ from hetcl.images.sources import open_source
 from hetcl.images.subset import why_none
 from hetcl.machine import cores
 from hetcl.methods import METHODS
-from hetcl.pretraining.build import build_model, pixels_of
+from hetcl.pretraining.build import build_model
 from hetcl.pretraining.monitors import some_images
 from hetcl.pretraining.pace import measure_step
 from hetcl.pretraining.plan import held_out_of, settle_pixels, stages_to_train
@@ -89,12 +89,12 @@ def doctor(
                 window=settings.window,
             )
             held_out = held_out_of(data, settings, settings.window)
-        reading = _data(source, held_out, settings, weights, warnings)
+        settings, reading = _data(source, held_out, settings, weights, warnings)
         _labels(source, settings, todo, warnings)
         if not data.startswith("scenes:"):  # these are for trying things out
             epochs = sum(stage.epochs for stage in todo.values())
             few = too_few(
-                _different(source, reading, warnings, pixels_of(settings)),
+                _different(source, reading, warnings, settings.pixels),
                 epochs,
                 settings.backbone,
                 init=init,
@@ -162,13 +162,17 @@ def _data(
     settings: PretrainSettings,
     init: Weights | None,
     warnings: list[str],
-) -> float:
-    """Open some images, spread over the data, and say what training will make of it; seconds for each."""
+) -> tuple[PretrainSettings, float]:
+    """Open some images, spread over the data, and say what training will make of it.
+
+    Returns:
+        the settings with mean and std as they will be used, and the seconds for an image.
+    """
     say(f"data      {source.description}")
     sizes, bad = [], []
     began = time.monotonic()
     near, depth = source.prefers_window > 0, Depth()
-    pixels = pixels_of(settings)
+    pixels = settings.pixels
     for index in np.sort(some_images(source, min(SAMPLES, len(source)), "doctor", near=near)).tolist():
         try:
             sample = source.sample(index)
@@ -192,7 +196,7 @@ def _data(
     )
     warnings += depth.lines(pixels)
     used = settle_pixels(settings, source, init)
-    if used.mean:
+    if used.mean and not pixels.rgb:
         say(f"pixels    {channel_words(pixels, used.mean, used.std)}")
     say(f"kNN check {_knn_words(source, held_out, settings)}")
     if source.prefers_window:
@@ -211,7 +215,7 @@ def _data(
         )
     if smallest < 32:
         warnings.append(f"some images have a side of {smallest} pixels")
-    return seconds
+    return used, seconds
 
 
 def _different(source: Source, seconds: float, warnings: list[str], pixels: PixelFormat) -> int:

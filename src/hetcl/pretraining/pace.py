@@ -12,7 +12,7 @@ import torch
 from lightning_fabric import Fabric
 
 from hetcl.methods import METHODS
-from hetcl.pretraining.build import build_model, build_task, pixels_of
+from hetcl.pretraining.build import build_model, build_task
 from hetcl.settings import PretrainSettings, StageSettings
 from hetcl.types import PixelFormat, ViewBatch, ViewPolicy
 from hetcl.views import photometric
@@ -77,7 +77,7 @@ def measure_step(
         groups = ranks * min(max(1, 16 // group), max(1, s.groups // ranks))
         s = replace(s, batch=group * groups, groups=groups, accumulate=1)
     views = METHODS[stage.method].views_per_image
-    loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views, pixels=pixels_of(s))
+    loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views, pixels=s.pixels)
     warm, counted = (3, 5) if cuda else (1, 1)
     wait = (lambda: torch.cuda.synchronize(fabric.device)) if cuda else (lambda: None)
     try:

@@ -26,7 +26,7 @@ from hetcl.settings import (
     stages_of,
     to_dict,
 )
-from hetcl.types import PixelFormat, Source
+from hetcl.types import Source
 from hetcl.weights.channels import settled
 from hetcl.weights.matched import patterns
 from hetcl.weights.sources import Weights
@@ -117,7 +117,7 @@ def settle_pixels(settings: PretrainSettings, source: Source, init: Weights | No
     Raises:
         InputError: images that do not go with the settings.
     """
-    s, pixels = settings, PixelFormat(settings.in_chans, settings.pixel_max)
+    s, pixels = settings, settings.pixels
     found = look_at(source, pixels, most=SAMPLED if not s.mean else GLANCED)
     if pixels.rgb or s.mean:
         return s

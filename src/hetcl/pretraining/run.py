@@ -22,7 +22,14 @@ from hetcl.images.sources import absolute_data, open_source
 from hetcl.images.subset import why_none, with_labels
 from hetcl.methods import METHODS, branch_words, facts_of
 from hetcl.pretraining import monitors
-from hetcl.pretraining.build import DTYPES, build_model, build_task, normalization, pixels_of
+from hetcl.pretraining.build import (
+    DTYPES,
+    build_model,
+    build_task,
+    given_otherwise,
+    image_facts,
+    normalization,
+)
 from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.pretraining.memory import memory_of
 from hetcl.pretraining.pace import measure_step
@@ -49,10 +56,9 @@ from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.training.task import Task
-from hetcl.types import PixelFormat
 from hetcl.views.loader import ViewLoader
 from hetcl.weights.channels import with_channels
-from hetcl.weights.facts import InputFacts, input_facts, order_of, pixel_facts
+from hetcl.weights.facts import input_facts
 from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, install, read_weights
 
@@ -125,11 +131,12 @@ class PretrainRun(TrainingSession):
         refuse_other_data(folder, plan.data, vars(plan), {"fingerprint": self.source.fingerprint})
         self.init: Weights | None = None
         if plan.init is not None and not self.begun:
-            found = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
-            self.init = with_channels(found, s.in_chans)
+            self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
+            self.init = with_channels(self.init, s.in_chans)
         if not plan.known:
-            self.settings = s = settle_pixels(s, self.source, self.init)
-            self.plan = plan = replace(plan, settings=s)
+            s = settle_pixels(s, self.source, self.init)
+            plan = self.plan = replace(plan, settings=settle_pixels(s, self.source, self.init))
+            s = self.settings = plan.settings
         self.dry_runs = self._dry_runs() if not plan.known else {}
         self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
         self.window = common_window(plan, self.source, self.fabric)
@@ -145,7 +152,7 @@ class PretrainRun(TrainingSession):
         if len(todo) < len(stages_of(self.settings)):
             self.notes.append(f"--init {self.plan.init} takes the place of stage 1")
         facts = input_facts(self.init.facts, str(self.init.arch), self.init.origin) if self.init else None
-        if facts is not None and facts.source != "assumed" and self._given_otherwise(facts):
+        if facts and facts.source != "assumed" and given_otherwise(facts, s):
             here = "ImageNet's mean and std, RGB," if not s.mean and s.in_chans == 3 else "those of this run"
             self.notes.append(
                 f"--init {self.plan.init} was trained with {facts}; here it gets {here} and its first layers must adapt"
@@ -156,17 +163,6 @@ class PretrainRun(TrainingSession):
             self._stages(todo, last)
             self._finish(todo)
         return self.folder
-
-    def _given_otherwise(self, facts: InputFacts) -> bool:
-        """Whether images are given to the encoder in another way than to the weights that it begins with."""
-        here = normalization(self.settings)
-        order = facts.channel_order == "BGR"
-        return (facts.mean, facts.std) != (here["mean"], here["std"]) or order or facts.pixels != self.pixels
-
-    @property
-    def pixels(self) -> PixelFormat:
-        """As what images are read."""
-        return pixels_of(self.settings)
 
     def _stages(self, todo: Mapping[str, StageSettings], last: dict[str, Any] | None) -> None:
         """Train what is left to train; ``last`` is the state that a resumed run goes on from."""
@@ -219,7 +215,7 @@ class PretrainRun(TrainingSession):
         text, warned = memory_of(
             stages, batch=s.batch // fabric.world_size,
             pieces=s.accumulate, size=s.size, precision=self.precision,
-            device=fabric.device, processes=s.devices, workers=self.workers, pixels=self.pixels,
+            device=fabric.device, processes=s.devices, workers=self.workers, pixels=s.pixels,
         )  # fmt: skip
         self.notes += [warned] if warned else []
         return text
@@ -243,7 +239,7 @@ class PretrainRun(TrainingSession):
             f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups"
         )
         if s.mean:
-            say(f"pixels    {channel_words(self.pixels, s.mean, s.std)}")
+            say(f"pixels    {channel_words(s.pixels, s.mean, s.std)}")
         self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
         self.reporter.note(f"window    {self.window} (images mixed at a time; 0: all)")
         for line in self.notes:
@@ -299,7 +295,7 @@ class PretrainRun(TrainingSession):
             self.labelled if METHODS[stage.method].labels else self.source, policy=stage.views, size=s.size,
             batch=s.batch, seed=s.seed, stage=name, views=METHODS[stage.method].views_per_image,
             rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers, window=self.window,
-            pin=fabric.device.type == "cuda", pixels=self.pixels,
+            pin=fabric.device.type == "cuda", pixels=s.pixels,
         )  # fmt: skip
 
         def start_key(key: nn.Module) -> None:
@@ -318,7 +314,7 @@ class PretrainRun(TrainingSession):
         return KnnCheck(
             self.labelled, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
             size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
-            dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last, pixels=self.pixels,
+            dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last, pixels=s.pixels,
             **normalization(s),
         )  # fmt: skip
 
@@ -336,7 +332,7 @@ class PretrainRun(TrainingSession):
                 "arch": s.backbone,
                 "method": stage.method,
                 "size": s.size,
-                **({} if self.pixels.rgb and not s.mean else self._image_facts()),
+                **({} if s.pixels.rgb and not s.mean else image_facts(s)),
                 **facts_of(branch_words(s)),
             },
         )
@@ -350,11 +346,6 @@ class PretrainRun(TrainingSession):
         self.fabric.barrier()
         task.close()
 
-    def _image_facts(self) -> dict[str, Any]:
-        """How images are given to the encoder, as checkpoints and headers hold it."""
-        given: dict[str, Any] = {name: list(values) for name, values in normalization(self.settings).items()}
-        return given | {"channels": order_of(self.pixels), **pixel_facts(self.pixels)}
-
     # ---- the end ---------------------------------------------------------------------------------------------------
 
     def _finish(self, todo: Mapping[str, StageSettings]) -> None:
@@ -367,7 +358,7 @@ class PretrainRun(TrainingSession):
             "arch": s.backbone,
             "method": [stage.method for stage in todo.values()],
             "size": s.size,
-            **self._image_facts(),
+            **image_facts(s),
         }
         write_atomic(self.folder.backbone, seal_backbone(backbone, facts))
         rows = self.metrics.rows()

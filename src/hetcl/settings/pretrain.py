@@ -11,7 +11,7 @@ from hetcl.methods import METHODS
 from hetcl.settings.compute import PixelSettings, StreamSettings, check_compute, check_finite, check_pixels
 from hetcl.settings.parse import resolve_as, to_dict
 from hetcl.settings.recipes import recipe_tree
-from hetcl.types import ViewPolicy
+from hetcl.types import PixelFormat, ViewPolicy
 
 Method: TypeAlias = Literal[tuple(METHODS)]  # type: ignore[valid-type]
 
@@ -134,6 +134,11 @@ class PretrainSettings(PixelSettings, StreamSettings):
     """Steps between checkpoints; 0: every epoch only (it is also saved every epoch, and on a signal)."""
     checkpoint_minutes: float = 15.0
     """Minutes after which there is a checkpoint in any case, so that a kill costs no more; 0: none by time."""
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """As what images are read."""
+        return PixelFormat(self.in_chans, self.pixel_max)
 
 
 def stages_of(settings: PretrainSettings) -> dict[str, StageSettings]:
