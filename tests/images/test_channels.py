@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import re
+import struct
 from collections.abc import Callable
 from pathlib import Path
 
@@ -197,6 +199,26 @@ def test_without_tifffile(monkeypatch: pytest.MonkeyPatch) -> None:
             open_image(data, pixels=PixelFormat(5))
     gray = drawn(1, "uint16")
     np.testing.assert_array_equal(read(tiff(gray[..., 0]), 1), gray / np.float32(65535))
+
+
+def test_a_compression_that_needs_another_package_says_which() -> None:
+    pytest.importorskip("tifffile")
+    with contextlib.suppress(ImportError):
+        import imagecodecs  # noqa: F401
+
+        pytest.skip("imagecodecs is here")
+    data = tiff(drawn(5, "uint16", 40, 30), planarconfig="contig", compression="deflate")
+    entry = struct.pack("<HHI", 259, 3, 1)  # the tag of the compression: 5 is LZW
+    at = data.index(entry) + len(entry)
+    with pytest.raises(OtherPixels, match="pip install imagecodecs"):
+        open_image(data[:at] + struct.pack("<H", 5) + data[at + 2 :], pixels=PixelFormat(5))
+
+
+def test_signed_and_packed_tiff() -> None:
+    levels = np.arange(4096, dtype=np.int16).reshape(64, 64)
+    np.testing.assert_allclose(read(tiff(levels), 1)[..., 0], levels / 32767, atol=1e-7)
+    packed = encoded(levels.astype(np.uint16), "TIFF", compression="tiff_lzw")
+    np.testing.assert_allclose(read(packed, 1, 4095)[..., 0], levels / 4095, atol=1e-7)
 
 
 def test_arrays_are_images_where_they_have_height_width_channels(tmp_path: Path) -> None:

@@ -135,12 +135,12 @@ def drawable(pixels: np.ndarray) -> np.ndarray:
 
 def rgb_array(data: bytes, max_pixels: int) -> np.ndarray:
     """uint8 ``[H, W, 3]`` of an ``.npy`` file of 8 bits. Raises ``BadImage``."""
-    values = _array(data, max_pixels)
+    values = fitted(_array(data, max_pixels), 3, alpha=False)
     if values.dtype != np.uint8:
         raise OtherPixels(
             f"values of {values.dtype}, where RGB of 8 bits is read", "pixel_max to the largest value"
         )
-    return np.ascontiguousarray(fitted(values, 3, alpha=False))
+    return np.ascontiguousarray(values)
 
 
 def size_of(data: bytes) -> tuple[int, int] | None:
@@ -226,16 +226,21 @@ def _tiff(data: bytes, max_pixels: int, upright: bool, channels: int) -> tuple[n
             turn = int(page.tags[274].value) if 274 in page.tags else 1
     except BadImage:
         raise
-    except Exception as error:  # of many kinds; it names the package that a compression needs
+    except Exception as error:  # of many kinds
+        if "imagecodecs" in str(error):
+            raise OtherPixels(
+                "a TIFF whose compression needs imagecodecs: pip install imagecodecs"
+            ) from error
         raise BadImage(decode.reason(error)) from error
     return turned(values, turn if upright else 1), len(extra) == 1 and extra[0] in _ALPHA
 
 
 def _ordinary(page: Any, extra: tuple[int, ...]) -> bool:
-    """Whether a TIFF is gray or in colour, of 8 bits, perhaps with transparency."""
+    """Whether a TIFF is gray, of up to 16 bits, or in colour of 8 bits, perhaps with transparency."""
     colors = page.samplesperpixel - len(extra)
     known = colors in (1, 3, 4) and (not extra or (colors == 3 and len(extra) == 1 and extra[0] in _ALPHA))
-    return known and page.bitspersample <= 8 and page.planarconfig != 2
+    bits = 16 if page.samplesperpixel == 1 and page.sampleformat == 1 else 8
+    return known and page.bitspersample <= bits and page.planarconfig != 2
 
 
 def _stacked(series: Any, channels: int) -> np.ndarray:
