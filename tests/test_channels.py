@@ -12,10 +12,13 @@ import pytest
 import torch
 import yaml
 from PIL import Image
+from timm.models import adapt_input_conv
 
 import hetcl
 from hetcl.errors import InputError
 from hetcl.images.sources import open_source
+from hetcl.pretraining.doctor import doctor
+from hetcl.weights.names import input_layers
 from hetcl.weights.sources import load_backbone, read_weights
 from tests.downstream.light import small_heads
 from tests.downstream.small_sets import FINETUNE
@@ -177,6 +180,23 @@ def test_rgb_weights_are_adapted_and_their_images_measured(place: Path, tmp_path
     np.testing.assert_allclose(facts["mean"], np.mean(stored, (0, 1, 2)) / 4095, rtol=1e-4)
 
 
+def test_rgb_weights_begin_a_run_of_five_channels(place: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    hetcl.pretrain(
+        data=str(place / "set"), out=out, recipe="demo", init="timm:test_resnet:random",
+        overrides=[*SMALL[2:], *BRIEF, "--stage1.epochs", "0", "--stage2.lr", "1e-9", *FIVE],
+    )  # fmt: skip
+    (first,) = input_layers("timm:test_resnet", 5)
+    rgb = read_weights("timm:test_resnet:random").query[f"pyramid.{first}"]
+    ours = read_weights(str(out)).query[f"pyramid.{first}"]
+    torch.testing.assert_close(ours, adapt_input_conv(5, rgb), atol=1e-6, rtol=1e-5)
+    report = hetcl.contrast(
+        str(out), data=str(place / "set"), out=tmp_path / "contrast",
+        overrides={"images": 12, "dims": [], "examples": 0, "views": ["crop"], **LOOK},
+    )  # fmt: skip
+    assert report["results"]
+
+
 def test_models_and_images_that_do_not_go_together(place: Path, tmp_path: Path) -> None:
     rgb, out, data = "timm:test_resnet:random", tmp_path / "out", str(place / "set")
     with pytest.raises(
@@ -187,6 +207,9 @@ def test_models_and_images_that_do_not_go_together(place: Path, tmp_path: Path) 
         hetcl.pretrain(data=data, out=out, recipe="demo", overrides=SMALL[2:])
     with pytest.raises(InputError, match=r"5 channels.* read; set in_chans to"):
         hetcl.finetune(init=rgb, data=f"coco:{place / 'coco'}", out=out, overrides=FINETUNE)
+    wrong = [*FINETUNE, "--mean", "0.5,0.5", "--std", "0.2,0.2"]
+    with pytest.raises(InputError, match=r"have 2 values, and images 3 channels"):
+        hetcl.finetune(init=rgb, data=f"coco:{place / 'coco'}", out=out, overrides=wrong)
     with pytest.raises(InputError, match=r"test them apart"):
         hetcl.contrast([rgb, str(place / "run")], data=data, out=out, overrides=LOOK)
     with pytest.raises(InputError, match=r"where is asked of RGB images"):
@@ -201,11 +224,11 @@ def test_doctor_measures_and_says_what_is_lost(
         levels = np.random.default_rng(i).permutation(4096).astype(np.uint16).reshape(64, 64)
         Image.fromarray(levels).save(tmp_path / f"{i}.png")
     how = [*SMALL[2:], *BRIEF]
-    (lost,) = [w for w in hetcl.doctor(data=str(tmp_path), recipe="demo", overrides=how) if "8 bits" in w]
+    (lost,) = [w for w in doctor(data=str(tmp_path), recipe="demo", overrides=how) if "8 bits" in w]
     assert "become 16 levels of 256; set pixel_max to" in lost
     gray = [*how, "--in_chans", "1"]
-    assert [w for w in hetcl.doctor(data=str(tmp_path), recipe="demo", overrides=gray) if "4095" in w]
+    assert [w for w in doctor(data=str(tmp_path), recipe="demo", overrides=gray) if "4095" in w]
     capsys.readouterr()
-    warnings = hetcl.doctor(data=str(tmp_path), recipe="demo", overrides=[*gray, "--pixel_max", "4095"])
+    warnings = doctor(data=str(tmp_path), recipe="demo", overrides=[*gray, "--pixel_max", "4095"])
     assert not [w for w in warnings if "pixel_max" in w]
     assert "1 channel, values up to 4095; mean 0.5; std 0.2887" in capsys.readouterr().out

@@ -125,7 +125,9 @@ def test_exports_of_five_channels_are_equal_and_say_so(arch: str, format: str, e
 
 @pytest.mark.parametrize(("format", "ending"), [("detectron2", ".pkl"), ("mmdet", ".pth")])
 def test_formats_of_rgb_images_alone_say_so(format: str, ending: str) -> None:
-    with pytest.raises(InputError, match=r"takes images of 5 channels, and .* reads RGB of 8 bits alone") as e:
+    with pytest.raises(
+        InputError, match=r"takes images of 5 channels, and .* reads RGB of 8 bits alone"
+    ) as e:
         export(five(RESNET), format=format, out=f"out{ending}")
     assert "\n" not in str(e.value)
     assert not Path(f"out{ending}").exists()

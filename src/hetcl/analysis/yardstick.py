@@ -320,6 +320,8 @@ def _before(encoder: Encoder, features: str) -> Encoder | None:
     else:
         return None
     found = load_encoder(model)
+    if found.facts.pixels != encoder.facts.pixels:
+        raise InputError(f"{model} takes images of {found.facts.pixels}")
     features_of(found, features)
     same = found.pyramid.arch == encoder.pyramid.arch and _same_weights(found.pyramid, encoder.pyramid)
     return None if same else replace(found, name=f"{encoder.name} {what}")

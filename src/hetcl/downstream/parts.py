@@ -67,7 +67,7 @@ def look_at_part(data: Any, pixels: PixelFormat, *, most: int = GLANCED, fix: st
     data.pixels = pixels
     name = getattr(data, "name", lambda index: data.annotations(index).name)
     if not pixels.rgb:
-        return look(len(data), data.image, name, pixels, what=data.description, most=most, fix=fix)
+        return look(len(data), data.image, name, what=data.description, most=most, fix=fix)
     for index in chosen(len(data), GLANCED):
         try:
             data.image(index)
@@ -95,6 +95,11 @@ def settle_pixels(
     """
     stated = input_facts(weights.facts, str(weights.arch), weights.origin).pixels
     pixels = PixelFormat(in_chans or stated.channels, pixel_max or stated.top)
+    if given[0] and len(given[0]) != pixels.channels:
+        raise InputError(
+            f"settings mean and std have {len(given[0])} values, and images {pixels.channels} channels: give one for "
+            "each, or set in_chans"
+        )
     facts = settled(weights, pixels, given)
     found, *_ = [look_at_part(part, pixels, most=SAMPLED if facts is None else GLANCED) for part in parts]
     if facts is None:

@@ -102,6 +102,11 @@ class EncodedImage:
         if self._turn in _SIDEWAYS:
             self.width, self.height = self.height, self.width
 
+    @property
+    def deep(self) -> bool:
+        """Whether it is gray of more than 8 bits, as far as a header that has been read says."""
+        return self._header is not None and self._header.mode.startswith(("I", "F"))
+
     def image(self, reduce: int = 1) -> Image.Image:
         """As ``pixels``, as a Pillow image of mode RGB."""
         if isinstance(self._data, np.ndarray):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Any
@@ -14,6 +15,7 @@ from hetcl.images.channels import largest, stored
 from hetcl.images.decode import MAX_PIXELS, open_image
 from hetcl.types import RGB, BadImage, OtherPixels, PixelFormat, Source
 
+log = logging.getLogger(__name__)
 SAMPLED = 256
 """Images by which mean and std are measured, drawn at random."""
 GLANCED = 16
@@ -27,8 +29,6 @@ class Statistics:
     """Mean and std of each channel over all pixels looked at, each image of equal weight."""
 
     images: int = 0
-    high: float = 0.0
-    """The greatest value seen, in [0, 1]."""
     sums: Any = 0.0
     squares: Any = 0.0
 
@@ -37,7 +37,7 @@ class Statistics:
         values = pixels.reshape(-1, pixels.shape[2])
         self.sums = self.sums + values.mean(0, dtype=np.float64)
         self.squares = self.squares + np.square(values, dtype=np.float64).mean(0)
-        self.images, self.high = self.images + 1, max(self.high, float(values.max()))
+        self.images += 1
 
     @property
     def mean(self) -> tuple[float, ...]:
@@ -56,16 +56,16 @@ def _rounded(values: np.ndarray) -> tuple[float, ...]:
 
 
 def look(
-    count: int, read: Callable[[int], np.ndarray], name: Callable[[int], str], pixels: PixelFormat, *,
-    what: str, fix: str = "", near: bool = False, most: int = SAMPLED,
+    count: int, read: Callable[[int], np.ndarray], name: Callable[[int], str], *, what: str, fix: str = "",
+    near: bool = False, most: int = SAMPLED,
 ) -> Statistics:  # fmt: skip
     """Statistics of some of ``count`` images.
 
     Args:
-        read: an image by number, ``[H, W, C]`` as ``pixels`` says; raises ``BadImage``.
+        read: an image by number, float32 ``[H, W, C]`` in [0, 1]; raises ``BadImage``.
         name: what to call it.
         what: of what the images are, for messages.
-        fix: what to do where they do not go with ``pixels``; without it the setting is named that takes them.
+        fix: what to do where they do not go with the pixel format; without it the setting is named that takes them.
         near: the first ones, where reading anywhere would be slow.
         most: of so many.
 
@@ -108,19 +108,26 @@ def look_at(source: Source, pixels: PixelFormat, *, fix: str = "", most: int = S
     def read(index: int) -> np.ndarray:
         return open_image(source.sample(index), pixels=pixels).pixels()
 
-    return look(
-        len(source), read, source.name, pixels, what=source.description, fix=fix, near=near, most=most
-    )
+    return look(len(source), read, source.name, what=source.description, fix=fix, near=near, most=most)
 
 
 def _glance(source: Source, fix: str) -> None:
+    """The headers of some images that are to be read as RGB of 8 bits; says so where they hold more."""
+    deep = ""
     for index in chosen(len(source), GLANCED):
         try:
-            open_image(source.sample(index))
+            image = open_image(source.sample(index))
+            deep = deep or (source.name(index) if getattr(image, "deep", False) else "")
         except OtherPixels as error:
             raise InputError(refusal(f"{source.description}, {source.name(index)}", error, fix)) from None
         except BadImage:
             continue  # counted when it is read
+    if deep:
+        log.warning(
+            "images of more than 8 bits (%s) are read as RGB of 8 bits: `hetcl doctor` says what is lost, and which "
+            "in_chans and pixel_max keep it",
+            deep,
+        )
 
 
 def channel_words(pixels: PixelFormat, mean: Iterable[float], std: Iterable[float]) -> str:

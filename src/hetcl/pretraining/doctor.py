@@ -195,8 +195,8 @@ def _data(
         f"median {width} x {height}, {1000 * seconds:.1f} ms to decode"
     )
     warnings += depth.lines(pixels)
-    used = settle_pixels(settings, source, init)
-    if used.mean and not pixels.rgb:
+    used = settings if pixels.rgb else settle_pixels(settings, source, init)
+    if not pixels.rgb:
         say(f"pixels    {channel_words(pixels, used.mean, used.std)}")
     say(f"kNN check {_knn_words(source, held_out, settings)}")
     if source.prefers_window:

@@ -16,18 +16,19 @@ from hetcl.runs.folder import RunFolder
 from hetcl.runs.resume import Request, RunPlan, refuse_changes, refuse_other, saved_by
 from hetcl.settings import MAY_CHANGE as FREE
 from hetcl.settings import (
-    PIXELS,
     PretrainSettings,
     StageSettings,
     build_saved,
     check,
     flatten,
+    lacked_by_older,
     resolve,
     stages_of,
     to_dict,
 )
 from hetcl.types import Source
 from hetcl.weights.channels import settled
+from hetcl.weights.facts import InputFacts
 from hetcl.weights.matched import patterns
 from hetcl.weights.sources import Weights
 
@@ -67,7 +68,8 @@ def resumed_plan(folder: RunFolder, asked: Request) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = saved_by(folder, None)
     then = build_saved(
-        PretrainSettings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE | PIXELS,
+        PretrainSettings, saved["settings"], str(folder.settings), check,
+        but=MAY_CHANGE | lacked_by_older(saved["settings"]),
         beside=lambda: folder.check_settings(saved, FIELDS),
     )  # fmt: skip
     refuse_other(folder, saved, {"init": asked.init}, patterns(asked.allow_partial))
@@ -123,7 +125,8 @@ def settle_pixels(settings: PretrainSettings, source: Source, init: Weights | No
         return s
     known = settled(init, pixels) or found
     assert known is not None
-    return replace(s, mean=known.mean, std=known.std)
+    order = -1 if isinstance(known, InputFacts) and known.channel_order == "BGR" else 1
+    return replace(s, mean=known.mean[::order], std=known.std[::order])
 
 
 def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[PretrainSettings, list[str]]:

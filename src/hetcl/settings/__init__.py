@@ -15,7 +15,7 @@ from hetcl.settings.analysis import (
     resolve_embed,
     resolve_probe,
 )
-from hetcl.settings.compute import MAY_CHANGE, PIXELS, ComputeSettings, PixelSettings
+from hetcl.settings.compute import MAY_CHANGE, ComputeSettings, PixelSettings, lacked_by_older
 from hetcl.settings.downstream import (
     EvaluateSettings,
     FinetuneSettings,
@@ -32,7 +32,6 @@ from hetcl.settings.recipes import recipe_names, recipe_text
 
 __all__ = [
     "MAY_CHANGE",
-    "PIXELS",
     "ComputeSettings",
     "ContrastSettings",
     "EmbedSettings",
@@ -52,6 +51,7 @@ __all__ = [
     "from_dict",
     "given_in",
     "keys_of",
+    "lacked_by_older",
     "recipe_names",
     "recipe_text",
     "resolve",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,7 +52,12 @@ class PixelSettings:
 
 
 PIXELS = frozenset({"in_chans", "pixel_max", "mean", "std"})
-"""Their names; runs of older versions, which lack them, read RGB of 8 bits."""
+"""Their names."""
+
+
+def lacked_by_older(saved: Any) -> frozenset[str]:
+    """Settings that a run of an older version lacks, all together: it read RGB of 8 bits, which are the defaults."""
+    return PIXELS if isinstance(saved, Mapping) and not PIXELS & saved.keys() else frozenset()
 
 
 def check_pixels(s: PixelSettings, least: int = 1) -> list[str]:

@@ -64,14 +64,10 @@ class Facts:
     @property
     def scale(self) -> str:
         """How stored values become pixels in 0..1, before mean and std."""
-        top = (
-            "255"
-            if self.rgb
-            else f"{self.pixel_max:g}"
-            if self.pixel_max
-            else "the largest value of its type"
-        )
-        return f"(value / {top} - mean) / std" if not self.rgb else "(pixel / 255 - mean) / std"
+        if self.rgb:
+            return "(pixel / 255 - mean) / std"
+        top = f"{self.pixel_max:g}" if self.pixel_max else "the largest value of its type"
+        return f"(value / {top} - mean) / std"
 
     def metadata(self) -> dict[str, Any]:
         """The facts that files carry: numbers, strings and lists of them."""
