@@ -23,7 +23,7 @@ from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import load_backbone, pyramid_of, read_weights
 
 MEAN, STD = [0.1, 0.2, 0.3, 0.4, 0.5], [0.2, 0.21, 0.22, 0.23, 0.24]
-RESNET, CONVNEXT = "torchvision:resnet18", "timm:convnext_atto"
+RESNET, CONVNEXT, SMALL = "torchvision:resnet18", "timm:convnext_atto", "timm:test_resnet"
 
 
 @pytest.fixture(autouse=True)
@@ -51,13 +51,13 @@ def test_the_rule_is_timms(in_chans: int) -> None:
 @pytest.mark.parametrize("in_chans", [1, 5])
 def test_weights_are_what_timm_makes_of_them(in_chans: int) -> None:
     """timm itself builds the model of other channels from a file of RGB weights."""
-    rgb = timm.create_model("resnet10t", pretrained=False)
+    rgb = timm.create_model("test_resnet", pretrained=False)
     torch.save(rgb.state_dict(), "rgb.pth")
     overlay = {"file": str(Path("rgb.pth").resolve())}
     theirs = timm.create_model(
-        "resnet10t", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=in_chans, features_only=True
+        "test_resnet", pretrained=True, pretrained_cfg_overlay=overlay, in_chans=in_chans, features_only=True
     ).eval()
-    ours = pyramid_of(with_channels(read_weights("timm:resnet10t:rgb.pth"), in_chans))
+    ours = pyramid_of(with_channels(read_weights("timm:test_resnet:rgb.pth"), in_chans))
     images = torch.randn(2, in_chans, 64, 64)
     with torch.no_grad():
         for a, b in zip(ours(images), theirs(images)[1:], strict=True):
@@ -65,7 +65,7 @@ def test_weights_are_what_timm_makes_of_them(in_chans: int) -> None:
 
 
 def test_a_gray_image_gives_what_it_gave_as_rgb() -> None:
-    weights = read_weights("torchvision:resnet18:random")
+    weights = read_weights("timm:test_resnet:random")
     rgb, gray = pyramid_of(weights), pyramid_of(with_channels(weights, 1))
     image = torch.randn(1, 1, 64, 64)
     with torch.no_grad():
@@ -73,9 +73,7 @@ def test_a_gray_image_gives_what_it_gave_as_rgb() -> None:
             torch.testing.assert_close(a, b, atol=1e-4, rtol=1e-4)
 
 
-@pytest.mark.parametrize(
-    "arch", [RESNET, "torchvision:convnext_tiny", "torchvision:regnet_y_400mf", CONVNEXT]
-)
+@pytest.mark.parametrize("arch", [RESNET, "torchvision:regnet_y_400mf", CONVNEXT])
 def test_backbones_of_other_channels(arch: str) -> None:
     pyramid = build_pyramid(arch, seed=1, in_chans=5).eval()
     again = build_pyramid(arch, seed=1, in_chans=5)
@@ -95,11 +93,10 @@ def test_backbones_of_other_channels(arch: str) -> None:
     [
         (RESNET, "torchvision", ".pth"),
         (RESNET, "timm", ".safetensors"),
-        (RESNET, "safetensors", ".safetensors"),
+        (SMALL, "safetensors", ".safetensors"),
         (CONVNEXT, "timm", ".pth"),
-        (CONVNEXT, "safetensors", ".safetensors"),
-        (CONVNEXT, "full", ".safetensors"),
-        (RESNET, "onnx", ".onnx"),
+        (SMALL, "full", ".safetensors"),
+        (SMALL, "onnx", ".onnx"),
     ],
 )
 def test_exports_of_five_channels_are_equal_and_say_so(arch: str, format: str, ending: str) -> None:
