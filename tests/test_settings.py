@@ -18,11 +18,14 @@ from hetcl.settings import (
     from_dict,
     given_in,
     keys_of,
+    lacked_by_older,
     recipe_names,
     resolve,
+    resolve_finetune,
     stages_of,
     to_dict,
 )
+from hetcl.settings.compute import PIXELS
 
 KEYS = keys_of(PretrainSettings)
 
@@ -308,3 +311,28 @@ def test_every_setting_has_its_help_and_a_type() -> None:
 
     assert walk(PretrainSettings) == len(KEYS)
     assert "hcl (MLP head" in {n: t for n, _, t in documented(StageSettings)}["method"]
+
+
+def test_runs_of_older_versions_read_rgb() -> None:
+    tree = flatten(to_dict(PretrainSettings()))
+    older = {name: value for name, value in tree.items() if name not in PIXELS}
+    assert lacked_by_older(older) == PIXELS
+    assert not lacked_by_older(tree)
+    assert not lacked_by_older({**older, "mean": []})
+    assert not lacked_by_older("damaged")
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["--in_chans", "0"], "in_chans must be 1 to 512"),
+        (["--pixel_max", "-1"], "pixel_max must be 0"),
+        (["--mean", "0.5,0.5,0.5"], "mean and std go together"),
+        (["--mean", "0.5,0.5", "--std", "0.2,0.2"], "mean has 2 values, and in_chans is 3"),
+        (["--in_chans", "1", "--mean", "0.5", "--std", "0"], "std must be above 0"),
+    ],
+)
+def test_pixel_settings_that_cannot_be(words: list[str], said: str) -> None:
+    with pytest.raises(InputError, match=said):
+        resolve(None, words)
+    assert resolve_finetune(None, ["--in_chans", "0"]).in_chans == 0

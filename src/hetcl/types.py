@@ -14,12 +14,51 @@ Torch and numpy are imported for annotations only, so that the command line answ
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 if TYPE_CHECKING:
     import numpy as np
     import torch
     from torch import Tensor
+
+
+@dataclass(frozen=True)
+class PixelFormat:
+    """As what the pixels of images are read (docs/channels.md).
+
+    RGB of 8 bits is uint8 ``[H, W, 3]``. Anything else is float32 ``[H, W, C]`` in [0, 1], the stored values over the
+    top value.
+    """
+
+    channels: int = 3
+    """C."""
+    top: float = 0.0
+    """The stored value that becomes 1; 0: the largest that its type can hold (1 of floats)."""
+
+    @property
+    def rgb(self) -> bool:
+        """Whether that is RGB of 8 bits."""
+        return self.channels == 3 and not self.top
+
+    @property
+    def dtype(self) -> str:
+        """Type of the values as read."""
+        return "uint8" if self.rgb else "float32"
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of a pixel as read."""
+        return self.channels * (1 if self.rgb else 4)
+
+    def __str__(self) -> str:
+        if self.rgb:
+            return "RGB of 8 bits"
+        channels = "1 channel" if self.channels == 1 else f"{self.channels} channels"
+        return f"{channels}, values up to {f'{self.top:g}' if self.top else 'the largest of their type'}"
+
+
+RGB = PixelFormat()
+"""What images are read as, if nothing else is asked for."""
 
 
 @dataclass(frozen=True)
@@ -120,6 +159,21 @@ class BadImage(Exception):
     """An image that cannot be used; the message is the reason. The loader replaces and counts it."""
 
 
+class OtherPixels(BadImage):
+    """A sound image that does not go with the pixel format: other channels, or values above the top.
+
+    Attributes:
+        fix: the setting that would take it, in words; empty where none does.
+    """
+
+    def __init__(self, reason: str, fix: str = "") -> None:
+        super().__init__(reason)
+        self.fix = fix
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (str(self), self.fix)
+
+
 @dataclass(frozen=True)
 class BadRecord:
     """An image that was replaced: its index and name in the source, and why."""
@@ -134,7 +188,8 @@ class ViewBatch:
     """A batch of views as it leaves the loader; colour changes and flips are still to be applied."""
 
     images: Tensor
-    """uint8 ``[V, B, 3, H, W]``: cut and resized, RGB, not yet flipped; in any memory format."""
+    """``[V, B, C, H, W]``: cut and resized, not yet flipped, uint8 RGB or float32 in [0, 1] (:class:`PixelFormat`); in
+    any memory format."""
     boxes: Tensor
     """float32 ``[V, B, 4]``: crop rectangles (left, top, right, bottom) in pixels of the upright original."""
     sizes: Tensor

@@ -155,6 +155,7 @@ class Embed(ReportingSession[dict[str, Any]]):
         )
         self.source = open_source(data, split=s.data_split, window=s.window)
         self.encoder = load_encoder(model, allow_partial=allow_partial)
+        self.pixels = yardstick.check_images(self.source, self.encoder)
         self.feature = features_of(self.encoder, s.features)
         self.size = s.size or self.encoder.size or 224
         self.start(s, None)
@@ -215,7 +216,7 @@ class Embed(ReportingSession[dict[str, Any]]):
         policy, e = POLICIES["none"], self.encoder
         views = Central(
             self.source, range(len(self.source)), size=self.size, batch=s.batch, workers=self.workers,
-            pin=self.fabric.device.type == "cuda",
+            pin=self.fabric.device.type == "cuda", pixels=self.pixels,
         )  # fmt: skip
         job = feature_pass.Job(e, self.feature, policy, self.size, self.store, (COLUMN,), unit=self.unit)
         passes = [] if self.store.finished else [([job], views)]

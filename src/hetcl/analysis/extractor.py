@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from hetcl.errors import InputError
 from hetcl.model.branches import resize_to
 from hetcl.model.embedding import normalize
-from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
+from hetcl.views.photometric import Photometric
 from hetcl.weights.encoder import Encoder
-from hetcl.weights.facts import InputFacts
+from hetcl.weights.facts import InputFacts, view_normalization
 
 T = TypeVar("T")
 LEVELS = ("c2", "c3", "c4", "c5")
@@ -55,7 +55,7 @@ def _level(name: str) -> tuple[int, int]:
 
 
 class Renormalize(nn.Module):
-    """Images normalised with ImageNet's mean and std, RGB, as an encoder of other facts wants them.
+    """Images as views are normalised (``facts.view_normalization``) as an encoder of other facts wants them.
 
     One affine map a channel, so that all encoders of a pass can share their views.
     """
@@ -65,16 +65,16 @@ class Renormalize(nn.Module):
 
     def __init__(self, facts: InputFacts) -> None:
         super().__init__()
-        theirs = torch.tensor([IMAGENET_MEAN, IMAGENET_STD], dtype=torch.float64)
+        theirs = torch.tensor(view_normalization(facts.pixels), dtype=torch.float64)
         if facts.channel_order == "BGR":
             theirs = theirs.flip(1)
         mean, std = torch.tensor([facts.mean, facts.std], dtype=torch.float64)
         self.needed, self.bgr = not facts.ours, facts.channel_order == "BGR"
-        self.register_buffer("scale", (theirs[1] / std).float().view(1, 3, 1, 1))
-        self.register_buffer("shift", ((theirs[0] - mean) / std).float().view(1, 3, 1, 1))
+        self.register_buffer("scale", (theirs[1] / std).float().view(1, -1, 1, 1))
+        self.register_buffer("shift", ((theirs[0] - mean) / std).float().view(1, -1, 1, 1))
 
     def forward(self, images: Tensor) -> Tensor:
-        """``[B, 3, H, W]`` -> the same shape."""
+        """``[B, C, H, W]`` -> the same shape."""
         if not self.needed:
             return images
         return (images.flip(1) if self.bgr else images) * self.scale + self.shift
@@ -106,7 +106,7 @@ class Extractor(nn.Module):
 
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
-        """``[B, 3, H, W]``, normalised with ImageNet's mean and std, RGB, whatever the encoder's own facts ->
+        """``[B, C, H, W]``, normalised as all views are, whatever the encoder's own facts ->
         ``{feature: [B, D]}``, fp32; parts side by side, of unit length."""
         maps = self.pyramid(self.given(images))
         return {feature: self._one(feature, maps) for feature in self.features}
@@ -128,7 +128,7 @@ def look(
     module: Callable[[Tensor], T], images: Tensor, color: Tensor, photometric: Photometric, *,
     fabric: Fabric, layout: torch.memory_format = torch.contiguous_format,
 ) -> T:  # fmt: skip
-    """What a module makes of images as they leave a loader: uint8 ``[B, 3, H, W]``, draws ``[B, P]`` on the host."""
+    """What a module makes of images as they leave a loader: ``[B, C, H, W]``, draws ``[B, P]`` on the host."""
     x = photometric(images.to(fabric.device, non_blocking=True), color).contiguous(memory_format=layout)
     with fabric.autocast():
         return module(x)

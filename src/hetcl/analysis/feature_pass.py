@@ -36,6 +36,7 @@ from hetcl.views.loader import name_of
 from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric
 from hetcl.weights.encoder import Encoder
+from hetcl.weights.facts import view_normalization
 
 FLUSH = 20.0
 """Seconds between moments at which what was computed is safe on disk."""
@@ -179,7 +180,9 @@ class _Pass:
     def __init__(self, jobs: Sequence[Job], views: Views, fabric: Fabric, channels_last: bool) -> None:
         self.jobs, self.views, self.fabric = jobs, views, fabric
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
-        self.photometric = {job.policy: Photometric(job.policy) for job in jobs}
+        self.pixels = jobs[0].encoder.facts.pixels
+        given = view_normalization(self.pixels)
+        self.photometric = {job.policy: Photometric(job.policy, *given) for job in jobs}
         self.waiting = [set(job.store.todo().tolist()) for job in jobs]
         self.todo: list[int] = sorted(set().union(*self.waiting))
         """Steps that one of the stores lacks."""
@@ -202,7 +205,7 @@ class _Pass:
         views = max(2 if job.rows else len(job.columns) for job in self.jobs)
 
         def bytes_for_one(job: Job) -> int:
-            images = torch.zeros(1, 3, job.size, job.size, device=self.fabric.device)
+            images = torch.zeros(1, self.pixels.channels, job.size, job.size, device=self.fabric.device)
             images = images.contiguous(memory_format=self.layout)
             return bytes_of(lambda: self.extractors[job.seen](images)) + views * 5 * images.numel()
 

@@ -20,17 +20,19 @@ from lightning_fabric import Fabric
 
 from hetcl.analysis.extractor import Extractor, features_of
 from hetcl.errors import InputError
+from hetcl.images.look import GLANCED, look_at
 from hetcl.model.embedding import Embedding
 from hetcl.model.norm_statistics import batch_norms, is_unmeasured, measuring
 from hetcl.model.own_backbone import undrawn
 from hetcl.model.pyramid import Pyramid
 from hetcl.printable import printable
 from hetcl.runs.folder import RunFolder
-from hetcl.types import Source
+from hetcl.types import PixelFormat, Source
 from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric
 from hetcl.views.policies import POLICIES
 from hetcl.weights.encoder import Encoder, digest_of, load_encoder
+from hetcl.weights.facts import view_normalization
 
 Role = Literal["model", "backbone", "before", "random"]
 MEASURED = 512
@@ -98,8 +100,26 @@ def distinct(models: Sequence[str], allow_partial: str | Sequence[str]) -> list[
         if same is not None:
             raise InputError(f"{same.model} and {e.model} hold the same weights; leave one out")
     encoders = [replace(e, name=printable(e.name)) for e in encoders]
+    other = next((e for e in encoders if e.facts.pixels != encoders[0].facts.pixels), None)
+    if other is not None:
+        one = encoders[0]
+        raise InputError(
+            f"{one.model} takes images of {one.facts.pixels}, {other.model} of {other.facts.pixels}: models are "
+            "compared on the same images; test them apart"
+        )
     names = [e.name for e in encoders]
     return [replace(e, name=e.model) if names.count(e.name) > 1 else e for e in encoders]
+
+
+def check_images(source: Source, encoder: Encoder) -> PixelFormat:
+    """As what images are read for an encoder. Raises ``InputError`` where those of ``source`` are others."""
+    pixels = encoder.facts.pixels
+    fix = (
+        f"{encoder.model} takes images of {pixels}: give it such, or weights of these images (hetcl pretrain --init "
+        f"{encoder.model} with in_chans and pixel_max)"
+    )
+    look_at(source, pixels, fix=fix, most=GLANCED)
+    return pixels
 
 
 def entries_of(
@@ -275,21 +295,22 @@ def measure(
         stop: called before each batch; it may raise.
     """
     policy = POLICIES["standard"]
-    features, photometric = "pooled" if encoder.embedding is None else "embedding", Photometric(policy)
+    features, pixels = "pooled" if encoder.embedding is None else "embedding", encoder.facts.pixels
+    photometric = Photometric(policy, *view_normalization(pixels))
     look = Extractor(encoder, [features]).to(fabric.device)
     if not batch_norms(look):
         return
     pairs = Pairs(
         source, [policy], size=size, batch=MEASURED_BATCH, seed=seed, workers=workers, window=window,
-        images=images,
+        images=images, pixels=pixels,
     )  # fmt: skip
     with contextlib.closing(pairs), measuring(look):
         for _, views in pairs.run(range(max(1, min(images, MEASURED) // MEASURED_BATCH))):
             stop()
             (batch,) = views.values()
             if len(batch.index):
-                pixels = batch.images.to(fabric.device)
-                both = [photometric(x, c) for x, c in zip(pixels, batch.color, strict=True)]
+                seen = batch.images.to(fabric.device)
+                both = [photometric(x, c) for x, c in zip(seen, batch.color, strict=True)]
                 with fabric.autocast():
                     look(torch.cat(both))
 
@@ -333,6 +354,8 @@ def _before(encoder: Encoder, features: str) -> Encoder | None:
     else:
         return None
     found = load_encoder(model)
+    if found.facts.pixels != encoder.facts.pixels:
+        raise InputError(f"{model} takes images of {found.facts.pixels}")
     features_of(found, features)
     same = found.pyramid.arch == encoder.pyramid.arch and _same_weights(found.pyramid, encoder.pyramid)
     return None if same else replace(found, name=f"{encoder.name} {what}")

@@ -12,15 +12,16 @@ from typing import Any
 from urllib.parse import unquote
 
 import numpy as np
-from PIL import Image
+from PIL import Image, UnidentifiedImageError
 
 from hetcl.errors import InputError
-from hetcl.images.decode import FORMATS, MAX_BYTES, open_image, too_large
+from hetcl.images.channels import size_of
+from hetcl.images.decode import FORMATS, MAX_BYTES, EncodedImage, open_image, too_large
 from hetcl.paths import lies_in, spellings
 from hetcl.textfiles import read_text, visible
-from hetcl.types import BadImage
+from hetcl.types import RGB, BadImage, PixelFormat
 
-ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif")
+ENDINGS = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff", ".gif", ".npy")
 """What an image's name may end in, in small or capital letters; of several files of one stem the first kind counts."""
 LOSSY = ("JPEG", "MPO")
 """Formats that change numbers."""
@@ -201,7 +202,9 @@ def _tails(name: str) -> Iterator[str]:
             yield "/".join(parts[first:])
 
 
-def read_image(root: str, name: str, size: tuple[int, int] | None, slack: int = 0) -> np.ndarray:
+def read_image(
+    root: str, name: str, size: tuple[int, int] | None, slack: int = 0, pixels: PixelFormat = RGB
+) -> np.ndarray:
     """The pixels of an image as they are annotated: as stored, or, where that has another size than the annotations
     and the upright image has theirs, turned as its EXIF orientation says.
 
@@ -209,27 +212,28 @@ def read_image(root: str, name: str, size: tuple[int, int] | None, slack: int = 
         root, name: folder, and path below it.
         size: height and width that the annotations are of, or None.
         slack: pixels that either may be off; the edge is cut off or repeated.
+        pixels: as what it is read.
 
     Returns:
-        uint8 ``[H, W, 3]``, RGB, writable.
+        uint8 ``[H, W, 3]``, RGB, writable; float32 ``[H, W, C]`` in [0, 1] of other pixel formats.
 
     Raises:
         BadImage: it cannot be read, or has another size.
     """
     data = _bytes(os.path.join(root, name))
-    image = open_image(data, upright=False)
+    image = open_image(data, upright=False, pixels=pixels)
     found = image.height, image.width
     if size is not None and not near(found, size, slack):
-        image = open_image(data)
+        image = open_image(data, pixels=pixels)
         if not near((image.height, image.width), size, slack):
             raise BadImage(f"{_by(found)} pixels, the annotations are of {_by(size)}")
-    pixels = np.array(image.image())
-    if size is not None and not near(pixels.shape, size, slack):
-        raise BadImage(f"{_by(pixels.shape[:2])} pixels, the annotations are of {_by(size)}")
-    if size is None or pixels.shape[:2] == size:
-        return pixels
-    more = [(0, max(0, wanted - there)) for wanted, there in zip(size, pixels.shape, strict=False)]
-    return np.pad(pixels, [*more, (0, 0)], mode="edge")[: size[0], : size[1]].copy()
+    values = np.array(image.image() if isinstance(image, EncodedImage) else image.pixels())
+    if size is not None and not near(values.shape, size, slack):
+        raise BadImage(f"{_by(values.shape[:2])} pixels, the annotations are of {_by(size)}")
+    if size is None or values.shape[:2] == size:
+        return values
+    more = [(0, max(0, wanted - there)) for wanted, there in zip(size, values.shape, strict=False)]
+    return np.pad(values, [*more, (0, 0)], mode="edge")[: size[0], : size[1]].copy()
 
 
 def read_indices(
@@ -290,9 +294,15 @@ def _numbered(pixels: np.ndarray, name: str, colors: Mapping[int, int] | None) -
 
 def stored_size(root: str, name: str) -> tuple[int, int]:
     """Height and width of an image as stored, from its header. Raises ``BadImage``."""
+    path = os.path.join(root, name)
     try:
-        with Image.open(os.path.join(root, name), formats=FORMATS) as image:
+        with Image.open(path, formats=FORMATS) as image:
             return image.height, image.width
+    except UnidentifiedImageError as error:
+        size = size_of(_bytes(path))  # (of TIFF and .npy that Pillow does not know)
+        if size is None:
+            raise BadImage(f"{name}: cannot be read ({error})") from error
+        return size
     except Exception as error:
         raise BadImage(f"{name}: cannot be read ({error})") from error
 

@@ -17,7 +17,7 @@ from hetcl.datasets.annotations import Skipped
 from hetcl.datasets.files import read_image, read_indices, stored_size
 from hetcl.errors import InputError
 from hetcl.quantities import count
-from hetcl.types import BadImage
+from hetcl.types import RGB, BadImage
 
 VOID = 255
 """The class of pixels that do not count."""
@@ -58,6 +58,8 @@ class MapSet:
         self._root, self._lookup, self._colors = str(root), lookup, colors
         self.lists: tuple[str, ...] = ()
         """The lists that name its images, with their numbers, where the layout has such."""
+        self.pixels = RGB
+        """As what its images are read."""
         self._names, self._maps = (np.array([os.fsencode(p[i]) for p in pairs]) for i in (0, 1))
         content = [json.dumps(classes).encode(), *self._names.tolist(), *self._maps.tolist()]
         self.fingerprint = hashlib.blake2b(b"\0".join(content), digest_size=8).hexdigest()
@@ -72,8 +74,8 @@ class MapSet:
         return os.fsdecode(self._names[index])
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadImage``."""
-        return read_image(self._root, self.name(index), None)
+        """``[H, W, C]`` as stored, of the type that ``pixels`` says. Raises ``BadImage``."""
+        return read_image(self._root, self.name(index), None, pixels=self.pixels)
 
     def label_map(self, index: int) -> np.ndarray:
         """uint8 ``[H, W]``: class of each pixel, 255 where it does not count.

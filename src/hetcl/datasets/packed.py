@@ -20,6 +20,7 @@ from hetcl.datasets.annotations import Annotations, Category, Segment, Skipped
 from hetcl.datasets.files import read_image
 from hetcl.errors import InputError
 from hetcl.quantities import count
+from hetcl.types import RGB
 
 Box = Sequence[float]
 """Left, top, right, bottom."""
@@ -194,6 +195,8 @@ class PackedDetection:
         self.fingerprint = self._hash()
         self.lists: tuple[str, ...] = ()
         """The lists that name its images, with their numbers, where the layout has such."""
+        self.pixels = RGB
+        """As what its images are read."""
         objects = f"{count(len(self._labels), 'object')} in {count(len(classes), 'class')}"
         masks = "with masks" if self.has_masks else "without masks"
         self.description = f"{count(len(self), 'image')}, {objects}, {masks}, from {source}"
@@ -226,10 +229,11 @@ class PackedDetection:
         return self._labels[self._starts[index] : self._starts[index + 1]].astype(np.int64)
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W, 3]``, RGB, as stored. Raises ``BadImage``."""
+        """``[H, W, C]`` as stored, of the type that ``pixels`` says. Raises ``BadImage``."""
         index = range(len(self))[index]
         height, width = self._sizes[index].tolist()
-        return read_image(self._root, self.name(index), (height, width), 0 if self.has_masks else SLACK)
+        slack = 0 if self.has_masks else SLACK
+        return read_image(self._root, self.name(index), (height, width), slack, self.pixels)
 
     def name(self, index: int) -> str:
         """The image's file, relative to the root."""

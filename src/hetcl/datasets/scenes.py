@@ -12,8 +12,10 @@ from hetcl.datasets.masks import encode
 from hetcl.draws import digest
 from hetcl.errors import InputError
 from hetcl.images import scenes
+from hetcl.images.decode import open_image
 from hetcl.images.scenes import Scene
 from hetcl.quantities import count
+from hetcl.types import RGB, Sample
 
 SERIES = {"train": 0, "val": 1}
 """Seed of the scenes of each split, as in pre-training: the backbone has not seen the validation scenes either."""
@@ -36,6 +38,8 @@ class _Scenes:
         self.count = number if split == "train" else max(50, number // 5)
         self.seed = SERIES[split]
         self.skipped = Skipped()
+        self.pixels = RGB
+        """As what its images are read."""
         self.fingerprint = f"{digest('downstream scenes', self.count, self.seed, self.size):032x}"[:16]
         self.description = f"{count(self.count, 'built-in scene')} of {self.size} pixels ({split})"
 
@@ -43,8 +47,9 @@ class _Scenes:
         return self.count
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W, 3]``, RGB."""
-        return self._draw(index).pixels.copy()
+        """``[H, W, C]`` of the type that ``pixels`` says. Raises ``BadImage`` for other than 1 or 3 channels."""
+        drawn = self._draw(index).pixels.copy()
+        return drawn if self.pixels.rgb else open_image(Sample(drawn), pixels=self.pixels).pixels()
 
     def _draw(self, index: int) -> Scene:
         return _scene(range(self.count)[index], self.seed, self.size)

@@ -9,17 +9,18 @@ from typing import Any
 from hetcl.datasets import open_segmentation
 from hetcl.downstream.build import build_model, model_words
 from hetcl.downstream.estimate import estimate
-from hetcl.downstream.parts import examples_of, joined, open_part
+from hetcl.downstream.parts import examples_of, joined, open_part, settle_pixels
 from hetcl.downstream.plan import example_words, part_words, scaled
 from hetcl.downstream.renamed import names_of
 from hetcl.errors import InputError
 from hetcl.guidance import random_start
+from hetcl.images.look import channel_words
 from hetcl.printable import say, warn
 from hetcl.quantities import count, duration
 from hetcl.settings import FinetuneSettings, resolve_finetune, to_dict
 from hetcl.settings.downstream import DEFAULT
 from hetcl.training.devices import device_name, make_fabric, precision_on, workers_of
-from hetcl.weights.facts import input_facts
+from hetcl.weights.channels import with_channels
 from hetcl.weights.sources import no_arch, read_weights
 
 UNNAMED = "torchvision:resnet50:random"
@@ -73,7 +74,11 @@ def _cost(init: str, s: FinetuneSettings, look: _Look) -> None:
     weights = read_weights(init)
     if weights.arch is None:
         raise InputError(no_arch(init))
-    arch, facts = weights.arch, input_facts(weights.facts, weights.arch, weights.origin)
+    weights = with_channels(weights, s.in_chans or weights.in_chans)
+    arch, parts = str(weights.arch), (look.parts["train"], look.parts["val"])
+    facts = settle_pixels(parts, weights, in_chans=s.in_chans, pixel_max=s.pixel_max, given=(s.mean, s.std))
+    if not facts.pixels.rgb:
+        say(f"pixels    {channel_words(facts.pixels, facts.mean, facts.std)}")
     fabric = make_fabric(device=s.device, devices=1, precision=s.precision, threads=s.threads)
     device, classes = fabric.device, len(names_of(look.parts["train"]))
     say(f"device    {device_name(device)}, {arch}: training on one image ...")

@@ -13,6 +13,7 @@ from hetcl.downstream.loader import first_usable
 from hetcl.quantities import count, duration
 from hetcl.training.dry_run import DryRun, dry_run
 from hetcl.training.memory import Need, outlook
+from hetcl.views.photometric import in_unit
 from hetcl.views.workers import room
 
 EVALUATING = 1 / 3
@@ -77,7 +78,7 @@ def estimate(examples: Any, seed: int, model: Callable[[], nn.Module]) -> Estima
     """
     image, target = first_usable(examples, seed)
     size = sum(t.numel() * t.element_size() for t in (image, *target.values()))
-    images: Any = [image.float().div_(255)]
+    images: Any = [in_unit(image)]
     targets: Any = [target]
     if "boxes" not in target:
         images, targets = torch.stack(images * 2), torch.stack([target["labels"]] * 2)

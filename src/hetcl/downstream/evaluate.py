@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 from PIL import Image
 
-from hetcl.downstream.parts import check_missing, judge, open_part
+from hetcl.downstream.parts import check_missing, judge, look_at_part, open_part
 from hetcl.downstream.predict import EvaluationContext, EvaluationResult, evaluate_on
 from hetcl.downstream.renamed import Wrapped, under
 from hetcl.downstream.report_text import plain, say_metrics, write_results
@@ -100,6 +100,9 @@ class Evaluation(RunSession[EvaluationResult]):
         settings, saved = self.settings, self.saved
         self.data = open_part(data, settings.split, self.words["model"], follow_links=settings.follow_links)
         check_missing(self.data, settings.max_bad)
+        look_at_part(
+            self.data, self.pixels, fix=f"the run {run.path} takes images of {self.pixels}: give it such"
+        )
         self.data, self.notes = under(self.data, saved["classes"], data, f"the run {run.path}")
         what = f"the {'validation' if settings.split == 'val' else 'training'} part of {data}"
         if settings.images and settings.images < len(self.data):

@@ -20,7 +20,7 @@ from hetcl.downstream.build import build_model, model_words, take_weights
 from hetcl.downstream.estimate import Estimate, estimate
 from hetcl.downstream.loader import DetectionExamples, Stream, TargetLoader
 from hetcl.downstream.models import pyramid_state
-from hetcl.downstream.parts import examples_of, joined, open_part
+from hetcl.downstream.parts import examples_of, joined, open_part, settle_pixels
 from hetcl.downstream.plan import (
     KIND,
     FinetunePlan,
@@ -36,6 +36,7 @@ from hetcl.downstream.report_text import figure_names, meaning, plain, say_metri
 from hetcl.downstream.task import LOSSES, Finetune, FinetuneConfig
 from hetcl.errors import InputError
 from hetcl.guidance import random_start
+from hetcl.images.look import channel_words
 from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder, absolute, write_atomic
 from hetcl.runs.output import reserved
@@ -44,7 +45,8 @@ from hetcl.settings import to_dict
 from hetcl.training.devices import peak_memory, use_threads
 from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
-from hetcl.weights.facts import InputFacts, input_facts
+from hetcl.weights.channels import with_channels
+from hetcl.weights.facts import InputFacts
 from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, no_arch, read_weights
 
@@ -120,6 +122,12 @@ class FinetuneRun(TrainingSession):
         self.arch, self.facts = plan.arch, InputFacts.from_dict(plan.facts, "settings.yaml")
         if not self.begun:
             self._read_init()
+        if self.init is not None and not plan.facts:
+            self.facts = settle_pixels(
+                (train, val), self.init, in_chans=s.in_chans, pixel_max=s.pixel_max, given=(s.mean, s.std)
+            )
+        for part in (train, val):
+            part.pixels = self.facts.pixels
         self.estimate: Estimate | None = None
         if not plan.known:  # before anything is written
             self.estimate = estimate(self.examples, s.seed, self._model)
@@ -142,7 +150,8 @@ class FinetuneRun(TrainingSession):
         if weights.arch is None:
             raise InputError(no_arch(self.plan.init))
         self.arch = weights.arch
-        self.facts = input_facts(weights.facts, weights.arch, weights.origin)
+        channels = len(self.plan.facts["mean"]) if self.plan.facts else self.settings.in_chans
+        self.init = with_channels(weights, channels or weights.in_chans)
 
     def _model(self) -> nn.Module:
         """With the backbone's weights in it, if they were read."""
@@ -186,6 +195,8 @@ class FinetuneRun(TrainingSession):
                 self.reporter.warn(f"{name}: {line}")
         kind = s.model if s.model == "fcn" else f"{s.model}, neck {s.neck}"
         say(f"model     {kind}, {self.arch}, {count(len(self.classes), 'class')}")
+        if not self.facts.pixels.rgb:
+            say(f"pixels    {channel_words(self.facts.pixels, self.facts.mean, self.facts.std)}")
         say(
             f"training  {count(s.steps, 'step')} of {count(s.batch, 'image')}, lr {s.lr:g}, batch norm {s.norm}"
         )

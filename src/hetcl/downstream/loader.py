@@ -29,7 +29,7 @@ from hetcl.views.workers import Pool
 MOST_BYTES = 4 << 30
 """Bytes of the masks of an image, at most."""
 PADDING = (124, 116, 104)
-"""What surrounds an image smaller than its crop: ImageNet's mean colour."""
+"""What surrounds an image smaller than its crop: ImageNet's mean colour (of other than RGB the image's own mean)."""
 IGNORED = 255
 """Label of pixels that do not count."""
 Target = dict[str, Tensor]
@@ -40,7 +40,7 @@ class Batch:
     """Images and targets of this rank's share of a step."""
 
     images: tuple[Tensor, ...]
-    """uint8 ``[3, H, W]`` each, RGB."""
+    """``[C, H, W]`` each: uint8 RGB, or float32 in [0, 1]."""
     targets: tuple[Target, ...]
     """What a detector learns: ``boxes`` float32 ``[n, 4]``, ``labels`` int64 ``[n]`` from 1, ``masks`` uint8
     ``[n, H, W]`` where the data has them, ``short`` int64 (the side to scale to). A segmenter: ``labels`` int64
@@ -231,13 +231,13 @@ class SegmentationExamples:
         factor = self.scale[0] + (self.scale[1] - self.scale[0]) * rng.random()
         flip, places = rng.random() < self.flip_p, rng.random(2)
         size = tuple(max(1, round(side * factor)) for side in (pixels.shape[1], pixels.shape[0]))
-        image = Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR)
+        image = resized(pixels, size)
         labelled = Image.fromarray(labels).resize(size, Image.Resampling.NEAREST)
         left, top = (int(p * (max(0, side - self.crop) + 1)) for p, side in zip(places, size, strict=True))
-        cut = np.empty((self.crop, self.crop, 3), np.uint8)
-        cut[:] = PADDING
+        cut = np.empty((self.crop, self.crop, pixels.shape[2]), pixels.dtype)
+        cut[:] = PADDING if pixels.dtype == np.uint8 else pixels.mean((0, 1))
         truth = np.full((self.crop, self.crop), IGNORED, np.uint8)
-        seen = np.asarray(image)[top : top + self.crop, left : left + self.crop]
+        seen = image[top : top + self.crop, left : left + self.crop]
         cut[: seen.shape[0], : seen.shape[1]] = seen
         truth[: seen.shape[0], : seen.shape[1]] = np.asarray(labelled)[
             top : top + self.crop, left : left + self.crop
@@ -247,8 +247,16 @@ class SegmentationExamples:
         return _tensor(cut), {"labels": torch.from_numpy(truth.astype(np.int64))}
 
 
+def resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
+    """``[H, W, C]`` -> as wide and high as ``size``, bilinear: uint8 RGB at once, floats channel by channel."""
+    if pixels.dtype == np.uint8:
+        return np.asarray(Image.fromarray(pixels).resize(size, Image.Resampling.BILINEAR))
+    channels = (Image.fromarray(np.ascontiguousarray(c)) for c in pixels.transpose(2, 0, 1))
+    return np.stack([np.asarray(c.resize(size, Image.Resampling.BILINEAR)) for c in channels], axis=2)
+
+
 def _tensor(pixels: np.ndarray) -> Tensor:
-    """uint8 ``[H, W, 3]`` -> ``[3, H, W]``."""
+    """``[H, W, C]`` -> ``[C, H, W]``."""
     return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
 
 

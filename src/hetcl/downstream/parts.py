@@ -16,8 +16,12 @@ from hetcl.datasets.annotations import DetectionSet, SegmentationSet
 from hetcl.downstream.loader import DetectionExamples, Examples, SegmentationExamples, usable
 from hetcl.downstream.renamed import VOID, Renamed, names_of, objects_of, under
 from hetcl.errors import InputError
+from hetcl.images.look import GLANCED, SAMPLED, Statistics, chosen, look, refusal
 from hetcl.quantities import count
-from hetcl.types import BadImage
+from hetcl.types import BadImage, OtherPixels, PixelFormat
+from hetcl.weights.channels import settled
+from hetcl.weights.facts import InputFacts, input_facts, order_of
+from hetcl.weights.sources import Weights
 
 NOT_FOUND = "image not found"
 """Under which data sets count images that their files name and that are not there."""
@@ -45,6 +49,63 @@ def open_part(spec: str, split: str, model: str, *, follow_links: bool = False) 
     """The part of a data set that ``model`` needs. Raises ``InputError``."""
     opened = open_segmentation if model == "fcn" else open_detection
     return opened(spec, split, follow_links=follow_links)
+
+
+def look_at_part(data: Any, pixels: PixelFormat, *, most: int = GLANCED, fix: str = "") -> Statistics | None:
+    """Read some images of a set as ``pixels`` says, and do so from now on.
+
+    Args:
+        most: so many of images that are not RGB of 8 bits.
+        fix: as of :func:`look`.
+
+    Returns:
+        statistics of their channels; None of RGB of 8 bits.
+
+    Raises:
+        InputError: images of other channels or values.
+    """
+    data.pixels = pixels
+    name = getattr(data, "name", lambda index: data.annotations(index).name)
+    if not pixels.rgb:
+        return look(len(data), data.image, name, what=data.description, most=most, fix=fix)
+    for index in chosen(len(data), GLANCED):
+        try:
+            data.image(index)
+        except OtherPixels as error:
+            raise InputError(refusal(f"{data.description}, {name(index)}", error, fix)) from None
+        except BadImage:
+            continue  # counted when it is read
+    return None
+
+
+def settle_pixels(
+    parts: Sequence[Any], weights: Weights, *, in_chans: int, pixel_max: float,
+    given: tuple[tuple[float, ...], tuple[float, ...]],
+) -> InputFacts:  # fmt: skip
+    """How images are given to a model that begins with ``weights``; the parts are read so from now on.
+
+    Args:
+        parts: the training part first, by which mean and std are measured where the weights do not say them.
+        weights: of as many channels as are wanted.
+        in_chans, pixel_max: as the settings have them; 0: as the weights have it.
+        given: mean and std that are set; empty: none.
+
+    Raises:
+        InputError: images of other channels or values.
+    """
+    stated = input_facts(weights.facts, str(weights.arch), weights.origin).pixels
+    pixels = PixelFormat(in_chans or stated.channels, pixel_max or stated.top)
+    if given[0] and len(given[0]) != pixels.channels:
+        raise InputError(
+            f"settings mean and std have {len(given[0])} values, and images {pixels.channels} channels: give one for "
+            "each, or set in_chans"
+        )
+    facts = settled(weights, pixels, given)
+    found, *_ = [look_at_part(part, pixels, most=SAMPLED if facts is None else GLANCED) for part in parts]
+    if facts is None:
+        assert found is not None
+        facts = InputFacts(found.mean, found.std, None, order_of(pixels), "measured", pixels.top)
+    return facts
 
 
 def joined(

@@ -18,6 +18,7 @@ from hetcl.settings import (
     finetune_from_dict,
     flatten,
     given_in,
+    lacked_by_older,
     resolve_finetune,
     to_dict,
 )
@@ -73,7 +74,8 @@ def resumed_plan(folder: RunFolder, asked: Request) -> FinetunePlan:
 def saved_settings(folder: RunFolder, saved: Mapping[str, Any]) -> FinetuneSettings:
     """The settings in what a fine-tuning run's folder holds. Raises ``InputError`` when something is wrong with it."""
     settings = build_saved(
-        FinetuneSettings, saved["settings"], str(folder.settings), check_finetune, but=MAY_CHANGE,
+        FinetuneSettings, saved["settings"], str(folder.settings), check_finetune,
+        but=MAY_CHANGE | lacked_by_older(saved["settings"]),
         beside=lambda: folder.check_settings(saved, FIELDS),
     )  # fmt: skip
     facts = {"mean": list, "std": list, "size": int | None, "channels": str, "source": str}

@@ -25,6 +25,7 @@ from hetcl.errors import WorkFailed
 from hetcl.ranks import world
 from hetcl.training.bad_images import too_many
 from hetcl.types import BadImage, BadRecord
+from hetcl.views.photometric import in_unit
 from hetcl.views.workers import Pool
 
 
@@ -139,13 +140,13 @@ def segment(
 
 
 def label_map(model: nn.Module, image: Tensor, look: EvaluationContext) -> np.ndarray:
-    """uint8 ``[3, H, W]`` -> the likeliest class of each pixel, uint8 ``[H, W]``."""
+    """``[C, H, W]`` as read -> the likeliest class of each pixel, uint8 ``[H, W]``."""
     return _label_maps(model, [image], look)[0]
 
 
 def _label_maps(model: nn.Module, images: Sequence[Tensor], look: EvaluationContext) -> Sequence[np.ndarray]:
     """Likewise, of images of one size."""
-    batch = torch.stack([image.to(look.fabric.device).float().div_(255) for image in images])
+    batch = torch.stack([in_unit(image.to(look.fabric.device)) for image in images])
     if look.channels_last:
         batch = batch.contiguous(memory_format=torch.channels_last)
     with look.fabric.autocast():
@@ -158,7 +159,7 @@ def _detections(
 ) -> list[dict[str, Tensor]]:
     """What a detector gives for images of one size."""
     with look.fabric.autocast():
-        return model([image.to(look.fabric.device).float().div_(255) for image in images])
+        return model([in_unit(image.to(look.fabric.device)) for image in images])
 
 
 # ---- the pass ------------------------------------------------------------------------------------------------------
@@ -177,7 +178,7 @@ def answers(
             padding, so only rounding depends on it.
 
     Yields:
-        number, uint8 ``[3, H, W]`` and a detector's output (:func:`prediction_of`) or the class of each pixel, uint8
+        number, ``[C, H, W]`` as read and a detector's output (:func:`prediction_of`) or the class of each pixel, uint8
         ``[H, W]``; of an image that cannot be used number, None and why not.
     """
     ask = _label_maps if maps else _detections
@@ -204,7 +205,7 @@ def answers(
 
 
 class _Read:
-    """An image as uint8 ``[3, H, W]``, or why not: what the workers compute."""
+    """An image as ``[C, H, W]``, or why not: what the workers compute."""
 
     def __init__(self, data: DetectionSet | SegmentationSet) -> None:
         self.data = data

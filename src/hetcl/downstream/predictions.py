@@ -25,6 +25,7 @@ from hetcl.downstream.predict import EvaluationContext, answers, prediction_of
 from hetcl.downstream.prediction_files import PROGRESS, RESULT, Record, Stamp
 from hetcl.downstream.trained import RunSession
 from hetcl.errors import InputError, WorkFailed
+from hetcl.images.channels import drawable
 from hetcl.images.formats import left_aside
 from hetcl.images.image_files import ImageFiles
 from hetcl.paths import create, expand
@@ -113,7 +114,7 @@ class Predict(RunSession[None]):
         s = self.settings
         self.classes: list[str] = self.saved["classes"]
         self.maps = self.words["model"] == "fcn"
-        self.images = ImageFiles(images, but=out)
+        self.images = ImageFiles(images, but=out, pixels=self.pixels)
         ending, folder = (".png", "label_maps") if self.maps else (".jpg", "drawn")
         self.results = [f"{folder}/{name}" for name in files.file_names(self.images.names, ending)]
         self.start(s, out / "log.txt")
@@ -205,7 +206,10 @@ class Predict(RunSession[None]):
 
     def _record(self, index: int, image: Tensor, answer: Any) -> Record:
         """What was found in an image; drawings and label maps are written. Raises ``OSError``."""
-        pixels, (name, size, modified) = image.permute(1, 2, 0).contiguous().numpy(), self.stamps[index]
+        pixels, (name, size, modified) = (
+            drawable(image.permute(1, 2, 0).contiguous().numpy()),
+            self.stamps[index],
+        )
         height, width = pixels.shape[:2]
         entry = {"file_name": name, "width": width, "height": height, "bytes": size, "modified": modified}
         file, longest = self.results[index], self.settings.drawn

@@ -19,6 +19,7 @@ from torch import nn
 from hetcl.datasets import masks
 from hetcl.datasets.annotations import DetectionSet, Prediction, SegmentationSet
 from hetcl.downstream.predict import EvaluationContext, label_map
+from hetcl.images.channels import drawable
 from hetcl.printable import printable
 from hetcl.types import BadImage
 
@@ -68,7 +69,7 @@ def detection_sheet(
     names = [printable(c.name) for c in data.classes]
     for index in images:
         try:
-            pixels = data.image(index)
+            pixels = drawable(data.image(index))
         except BadImage:
             continue
         truth = data.annotations(index)
@@ -115,7 +116,7 @@ def segmentation_sheet(
                 continue
             with torch.no_grad():
                 image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
-                predicted = label_map(model, image, look)
+                predicted, pixels = label_map(model, image, look), drawable(pixels)
             right = float(((predicted == truth) & (truth != VOID)).sum() / max(1, (truth != VOID).sum()))
             titles = (
                 f"{_short(data.name(index))}: truth",

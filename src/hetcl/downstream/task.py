@@ -18,6 +18,7 @@ from hetcl.downstream.report_text import in_words
 from hetcl.errors import InputError
 from hetcl.model.momentum import average_buffers
 from hetcl.types import BadRecord
+from hetcl.views.photometric import in_unit
 
 LOSSES = ("loss_objectness", "loss_rpn_box_reg", "loss_classifier", "loss_box_reg", "loss_mask")
 """The losses of detectors, by torchvision's names."""
@@ -103,7 +104,7 @@ class Finetune:
 
     def _arguments(self, batch: Batch) -> tuple[Any, Any]:
         """What the model takes."""
-        images = [image.float().div_(255) for image in batch.images]
+        images = [in_unit(image) for image in batch.images]
         if all("boxes" in target for target in batch.targets):
             return images, [dict(target) for target in batch.targets]
         stacked = torch.stack(images).contiguous(memory_format=self.format)

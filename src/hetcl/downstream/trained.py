@@ -21,6 +21,7 @@ from hetcl.runs.folder import RunFolder
 from hetcl.runs.resume import latest
 from hetcl.settings import EvaluateSettings, PredictSettings, to_dict
 from hetcl.training.session import Found, ReportingSession
+from hetcl.types import PixelFormat
 from hetcl.weights.facts import InputFacts
 
 log = logging.getLogger(__name__)
@@ -42,6 +43,11 @@ class RunSession(ReportingSession[Found]):
         if settings.precision == "auto":
             settings = replace(settings, precision=self.saved["settings"].get("precision", "auto"))
         self.settings = settings
+
+    @property
+    def pixels(self) -> PixelFormat:
+        """As what the run reads images."""
+        return InputFacts.from_dict(self.saved["facts"], "settings.yaml").pixels
 
     def load_model(self) -> nn.Module:
         """The trained model on the device, with what ``settings`` change. Raises ``InputError``."""
@@ -87,9 +93,10 @@ class RunSession(ReportingSession[Found]):
 def load_finetuned(run: str | Path) -> tuple[nn.Module, tuple[str, ...]]:
     """The detector or segmenter of a run of :func:`hetcl.finetune`, in eval mode, and the names of its classes.
 
-    A detector takes a list of images, float ``[3, H, W]`` in 0..1 (RGB), and gives for each ``boxes`` ``[n, 4]`` in
-    its pixels, ``scores`` ``[n]``, ``labels`` ``[n]`` (1 is the first class, 0 the background) and, with masks,
-    ``masks`` bool ``[n, 1, H, W]``. A segmenter takes ``[B, 3, H, W]`` and gives logits ``[B, K, H, W]``.
+    A detector takes a list of images, float ``[C, H, W]`` in 0..1 (RGB, or the channels that it was trained on), and
+    gives for each ``boxes`` ``[n, 4]`` in its pixels, ``scores`` ``[n]``, ``labels`` ``[n]`` (1 is the first class, 0
+    the background) and, with masks, ``masks`` bool ``[n, 1, H, W]``. A segmenter takes ``[B, C, H, W]`` and gives
+    logits ``[B, K, H, W]``.
 
     Raises:
         InputError: no such run, or a broken one.

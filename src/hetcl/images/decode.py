@@ -1,4 +1,4 @@
-"""Bytes to pixels: any image as RGB, upright, or ``BadImage`` with the reason.
+"""Bytes to pixels: any image as RGB, upright, or ``BadImage`` with the reason. (Other channels: ``channels.py``.)
 
 - Transparent images are laid over white, as a viewer shows them. Of animated ones the first frame is taken.
 - 16-bit grayscale is scaled to 8 bits (value / 257, rounded), never clipped. Colour profiles are not applied.
@@ -17,7 +17,7 @@ import io
 import re
 import struct
 import warnings
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 from PIL import Image, ImageFile, JpegImagePlugin, features
@@ -28,7 +28,10 @@ except ImportError:  # a bare checkout; everything works without, more slowly
     simplejpeg = None
 
 from hetcl.images.formats import EXTENSIONS, HEAD, why_unreadable
-from hetcl.types import BadImage, Sample
+from hetcl.types import RGB, BadImage, OtherPixels, PixelFormat, Sample
+
+if TYPE_CHECKING:
+    from hetcl.images.channels import ChannelImage
 
 MAX_PIXELS = 200_000_000
 """Images with more pixels than this are taken for decompression bombs."""
@@ -93,28 +96,33 @@ class EncodedImage:
         if frame is not None and not frame.tagged and 0 < frame.width * frame.height <= max_pixels:
             self.width, self.height = frame.width, frame.height
             return
-        self._header = _open(data, max_pixels)
-        self._turn = _orientation(self._header, data) if upright else 1
+        self._header = opened(data, max_pixels)
+        self._turn = orientation(self._header, data) if upright else 1
         self.width, self.height = self._header.size
         if self._turn in _SIDEWAYS:
             self.width, self.height = self.height, self.width
+
+    @property
+    def deep(self) -> bool:
+        """Whether it is gray of more than 8 bits, as far as a header that has been read says."""
+        return self._header is not None and self._header.mode.startswith(("I", "F"))
 
     def image(self, reduce: int = 1) -> Image.Image:
         """As ``pixels``, as a Pillow image of mode RGB."""
         if isinstance(self._data, np.ndarray):
             return Image.fromarray(self._data)
         # The header's image is used up by decoding it once.
-        opened = self._header or _open(self._data, self._max_pixels)
+        image = self._header or opened(self._data, self._max_pixels)
         self._header = None
         try:
-            if reduce > 1 and isinstance(opened, JpegImagePlugin.JpegImageFile):
-                w, h = opened.size
-                opened.draft(None, (max(1, w // reduce), max(1, h // reduce)))
-            opened.load()
-            rgb = _to_rgb(opened)
+            if reduce > 1 and isinstance(image, JpegImagePlugin.JpegImageFile):
+                w, h = image.size
+                image.draft(None, (max(1, w // reduce), max(1, h // reduce)))
+            image.load()
+            rgb = _to_rgb(image)
             return rgb if self._turn == 1 else rgb.transpose(_TURNS[self._turn])
         except Exception as error:  # a damaged file may fail in any way
-            raise BadImage(_reason(error)) from error
+            raise BadImage(reason(error)) from error
 
     def pixels(self, reduce: int = 1, rows: int | None = None) -> np.ndarray:
         """Decode.
@@ -144,22 +152,34 @@ class EncodedImage:
         return np.asarray(self.image(reduce))
 
 
-def open_image(sample: Sample | bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True) -> EncodedImage:
-    """Read an image's header.
+def open_image(
+    sample: Sample | bytes, *, max_pixels: int = MAX_PIXELS, upright: bool = True, pixels: PixelFormat = RGB
+) -> EncodedImage | ChannelImage:
+    """Read an image's header; of other pixel formats than RGB of 8 bits the whole image.
 
     Args:
         sample: a sample of a source, or the bytes of an image file.
         max_pixels: width times height above which the image is refused, undecoded. (Pillow itself refuses,
             above twice ``PIL.Image.MAX_IMAGE_PIXELS``, what is not a JPEG.)
         upright: turn it as its EXIF orientation says; otherwise it stays as it is stored.
+        pixels: as what it is read.
 
     Raises:
-        BadImage: empty, not an image, damaged header, no pixels, or too many.
+        BadImage: empty, not an image, damaged header, no pixels, or too many; ``OtherPixels`` where it does not go with
+            ``pixels``.
     """
-    return EncodedImage(sample if isinstance(sample, bytes) else sample.data, max_pixels, upright=upright)
+    from hetcl.images import channels  # (it asks Pillow by the functions below)
+
+    data = sample if isinstance(sample, bytes) else sample.data
+    if not pixels.rgb:
+        return channels.ChannelImage(data, pixels, max_pixels, upright=upright)
+    if isinstance(data, bytes) and data[:6] == channels.NUMPY:
+        data = channels.rgb_array(data, max_pixels)
+    return EncodedImage(data, max_pixels, upright=upright)
 
 
-def _open(data: bytes, max_pixels: int) -> Image.Image:
+def opened(data: bytes, max_pixels: int) -> Image.Image:
+    """A file's header, read by Pillow. Raises ``BadImage``."""
     if not data:
         raise BadImage("the file is empty")
     try:
@@ -172,15 +192,27 @@ def _open(data: bytes, max_pixels: int) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise BadImage(f"too many pixels, a decompression bomb? ({str(error).split(',')[0]})") from error
     except Image.UnidentifiedImageError as error:
-        raise BadImage(why_unreadable(data[:HEAD])) from error
+        raise _many_channels(data) or BadImage(why_unreadable(data[:HEAD])) from error
     except Exception as error:
-        raise BadImage(_reason(error)) from error
+        raise BadImage(reason(error)) from error
     w, h = image.size
     if w < 1 or h < 1:
         raise BadImage(f"no pixels ({w} x {h})")
     if w * h > max_pixels:
         raise BadImage(f"{w} x {h} is more than {max_pixels:,} pixels: a decompression bomb?")
+    if image.format == "TIFF" and image.tag_v2.get(277, 1) > 4:  # type: ignore[attr-defined]
+        raise _many_channels(data) or BadImage("a TIFF of more than 4 channels: set in_chans")
     return image
+
+
+def _many_channels(data: bytes) -> BadImage | None:
+    """What to say of a TIFF that Pillow does not know, where its channels are why."""
+    from hetcl.images import channels
+
+    found = channels.tiff_channels(data)
+    return (
+        None if found is None else OtherPixels(f"{found}, where RGB of 8 bits is read", "in_chans to as many")
+    )
 
 
 class _Frame(NamedTuple):
@@ -263,14 +295,15 @@ def _shortened(data: bytes, frame: _Frame, lines: int) -> bytes | None:
     return data[:at] + struct.pack(">H", lines) + data[at + 2 :]
 
 
-def _reason(error: Exception) -> str:
+def reason(error: Exception) -> str:
+    """What a decoder's error says, in a line."""
     text = (str(error).strip().splitlines() or [""])[0][:200]
     if "truncated" in text.lower():
         return f"truncated ({text})"
     return f"damaged ({type(error).__name__}: {text})" if text else f"damaged ({type(error).__name__})"
 
 
-def _orientation(image: Image.Image, data: bytes) -> int:
+def orientation(image: Image.Image, data: bytes) -> int:
     """EXIF orientation, 1 to 8; 1 where there is none or it makes no sense."""
     if image.format == "TIFF" or (image.format == "JXL" and not getattr(image, "jpeg", False)):
         return 1  # its decoder has turned it already

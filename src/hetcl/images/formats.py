@@ -19,6 +19,7 @@ def _endings(words: str) -> frozenset[str]:
 
 
 _HEIF, _JXL, _AVIF = _endings("heic heics heif heifs hif"), _endings("jxl"), _endings("avif avifs")
+_NPY = _endings("npy")
 _ALWAYS = _endings(
     "jpg jpeg jpe jfif pjpeg pjp mpo png apng webp bmp dib gif tif tiff ppm pgm pbm pnm jp2 jpx j2k j2c tga"
 )
@@ -53,7 +54,8 @@ _ADVICE: Mapping[frozenset[str], str] = {
     _endings("svg eps ai psd xcf exr hdr dcm nii dicom mrc nrrd"): "convert them to PNG",
     _endings("mp4 mov avi mkv webm m4v mpg mpeg wmv flv 3gp"): _FRAMES,
     _endings("zip rar 7z gz tgz bz2 tbz xz txz zst"): _UNPACK,
-    _endings("npy npz h5 hdf5 mat lmdb mdb tfrecord tfrecords rec parquet arrow"): _WRITE,
+    _NPY: "arrays of numbers [height, width, channels] are read, others are not",
+    _endings("npz h5 hdf5 mat lmdb mdb tfrecord tfrecords rec parquet arrow"): _WRITE,
 }
 """Files that may hold images but are not read, and how to make images of them."""
 _OTHERS = _endings(
@@ -62,7 +64,7 @@ _OTHERS = _endings(
     "webloc lnk part crdownload icloud download sha1 sha256 md5 geojson kml gpx srt vtt pts land xmp aae pkl pickle "
     "pt pth safetensors"
 )
-OTHERS = _OTHERS | frozenset().union(*_ADVICE) - _HEIF - _JXL - _AVIF
+OTHERS = _OTHERS | frozenset().union(*_ADVICE) - _HEIF - _JXL - _AVIF - _NPY
 """Endings whose files are known to be no images that can be read here; of others the content decides (that of
 ``.heic`` may be a JPEG, which phones and messengers call so)."""
 NOTES = frozenset(
@@ -79,7 +81,7 @@ SYSTEM_FOLDERS = frozenset(
 
 NO_ENDING, BROKEN, SPECIAL = "without an ending", "broken link", "special file"
 """Kinds of files besides their endings."""
-HEAD = 32
+HEAD = 128
 """Bytes that ``looks_like_image`` wants."""
 _SHOWN = 5
 
@@ -89,6 +91,11 @@ _IMAGE = re.compile(
     rb"|\0\0\0\x0cjP  \r\n\x87\n|\xff\x4f\xff\x51\0|" + _BMP,
     re.DOTALL,
 )
+_ARRAY = re.compile(
+    rb"\x93NUMPY.{2,6}\{'descr': '[|<>=](?:b1|[uif][1248])', 'fortran_order': \w+, 'shape': \(\d+, \d+, \d{1,3}\)",
+    re.DOTALL,
+)
+"""The beginning of an ``.npy`` file of numbers ``[height, width, channels]``."""
 _PLUGINS = (
     (re.compile(rb".{4}ftyp(hei[cfxms]|hev[cxms]|mif1|msf1)", re.DOTALL), "HEIC", _HEIF),
     (re.compile(rb"\xff\x0a|\0\0\0\x0cJXL \r\n\x87\n"), "JPEG XL", _JXL),
@@ -105,7 +112,7 @@ _NO_IMAGES = (
 
 def looks_like_image(head: bytes) -> bool:
     """Whether a file that begins with ``head`` (``HEAD`` bytes) is an image of a format that can be read here."""
-    if _IMAGE.match(head):
+    if _IMAGE.match(head) or _ARRAY.match(head):
         return True
     return any(start.match(head) and endings <= EXTENSIONS for start, _, endings in _PLUGINS)
 

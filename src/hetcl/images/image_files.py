@@ -16,6 +16,7 @@ from hetcl.images.formats import BROKEN, EXTENSIONS, OTHERS, SPECIAL, Aside, end
 from hetcl.images.listing import Walk, walk
 from hetcl.images.sources import near
 from hetcl.paths import expand, spellings
+from hetcl.types import RGB, PixelFormat
 
 HELP = "; IMAGES are files, folders of images at any depth, and patterns such as 'photos/*.jpg'"
 
@@ -26,12 +27,16 @@ class ImageFiles:
     Args:
         named: files, folders and patterns.
         but: a folder whose images are left out: what is written is not read.
+        pixels: as what they are read.
 
     Raises:
         InputError: something named is not there, or nothing is an image.
     """
 
-    def __init__(self, named: Sequence[str | os.PathLike[str]], but: Path | None = None) -> None:
+    def __init__(
+        self, named: Sequence[str | os.PathLike[str]], but: Path | None = None, pixels: PixelFormat = RGB
+    ) -> None:
+        self.pixels = pixels
         self.aside = Aside()
         """Files of other kinds."""
         self.paths: list[str] = []
@@ -87,8 +92,8 @@ class ImageFiles:
             yield os.path.dirname(path) or ".", path
 
     def image(self, index: int) -> np.ndarray:
-        """uint8 ``[H, W, 3]``, RGB, upright. Raises ``BadImage``."""
-        return open_image(read_file(self.paths[index])).pixels()
+        """``[H, W, C]``, upright, of the type that ``pixels`` says. Raises ``BadImage``."""
+        return open_image(read_file(self.paths[index]), pixels=self.pixels).pixels()
 
     def stamp(self, index: int) -> tuple[int, int]:
         """Bytes and time (ns) of the last change, by which a file is known again; zeros where it is gone."""

@@ -13,8 +13,9 @@ import numpy as np
 from PIL import Image
 
 from hetcl.draws import permute
+from hetcl.images.channels import drawable
 from hetcl.images.decode import open_image
-from hetcl.types import BadImage, Source
+from hetcl.types import RGB, BadImage, PixelFormat, Source
 
 ALIKE = 8
 """Bits that two images called alike differ in, at most. Of photos of different things 1 pair in 100,000 does."""
@@ -67,18 +68,18 @@ def some_runs(n: int, images: int) -> np.ndarray:
     return (np.sort(chosen)[:, None] * RUN + np.arange(RUN)).ravel()
 
 
-def near_duplicates(source: Source, images: int) -> NearDuplicates:
-    """Compare about ``images`` of a source. Images that cannot be read are left out."""
+def near_duplicates(source: Source, images: int, pixels: PixelFormat = RGB) -> NearDuplicates:
+    """Compare about ``images`` of a source, read as ``pixels``. Images that cannot be read are left out."""
     index: list[int] = []
     names: list[str] = []
     hashes: list[np.ndarray | None] = []
     for i in some_runs(len(source), images).tolist():
         try:
             sample = source.sample(i)
-            opened = open_image(sample)
+            opened = open_image(sample, pixels=pixels)
             side = min(opened.width, opened.height)
             reduce = next(r for r in (8, 4, 2, 1) if side >= SMALLEST * r or r == 1)
-            hashes.append(difference_hash(Image.fromarray(opened.pixels(reduce))))
+            hashes.append(difference_hash(Image.fromarray(drawable(opened.pixels(reduce)))))
         except BadImage:
             continue
         index.append(i)

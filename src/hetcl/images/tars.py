@@ -355,7 +355,7 @@ def _apart(group: _Group) -> Iterator[_Group]:
 def _is_image(path: str, file: IO[bytes], extension: str, member: Member) -> bool:
     """By the ending, or by the content where that is of no known kind."""
     last = "." + extension.rpartition(".")[2] if extension else ""
-    if last in EXTENSIONS or last in OTHERS:
+    if last in EXTENSIONS or last in OTHERS or last == ".npy":  # (what belongs to an image mostly)
         return last in EXTENSIONS
     try:
         return looks_like_image(os.pread(file.fileno(), min(HEAD, member.size), member.offset))

@@ -24,17 +24,19 @@ def build_embedding(
     seed: int,
     classes: int | None = None,
     words: Mapping[str, Mapping[str, Any]] | None = None,
+    in_chans: int = 3,
 ) -> nn.Module:
     """The encoder that a method trains, with initial weights that are a function of ``seed``.
 
     Args:
         classes: how many a method that learns labels tells apart.
         words: keywords by kind of branches: ``{"spatial": {"side": 14}}``; without them its defaults.
+        in_chans: channels of its images.
 
     Returns:
         an ``Embedding`` with the method's branches; of a method that learns labels a :class:`Classifier`.
     """
-    entry, pyramid = METHODS[method], build_pyramid(backbone, seed=seed)
+    entry, pyramid = METHODS[method], build_pyramid(backbone, seed=seed, in_chans=in_chans)
     made: dict[str, nn.Module] = {}
     for name, branch in entry.branches.items():
         kind, channels = KINDS[branch.kind], pyramid.spec.channels

@@ -24,6 +24,11 @@ from hetcl.types import PyramidSpec
 
 Backbone = nn.Module | Callable[[], nn.Module]
 """A module, or what makes one: a class that needs no arguments, or a function."""
+RECORDED = (
+    ". Its name is recorded, not its code: to open this run in another process, call hetcl.register_backbone first, "
+    "with the same class or a module like it"
+)
+"""What follows the name of such a backbone in a run's notes."""
 
 
 def register_backbone(backbone: Backbone) -> str:

@@ -5,7 +5,8 @@
     build_pyramid("timm:swin_tiny_patch4_window7_224")
 
 Weights are random; nothing is downloaded. State dicts carry the library's own names, without the classifier.
-Shapes: images ``[B, 3, H, W]``; map i ``[B, C_i, H / stride_i, W / stride_i]`` (``hetcl/types.py``).
+Shapes: images ``[B, 3, H, W]``, or of ``in_chans`` channels; map i
+``[B, C_i, H / stride_i, W / stride_i]`` (``hetcl/types.py``).
 """
 
 from __future__ import annotations
@@ -138,13 +139,14 @@ def seeded(seed: int | None, *key: int | str) -> Iterator[None]:
         yield
 
 
-def build_pyramid(arch: str, *, seed: int | None = None) -> Pyramid:
+def build_pyramid(arch: str, *, seed: int | None = None, in_chans: int = 3) -> Pyramid:
     """A backbone with random weights.
 
     Args:
         arch: ``torchvision:NAME``, ``timm:NAME``, a bare name (torchvision's if it has one, else timm's), or what
             ``register_backbone`` gave.
         seed: what the weights are a function of; None draws from torch's global generator.
+        in_chans: channels of its images.
 
     Raises:
         InputError: the name is unknown, or the model has no maps of strides 4, 8, 16 and 32 (a plain ViT).
@@ -155,7 +157,44 @@ def build_pyramid(arch: str, *, seed: int | None = None) -> Pyramid:
     library, name = _resolve(arch)
     build = _torchvision if library == "torchvision" else _timm
     with seeded(seed, "pyramid"):
-        return build(name)
+        return build(name, in_chans)
+
+
+def set_in_chans(model: nn.Module, in_chans: int) -> nn.Module:
+    """A model of RGB images made one of ``in_chans`` channels, with new random weights in its first convolution.
+
+    They are drawn such that outputs spread as before: normal, with the std of the old ones times sqrt(3 / in_chans).
+    """
+    if in_chans == 3:
+        return model
+    name, old = first_conv(model)
+    new: Any = nn.Conv2d(
+        in_chans,
+        old.out_channels,
+        **{n: getattr(old, n) for n in ("kernel_size", "stride", "padding")},
+        bias=old.bias is not None,
+    )
+    with torch.no_grad():
+        new.weight.copy_(torch.randn_like(new.weight) * (old.weight.std() * (3 / in_chans) ** 0.5))
+        if old.bias is not None and new.bias is not None:
+            new.bias.copy_(old.bias)
+    model.set_submodule(name, new)
+    return model
+
+
+def first_conv(model: nn.Module) -> tuple[str, nn.Conv2d]:
+    """Name and module of the convolution that sees the RGB image: the first of three input channels.
+
+    Raises:
+        InputError: there is none.
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, nn.Conv2d) and module.in_channels == 3 and module.groups == 1:
+            return name, module
+    raise InputError(
+        f"{type(model).__name__} has no first convolution of 3 channels, so it takes RGB images alone: set in_chans to "
+        "3, or take a backbone of timm's"
+    )
 
 
 def given(arch: str) -> Callable[[], Pyramid]:
@@ -220,7 +259,7 @@ def _first_line(error: BaseException) -> str:
 # --- torchvision
 
 
-def _torchvision(name: str) -> Pyramid:
+def _torchvision(name: str, in_chans: int) -> Pyramid:
     from torchvision.models import ResNet, get_model_builder
 
     arch = f"torchvision:{name}"
@@ -229,20 +268,20 @@ def _torchvision(name: str) -> Pyramid:
         warnings.simplefilter(
             "ignore", FutureWarning
         )  # inception and googlenet speak of their initialisation
-        model = builder(weights=None)
+        model = set_in_chans(builder(weights=None), in_chans)
     if isinstance(model, ResNet):
         return ResNetPyramid(arch, model)
-    return _traced(arch, model)
+    return _traced(arch, model, in_chans)
 
 
-def _traced(arch: str, model: nn.Module) -> Pyramid:
+def _traced(arch: str, model: nn.Module, in_chans: int) -> Pyramid:
     """Cut any torchvision classifier after the last stage of each stride."""
     from torchvision.models.feature_extraction import create_feature_extractor
 
     failure = "its stages were not found"
     for size in PROBES:
         try:
-            found = _stages(model, *size)
+            found = _stages(model, in_chans, *size)
         except (AssertionError, RuntimeError, ValueError) as error:
             failure = _first_line(error)
             continue
@@ -264,7 +303,7 @@ def _traced(arch: str, model: nn.Module) -> Pyramid:
 
 
 @torch.no_grad()
-def _stages(model: nn.Module, height: int, width: int) -> dict[int, tuple[str, int, bool]]:
+def _stages(model: nn.Module, in_chans: int, height: int, width: int) -> dict[int, tuple[str, int, bool]]:
     """Last stage of each stride: ``{stride: (module name, channels, channels last)}``.
 
     Stages are the model's children and grandchildren (``features.3``, ``trunk_output.block2``): deeper
@@ -292,7 +331,7 @@ def _stages(model: nn.Module, height: int, width: int) -> dict[int, tuple[str, i
             handles.append(grandchild.register_forward_hook(note(f"{name}.{sub}")))
     training = model.training
     try:
-        model.eval()(torch.zeros(1, 3, height, width))
+        model.eval()(torch.zeros(1, in_chans, height, width))
     finally:
         model.train(training)
         for handle in handles:
@@ -303,9 +342,9 @@ def _stages(model: nn.Module, height: int, width: int) -> dict[int, tuple[str, i
 # --- timm
 
 
-def _timm(name: str) -> Pyramid:
+def _timm(name: str, in_chans: int) -> Pyramid:
     arch = f"timm:{name}"
-    body, size = _timm_body(arch, name)
+    body, size = _timm_body(arch, name, in_chans)
     info: Any = body.feature_info
     strides = list(info.reduction())
     if not set(STRIDES) <= set(strides):
@@ -316,7 +355,7 @@ def _timm(name: str) -> Pyramid:
     return WrappedPyramid(arch, spec, body, last=(channels_last,) * 4, pick=pick, size=size)
 
 
-def _timm_body(arch: str, name: str) -> tuple[nn.Module, tuple[int, int] | None]:
+def _timm_body(arch: str, name: str, in_chans: int) -> tuple[nn.Module, tuple[int, int] | None]:
     """The feature model, and the only size of image it takes, if so."""
     import timm
 
@@ -325,14 +364,15 @@ def _timm_body(arch: str, name: str) -> tuple[nn.Module, tuple[int, int] | None]
     except RuntimeError as error:
         raise InputError(f"backbone {arch!r}: {_first_line(error)}; leave the tag out") from None
     fixed = config is not None and config.fixed_input_size
+    how: dict[str, Any] = {"features_only": True, "pretrained": False, "in_chans": in_chans}
     try:
         if fixed:
             try:  # the Swin family lets go of its size when asked
-                loose = timm.create_model(name, features_only=True, pretrained=False, strict_img_size=False)
+                loose = timm.create_model(name, strict_img_size=False, **how)
                 return loose, None
             except TypeError:
                 pass
-        body = timm.create_model(name, features_only=True, pretrained=False)
+        body = timm.create_model(name, **how)
         return body, tuple(config.input_size[-2:]) if fixed else None
     except (RuntimeError, AttributeError, TypeError, AssertionError, ValueError, KeyError) as error:
         raise _no_pyramid(arch, _first_line(error)) from error

@@ -17,7 +17,8 @@ from hetcl.pretraining import stages
 from hetcl.settings import PretrainSettings, StageSettings
 from hetcl.types import ViewBatch
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import Photometric
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
+from hetcl.weights.facts import InputFacts, order_of, pixel_facts
 
 DTYPES = {"fp64": torch.float64}
 """Type of weights and views by ``precision``; float32 where it is not named."""
@@ -30,7 +31,27 @@ def build_model(settings: PretrainSettings, stage: StageSettings, classes: int |
         classes: how many the data has, for supervised training.
     """
     s, words = settings, branch_words(settings)
-    return build_embedding(stage.method, s.backbone, seed=s.seed, classes=classes, words=words)
+    return build_embedding(
+        stage.method, s.backbone, seed=s.seed, classes=classes, words=words, in_chans=s.in_chans
+    )
+
+
+def normalization(settings: PretrainSettings) -> dict[str, tuple[float, ...]]:
+    """Mean and std of a run's images: those that are set or were measured, else ImageNet's."""
+    return {"mean": settings.mean or IMAGENET_MEAN, "std": settings.std or IMAGENET_STD}
+
+
+def image_facts(settings: PretrainSettings) -> dict[str, Any]:
+    """How a run's images are given to its encoder, as checkpoints and headers hold it."""
+    given: dict[str, Any] = {name: list(values) for name, values in normalization(settings).items()}
+    return given | {"channels": order_of(settings.pixels), **pixel_facts(settings.pixels)}
+
+
+def given_otherwise(facts: InputFacts, settings: PretrainSettings) -> bool:
+    """Whether images are given to the encoder in another way than to the weights, of these facts, it begins with."""
+    here, pixels = normalization(settings), settings.pixels
+    same = (facts.mean, facts.std) == (here["mean"], here["std"]) and facts.channel_order == order_of(pixels)
+    return not same or facts.pixels != pixels
 
 
 def build_task(
@@ -58,7 +79,7 @@ def build_task(
     common: dict[str, Any] = {
         "fabric": fabric,
         "loader": loader,
-        "photometric": Photometric(stage.views, dtype=dtype),
+        "photometric": Photometric(stage.views, **normalization(s), dtype=dtype),
         "evaluate": evaluate,
         "on_bad": on_bad,
         "config": stages.StageConfig(

@@ -20,6 +20,7 @@ import torch
 from hetcl.errors import InputError
 from hetcl.guidance import too_few
 from hetcl.images.decode import open_image
+from hetcl.images.look import Depth, channel_words, refusal
 from hetcl.images.near_duplicates import near_duplicates
 from hetcl.images.sources import open_source
 from hetcl.images.subset import why_none
@@ -28,15 +29,16 @@ from hetcl.methods import METHODS
 from hetcl.pretraining.build import build_model
 from hetcl.pretraining.monitors import some_images
 from hetcl.pretraining.pace import measure_step
-from hetcl.pretraining.plan import held_out_of, stages_to_train
+from hetcl.pretraining.plan import held_out_of, settle_pixels, stages_to_train
 from hetcl.printable import say, warn
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import machine
 from hetcl.settings import PretrainSettings, StageSettings, resolve
 from hetcl.training.devices import chosen_kernels, device_name, make_fabric, precision_on, workers_of
-from hetcl.types import BadImage, Source
+from hetcl.types import BadImage, OtherPixels, PixelFormat, Source
 from hetcl.views.loader import name_of
-from hetcl.weights.sources import read_weights
+from hetcl.weights.channels import with_channels
+from hetcl.weights.sources import Weights, read_weights
 
 SAMPLES = 64
 """Images that are opened to judge the data."""
@@ -44,6 +46,8 @@ COMPARED, COMPARING = 512, 10.0
 """Images that are compared with each other at most, and the seconds that reading them may take."""
 REPEATED = 0.9
 """Share of images that differ from which near-copies are not worth a warning."""
+JPEG = b"\xff\xd8\xff"
+"""How the files begin that hold no more than 8 bits."""
 VIEWS_OVER_DECODING = 1.3
 """A worker's time for an image, cropped twice, over that of decoding it whole (docs/results.md)."""
 
@@ -71,8 +75,9 @@ def doctor(
     settings = resolve(recipe, overrides)
     todo = stages_to_train(settings, init)
     _machine(warnings)
+    weights = None
     if init is not None:
-        read_weights(init, arch=settings.backbone)
+        weights = with_channels(read_weights(init, arch=settings.backbone), settings.in_chans)
     source, reading = None, 0.0
     notes: list[str] = []
     if data is not None:
@@ -84,11 +89,16 @@ def doctor(
                 window=settings.window,
             )
             held_out = held_out_of(data, settings, settings.window)
-        reading = _data(source, held_out, settings, warnings)
+        settings, reading = _data(source, held_out, settings, weights, warnings)
         _labels(source, settings, todo, warnings)
         if not data.startswith("scenes:"):  # these are for trying things out
             epochs = sum(stage.epochs for stage in todo.values())
-            few = too_few(_different(source, reading, warnings), epochs, settings.backbone, init=init)
+            few = too_few(
+                _different(source, reading, warnings, settings.pixels),
+                epochs,
+                settings.backbone,
+                init=init,
+            )
             warnings += [few] if few else []
             if not few and init is None:
                 say("images    enough to begin with random weights, by public advice (docs/facts.md)")
@@ -146,17 +156,33 @@ def _machine(warnings: list[str]) -> None:
         warnings.append(f"only {free:.1f} GiB of disk are free here: checkpoints may not fit")
 
 
-def _data(source: Source, held_out: Source | None, settings: PretrainSettings, warnings: list[str]) -> float:
-    """Open some images, spread over the data, and say what training will make of it; seconds for each."""
+def _data(
+    source: Source,
+    held_out: Source | None,
+    settings: PretrainSettings,
+    init: Weights | None,
+    warnings: list[str],
+) -> tuple[PretrainSettings, float]:
+    """Open some images, spread over the data, and say what training will make of it.
+
+    Returns:
+        the settings with mean and std as they will be used, and the seconds for an image.
+    """
     say(f"data      {source.description}")
     sizes, bad = [], []
     began = time.monotonic()
-    near = source.prefers_window > 0
+    near, depth = source.prefers_window > 0, Depth()
+    pixels = settings.pixels
     for index in np.sort(some_images(source, min(SAMPLES, len(source)), "doctor", near=near)).tolist():
         try:
-            image = open_image(source.sample(index))
+            sample = source.sample(index)
+            if not (isinstance(sample.data, bytes) and sample.data[:3] == JPEG):
+                depth.add(sample.data)
+            image = open_image(sample, pixels=pixels)
             image.pixels()
             sizes.append((image.width, image.height))
+        except OtherPixels as e:
+            raise InputError(refusal(name_of(source, index), e, "")) from None
         except BadImage as e:
             bad.append(f"{name_of(source, index)}: {e}".replace("\n", "\\n"))
     seconds = (time.monotonic() - began) / max(1, len(sizes) + len(bad))
@@ -168,6 +194,10 @@ def _data(source: Source, held_out: Source | None, settings: PretrainSettings, w
         f"          of {len(sizes) + len(bad)} opened: {len(bad)} unusable, "
         f"median {width} x {height}, {1000 * seconds:.1f} ms to decode"
     )
+    warnings += depth.lines(pixels)
+    used = settings if pixels.rgb else settle_pixels(settings, source, init)
+    if not pixels.rgb:
+        say(f"pixels    {channel_words(pixels, used.mean, used.std)}")
     say(f"kNN check {_knn_words(source, held_out, settings)}")
     if source.prefers_window:
         warnings.append(
@@ -185,15 +215,15 @@ def _data(source: Source, held_out: Source | None, settings: PretrainSettings, w
         )
     if smallest < 32:
         warnings.append(f"some images have a side of {smallest} pixels")
-    return seconds
+    return used, seconds
 
 
-def _different(source: Source, seconds: float, warnings: list[str]) -> int:
+def _different(source: Source, seconds: float, warnings: list[str], pixels: PixelFormat) -> int:
     """How many images there are, those left out that nearly repeat the one before them. ``seconds``: to read one."""
     if source.prefers_window:  # shards would be fetched for it
         return len(source)
     compared = max(SAMPLES, min(COMPARED, int(COMPARING / max(seconds, 1e-6))))
-    found = near_duplicates(source, compared)
+    found = near_duplicates(source, compared, pixels)
     left = found.different if len(source) <= compared else round(len(source) * (1 - found.share))
     plain = f"; {found.plain} are too plain to compare" if found.plain else ""
     names = f" ({found.example[0]} and {found.example[1]})" if found.example else ""
@@ -281,7 +311,7 @@ def _recipe(
     total = fastest = 0.0
     for name, stage in todo.items():
         model = build_model(settings, stage, classes)
-        cost = cost_of(model, 1, 3, settings.size, settings.size)
+        cost = cost_of(model, 1, settings.in_chans, settings.size, settings.size)
         with chosen_kernels(deterministic=settings.deterministic):
             pace = measure_step(share, stage, fabric=fabric, classes=classes)
         pace = replace(pace, images_per_second=devices * pace.images_per_second)

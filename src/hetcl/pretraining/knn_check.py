@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import copy
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -20,9 +21,9 @@ from hetcl.errors import InputError
 from hetcl.model.group_norm import group_batch_norm
 from hetcl.model.norm_statistics import is_unmeasured, measuring
 from hetcl.pretraining.monitors import some_images
-from hetcl.types import Source
+from hetcl.types import RGB, PixelFormat, Source
 from hetcl.views.central import Central
-from hetcl.views.photometric import Photometric
+from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD, Photometric
 from hetcl.views.policies import POLICIES
 
 MEASURED = 512
@@ -42,16 +43,23 @@ class KnnCheck:
         batch: most images at a time.
         window: within how many images the data is mixed, 0: anywhere.
         dtype: of the images.
+        pixels, mean, std: as what images are read, and how they are given to the backbone.
     """
 
     def __init__(
         self, source: Source, held_out: Source | None, *, fabric: Fabric, bank: int, queries: int, k: int,
         size: int, batch: int, seed: int, window: int, workers: int, dtype: torch.dtype, channels_last: bool,
+        pixels: PixelFormat = RGB, mean: Sequence[float] = IMAGENET_MEAN, std: Sequence[float] = IMAGENET_STD,
     ) -> None:  # fmt: skip
         self.source, self.held_out, self.fabric = source, held_out, fabric
         self.bank, self.queries, self.k, self.seed, self.window = bank, queries, k, seed, window
-        self.views: dict[str, Any] = {"size": size, "batch": min(256, batch), "workers": workers}
-        self.photometric = Photometric(POLICIES["none"], dtype=dtype)
+        self.views: dict[str, Any] = {
+            "size": size,
+            "batch": min(256, batch),
+            "workers": workers,
+            "pixels": pixels,
+        }
+        self.photometric = Photometric(POLICIES["none"], mean, std, dtype=dtype)
         self.layout = torch.channels_last if channels_last else torch.contiguous_format
 
     def accuracy(self, pyramid: nn.Module) -> dict[str, float]:

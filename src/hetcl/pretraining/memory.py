@@ -9,6 +9,7 @@ import torch
 from hetcl.methods import METHODS
 from hetcl.training.dry_run import DryRun
 from hetcl.training.memory import Need, outlook
+from hetcl.types import RGB, PixelFormat
 from hetcl.views.workers import room
 
 
@@ -22,6 +23,7 @@ def memory_of(
     device: torch.device,
     processes: int,
     workers: int,
+    pixels: PixelFormat = RGB,
 ) -> tuple[str, str]:
     """What the largest of some stages will take, in words, and what to be warned of (see ``memory.outlook``).
 
@@ -38,11 +40,16 @@ def memory_of(
     needs = []
     for one, method, queue in stages:
         views, models = (1, 3) if METHODS[method].labels else (2, 4)
-        pixels = 3 * size * size * batch * (views + (views > 1))
+        values = pixels.channels * size * size * batch * (views + (views > 1))
         step = (
-            one.weights * models + 4 * queue * one.length + one.activations * -(-batch // pieces) + 5 * pixels
+            one.weights * models
+            + 4 * queue * one.length
+            + one.activations * -(-batch // pieces)
+            + (5 if pixels.rgb else 8) * values
         )
-        needs.append(Need(round(factor * step), here * room(workers, views * batch * 3 * size * size)))
+        needs.append(
+            Need(round(factor * step), here * room(workers, views * batch * pixels.bytes * size * size))
+        )
     if not needs:
         return "", ""
     largest = max(needs, key=lambda need: need.device)

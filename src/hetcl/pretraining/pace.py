@@ -14,7 +14,7 @@ from lightning_fabric import Fabric
 from hetcl.methods import METHODS
 from hetcl.pretraining.build import build_model, build_task
 from hetcl.settings import PretrainSettings, StageSettings
-from hetcl.types import ViewBatch, ViewPolicy
+from hetcl.types import PixelFormat, ViewBatch, ViewPolicy
 from hetcl.views import photometric
 
 
@@ -37,11 +37,15 @@ class _OneBatch:
 
     steps_per_epoch = 1
 
-    def __init__(self, policy: ViewPolicy, *, images: int, size: int, views: int) -> None:
+    def __init__(
+        self, policy: ViewPolicy, *, images: int, size: int, views: int, pixels: PixelFormat
+    ) -> None:
         noise, rng = torch.Generator().manual_seed(0), np.random.default_rng(0)
         color = np.stack([photometric.draw(policy, rng) for _ in range(views * images)])
+        shape = views, images, pixels.channels, size, size
+        drawn = torch.randint(256, shape, generator=noise, dtype=torch.uint8)
         self.batch = ViewBatch(
-            images=torch.randint(256, (views, images, 3, size, size), generator=noise, dtype=torch.uint8),
+            images=drawn if pixels.rgb else drawn / 255,
             boxes=torch.zeros(views, images, 4),
             sizes=torch.ones(images, 2),
             color=torch.from_numpy(color).reshape(views, images, -1),
@@ -73,7 +77,7 @@ def measure_step(
         groups = ranks * min(max(1, 16 // group), max(1, s.groups // ranks))
         s = replace(s, batch=group * groups, groups=groups, accumulate=1)
     views = METHODS[stage.method].views_per_image
-    loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views)
+    loader = _OneBatch(stage.views, images=s.batch // ranks, size=s.size, views=views, pixels=s.pixels)
     warm, counted = (3, 5) if cuda else (1, 1)
     wait = (lambda: torch.cuda.synchronize(fabric.device)) if cuda else (lambda: None)
     try:

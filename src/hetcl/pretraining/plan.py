@@ -11,8 +11,10 @@ from lightning_fabric import Fabric
 from torch import nn
 
 from hetcl.errors import InputError
+from hetcl.images.folder_source import FolderSource
+from hetcl.images.look import GLANCED, SAMPLED, look_at
 from hetcl.images.sources import open_validation
-from hetcl.images.subset import with_labels
+from hetcl.images.subset import why_none, with_labels
 from hetcl.methods import METHODS
 from hetcl.model.own_backbone import Backbone, copy_of, register_backbone
 from hetcl.model.pyramid import OWN, given
@@ -26,11 +28,14 @@ from hetcl.settings import (
     check,
     flatten,
     given_in,
+    lacked_by_older,
     resolve,
     stages_of,
     to_dict,
 )
 from hetcl.types import Source
+from hetcl.weights.channels import settled
+from hetcl.weights.facts import InputFacts
 from hetcl.weights.matched import patterns
 from hetcl.weights.sources import Weights
 
@@ -85,11 +90,14 @@ def resumed_plan(folder: RunFolder, asked: Request) -> Plan:
     """The plan that the folder holds, with what may change from the arguments. Raises on anything else that differs."""
     saved = saved_by(folder, None)
     then = build_saved(
-        PretrainSettings, saved["settings"], str(folder.settings), check, but=MAY_CHANGE,
+        PretrainSettings, saved["settings"], str(folder.settings), check,
+        but=MAY_CHANGE | lacked_by_older(saved["settings"]),
         beside=lambda: folder.check_settings(saved, FIELDS),
     )  # fmt: skip
     refuse_other(folder, saved, {"init": asked.init}, patterns(asked.allow_partial))
     now = resolve(asked.recipe, asked.overrides, then=then)
+    if not now.mean:  # measured, and kept
+        now = replace(now, mean=then.mean, std=then.std)
     refuse_changes(folder, flatten(to_dict(then)), flatten(to_dict(now)), but=MAY_CHANGE)
     if now.backbone.startswith(f"{OWN}:"):
         given(now.backbone)  # or it would only be missed once the folder is written
@@ -129,6 +137,22 @@ def common_window(plan: Plan, source: Source, fabric: Fabric) -> int:
     return int(wanted)
 
 
+def settle_pixels(settings: PretrainSettings, source: Source, init: Weights | None) -> PretrainSettings:
+    """Settings with the mean and std of images that are not RGB of 8 bits: those of ``init``, else measured.
+
+    Raises:
+        InputError: images that do not go with the settings.
+    """
+    s, pixels = settings, settings.pixels
+    found = look_at(source, pixels, most=SAMPLED if not s.mean else GLANCED)
+    if pixels.rgb or s.mean:
+        return s
+    known = settled(init, pixels) or found
+    assert known is not None
+    order = -1 if isinstance(known, InputFacts) and known.channel_order == "BGR" else 1
+    return replace(s, mean=known.mean[::order], std=known.std[::order])
+
+
 def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[PretrainSettings, list[str]]:
     """Settings that go with the number of images, and what a person should be told about it."""
     s, n, notes = settings, len(source), []
@@ -163,3 +187,21 @@ def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[Pretrai
                 f"{name}.queue of {stage.queue} is longer than the data ({n} images): it holds each several times"
             )
     return s, notes
+
+
+def check_classes(source: Source, s: PretrainSettings) -> None:
+    """Raises ``InputError`` where folders were to be classes and are not."""
+    if s.folder_classes and isinstance(source, FolderSource) and source.classes is None:
+        raise InputError(
+            f"folder_classes is true, but {source.why_no_labels}: move each image into the folder of its class, or "
+            "leave folder_classes out"
+        )
+
+
+def check_labels(data: str, source: Source) -> None:
+    """Raises ``InputError`` where images have no labels to learn from."""
+    if source.classes is None:
+        raise InputError(
+            f"{data} has no labels, which supervised training needs{why_none(source)}; shards hold them as KEY.cls, a "
+            "folder as sub-folders with --folder_classes true"
+        )

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,24 +16,34 @@ from torch import nn
 
 from hetcl.errors import InputError
 from hetcl.guidance import too_few
-from hetcl.images.folder_source import FolderSource
+from hetcl.images.look import channel_words
 from hetcl.images.sources import absolute_data, open_source
-from hetcl.images.subset import why_none, with_labels
+from hetcl.images.subset import with_labels
 from hetcl.methods import METHODS, branch_words, facts_of
-from hetcl.model.own_backbone import Backbone
+from hetcl.model.own_backbone import RECORDED, Backbone
 from hetcl.model.pyramid import OWN
 from hetcl.pretraining import monitors
-from hetcl.pretraining.build import DTYPES, build_model, build_task
+from hetcl.pretraining.build import (
+    DTYPES,
+    build_model,
+    build_task,
+    given_otherwise,
+    image_facts,
+    normalization,
+)
 from hetcl.pretraining.knn_check import KnnCheck
 from hetcl.pretraining.memory import memory_of
 from hetcl.pretraining.pace import measure_step
 from hetcl.pretraining.plan import (
     Plan,
+    check_classes,
+    check_labels,
     common_window,
     fit,
     held_out_of,
     new_plan,
     resumed_plan,
+    settle_pixels,
     stages_to_train,
     with_backbone,
 )
@@ -50,7 +61,7 @@ from hetcl.training.schedule import schedule
 from hetcl.training.session import TrainingSession
 from hetcl.training.task import Task
 from hetcl.views.loader import ViewLoader
-from hetcl.views.photometric import IMAGENET_MEAN, IMAGENET_STD
+from hetcl.weights.channels import with_channels
 from hetcl.weights.facts import input_facts
 from hetcl.weights.sealed import seal_backbone
 from hetcl.weights.sources import Weights, install, read_weights
@@ -123,16 +134,16 @@ class PretrainRun(TrainingSession):
             plan.data, split=s.data_split, folder_classes=s.folder_classes, window=plan.window
         )
         self.held_out = held_out_of(plan.data, s, plan.window)
-        if s.folder_classes and isinstance(self.source, FolderSource) and self.source.classes is None:
-            raise InputError(
-                f"folder_classes is true, but {self.source.why_no_labels}: move each image into the folder of its "
-                "class, or leave folder_classes out"
-            )
+        check_classes(self.source, s)
         self.labelled = with_labels(self.source)
         refuse_other_data(folder, plan.data, vars(plan), {"fingerprint": self.source.fingerprint})
         self.init: Weights | None = None
         if plan.init is not None and not self.begun:
             self.init = read_weights(plan.init, arch=s.backbone, allow_partial=plan.allow_partial)
+            self.init = with_channels(self.init, s.in_chans)
+        if not plan.known:
+            plan = self.plan = replace(plan, settings=settle_pixels(s, self.source, self.init))
+            s = self.settings = plan.settings
         self.first = given if self.init is None else self.init
         self.dry_runs = self._dry_runs() if not plan.known else {}
         self.start(s, folder.log, folder.tensorboard, batch=s.batch, groups=s.groups)
@@ -147,14 +158,14 @@ class PretrainRun(TrainingSession):
 
     def go(self) -> RunFolder:
         """Find what to go on from, train each stage, and write what was learned."""
-        todo = self._todo()
+        todo, s = self._todo(), self.settings
         if len(todo) < len(stages_of(self.settings)):
             self.notes.append(f"--init {self.plan.init} takes the place of stage 1")
         facts = input_facts(self.init.facts, str(self.init.arch), self.init.origin) if self.init else None
-        if facts is not None and facts.source != "assumed" and not facts.ours:
+        if facts and facts.source != "assumed" and given_otherwise(facts, s):
+            here = "ImageNet's mean and std, RGB," if not s.mean and s.in_chans == 3 else "those of this run"
             self.notes.append(
-                f"--init {self.plan.init} was trained with {facts}; here it gets ImageNet's mean and std, RGB, and its "
-                "first layers must adapt"
+                f"--init {self.plan.init} was trained with {facts}; here it gets {here} and its first layers must adapt"
             )
         last = self._last_state(list(todo))
         with self.working():
@@ -185,11 +196,8 @@ class PretrainRun(TrainingSession):
         s, first, found = self.settings, self.first, {}
         images = min(2, s.batch // s.groups)  # two do, since batch norm fails on one where it fails at all
         for name, stage in self._todo().items():
-            if METHODS[stage.method].labels and self.source.classes is None:
-                raise InputError(
-                    f"{self.plan.data} has no labels, which supervised training needs{why_none(self.source)}; shards "
-                    "hold them as KEY.cls, a folder as sub-folders with --folder_classes true"
-                )
+            if METHODS[stage.method].labels:
+                check_labels(self.plan.data, self.source)
 
             def build(stage: StageSettings = stage, weights: Weights | None = first) -> nn.Module:
                 model = self._model(stage)
@@ -198,7 +206,7 @@ class PretrainRun(TrainingSession):
                 return model
 
             found[name] = dry_run(
-                build, lambda model: model(torch.zeros(images, 3, s.size, s.size)), images=images,
+                build, lambda model: model(torch.zeros(images, s.in_chans, s.size, s.size)), images=images,
                 failure=f"the model of {name} does not run on {count(images, 'image')} of {s.size} pixels",
                 advice="change size, batch, groups or backbone, or the width of the branches",
             )  # fmt: skip
@@ -214,7 +222,7 @@ class PretrainRun(TrainingSession):
         text, warned = memory_of(
             stages, batch=s.batch // fabric.world_size,
             pieces=s.accumulate, size=s.size, precision=self.precision,
-            device=fabric.device, processes=s.devices, workers=self.workers,
+            device=fabric.device, processes=s.devices, workers=self.workers, pixels=s.pixels,
         )  # fmt: skip
         self.notes += [warned] if warned else []
         return text
@@ -237,13 +245,12 @@ class PretrainRun(TrainingSession):
         say(
             f"training  {s.backbone} at {s.size} pixels: {methods}; batch {s.batch} in {s.groups} batch-norm groups"
         )
+        if s.mean:
+            say(f"pixels    {channel_words(s.pixels, s.mean, s.std)}")
         self.say_where(self.folder.path, precision=self.precision, memory=self.memory)
         self.reporter.note(f"window    {self.window} (images mixed at a time; 0: all)")
         if s.backbone.startswith(f"{OWN}:"):
-            self.notes.append(
-                f"the backbone was given from Python: its name is recorded, {s.backbone}, not its code; to open this "
-                "run in another process, call hetcl.register_backbone first, with the same class or a module like it"
-            )
+            self.notes.append(f"the backbone was given from Python: {s.backbone}{RECORDED}")
         for line in self.notes:
             self.reporter.warn(line)
         if not self.resume:  # every rank takes part
@@ -297,7 +304,7 @@ class PretrainRun(TrainingSession):
             self.labelled if METHODS[stage.method].labels else self.source, policy=stage.views, size=s.size,
             batch=s.batch, seed=s.seed, stage=name, views=METHODS[stage.method].views_per_image,
             rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers, window=self.window,
-            pin=fabric.device.type == "cuda",
+            pin=fabric.device.type == "cuda", pixels=s.pixels,
         )  # fmt: skip
 
         def start_key(key: nn.Module) -> None:
@@ -316,7 +323,8 @@ class PretrainRun(TrainingSession):
         return KnnCheck(
             self.labelled, self.held_out, fabric=self.fabric, bank=s.knn.bank, queries=s.knn.queries, k=s.knn.k,
             size=s.size, batch=s.batch, seed=s.seed, window=self.window, workers=self.workers,
-            dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last,
+            dtype=DTYPES.get(s.precision, torch.float32), channels_last=s.channels_last, pixels=s.pixels,
+            **normalization(s),
         )  # fmt: skip
 
     def _train(self, task: Task, stage: StageSettings, resumed: dict[str, Any] | None) -> None:
@@ -333,6 +341,7 @@ class PretrainRun(TrainingSession):
                 "arch": s.backbone,
                 "method": stage.method,
                 "size": s.size,
+                **({} if s.pixels.rgb and not s.mean else image_facts(s)),
                 **facts_of(branch_words(s)),
             },
         )
@@ -354,14 +363,8 @@ class PretrainRun(TrainingSession):
         s = self.settings
         final = read_weights(str(self.folder.checkpoints / f"{list(todo)[-1]}.ckpt"))
         backbone = {n.removeprefix("pyramid."): v for n, v in final.query.items() if n.startswith("pyramid.")}
-        facts = {
-            "arch": s.backbone,
-            "method": [stage.method for stage in todo.values()],
-            "size": s.size,
-            "mean": list(IMAGENET_MEAN),
-            "std": list(IMAGENET_STD),
-            "channels": "RGB",
-        }
+        methods = [stage.method for stage in todo.values()]
+        facts = {"arch": s.backbone, "method": methods, "size": s.size, **image_facts(s)}
         write_atomic(self.folder.backbone, seal_backbone(backbone, facts))
         rows = self.metrics.rows()
         last = {

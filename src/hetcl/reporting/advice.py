@@ -81,7 +81,7 @@ def advice_on(
             if t.kind == "where"
             for m in t.tree["models"]
         )
-        if not tested:
+        if not tested and run.settings.get("in_chans", 3) == 3 and not run.settings.get("pixel_max"):
             yield Advice(
                 "Ask what the frozen backbone knows of places, beside stage 1 and random weights.",
                 f"hetcl probe {out} --data {data} --ask where --out where",

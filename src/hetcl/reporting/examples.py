@@ -16,16 +16,18 @@ from torch import Tensor
 from hetcl.analysis.extractor import Extractor
 from hetcl.draws import permute
 from hetcl.errors import InputError, WorkFailed
+from hetcl.images.channels import drawable
 from hetcl.images.sources import open_source
 from hetcl.model.embedding import normalize
 from hetcl.reporting.blocks import Picture, Text, picture
 from hetcl.reporting.read import Result, mapping
-from hetcl.types import BadImage, Source, ViewPolicy
+from hetcl.types import BadImage, PixelFormat, Source, ViewPolicy
 from hetcl.views.central import Central
 from hetcl.views.photometric import Photometric
 from hetcl.views.policies import POLICIES
 from hetcl.views.sheet import sheet
 from hetcl.weights.encoder import Encoder, load_encoder
+from hetcl.weights.facts import view_normalization
 
 SEARCHED = 256
 """Images that neighbours are looked for among: a ResNet-50 at 224 pixels looks at them in a minute of one core."""
@@ -71,13 +73,20 @@ def _source(run: Result) -> Source:
     return source
 
 
+def _pixels(run: Result) -> PixelFormat:
+    """As what the run reads images."""
+    return PixelFormat(int(run.settings.get("in_chans") or 3), float(run.settings.get("pixel_max") or 0))
+
+
 def _views(run: Result, source: Source, count: int) -> Iterator[Picture]:
     """Two views of some images as the last stage draws them."""
     stage = "stage2" if mapping(run.settings.get("stage2")).get("epochs") else "stage1"
     stated = mapping(mapping(run.settings.get(stage)).get("views"))
     fields: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in stated.items()}
     policy = ViewPolicy(**fields)
-    drawn = sheet(source, policy, size=int(run.settings["size"]), count=min(count, len(source)))
+    drawn = sheet(
+        source, policy, size=int(run.settings["size"]), count=min(count, len(source)), pixels=_pixels(run)
+    )
     yield picture(
         f"Two views of each image, as {stage} draws them",
         f"{min(count, len(source))} images in a row, each with two crop boxes drawn in; under each its two views, "
@@ -91,15 +100,16 @@ def _looked_at(run: Result, source: Source, encoder: Encoder, count: int) -> Ite
     chosen = permute(np.arange(min(SEARCHED, len(source))), len(source), 0, "report")
     spatial = encoder.embedding is not None and "spatial" in encoder.embedding.branches
     extractor = Extractor(encoder, ["pooled", *(["spatial"] if spatial else [])], unit=False).eval()
-    plain = Photometric(POLICIES["none"])
-    loader = Central(source, chosen, size=int(encoder.size or run.settings["size"]), batch=32, whole=True)
+    size, form = int(encoder.size or run.settings["size"]), encoder.facts.pixels
+    plain = Photometric(POLICIES["none"], *view_normalization(form))
+    loader = Central(source, chosen, size=size, batch=32, whole=True, pixels=form)
     pixels, found = list[np.ndarray](), list[Mapping[str, Tensor]]()
     try:
         for _, views in loader.run(range(loader.steps)):
             (batch,) = views.values()
             if len(batch.index):
                 found.append(extractor(plain(batch.images[0], batch.color[0])))
-                pixels += list(batch.images[0].permute(0, 2, 3, 1).numpy())
+                pixels += [drawable(one) for one in batch.images[0].permute(0, 2, 3, 1).numpy()]
     finally:
         loader.close()
     if len(pixels) < 2:

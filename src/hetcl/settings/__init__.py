@@ -15,7 +15,7 @@ from hetcl.settings.analysis import (
     resolve_embed,
     resolve_probe,
 )
-from hetcl.settings.compute import MAY_CHANGE, ComputeSettings
+from hetcl.settings.compute import MAY_CHANGE, ComputeSettings, PixelSettings, lacked_by_older
 from hetcl.settings.downstream import (
     EvaluateSettings,
     FinetuneSettings,
@@ -37,6 +37,7 @@ __all__ = [
     "EmbedSettings",
     "EvaluateSettings",
     "FinetuneSettings",
+    "PixelSettings",
     "PredictSettings",
     "PretrainSettings",
     "ProbeSettings",
@@ -50,6 +51,7 @@ __all__ = [
     "from_dict",
     "given_in",
     "keys_of",
+    "lacked_by_older",
     "recipe_names",
     "recipe_text",
     "resolve",

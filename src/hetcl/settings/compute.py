@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -33,6 +33,51 @@ class StreamSettings(ComputeSettings):
 
     window: int = 0
     """Read images in windows of that many neighbours (slow storage); 0: anywhere."""
+
+
+@dataclass(frozen=True)
+class PixelSettings:
+    """As what the pixels of images are read (docs/channels.md)."""
+
+    in_chans: int = 3
+    """Channels of an image: 3 is RGB, 1 gray, others as stored (TIFF, .npy)."""
+    pixel_max: float = 0.0
+    """The stored value that becomes 1, e.g. 4095 for 12 bits; 0: the largest of the files' type, and RGB is read as 8
+    bits."""
+    mean: tuple[float, ...] = ()
+    """Mean of each channel, of pixels in [0, 1]; []: ImageNet's for RGB of 8 bits; for others that of the weights to
+    start from, where they have as many channels, else measured on 256 images."""
+    std: tuple[float, ...] = ()
+    """Standard deviation of each channel, likewise."""
+
+
+PIXELS = frozenset({"in_chans", "pixel_max", "mean", "std"})
+"""Their names."""
+
+
+def lacked_by_older(saved: Any) -> frozenset[str]:
+    """Settings that a run of an older version lacks, all together: it read RGB of 8 bits, which are the defaults."""
+    return PIXELS if isinstance(saved, Mapping) and not PIXELS & saved.keys() else frozenset()
+
+
+def check_pixels(s: PixelSettings, least: int = 1) -> list[str]:
+    """What is wrong with values that each have the right type, a line each."""
+    faults = []
+    if not least <= s.in_chans <= 512:
+        faults.append(f"setting in_chans must be {least} to 512, not {s.in_chans}")
+    if s.pixel_max < 0:
+        faults.append(f"setting pixel_max must be 0 (the largest of the type) or more, not {s.pixel_max:g}")
+    if bool(s.mean) != bool(s.std):
+        faults.append("settings mean and std go together: set both, or neither")
+    for name in ("mean", "std"):
+        values = getattr(s, name)
+        if values and s.in_chans and len(values) != s.in_chans:
+            faults.append(
+                f"setting {name} has {len(values)} values, and in_chans is {s.in_chans}: give one for each"
+            )
+    if s.std and min(s.std) <= 0:
+        faults.append(f"setting std must be above 0, not {list(s.std)}")
+    return faults
 
 
 MAY_CHANGE = frozenset(

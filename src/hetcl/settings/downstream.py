@@ -10,7 +10,14 @@ from dataclasses import dataclass
 from itertools import pairwise
 from typing import Any, Literal
 
-from hetcl.settings.compute import ComputeSettings, check_compute, check_finite, check_track
+from hetcl.settings.compute import (
+    ComputeSettings,
+    PixelSettings,
+    check_compute,
+    check_finite,
+    check_pixels,
+    check_track,
+)
 from hetcl.settings.parse import resolve_as
 from hetcl.settings.recipes import recipe_tree
 
@@ -27,9 +34,14 @@ class DownstreamSettings(ComputeSettings):
 
 
 @dataclass(frozen=True)
-class FinetuneSettings(DownstreamSettings):
+class FinetuneSettings(PixelSettings, DownstreamSettings):
     """Everything that decides a fine-tuning run, but for the weights, the data and the folder it writes."""
 
+    in_chans: int = 0
+    """Channels of an image: 0 as the weights have them, 1 gray, 3 RGB, others as stored (TIFF, .npy); first layers of
+    RGB weights are adapted."""
+    pixel_max: float = 0.0
+    """The stored value that becomes 1, e.g. 4095 for 12 bits; 0: as the weights have it."""
     precision: Literal["auto", "fp32", "bf16"] = "fp32"
     """fp32, as the paper and detectron2; auto: bf16 autocast on a GPU that has it, fp32 elsewhere. Losses and boxes are
     never below fp32. (PyTorch rounds the inputs of fp32 convolutions to TF32 on GPUs that have it.)"""
@@ -189,7 +201,7 @@ def resolve_predict(overrides: Mapping[str, Any] | Sequence[str] = ()) -> Predic
 
 def check_finetune(s: FinetuneSettings) -> list[str]:
     """What is wrong with values that each have the right type, a line each."""
-    faults = [*check_finite(s), *check_compute(s), *check_track(s.track)]
+    faults = [*check_finite(s), *check_compute(s), *check_pixels(s, least=0), *check_track(s.track)]
 
     def want(ok: bool, message: str) -> None:
         if not ok:

@@ -8,10 +8,17 @@ from itertools import pairwise
 from typing import Any, Literal, TypeAlias
 
 from hetcl.methods import METHODS
-from hetcl.settings.compute import StreamSettings, check_compute, check_finite, check_track
+from hetcl.settings.compute import (
+    PixelSettings,
+    StreamSettings,
+    check_compute,
+    check_finite,
+    check_pixels,
+    check_track,
+)
 from hetcl.settings.parse import resolve_as, to_dict
 from hetcl.settings.recipes import recipe_tree
-from hetcl.types import ViewPolicy
+from hetcl.types import PixelFormat, ViewPolicy
 
 Method: TypeAlias = Literal[tuple(METHODS)]  # type: ignore[valid-type]
 
@@ -82,7 +89,7 @@ class KnnSettings:
 
 
 @dataclass(frozen=True)
-class PretrainSettings(StreamSettings):
+class PretrainSettings(PixelSettings, StreamSettings):
     """Everything that decides a pre-training run, but for the data and the folder it writes."""
 
     backbone: str = "torchvision:resnet50"
@@ -138,6 +145,11 @@ class PretrainSettings(StreamSettings):
     checkpoint_minutes: float = 15.0
     """Minutes after which there is a checkpoint in any case, so that a kill costs no more; 0: none by time."""
 
+    @property
+    def pixels(self) -> PixelFormat:
+        """As what images are read."""
+        return PixelFormat(self.in_chans, self.pixel_max)
+
 
 def stages_of(settings: PretrainSettings) -> dict[str, StageSettings]:
     """The stages that train, by name, in order."""
@@ -182,7 +194,7 @@ def check(settings: PretrainSettings) -> list[str]:
 
     if faults:
         return faults
-    faults += check_compute(s) + check_track(s.track)
+    faults += [*check_compute(s), *check_pixels(s), *check_track(s.track)]
     for name in ("size", "batch", "groups", "accumulate", "log_every"):
         want(getattr(s, name) >= 1, f"setting {name} must be at least 1, not {getattr(s, name)}")
     for name in ("checkpoint_every", "checkpoint_minutes"):

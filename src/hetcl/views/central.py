@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 import numpy as np
 
 from hetcl.boxes import Box
-from hetcl.types import BadImage, BadRecord, Source, ViewBatch, ViewPolicy
+from hetcl.types import RGB, BadImage, BadRecord, PixelFormat, Source, ViewBatch, ViewPolicy
 from hetcl.views import crops, photometric
 from hetcl.views.loader import Cuts, bad_record, blank, collate, render
 from hetcl.views.policies import POLICIES
@@ -26,18 +26,19 @@ class Central:
         size: S.
         batch: B; the last step is short.
         whole: the whole image, stretched to a square, instead of its middle.
-        workers, pin: as for :class:`hetcl.views.loader.ViewLoader`.
+        workers, pin, pixels: as for :class:`hetcl.views.loader.ViewLoader`.
     """
 
     def __init__(
         self, source: Source, indices: Sequence[int] | np.ndarray | range, *, size: int, batch: int,
         workers: int = 0, pin: bool = False, whole: bool = False,
+        pixels: PixelFormat = RGB,
     ) -> None:  # fmt: skip
         self.source, self.indices, self.size, self.batch = source, indices, size, batch
-        self.whole = whole
+        self.whole, self.pixels = whole, pixels
         self.images, self.steps = len(indices), -(-len(indices) // batch)
         self._pool = Pool(self._step, workers, pin)
-        self.room = room(workers, batch * 3 * size * size)
+        self.room = room(workers, batch * pixels.bytes * size * size)
         """Bytes of host memory that workers and batches take, about."""
 
     def run(self, steps: Iterable[int]) -> Iterator[tuple[int, Mapping[tuple[ViewPolicy, int], ViewBatch]]]:
@@ -56,13 +57,13 @@ class Central:
 
     def _step(self, _: int, step: int) -> ViewBatch:
         here = self.indices[step * self.batch : (step + 1) * self.batch]
-        images = blank(1, len(here), self.size)
+        images = blank(1, len(here), self.size, self.pixels)
         views: list[Cuts] = []
         bad: list[BadRecord] = []
         for index in map(int, here):
             try:
                 out = images[:, len(views)].numpy()
-                views.append(render(self.source, index, self._box, self.size, out))
+                views.append(render(self.source, index, self._box, self.size, out, self.pixels))
             except BadImage as error:
                 bad.append(bad_record(self.source, index, error))
         images = images[:, : len(views)]

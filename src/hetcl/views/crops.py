@@ -91,30 +91,30 @@ def cut(
     plane: tuple[int, int] | None = None,
     out: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Cut ``boxes`` out of an image and resize each to ``size`` x ``size``: bilinear with antialiasing, in uint8.
+    """Cut ``boxes`` out of an image and resize each to ``size`` x ``size``: bilinear with antialiasing, in its type.
 
     With integer boxes on an image decoded in full this equals torchvision's (v2) ``resized_crop`` of a uint8
     tensor, and that of a PIL image to within 1 of 255 (other roundings of the same filter, in a third of the time).
     On a reduced image boxes are rounded to its pixels, none of which is larger than a pixel of the view.
 
     Args:
-        pixels: uint8 ``[h, w, 3]``, perhaps decoded at a reduced scale.
+        pixels: uint8 or float32 ``[h, w, C]``, perhaps decoded at a reduced scale.
         boxes: V rectangles in the plane of the original.
         size: S, in pixels.
         plane: (width, height) of the original; None when ``pixels`` is the original.
-        out: uint8 ``[V, 3, S, S]`` to write into, quickest where it is channels last in memory.
+        out: ``[V, C, S, S]`` to write into, quickest where it is channels last in memory.
 
     Returns:
-        uint8 ``[V, 3, S, S]``.
+        ``[V, C, S, S]`` of the type of ``pixels``.
     """
-    h, w = pixels.shape[:2]
+    h, w, channels = pixels.shape
     sx, sy = (1.0, 1.0) if plane is None else (w / plane[0], h / plane[1])
     if out is None:
-        out = np.empty((len(boxes), 3, size, size), np.uint8)
+        out = np.empty((len(boxes), channels, size, size), pixels.dtype)
     for view, (left, top, right, bottom) in zip(torch.from_numpy(out), boxes, strict=True):
         l, t = min(round(left * sx), w - 1), min(round(top * sy), h - 1)
         r, b = max(l + 1, round(right * sx)), max(t + 1, round(bottom * sy))
-        # [1, 3, h, w], channels last in memory; the copied first dimension says so to torch.
+        # [1, C, h, w], channels last in memory; the copied first dimension says so to torch.
         part = torch.from_numpy(pixels[None, t:b, l:r].copy()).permute(0, 3, 1, 2)
         _resize(part, (size, size), False, out=view[None])
     return out

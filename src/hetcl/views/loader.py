@@ -19,7 +19,7 @@ from hetcl.boxes import Box
 from hetcl.draws import Key, generator
 from hetcl.errors import InputError
 from hetcl.images.decode import open_image
-from hetcl.types import BadImage, BadRecord, Source, ViewBatch, ViewPolicy
+from hetcl.types import RGB, BadImage, BadRecord, PixelFormat, Source, ViewBatch, ViewPolicy
 from hetcl.views import crops, photometric
 from hetcl.views.order import Order
 from hetcl.views.workers import Pool
@@ -49,24 +49,26 @@ def render(
     choose: Callable[[int, int], list[Box]],
     size: int,
     out: np.ndarray,
+    pixels: PixelFormat = RGB,
 ) -> Cuts:
     """Decode an image once and cut its views into ``out``.
 
     Args:
         choose: V boxes from (width, height).
         size: S.
-        out: uint8 ``[V, 3, S, S]``, written.
+        out: ``[V, C, S, S]``, written.
+        pixels: as what it is read.
 
     Raises:
         BadImage: it cannot be used; ``out`` may hold anything.
     """
     sample = source.sample(index)
-    image = open_image(sample)
+    image = open_image(sample, pixels=pixels)
     plane = image.width, image.height
     boxes = choose(*plane)
     lowest = math.ceil(max(bottom for *_, bottom in boxes))
-    pixels = image.pixels(crops.reduction(*plane, boxes, size), rows=lowest)
-    crops.cut(pixels, boxes, size, plane=plane, out=out)
+    whole = image.pixels(crops.reduction(*plane, boxes, size), rows=lowest)
+    crops.cut(whole, boxes, size, plane=plane, out=out)
     return Cuts(boxes, plane, index, sample.label)
 
 
@@ -111,12 +113,13 @@ def or_another(
     )
 
 
-def blank(views: int, count: int, size: int) -> torch.Tensor:
-    """Where views are cut into: uint8 ``[V, B, 3, S, S]``, not filled; each view is channels last in memory.
+def blank(views: int, count: int, size: int, pixels: PixelFormat = RGB) -> torch.Tensor:
+    """Where views are cut into: ``[V, B, C, S, S]``, not filled; each view is channels last in memory.
 
     That is how they are resized; the device turns them into floats and reorders them on the way.
     """
-    images = torch.from_numpy(np.empty((views, count, size, size, 3), np.uint8))  # numpy asks for large pages
+    shape = views, count, size, size, pixels.channels
+    images = torch.from_numpy(np.empty(shape, pixels.dtype))  # numpy asks for large pages
     return images.permute(0, 1, 4, 2, 3)
 
 
@@ -159,6 +162,7 @@ class ViewLoader:
         window: mix images within windows of that many, so that reads stay near each other (slow disks, shards);
             0 mixes everything, or as the source prefers.
         pin: batches in page-locked memory, for a GPU.
+        pixels: as what images are read.
 
     Raises:
         InputError: fewer images than ``batch``, or a batch that does not split over the ranks.
@@ -167,7 +171,7 @@ class ViewLoader:
     def __init__(
         self, source: Source, *, policy: ViewPolicy, size: int, batch: int, seed: int, stage: str | int,
         views: int = 2, rank: int = 0, ranks: int = 1, workers: int = 0, window: int = 0,
-        pin: bool = False,
+        pin: bool = False, pixels: PixelFormat = RGB,
     ) -> None:  # fmt: skip
         if len(source) < batch:
             raise InputError(
@@ -179,7 +183,7 @@ class ViewLoader:
                 f"a batch of {batch} does not split over {ranks} processes; choose a multiple of {ranks}"
             )
         self.source, self.policy, self.size, self.batch, self.views = source, policy, size, batch, views
-        self.key = (seed, stage)
+        self.key, self.pixels = (seed, stage), pixels
         self.steps_per_epoch, self.local_batch = -(-len(source) // batch), batch // ranks
         self._share = slice(rank * self.local_batch, (rank + 1) * self.local_batch)
         window = window or getattr(source, "prefers_window", 0)
@@ -219,7 +223,7 @@ class ViewLoader:
         """The local batch: what the workers compute."""
         indices = self.images(epoch, step)
         count = len(indices)
-        images = blank(self.views, count, self.size)
+        images = blank(self.views, count, self.size, self.pixels)
         color = np.empty((self.views, count, len(photometric.COLUMNS)), np.float32)
         views: list[Cuts] = []
         bad: list[BadRecord] = []
@@ -247,7 +251,7 @@ class ViewLoader:
             return [crops.box_from(draws, width, height, area, ratio) for draws in places]
 
         def make(candidate: int) -> Cuts:
-            return render(self.source, candidate, choose, self.size, images)
+            return render(self.source, candidate, choose, self.size, images, self.pixels)
 
         cuts, failed = or_another(
             index, make, data=self.source, name=lambda i: name_of(self.source, i), key=key

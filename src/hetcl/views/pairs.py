@@ -15,7 +15,7 @@ from torch import Tensor
 
 from hetcl.draws import generator
 from hetcl.images.decode import open_image
-from hetcl.types import BadImage, BadRecord, Source, ViewBatch, ViewPolicy
+from hetcl.types import RGB, BadImage, BadRecord, PixelFormat, Source, ViewBatch, ViewPolicy
 from hetcl.views import crops, photometric
 from hetcl.views.loader import bad_record
 from hetcl.views.order import Order
@@ -34,7 +34,7 @@ class Views:
     """Views of the images of one step, as they leave a worker: each distinct cut once."""
 
     images: dict[tuple[Cut, int], Tensor]
-    """uint8 ``[2, B, 3, S, S]`` for each cut and size."""
+    """``[2, B, C, S, S]`` for each cut and size."""
     boxes: dict[Cut, Tensor]
     """float32 ``[2, B, 4]``."""
     color: dict[ViewPolicy, Tensor]
@@ -74,15 +74,17 @@ class Pairs:
         window: mix images within windows of that many (slow storage); 0: everything, or as the source prefers.
         images: the first so many of the random order; 0: all.
         pin: batches in page-locked memory, for a GPU.
+        pixels: as what images are read.
     """
 
     def __init__(
         self, source: Source, policies: Sequence[ViewPolicy], *, size: int | Sequence[int], batch: int,
         seed: int, workers: int = 0, window: int = 0, images: int = 0, pin: bool = False,
+        pixels: PixelFormat = RGB,
     ) -> None:  # fmt: skip
         self.source, self.policies, self.batch = source, tuple(dict.fromkeys(policies)), batch
         self.sizes = (size,) if isinstance(size, int) else tuple(size)
-        self.seed = seed
+        self.seed, self.pixels = seed, pixels
         self.images = min(images or len(source), len(source))
         window = window or source.prefers_window
         self.order = Order(
@@ -91,7 +93,9 @@ class Pairs:
         self.steps = -(-self.images // batch)
         self._pool = Pool(self._step, workers, pin)
         cuts = len({(p.area, p.ratio) for p in self.policies})
-        self.room = room(workers, cuts * VIEWS * batch * 3 * sum(side * side for side in self.sizes))
+        self.room = room(
+            workers, cuts * VIEWS * batch * pixels.bytes * sum(side * side for side in self.sizes)
+        )
         """Bytes of host memory that workers and batches take, about."""
 
     def run(self, steps: Iterable[int]) -> Iterator[tuple[int, Mapping[tuple[ViewPolicy, int], ViewBatch]]]:
@@ -123,7 +127,8 @@ class Pairs:
     def _views(self, indices: Sequence[int], policies: Sequence[ViewPolicy], sizes: Sequence[int]) -> Views:
         cuts: list[Cut] = list(dict.fromkeys((p.area, p.ratio) for p in policies))
         n = len(indices)
-        images = {(c, s): np.empty((VIEWS, n, 3, s, s), np.uint8) for c in cuts for s in sizes}
+        channels, dtype = self.pixels.channels, self.pixels.dtype
+        images = {(c, s): np.empty((VIEWS, n, channels, s, s), dtype) for c in cuts for s in sizes}
         boxes = {c: np.zeros((VIEWS, n, 4), np.float32) for c in cuts}
         color = {p: np.zeros((VIEWS, n, len(photometric.COLUMNS)), np.float32) for p in policies}
         planes = np.zeros((n, 2), np.float32)
@@ -177,7 +182,7 @@ class Pairs:
         boxes: Mapping[Cut, np.ndarray],
     ) -> tuple[int, int]:
         """Decode an image once and cut all its views; returns its width and height. Raises ``BadImage``."""
-        image = open_image(self.source.sample(index))
+        image = open_image(self.source.sample(index), pixels=self.pixels)
         plane = image.width, image.height
         chosen = {cut: [crops.box_from(d, *plane, *cut) for d in draws] for cut in boxes}
         scaled: dict[int, np.ndarray] = {}  # by reduction, which must not depend on what else is asked for

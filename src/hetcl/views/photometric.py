@@ -12,6 +12,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Any
 
 import numpy as np
 import torch
@@ -80,14 +81,15 @@ def gray_of(x: Tensor) -> Tensor:
 
 
 def brightness_(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiply ``x [B, 3, H, W]`` by ``factor [B, 1, 1, 1]``, in place."""
+    """Multiply ``x [B, C, H, W]`` by ``factor [B, 1, 1, 1]``, in place."""
     return x.mul_(factor).clamp_(0, 1)
 
 
 def contrast_(x: Tensor, factor: Tensor) -> Tensor:
-    """Move every pixel away from the mean gray of its image, in place."""
-    weights = torch.tensor(GRAY_WEIGHTS, dtype=torch.float64)
-    weights = weights.to(x.dtype).to(x.device, non_blocking=True).view(1, 3, 1, 1)
+    """Move every pixel away from the mean gray of its image, in place; other channels than three weigh alike."""
+    channels = x.shape[1]
+    weights = torch.tensor(GRAY_WEIGHTS if channels == 3 else [1 / channels] * channels, dtype=torch.float64)
+    weights = weights.to(x.dtype).to(x.device, non_blocking=True).view(1, -1, 1, 1)
     mean = (x.mean((2, 3), keepdim=True) * weights).sum(1, keepdim=True)
     return x.mul_(factor).add_(mean * (1 - factor)).clamp_(0, 1)
 
@@ -132,10 +134,12 @@ def hue_(x: Tensor, shift: Tensor) -> Tensor:
 
 JITTER: tuple[Callable[[Tensor, Tensor], Tensor], ...] = (brightness_, contrast_, saturation_, hue_)
 """The jitter operations by their number in the drawn order."""
+ANY_CHANNELS = (BRIGHTNESS, CONTRAST)
+"""Those that there are for any number of channels; saturation, hue and gray are of colour, which has three."""
 
 
 def blur(x: Tensor, sigma: Tensor, kernel: int) -> Tensor:
-    """Gaussian blur of ``x [B, 3, H, W]`` with ``sigma [B]`` in pixels and reflected edges.
+    """Gaussian blur of ``x [B, C, H, W]`` with ``sigma [B]`` in pixels and reflected edges.
 
     Args:
         kernel: odd width of the kernel in pixels, the same for all.
@@ -162,12 +166,20 @@ def kernel_size(policy: ViewPolicy, height: int, width: int) -> int:
     return 2 * max(0, min(math.ceil(3 * policy.blur_sigma[1]), height - 1, width - 1)) + 1
 
 
+def in_unit(images: Tensor, dtype: torch.dtype = torch.float32, **how: Any) -> Tensor:
+    """Pixels in [0, 1], in memory of their own: uint8 over 255, floats as they are; ``how`` as of ``Tensor.to``."""
+    x = images.to(dtype, copy=True, **how)
+    return x if images.is_floating_point() else x.div_(255)
+
+
 class Photometric:
     """Applies drawn colour changes to batches (:meth:`__call__`).
 
+    Images of other than three channels have no colour: what is drawn of saturation, hue and gray is left out.
+
     Args:
         policy: whether gray comes first, and how wide the widest blur is.
-        mean, std: of the channels, for pixels in [0, 1].
+        mean, std: of the channels, for pixels in [0, 1]; one number stands for all.
         dtype: of the result and of every step on the way; float64 for comparisons.
     """
 
@@ -186,11 +198,11 @@ class Photometric:
         """Views as the encoder takes them.
 
         Args:
-            images: uint8 ``[B, 3, H, W]`` on any device, in any memory format; left as it is.
+            images: uint8 ``[B, C, H, W]``, or floats in [0, 1], on any device, in any memory format; left as it is.
             colour: float32 ``[B, P]`` on the host.
 
         Returns:
-            ``[B, 3, H, W]`` of ``dtype``, normalised, on the device of ``images``.
+            ``[B, C, H, W]`` of ``dtype``, normalised, on the device of ``images``.
         """
         host = color.numpy(force=True)
         out = torch.empty(images.shape, dtype=self.dtype, device=images.device)
@@ -200,20 +212,21 @@ class Photometric:
         std = torch.tensor(self.std, dtype=torch.float64)
         bias = -torch.tensor(self.mean, dtype=torch.float64) / std
         bias, scale = (
-            t.to(self.dtype).to(images.device, non_blocking=True).view(1, 3, 1, 1) for t in (bias, 1 / std)
+            t.to(self.dtype).to(images.device, non_blocking=True).view(1, -1, 1, 1) for t in (bias, 1 / std)
         )
         with torch.autocast(images.device.type, enabled=False):
             for start in range(0, len(images), chunk):
                 part = slice(start, start + chunk)
-                x = images[part].to(self.dtype, memory_format=torch.contiguous_format)
-                x = self._change(x.div_(255), host[part])
+                x = in_unit(images[part], self.dtype, memory_format=torch.contiguous_format)
+                x = self._change(x, host[part])
                 torch.addcmul(bias, x, scale, out=out[part])
         return out
 
     def _change(self, x: Tensor, draws: np.ndarray) -> Tensor:
-        """Everything but normalisation, of ``x [b, 3, H, W]`` in [0, 1], in place."""
+        """Everything but normalisation, of ``x [b, C, H, W]`` in [0, 1], in place."""
         values = torch.from_numpy(draws).to(x.dtype).to(x.device, non_blocking=True)
-        gray, first = draws[:, GRAY] > 0, self.policy.grayscale_first
+        colored = x.shape[1] == 3
+        gray, first = (draws[:, GRAY] > 0) & colored, self.policy.grayscale_first
 
         def some(mask: np.ndarray, change: Callable[[Tensor, Tensor], Tensor]) -> None:
             """Apply ``change(pixels, draws)`` to the samples of ``mask`` alone."""
@@ -235,6 +248,8 @@ class Photometric:
             some(gray, to_gray)
         for step in range(FIRST, FIRST + 4):
             for column, change in enumerate(JITTER):
+                if not colored and column not in ANY_CHANNELS:
+                    continue
                 mask = (draws[:, step] == column) & (draws[:, column] != NOTHING[column])
                 some(mask, partial(one_of_four, change, column))
         if not first:

@@ -47,8 +47,29 @@ class Facts:
     """Per channel, of pixels in 0..1."""
     std: tuple[float, ...]
     channels: str
+    """``RGB``, ``BGR``, or ``stored``: as the files have them, of other than three channels."""
     assumed: bool
     """Whether mean and std are ImageNet's for want of a word about them in the source."""
+    pixel_max: float = 0.0
+    """The stored value that becomes 1; 0: the largest of the files' type."""
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of an image."""
+        return len(self.mean)
+
+    @property
+    def rgb(self) -> bool:
+        """Whether images are RGB of 8 bits (or BGR)."""
+        return self.in_chans == 3 and not self.pixel_max
+
+    @property
+    def scale(self) -> str:
+        """How stored values become pixels in 0..1, before mean and std."""
+        if self.rgb:
+            return "(pixel / 255 - mean) / std"
+        top = f"{self.pixel_max:g}" if self.pixel_max else "the largest value of its type"
+        return f"(value / {top} - mean) / std"
 
     def metadata(self) -> dict[str, Any]:
         """The facts that files carry: numbers, strings and lists of them."""
@@ -59,6 +80,7 @@ class Facts:
             "mean": list(self.mean),
             "std": list(self.std),
             "channels": self.channels,
+            **({} if self.rgb else {"in_chans": self.in_chans, "pixel_max": self.pixel_max}),
             **({"assumed": True} if self.assumed else {}),
         }
 
@@ -220,7 +242,8 @@ def card(
             f"{facts.size} x {facts.size} pixels" if facts.size else "the source does not say",
         ),
         ("channel order", markdown(facts.channels)),
-        ("pixel scale", "0..1 before mean and std are applied: (pixel / 255 - mean) / std"),
+        *([] if facts.rgb else [("channels", f"{facts.in_chans}")]),
+        ("pixel scale", f"0..1 before mean and std are applied: {facts.scale}"),
         ("mean", _numbers(facts.mean) + (" (ImageNet's: the source does not say)" if facts.assumed else "")),
         ("std", _numbers(facts.std) + (" (ImageNet's: the source does not say)" if facts.assumed else "")),
         *([("precision", "float32, rounded from the source's float64")] if rounded else []),

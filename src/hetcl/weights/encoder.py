@@ -72,7 +72,7 @@ def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Enco
         digest = digest_of(embedding.state_dict(), facts)
         assert isinstance(embedding.pyramid, Pyramid)
         return Encoder(model, name_of(model), embedding.pyramid, embedding, size, facts, digest, fresh)
-    pyramid, fresh = pyramid_of(weights), partial(build_pyramid, weights.arch)
+    pyramid, fresh = pyramid_of(weights), partial(build_pyramid, weights.arch, in_chans=weights.in_chans)
     digest = digest_of(pyramid.state_dict(), facts)
     return Encoder(model, name_of(model), pyramid, None, size, facts, digest, fresh)
 
@@ -81,7 +81,9 @@ def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
     """What builds pyramid and branches as the checkpoint describes them, from a seed."""
     assert weights.arch is not None
     method = method_of(branches, weights.facts.get("method"))
-    return partial(build_embedding, method, weights.arch, words=words_in(weights.facts))
+    return partial(
+        build_embedding, method, weights.arch, words=words_in(weights.facts), in_chans=weights.in_chans
+    )
 
 
 def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:
@@ -101,7 +103,8 @@ def digest_of(state: Mapping[str, Tensor], facts: InputFacts) -> str:
     """A hash of names, shapes and bytes of a state dict, and of how images are given: 16 hexadecimal digits."""
     h = hashlib.blake2b(digest_size=8)
     if not facts.ours:
-        h.update(f"{facts.mean} {facts.std} {facts.channel_order};".encode())
+        top = f" {facts.pixel_max}" if facts.pixel_max else ""
+        h.update(f"{facts.mean} {facts.std} {facts.channel_order}{top};".encode())
     for name in sorted(state):
         value = state[name].detach().cpu().contiguous()
         h.update(f"{name} {value.dtype} {tuple(value.shape)};".encode())

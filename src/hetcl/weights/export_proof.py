@@ -51,8 +51,8 @@ class Proof:
     """Height and width of the random images."""
 
 
-def random_images(count: int = 2, *, size: tuple[int, int] | None = None) -> list[Tensor]:
-    """Random images, each ``[2, 3, H, W]`` of standard normal values: the same ones at every call.
+def random_images(count: int = 2, *, size: tuple[int, int] | None = None, in_chans: int = 3) -> list[Tensor]:
+    """Random images, each ``[2, in_chans, H, W]`` of standard normal values: the same ones at every call.
 
     Args:
         size: height and width where the backbone takes one only; None draws a size for each.
@@ -61,7 +61,7 @@ def random_images(count: int = 2, *, size: tuple[int, int] | None = None) -> lis
     for i in range(count):
         rng = generator("export", "check", i)
         height, width = (int(n) for n in rng.integers(SIDES[0], SIDES[1] + 1, 2)) if size is None else size
-        out.append(torch.from_numpy(rng.standard_normal((2, 3, height, width), dtype=np.float32)))
+        out.append(torch.from_numpy(rng.standard_normal((2, in_chans, height, width), dtype=np.float32)))
     return out
 
 
@@ -156,12 +156,12 @@ def _images(m: Material, target: Target) -> list[Tensor]:
         # a pyramid can let go of it, the plain model cannot
         if config is not None and config.fixed_input_size:
             size = tuple(config.input_size[-2:])
-    images = random_images(size=size)
+    images = random_images(size=size, in_chans=target.in_chans)
     try:
         with torch.no_grad():
             m.pyramid(images[0])
     except RuntimeError:  # a model that takes whole multiples of its largest stride alone
-        images = random_images(size=(96, 128))
+        images = random_images(size=(96, 128), in_chans=target.in_chans)
     return images
 
 

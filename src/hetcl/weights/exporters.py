@@ -220,6 +220,7 @@ def _facts(arch: str, weights: Weights) -> Facts:
         std=given.std,
         channels=given.channel_order,
         assumed=given.source == "assumed",
+        pixel_max=given.pixel_max,
     )
 
 

@@ -32,7 +32,7 @@ def config(facts: Facts, name: str, features: int, published: Mapping[str, Any])
     kept = ("interpolation", "crop_pct", "first_conv", "classifier")
     about = {key: published[key] for key in kept if published.get(key) is not None}
     about |= {
-        "input_size": [3, size, size],
+        "input_size": [facts.in_chans, size, size],
         "fixed_input_size": fixed,
         "mean": list(facts.mean),
         "std": list(facts.std),
@@ -40,6 +40,8 @@ def config(facts: Facts, name: str, features: int, published: Mapping[str, Any])
         "license": "other",
     }
     tree = {"architecture": name, "num_classes": 0, "num_features": features, "pretrained_cfg": about}
+    if facts.in_chans != 3:
+        tree["model_args"] = {"in_chans": facts.in_chans}
     return (json.dumps(tree, indent=2) + "\n").encode()
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor
@@ -22,7 +22,7 @@ from hetcl.errors import InputError
 from hetcl.weights.architectures import ModelSpec, arch_of
 from hetcl.weights.heads import Head, find_head
 from hetcl.weights.matched import Account, Matched, allowed, some
-from hetcl.weights.names import Names, names_of
+from hetcl.weights.names import Names, channels_in, names_of
 from hetcl.weights.prefixes import TRANSPARENT, Tower, chosen, find_towers, without_prefixes
 
 State = dict[str, Tensor]
@@ -133,12 +133,18 @@ def import_state(state: Mapping[str, Tensor], spec: ModelSpec, others: Sequence[
             f"{len(state)} unknown (e.g. {some(list(state))}){_hint(state, names)}"
         )
     query, key = chosen(towers, state, origin, account)
+    if (in_chans := channels_in(state, query.keys, names)) != 3:
+        names = names_of(names.arch, in_chans)
+        account.notes.append(
+            f"of images of {in_chans} channel{'s'[: in_chans != 1]}, by the shape of its first layer"
+        )
     heads = {
         t.prefix: find_head(state, t.prefix, names.channels[-1], moco=_is_moco(t, state, spec.moco))
         for t in (query, key)
         if t
     }
-    return _assemble(state, spec, names, query, key, heads, account)
+    found = _assemble(state, spec, names, query, key, heads, account)
+    return found if in_chans == 3 else replace(found, facts={**found.facts, "in_chans": in_chans})
 
 
 # ---- the parts -------------------------------------------------------------------------------------------------------

@@ -32,6 +32,10 @@ class Target:
     indices: tuple[int, ...] = ()
     """timm: ``out_indices`` of C2..C5."""
     resnet: PlainResNet | None = None
+    in_chans: int = 3
+    """Channels of an image."""
+    first: str = ""
+    """torchvision: the convolution that sees the image, where that is not RGB."""
 
 
 def code(target: Target) -> str:
@@ -48,10 +52,21 @@ import torchvision
 from torchvision.models.feature_extraction import create_feature_extractor
 
 model = torchvision.models.get_model("{t.name}", weights=None)
-missing, unexpected = model.load_state_dict({load}, strict=False)
+{_other_channels(t)}missing, unexpected = model.load_state_dict({load}, strict=False)
 assert not unexpected and set(missing) == {missing}
 backbone = create_feature_extractor(model.eval(), {stages})
-# maps = backbone(images)  # {{"c2": ..., "c5": ...}} from normalised float32 [B, 3, H, W]{_order(t)}
+# maps = backbone(images)  # {{"c2": ..., "c5": ...}} from normalised float32 [B, {t.in_chans}, H, W]{_order(t)}
+"""
+
+
+def _other_channels(t: Target) -> str:
+    """torchvision's models are of RGB images; others get another first convolution."""
+    if t.in_chans == 3:
+        return ""
+    return f"""\
+rgb = model.get_submodule("{t.first}")  # torchvision's models take RGB images
+first = type(rgb)({t.in_chans}, rgb.out_channels, rgb.kernel_size, rgb.stride, rgb.padding, bias=rgb.bias is not None)
+model.set_submodule("{t.first}", first)
 """
 
 
@@ -60,19 +75,30 @@ def _timm_backbone(t: Target) -> str:
 backbone = timm.create_model(
     "{t.name}",
     features_only=True,
-    out_indices={t.indices},
+    out_indices={t.indices}{_in_chans(t)},
     pretrained=True,
-    pretrained_cfg_overlay={{"file": FILE}},
+    pretrained_cfg_overlay={{"file": FILE{_as_they_are(t)}}},
 ).eval()
-# c2, c3, c4, c5 = backbone(images)  # from normalised float32 [B, 3, H, W]{_order(t)}
+# c2, c3, c4, c5 = backbone(images)  # from normalised float32 [B, {t.in_chans}, H, W]{_order(t)}
 """
 
 
+def _in_chans(t: Target) -> str:
+    """``, in_chans=5`` of timm's models of other than RGB images."""
+    return "" if t.in_chans == 3 else f", in_chans={t.in_chans}"
+
+
+def _as_they_are(t: Target) -> str:
+    """Weights of other channels are not to be adapted once more."""
+    return "" if t.in_chans == 3 else ', "first_conv": None'
+
+
 def _timm(t: Target) -> str:
+    more = _in_chans(t)
     return f"""\
 import timm
 
-model = timm.create_model("{t.name}", checkpoint_path=FILE, num_classes=0).eval()  # every key has its place
+model = timm.create_model("{t.name}"{more}, checkpoint_path=FILE, num_classes=0).eval()  # every key has its place
 {_timm_backbone(t)}"""
 
 
@@ -100,7 +126,7 @@ import hetcl
 import timm
 from safetensors.torch import load_file
 
-model = timm.create_model("{t.name}", num_classes=0).eval()
+model = timm.create_model("{t.name}"{_in_chans(t)}, num_classes=0).eval()
 missing, unexpected = model.load_state_dict(load_file(FILE), strict=False)
 assert not unexpected and set(missing) == {missing}
 {_timm_backbone(t)}"""
@@ -149,6 +175,7 @@ def _onnx(t: Target, runtime: str = "onnxruntime") -> str:
         head = "import onnxruntime"
     else:
         load, head = "session = ReferenceEvaluator(FILE)", "from onnx.reference import ReferenceEvaluator"
+    shape = f"[B, {t.in_chans}, H, W]"
     return f"""\
 {head}
 
@@ -156,7 +183,7 @@ def _onnx(t: Target, runtime: str = "onnxruntime") -> str:
 
 
 def backbone(images):
-    return session.run(None, {{"images": images.numpy()}})  # c2, c3, c4, c5 from normalised float32 [B, 3, H, W]
+    return session.run(None, {{"images": images.numpy()}})  # c2, c3, c4, c5 from normalised float32 {shape}
 """
 
 
@@ -166,12 +193,12 @@ def onnx_by_reference(target: Target) -> str:
 
 
 def _full(t: Target) -> str:
-    return """\
+    return f"""\
 from hetcl.weights.encoder import load_encoder
 
 encoder = load_encoder(FILE)  # the query encoder; hetcl pretrain --init FILE takes the key encoder too
-backbone = encoder.pyramid  # c2, c3, c4, c5 from normalised float32 [B, 3, H, W]
-embedding = encoder.embedding  # {"semantic": [B, 128], ...}; None where there are no contrastive branches
+backbone = encoder.pyramid  # c2, c3, c4, c5 from normalised float32 [B, {t.in_chans}, H, W]
+embedding = encoder.embedding  # {{"semantic": [B, 128], ...}}; None where there are no contrastive branches
 """
 
 

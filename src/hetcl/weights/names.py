@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
-from hetcl.model.pyramid import OWN, build_pyramid
+from hetcl.model.pyramid import OWN, build_pyramid, set_in_chans
 
 T = TypeVar("T")
 
@@ -57,15 +57,15 @@ def library_names(arch: str, state: Mapping[str, T]) -> dict[str, T]:
 
 
 @lru_cache(maxsize=32)
-def names_of(arch: str) -> Names:
+def names_of(arch: str, in_chans: int = 3) -> Names:
     """The names of ``arch`` (``torchvision:NAME``, ``timm:NAME``, or bare as ``build_pyramid`` takes it).
 
     Raises:
         InputError: no such architecture, or one whose names cannot be paired one to one.
     """
-    pyramid = build_pyramid(arch, seed=0)
+    pyramid = build_pyramid(arch, seed=0, in_chans=in_chans)
     state = pyramid.state_dict()
-    model = library_model(pyramid.arch)
+    model = library_model(pyramid.arch, in_chans=in_chans)
     theirs = _shapes(model.state_dict())
     ours = {n: shape for n, shape in _shapes(state).items() if not is_constant(n)}
     to_library = _paired(ours, theirs)
@@ -88,7 +88,33 @@ def names_of(arch: str) -> Names:
     return Names(pyramid.arch, to_pyramid, to_library, ours, beyond, indexed, pyramid.spec.channels, integers)
 
 
-def library_model(arch: str, *, device: str = "meta") -> nn.Module:
+def input_layers(arch: str, in_chans: int) -> tuple[str, ...]:
+    """Pyramid's names of the weights that see the image: those whose shape goes by the channels."""
+    rgb, others = names_of(arch).shapes, names_of(arch, in_chans).shapes
+    return tuple(name for name, shape in rgb.items() if others.get(name) != shape)
+
+
+def channels_in(state: Mapping[str, Tensor], keys: Mapping[str, str], names: Names) -> int:
+    """Channels of the images that a file's weights take, by the shapes of what sees them; 3 where they do not tell.
+
+    Args:
+        keys: pyramid's name -> key of ``state``.
+        names: of the architecture for RGB.
+    """
+    found = set()
+    for name, shape in names.shapes.items():
+        if len(shape) == 4 and shape[1] == 3 and name in keys:
+            theirs = tuple(state[keys[name]].shape)
+            if len(theirs) == 4 and (theirs[0], *theirs[2:]) == (shape[0], *shape[2:]):
+                found.add((name, theirs[1]))
+    counts = {count for _, count in found}
+    if len(counts) != 1 or (count := counts.pop()) == 3 or not 0 < count <= 512:
+        return 3
+    others = names_of(names.arch, count)
+    return count if all(others.shapes[n] == tuple(state[keys[n]].shape) for n, _ in found) else 3
+
+
+def library_model(arch: str, *, device: str = "meta", in_chans: int = 3) -> nn.Module:
     """The library's whole model with its classifier: without memory on ``meta``, else with random weights.
 
     Args:
@@ -104,10 +130,10 @@ def library_model(arch: str, *, device: str = "meta") -> nn.Module:
         if library == "torchvision":
             from torchvision.models import get_model_builder
 
-            return get_model_builder(name)(weights=None)
+            return set_in_chans(get_model_builder(name)(weights=None), in_chans)
         import timm
 
-        return timm.create_model(name, pretrained=False)
+        return timm.create_model(name, pretrained=False, in_chans=in_chans)
 
     with warnings.catch_warnings(), torch.random.fork_rng(devices=[]):
         warnings.simplefilter("ignore")

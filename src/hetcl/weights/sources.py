@@ -30,6 +30,8 @@ from hetcl.weights.names import is_constant, names_of
 
 State = dict[str, Tensor]
 log = logging.getLogger("hetcl.weights")
+PIXEL_FACTS = ("mean", "std", "channels", "in_chans", "pixel_max")
+"""What a checkpoint says of its images, where they are not RGB as ImageNet's."""
 GRAMMAR = (
     "give a run folder, RUN/checkpoints/FILE, a FILE of weights (.safetensors, .pth), moco:FILE, "
     "torchvision:ARCH[:FILE|random|WEIGHTS_NAME] or timm:ARCH[:FILE|random|TAG]"
@@ -51,6 +53,11 @@ class Weights:
     """What is known of the encoder: method, size, semantic_dim, spatial, mean, std, channels; only what is known."""
     matched: Matched | None = None
     """What became of the file's keys; None for weights that are in no file."""
+
+    @property
+    def in_chans(self) -> int:
+        """Channels of the images that they take."""
+        return int(self.facts.get("in_chans", 3))
 
 
 def read_weights(model: str, *, arch: str | None = None, allow_partial: str | Sequence[str] = ()) -> Weights:
@@ -190,12 +197,18 @@ def _checkpoint(path: Path, content: Mapping[str, Any]) -> Weights:
         for e in encoders
     )
     facts: dict[str, Any] = {
-        name: content[name] for name in ("method", "size", *fact_names()) if name in content
+        name: content[name] for name in ("method", "size", *PIXEL_FACTS, *fact_names()) if name in content
     }
-    if not sound or words_in(facts) is None:
+    if not sound or words_in(facts) is None or not _counted(facts):
         raise InputError(f"{path} is no checkpoint as hetcl writes them; give the run's own")
     key = dict(task["key"]) if "key" in task else None
     return Weights(str(path), content["arch"], dict(task["query"]), key, facts)
+
+
+def _counted(facts: Mapping[str, Any]) -> bool:
+    """Whether the number of channels, where it is stated, is one."""
+    count = facts.get("in_chans", 3)
+    return isinstance(count, int) and 0 < count <= 512
 
 
 def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: Mapping[str, Any]) -> Weights:
@@ -204,7 +217,7 @@ def _whole(origin: str, arch: str | None, content: Mapping[str, Tensor], facts: 
     Raises:
         InputError: a key that is none of an encoder, a momentum copy that is not one, or values that are not finite.
     """
-    if arch is None or words_in(facts) is None:
+    if arch is None or words_in(facts) is None or not _counted(facts):
         raise InputError(f"{origin}: the facts in its header do not describe an encoder; export it anew")
     query = {n: v for n, v in content.items() if not n.startswith("key.")}
     key = {n.removeprefix("key."): v for n, v in content.items() if n.startswith("key.")}
@@ -227,14 +240,14 @@ def _weights(spec: ModelSpec, found: Imported, facts: Mapping[str, Any]) -> Weig
     """Weights of what was imported; what was allowed to be missing is filled with random weights."""
     query, key = found.query, found.key
     if found.arch is not None and found.matched.missing:
-        fresh = {f"pyramid.{n}": v for n, v in _random(found.arch).items()}
+        fresh = {f"pyramid.{n}": v for n, v in _random(found.arch, found.facts.get("in_chans", 3)).items()}
         query = fresh | query
         key = None if key is None else fresh | key
     return Weights(spec.origin, found.arch, query, key, dict(found.facts) | dict(facts), found.matched)
 
 
-def _random(arch: str) -> State:
-    return build_pyramid(arch, seed=0).state_dict()
+def _random(arch: str, in_chans: int = 3) -> State:
+    return build_pyramid(arch, seed=0, in_chans=in_chans).state_dict()
 
 
 def install(
@@ -258,6 +271,8 @@ def install(
     missing = [n for n in pyramid if n not in state]
     strange = [n for n in state if n.startswith("pyramid.") and n not in own]
     shapes = [n for n in pyramid if n in state and not _alike(state[n], own[n])]
+    if shapes and not (missing or strange) and (differ := _channels(shapes, state, own)):
+        raise InputError(f"{origin} {differ}")
     if missing or strange or shapes:
         ours = getattr(getattr(module, "pyramid", None), "arch", "this backbone")
         examples = some([n.removeprefix("pyramid.") for n in missing + shapes + strange])
@@ -288,6 +303,15 @@ def install(
         )
     module.load_state_dict(take, strict=False)
     return notes
+
+
+def _channels(names: Sequence[str], theirs: Mapping[str, Tensor], ours: Mapping[str, Tensor]) -> str:
+    """What to say where shapes differ by the number of channels of the images alone; else empty."""
+    pairs = [(tuple(theirs[n].shape), tuple(ours[n].shape)) for n in names]
+    if not all(len(a) == len(b) == 4 and (a[0], *a[2:]) == (b[0], *b[2:]) for a, b in pairs):
+        return ""
+    found, wanted = pairs[0][0][1], pairs[0][1][1]
+    return f"takes images of {found} channels, and in_chans is {wanted}: set in_chans to {found}"
 
 
 def _alike(theirs: Tensor, ours: Tensor) -> bool:
@@ -333,7 +357,7 @@ def load_backbone(model: str, *, allow_partial: str | Sequence[str] = ()) -> nn.
 def pyramid_of(weights: Weights) -> Pyramid:
     """The backbone of weights of known architecture, in eval mode. Raises ``InputError`` as :func:`install`."""
     holder = nn.Module()
-    holder.pyramid = pyramid = build_pyramid(str(weights.arch), seed=0)
+    holder.pyramid = pyramid = build_pyramid(str(weights.arch), seed=0, in_chans=weights.in_chans)
     own = {n: v for n, v in weights.query.items() if n.startswith("pyramid.")}
     install(holder, own, weights.origin, arch=weights.arch)
     return pyramid.eval()

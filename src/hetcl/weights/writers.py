@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from hetcl.errors import InputError
 from hetcl.methods import fact_names
-from hetcl.model.pyramid import STRIDES, ResNetPyramid, WrappedPyramid, build_pyramid, seeded
+from hetcl.model.pyramid import STRIDES, ResNetPyramid, WrappedPyramid, build_pyramid, first_conv, seeded
 from hetcl.paths import expand_spec
 from hetcl.runs.folder import RunFolder, machine
 from hetcl.weights import hub
@@ -117,7 +117,7 @@ def _in_library(m: Material, library: str, format: str) -> Target:
     if own != library:
         name = name.split(".")[0]
         try:
-            other = names_of(f"{library}:{name}")
+            other = names_of(f"{library}:{name}", m.facts.in_chans)
             theirs = {n: other.shapes[p] for n, p in other.to_pyramid.items()}
         except InputError:
             theirs = {}
@@ -126,7 +126,27 @@ def _in_library(m: Material, library: str, format: str) -> Target:
                 f"{m.model} is {m.facts.arch}, and {library} has no model of that name with the same weights; "
                 f"export it as {own}, onnx or safetensors"
             )
-    return Target(format, library, name)
+    return _target(m, format, library, name)
+
+
+def _target(m: Material, format: str, library: str, name: str, **more: Any) -> Target:
+    """A target, with the channels of the images."""
+    first = ""
+    if m.facts.in_chans != 3 and library == "torchvision":
+        first, _ = first_conv(library_model(f"torchvision:{name}"))
+    return Target(format, library, name, in_chans=m.facts.in_chans, first=first, **more)
+
+
+def _only_rgb(m: Material, what: str) -> None:
+    """Raises ``InputError`` where a format is of RGB images and the weights are not."""
+    if not m.facts.rgb:
+        images = (
+            f"{m.facts.in_chans} channels" if m.facts.in_chans != 3 else f"values up to {m.facts.pixel_max:g}"
+        )
+        raise InputError(
+            f"{m.model} takes images of {images}, and {what} reads RGB of 8 bits alone; export it as timm, "
+            "torchvision, onnx or safetensors"
+        )
 
 
 def _with_maps(m: Material, target: Target) -> Target:
@@ -134,7 +154,9 @@ def _with_maps(m: Material, target: Target) -> Target:
     if target.library == "timm":
         pyramid = m.pyramid
         if m.facts.arch.partition(":")[0] != "timm":
-            pyramid = build_pyramid(f"timm:{target.name}", seed=0)  # type: ignore[assignment]
+            pyramid = build_pyramid(  # type: ignore[assignment]
+                f"timm:{target.name}", seed=0, in_chans=m.facts.in_chans
+            )
         assert isinstance(pyramid, WrappedPyramid)
         body: Any = pyramid.body
         given = list(body.feature_info.out_indices)  # of some models not every level is given
@@ -155,7 +177,7 @@ def to_torchvision(m: Material, file: Path) -> Payload:
 def to_timm(m: Material, file: Path) -> Payload:
     target = _with_maps(m, _in_library(m, "timm", "timm"))
     with seeded(0, "export"):
-        whole = _timm_without_classifier(target.name).state_dict()
+        whole = _timm_without_classifier(target.name, m.facts.in_chans).state_dict()
     ours = m.state
     if lost := sorted(ours.keys() - whole.keys()):
         raise InputError(
@@ -169,16 +191,16 @@ def to_timm(m: Material, file: Path) -> Payload:
 
 def to_hub(m: Material, file: Path) -> Payload:
     payload = to_timm(m, Path(hub.WEIGHTS))
-    model: Any = _timm_without_classifier(payload.target.name)
+    model: Any = _timm_without_classifier(payload.target.name, m.facts.in_chans)
     name = payload.target.name.split(".")[0]
     config = hub.config(m.facts, name, int(model.num_features), model.pretrained_cfg)
     return replace(payload, target=replace(payload.target, format="hub"), beside={hub.CONFIG: config})
 
 
-def _timm_without_classifier(name: str) -> nn.Module:
+def _timm_without_classifier(name: str, in_chans: int) -> nn.Module:
     import timm
 
-    return timm.create_model(name, pretrained=False, num_classes=0)
+    return timm.create_model(name, pretrained=False, num_classes=0, in_chans=in_chans)
 
 
 def _header(m: Material, contents: str, **more: Any) -> dict[str, Any]:
@@ -194,7 +216,8 @@ def to_safetensors(m: Material, file: Path) -> Payload:
     if library == "torchvision":
         missing = list(names_of(m.facts.arch).beyond)
     else:
-        missing = [n for n in _timm_without_classifier(target.name).state_dict() if n not in m.state]
+        whole = _timm_without_classifier(target.name, m.facts.in_chans).state_dict()
+        missing = [n for n in whole if n not in m.state]
     # Of a plain dictionary torch adds the counters that are not there, and does not call them missing.
     missing = [n for n in missing if not n.endswith("num_batches_tracked")]
     target = replace(target, missing=tuple(sorted(missing)))
@@ -209,10 +232,11 @@ def to_full(m: Material, file: Path) -> Payload:
         raise InputError(f"{m.model} holds values that are not finite, e.g. in {broken[0]}")
     more = {name: m.weights.facts[name] for name in fact_names() if name in m.weights.facts}
     library, _, name = m.facts.arch.partition(":")
-    return Payload(seal(state, _header(m, "encoder", **more)), state, Target("full", library, name))
+    return Payload(seal(state, _header(m, "encoder", **more)), state, _target(m, "full", library, name))
 
 
 def to_detectron2(m: Material, file: Path) -> Payload:
+    _only_rgb(m, "detectron2")
     net = plain_resnet(m.state, m.facts.arch)
     state = {
         detectron2_name(n): v.float() for n, v in m.state.items() if not n.endswith("num_batches_tracked")
@@ -238,6 +262,7 @@ class _ArrayPickler(pickle.Pickler):
 
 
 def to_mmdet(m: Material, file: Path) -> Payload:
+    _only_rgb(m, "mmdetection")
     net = plain_resnet(m.state, m.facts.arch)
     if net.groups == 1 and net.width_per_group != 64:
         raise InputError(
@@ -257,7 +282,7 @@ def to_onnx(m: Material, file: Path) -> Payload:
         )
     size = getattr(m.pyramid, "size", None)
     shapes = None if size else ({0: "batch", 2: "height", 3: "width"},)
-    example = torch.zeros(2, 3, *(size or (96, 128)))
+    example = torch.zeros(2, m.facts.in_chans, *(size or (96, 128)))
     try:
         with quiet(), torch.no_grad():
             program = torch.onnx.export(
@@ -280,7 +305,7 @@ def to_onnx(m: Material, file: Path) -> Payload:
     entry = graph.metadata_props.add()
     entry.key, entry.value = "hetcl", json.dumps(_header(m, "graph"), sort_keys=True)
     library, _, name = m.facts.arch.partition(":")
-    return Payload(graph.SerializeToString(), {}, Target("onnx", library, name))
+    return Payload(graph.SerializeToString(), {}, _target(m, "onnx", library, name))
 
 
 @torch.no_grad()

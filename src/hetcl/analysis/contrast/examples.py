@@ -14,6 +14,7 @@ import torch
 from hetcl.analysis.contrast.report import Tested, chunks, overlap_of
 from hetcl.analysis.contrast.sheets import Example, examples
 from hetcl.analysis.statistics import Bins
+from hetcl.images.channels import drawable
 from hetcl.images.decode import open_image
 from hetcl.types import Source, ViewBatch, ViewPolicy
 from hetcl.views.pairs import Pairs
@@ -72,12 +73,14 @@ def _example(
     return Example(
         bin=label,
         success=success,
-        original=open_image(source.sample(index)).pixels(),
+        original=drawable(open_image(source.sample(index), pixels=pairs.pixels).pixels()),
         boxes=(tuple(boxes[0]), tuple(boxes[1])),
         query=shown(own, policy, 0),
         partner=shown(own, policy, 1),
         found=None if other is None else shown(other, policy, 1),
-        found_original=None if other is None else open_image(source.sample(found)).pixels(),
+        found_original=None
+        if other is None
+        else drawable(open_image(source.sample(found), pixels=pairs.pixels).pixels()),
         found_box=None if other is None else tuple(other.boxes[1, 0].tolist()),
         iou=float(overlap_of(tested.features, slice(row, row + 1))[0]),
         right=float(row_found["right"]),
@@ -87,6 +90,8 @@ def _example(
 
 def shown(batch: ViewBatch, policy: ViewPolicy, view: int) -> np.ndarray:
     """A view as the encoder gets it, for people: uint8 ``[S, S, 3]``."""
-    plain = Photometric(policy, mean=(0, 0, 0), std=(1, 1, 1))
-    image = plain(batch.images[view], batch.color[view])[0].clamp(0, 1)
-    return (image.permute(1, 2, 0) * 255).round().to(torch.uint8).numpy()
+    plain = Photometric(policy, mean=(0,), std=(1,))
+    image = plain(batch.images[view], batch.color[view])[0].clamp(0, 1).permute(1, 2, 0)
+    if batch.images.dtype != torch.uint8:
+        return drawable(image.numpy())
+    return (image * 255).round().to(torch.uint8).numpy()

@@ -30,8 +30,9 @@ from hetcl.analysis.contrast.sheets import (
     font,
     framed,
 )
+from hetcl.images.channels import drawable
 from hetcl.images.decode import open_image
-from hetcl.types import Source, ViewBatch, ViewPolicy
+from hetcl.types import PixelFormat, Source, ViewBatch, ViewPolicy
 from hetcl.views.pairs import Pairs
 
 LOOKED_AT = 5_000
@@ -79,6 +80,7 @@ def part_sheet(
             source,
             lambda image: pairs.render([image], policy, size),
             policy,
+            pairs.pixels,
         )
         for x, cell in zip(xs, cells, strict=True):
             page.paste(cell, (x, y + HEAD - 4))
@@ -105,13 +107,14 @@ def _heading(draw: ImageDraw.ImageDraw, tested: Tested, width: int) -> None:
 
 def _row(
     tested: Tested, row: int, found: Found, maps: bool, source: Source, views: Callable[[int], ViewBatch],
-    policy: ViewPolicy,
+    policy: ViewPolicy, pixels: PixelFormat,
 ) -> Iterator[Image.Image]:  # fmt: skip
     """The cells of one query: its original, its views with their maps, and what each column found."""
     index = int(tested.features.index[row])
     own = views(index)
     first, second = (tuple(box) for box in own.boxes[:, 0].tolist())
-    yield drawn(open_image(source.sample(index)).pixels(), [(first, QUERY), (second, PARTNER)])
+    original = drawable(open_image(source.sample(index), pixels=pixels).pixels())
+    yield drawn(original, [(first, QUERY), (second, PARTNER)])
     for view, vectors, color in ((0, tested.features.query, QUERY), (1, tested.features.key, PARTNER)):
         yield framed(shown(own, policy, view), color)
         if maps:

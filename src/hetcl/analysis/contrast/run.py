@@ -125,6 +125,7 @@ class Test(ReportingSession[list[Tested]]):
                 "and many more for figures that mean something"
             )
         self.encoders = yardstick.distinct(models, allow_partial)
+        self.pixels = yardstick.check_images(self.source, self.encoders[0])
         self.entries, self.held, self.skipped = yardstick.entries_of(
             self.encoders, s.features, size=s.size, yardstick=s.yardstick == "auto"
         )
@@ -211,7 +212,7 @@ class Test(ReportingSession[list[Tested]]):
         return Pairs(
             self.source, list(dict.fromkeys(t.policy for t in subjects)), batch=s.batch, seed=s.seed,
             size=sorted({t.entry.size for t in subjects}), workers=self.workers, window=s.window,
-            images=self.images, pin=self.fabric.device.type == "cuda",
+            images=self.images, pin=self.fabric.device.type == "cuda", pixels=self.pixels,
         )  # fmt: skip
 
     # ---- features to search results ------------------------------------------------------------------------------

@@ -40,6 +40,7 @@ from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
 from hetcl.views.policies import POLICIES
 from hetcl.weights.encoder import digest_of, load_encoder
+from hetcl.weights.facts import view_normalization
 
 SCHEMA = 1
 """Version of probe.json; it rises when a name changes its meaning or goes away."""
@@ -89,6 +90,7 @@ class Probe(ReportingSession[Answers], TrainingSession):
         self.classes = len(self.parts.train.classes)
         self.encoder = load_encoder(model, allow_partial=allow_partial)
         self.digest = self.encoder.digest
+        self.pixels = yardstick.check_images(self.parts.train.source, self.encoder)
         self.feature = features_of(self.encoder, s.features)
         self.size = s.size or self.encoder.size or 224
         self.start(s, folder.log)
@@ -126,7 +128,7 @@ class Probe(ReportingSession[Answers], TrainingSession):
     # ---- features ------------------------------------------------------------------------------------------------
 
     def look(self, images: Tensor, color: Tensor, photometric: Photometric) -> Tensor:
-        """uint8 ``[B, 3, H, W]`` -> features ``[B, D]``, fp32; levels as the backbone gives them."""
+        """``[B, C, H, W]`` as of a loader -> features ``[B, D]``, fp32; levels as the backbone gives them."""
         found = look(self.extractor, images, color, photometric, fabric=self.fabric, layout=self.format)
         return found[self.feature].float()
 
@@ -170,7 +172,7 @@ class Probe(ReportingSession[Answers], TrainingSession):
         """What is to be computed for a bank."""
         views = Central(
             bank.part.source, bank.part.index, size=self.size, batch=self.settings.batch,
-            workers=self.workers, pin=self.fabric.device.type == "cuda",
+            workers=self.workers, pin=self.fabric.device.type == "cuda", pixels=self.pixels,
         )  # fmt: skip
         columns = ("features",)
         job = feature_pass.Job(
@@ -236,9 +238,9 @@ class Probe(ReportingSession[Answers], TrainingSession):
         loader = ViewLoader(
             part, policy=policy, size=self.size, batch=batch, seed=s.seed, stage="linear", views=1,
             rank=fabric.global_rank, ranks=fabric.world_size, workers=self.workers, window=s.window,
-            pin=fabric.device.type == "cuda",
+            pin=fabric.device.type == "cuda", pixels=self.pixels,
         )  # fmt: skip
-        photometric = Photometric(policy)
+        photometric = Photometric(policy, *view_normalization(self.pixels))
         task = LinearTask(
             lambda images, color: self.look(images, color, photometric),
             dim=train.dim, classes=self.classes, loader=loader, test=test.blocks(), epochs=s.epochs, batch=batch,

@@ -83,6 +83,12 @@ class Where(ReportingSession[Answers]):
             )
         self.encoders = yardstick.distinct(models, allow_partial)
         check_backbones(self.encoders)
+        pixels = self.encoders[0].facts.pixels
+        if not pixels.rgb:
+            raise InputError(
+                f"{self.encoders[0].model} takes images of {pixels}, and where is asked of RGB images of 8 bits alone; "
+                "ask what (--ask what), or hetcl contrast"
+            )
         size, grid = size_and_grid(self.question_images.images[0], self.encoders, s.size, s.grid)
         entries, held, missing = yardstick.entries_of(
             self.encoders, ["pooled"], size=size, yardstick=True, maps=True

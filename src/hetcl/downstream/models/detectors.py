@@ -135,7 +135,7 @@ def detector(
         raise InputError(
             "min_size, max_size, test_size, regions, test_proposals and detections must be at least 1"
         )
-    body = arch if isinstance(arch, Pyramid) else build_pyramid(arch, seed=seed)
+    body = arch if isinstance(arch, Pyramid) else build_pyramid(arch, seed=seed, in_chans=len(facts.mean))
     if isinstance(body, WrappedPyramid) and body.size is not None:
         raise InputError(f"{body.arch} takes images of one size only; choose a backbone that takes any")
     common: dict[str, Any] = {

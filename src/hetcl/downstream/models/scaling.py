@@ -19,9 +19,9 @@ IMAGENET = InputFacts(IMAGENET_MEAN, IMAGENET_STD, None, "RGB", "assumed")
 
 
 def normalized(images: Tensor, facts: InputFacts = IMAGENET) -> Tensor:
-    """float ``[..., 3, H, W]`` in [0, 1], RGB -> mean 0 and standard deviation 1, in the backbone's channel order."""
+    """float ``[..., C, H, W]`` in [0, 1], RGB or as stored, normalised, in the backbone's channel order."""
     mean, std = (
-        torch.tensor(v, dtype=images.dtype, device=images.device).view(3, 1, 1)
+        torch.tensor(v, dtype=images.dtype, device=images.device).view(-1, 1, 1)
         for v in (facts.mean, facts.std)
     )
     return ((images.flip(-3) if facts.channel_order == "BGR" else images) - mean) / std

@@ -152,7 +152,7 @@ def segmenter(
         raise InputError(f"classes {classes}: a segmenter takes 1 to {IGNORED - 1} classes")
     if dilation < 1:
         raise InputError(f"dilation {dilation}: must be at least 1")
-    body = arch if isinstance(arch, Pyramid) else build_pyramid(arch, seed=seed)
+    body = arch if isinstance(arch, Pyramid) else build_pyramid(arch, seed=seed, in_chans=len(facts.mean))
     if isinstance(body, WrappedPyramid) and body.size is not None:
         raise InputError(f"{body.arch} takes images of one size only; choose a backbone that takes any")
     with seeded(seed, "segmenter"):
