@@ -154,18 +154,17 @@ class TrainingSession(Session):
 
     bad: BadImages
     metrics: Table
-    settings: Any
-    """What :meth:`Session.start` asks for; may have ``track``, the trackers that get the figures."""
 
     def __init__(self, folder: RunFolder, *, resume: bool) -> None:
         super().__init__()
         self.folder, self.resume = folder, resume
-        self.begun = resuming.is_begun(folder, resume=resume)
         self._tree: Mapping[str, Any] = {}
+        self.begun = resuming.is_begun(folder, resume=resume)
 
     def start(self, s: Any, *args: Any, **more: Any) -> None:
         """As of ``Session``. Raises ``InputError`` besides for a tracker that is not installed."""
-        check_installed(getattr(s, "track", ()))
+        self._tracked = getattr(s, "track", ())  # a probe has none
+        check_installed(self._tracked)
         super().start(s, *args, **more)
 
     def keep_ledger(self, max_bad: float, images: int) -> None:
@@ -193,7 +192,7 @@ class TrainingSession(Session):
     @contextlib.contextmanager
     def working(self) -> Iterator[None]:
         """As of ``Session``; inside, the trackers that were asked for get what TensorBoard gets."""
-        reporter, names = self.reporter, getattr(self.settings, "track", ()) if self.main else ()
+        reporter, names = self.reporter, self._tracked if self.main else ()
         reporter.trackers = Trackers(names, self.folder, self._tree, say=reporter.say, warn=reporter.warn)
         failed = True
         try:
