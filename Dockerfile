@@ -1,23 +1,19 @@
-# docker build -t hetcl .                                    for CPUs
-# docker build --build-arg DEVICE=cuda -t hetcl:cuda .       for NVIDIA GPUs: PyTorch brings its CUDA libraries
+# docker build -t hetcl .        PyTorch from PyPI brings its CUDA libraries, and runs on CPUs as well
+# docker build --build-arg TORCH_INDEX=URL -t hetcl:cpu .
+#                                for CPUs alone, smaller by gigabytes: URL is PyTorch's own index of wheels for CPUs
 #
 # docker run --rm -v "$PWD:/data" hetcl pretrain --data photos --out run --recipe small
-# docker run --rm --gpus all --shm-size 8g -v "$PWD:/data" hetcl:cuda pretrain --data photos --out run
+# docker run --rm --gpus all --shm-size 8g -v "$PWD:/data" hetcl pretrain --data photos --out run
 ARG PYTHON=3.11
 FROM python:${PYTHON}-slim-bookworm
 
-ARG DEVICE=cpu
+ARG TORCH_INDEX=
 ENV PIP_DISABLE_PIP_VERSION_CHECK=1 PYTHONUNBUFFERED=1
 
 # The libraries first, in a layer that changes of the code do not touch.
 WORKDIR /build
 COPY constraints.txt ./
-RUN case "$DEVICE" in \
-      cpu) export PIP_EXTRA_INDEX_URL=https://download.pytorch.org/whl/cpu ;; \
-      cuda) ;; \
-      *) echo "DEVICE is cpu or cuda, not $DEVICE" >&2; exit 1 ;; \
-    esac; \
-    pip install --no-cache-dir -c constraints.txt torch torchvision
+RUN PIP_EXTRA_INDEX_URL="$TORCH_INDEX" pip install --no-cache-dir -c constraints.txt torch torchvision
 COPY pyproject.toml README.md LICENSE ./
 COPY src ./src
 RUN pip install --no-cache-dir -c constraints.txt . && rm -rf /build/*
