@@ -145,15 +145,40 @@ def test_what_the_spatial_branch_added_is_said_in_figures(tmp_path: Path) -> Non
 
 
 @pytest.mark.parametrize("part", ["semantic", "spatial"])
-def test_a_part_that_has_collapsed_is_named(
+def test_a_part_that_has_collapsed_is_the_verdict(
     part: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    rows = [
-        r | {f"{part}_uniformity": -0.001} if r["stage"] == "stage2" else r for r in folders.FATES["good"]
-    ]
+    dead = {f"{part}_uniformity": -0.03, f"{part}_accuracy_batch": 0.03}
+    rows = [r | dead if r["stage"] == "stage2" and "loss" in r else r for r in folders.FATES["good"]]
     monkeypatch.setitem(folders.FATES, "part", rows)
-    said = verdict_on(folders.make_run(tmp_path / "run", "part")).spatial
-    assert [line.split(" itself")[0] for line in said if "has collapsed" in line] == [f"The {part} part"]
+    found = verdict_on(folders.make_run(tmp_path / "run", "part"))
+    assert found.status == "part"
+    assert found.headline.startswith(f"The {part} part gives nearly every image the same numbers")
+    assert [line.split(" itself")[0] for line in found.spatial if "has collapsed" in line] == [
+        f"The {part} part"
+    ]
+    assert "lower learning rate" in found.next[0].text
+
+
+def test_a_learning_rate_far_above_the_usual_is_named(tmp_path: Path) -> None:
+    run = folders.make_run(tmp_path / "run", "level", **{"stage1.lr": 0.06, "stage2.lr": 0.06})
+    first, *_ = verdict_on(run).next
+    assert "it was 0.06, 16 times MoCo's for such a batch" in first.text
+    usual = folders.make_run(tmp_path / "usual", "level", **{"stage1.lr": 0.0075, "stage2.lr": 0.0125})
+    assert not any("times MoCo's" in one.text for one in verdict_on(usual).next)
+
+
+def test_a_stage_that_goes_on_is_not_said_to_have_ended(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rows = [folders.row("stage1", 100 * i, 0.1 + 0.05 * i) for i in range(1, 5)]
+    rows.append(folders.row("stage2", 100, 0.4, **folders.parts(0.3, 0.2)))
+    monkeypatch.setitem(folders.FATES, "half", rows)
+    found = verdict_on(folders.make_run(tmp_path / "run", "half"))
+    assert "so far in stage2" in found.spatial[0]
+    assert "too early to say what it adds" in found.spatial[0]
+    assert found.figures is not None
+    assert found.figures.rows[-1][1] == ""  # one row is no beginning
 
 
 def test_an_encoder_that_is_nearly_constant_at_first_is_not_called_collapsed(tmp_path: Path) -> None:

@@ -17,6 +17,15 @@ USABLE = ("learned", "partly", "training")
 """Statuses of weights that are worth a closer look."""
 
 
+LARGE = 8
+"""So many times MoCo's learning rate taught nothing in our own trials (docs/results.md)."""
+
+
+def usual_rate(run: Result) -> float:
+    """MoCo-v2's learning rate, 0.03 for a batch of 256, scaled to the run's batch."""
+    return 0.03 * max(1.0, number(run.settings.get("batch")) or 256) / 256
+
+
 @dataclass(frozen=True)
 class Advice:
     """What to do next."""
@@ -45,12 +54,21 @@ def advice_on(
             "Its backbone was given from Python, and the command line does not know it: call hetcl.register_backbone "
             "with it, and in place of each command the function of its name (hetcl.contrast, hetcl.pretrain, ...)."
         )
-    if status == "collapsed":
-        lr = number(stage.get("lr")) or 0.03
+    lr, usual = number(stage.get("lr")) or 0.03, usual_rate(run)
+    large = lr > LARGE * usual and stage.get("method") != "supervised"
+    if status in ("collapsed", "part") or (
+        large and status in ("not learned", "doubtful", "fell", "unclear")
+    ):
         lower = min(lr / 10, 0.03)
+        high = f", {lr / usual:,.0f} times MoCo's for such a batch" if large else ""
+        collapsed = status in ("collapsed", "part")
+        again = (
+            "; if it collapses again, raise temperature or key_momentum. Do not use these weights."
+            if collapsed
+            else "."
+        )
         yield Advice(
-            f"Begin again in a new folder with a lower learning rate (it was {lr:g}); if it collapses again, raise "
-            "temperature or key_momentum. Do not use these weights.",
+            f"Begin again in a new folder with a lower learning rate (it was {lr:g}{high}){again}",
             command_of(run, out="NEW-RUN", changes={"stage1.lr": lower, "stage2.lr": lower}),
         )
         return
@@ -102,7 +120,7 @@ def advice_on(
             )
             return
         yield Advice(
-            "Use its backbone elsewhere (`hetcl export --help` lists other formats).",
+            "Use its backbone elsewhere (hetcl export --help lists other formats).",
             f"hetcl export {out} --format {library} --out backbone.pth",
         )
 

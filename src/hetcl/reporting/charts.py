@@ -30,12 +30,14 @@ ACROSS: dict[str, Any] = {"field": "x", "type": "quantitative"}
 _AXIS = {"labelColor": "var(--ink)", "titleColor": "var(--ink)", "gridColor": "var(--line)"}
 CONFIG: dict[str, Any] = {
     "font": "system-ui, sans-serif",
+    "padding": {"left": 14, "right": 6, "top": 5, "bottom": 5},
     "background": "transparent",
     "view": {"stroke": None},
     "axis": _AXIS | {"domainColor": "var(--quiet)", "tickColor": "var(--quiet)", "labelFontSize": 11},
     "axisY": {"titleAngle": 0, "titleAlign": "left", "titleX": 0, "titleY": -10, "titleFontWeight": "normal"},
     "axisX": {"titleFontWeight": "normal", "grid": False},
-    "legend": {"labelColor": "var(--ink)", "labelFontSize": 11, "labelLimit": 260, "symbolStrokeWidth": 2.5},
+    "legend": {"labelColor": "var(--ink)", "labelFontSize": 11, "labelLimit": 260, "symbolStrokeWidth": 2.5,
+               "columnPadding": 14},
 }  # fmt: skip
 
 

@@ -20,6 +20,10 @@ HEADLINES = {
 """Question, measure and level of ``where.json`` -> what they say, as the probe itself says it."""
 
 
+STAGE1 = Path("checkpoints", "stage1.ckpt")
+"""What a run began its second stage with, where a test names it."""
+
+
 def told(row: Mapping[str, Any]) -> str:
     """A difference, and which way it goes, if any."""
     word = "better" if row["low"] > 0 else "worse" if row["high"] < 0 else "no difference can be told"
@@ -76,7 +80,8 @@ def differences(run: Result, others: Sequence[Result], role: str) -> Iterator[tu
             names = row["models"] if test.kind == "contrast" else [row["first"], row["second"]]
             first, second = (models[n] for n in names)
             ours = first["role"] != role and belongs(str(first["model"]), str(first.get("of", names[0])), run)
-            if not ours or second["role"] != role:
+            named = role == "before" and Path(expand(str(second["model"]))).absolute() == run.path / STAGE1
+            if not ours or (second["role"] != role and not named):
                 continue
             if test.kind == "where" and (row["question"], row["measure"], row["level"]) in HEADLINES:
                 yield (

@@ -54,23 +54,28 @@ def spread(ours: Mapping[str, Any] | None, *, sign: bool = False) -> str:
 
 
 def grid(table: Mapping[str, Any], whose: str) -> tuple[list[str], list[list[str]]]:
-    """Header and rows of a table, ``ours`` or the ``paper``'s; rows without a figure are left out."""
-    header = [whose, *(heading(c) for c in table["columns"])]
+    """Header and rows of a table, ``ours`` or the ``paper``'s; rows and columns without a figure are left out."""
     text = spread if whose == "ours" else shown
     rows = [[row["label"], *(text(v) for v in row[whose])] for row in table["rows"]]
-    return header, [row for row in rows if any(row[1:])]
+    kept = [i for i, column in enumerate(zip(*rows, strict=True)) if any(column)]
+    names = [whose, *(heading(c) for c in table["columns"])]
+    return [names[i] for i in kept], [[row[i] for i in kept] for row in rows if any(row[1:])]
 
 
 def not_run(table: Mapping[str, Any]) -> Iterator[str]:
-    """Each row that has no figure of ours in some column, and why."""
+    """Which rows have no figure of ours in which columns, and why."""
+    found: dict[tuple[str, tuple[str, ...]], list[str]] = {}
     for row in table["rows"]:
         reasons: dict[str, list[str]] = {}
         for column, why in zip(table["columns"], row["why_not"], strict=True):
             if why:
                 reasons.setdefault(why, []).append(heading(column))
         for why, columns in reasons.items():
-            of = "" if len(columns) == len(table["columns"]) else f" ({', '.join(columns)})"
-            yield f"not run: {row['label']}{of}: {why}"
+            found.setdefault((why, tuple(columns)), []).append(row["label"])
+    for (why, where), labels in found.items():
+        of = "" if len(where) == len(table["columns"]) else f" ({', '.join(where)})"
+        rows = "every row" if len(labels) == len(table["rows"]) else "; ".join(labels)
+        yield f"not run: {rows}{of}: {why}"
 
 
 def claim_rows(table: Mapping[str, Any]) -> list[list[str]]:

@@ -272,7 +272,8 @@ def origins(results: Sequence[Result]) -> Section:
         [
             Grid("The command of each, as its folder tells it (options that only say how to compute may be missing)",
                  ["", "command"], commands),
-            Grid("Versions, commit and machine; a + after the commit: with changes", ["", *keys], rows),
+            Grid("Versions, commit and machine; a + after the commit: with changes", ["", *keys], rows)
+            if keys else None,
         ],
     )  # fmt: skip
 

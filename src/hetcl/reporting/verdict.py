@@ -20,6 +20,8 @@ from hetcl.reporting.stages import Stage, knn_of, seconds_left, stages_of
 
 FLAT = -0.02
 """Uniformity above which an embedding has collapsed: 0 is one vector for all images, -4 is spread out."""
+NEARLY_FLAT = -0.1
+"""The same of a part that finds no more than chance."""
 EARLY = 300
 """Steps before which an encoder that has not ended may be nearly constant and mend by itself."""
 LEAST = 0.02
@@ -35,6 +37,7 @@ LABELS = {
     "fell": "Learns in training; kNN is worse than before training",
     "not learned": "Not learned",
     "collapsed": "Collapsed",
+    "part": "One part has collapsed",
     "half": "Half-finished",
     "ended": "Ended",
     "nothing": "Finds next to nothing",
@@ -105,11 +108,24 @@ def _collapsed(stage: Stage, ended: bool, name: str = "") -> bool:
     return flat and (ended or stage.step >= EARLY)
 
 
+def _dead_part(stage: Stage) -> str | None:
+    """The part of an embedding that finds no more than chance, while all images get nearly one vector of it."""
+    for part in ("semantic", "spatial"):
+        right, spread = stage.late(f"{part}_accuracy_batch"), stage.late(f"{part}_uniformity")
+        if right is None or spread is None:
+            continue
+        if right <= stage.chance + LEAST and spread > NEARLY_FLAT:
+            return part
+    return None
+
+
 def _status(run: Result, begun: Sequence[Stage], ended: bool, test: Mapping[str, Any] | None) -> str:
     if begun and _collapsed(begun[-1], ended):
         return "collapsed"
     if not ended:
         return "half"
+    if begun and _dead_part(begun[-1]) and sum(s.step for s in begun) >= EARLY:
+        return "part"
     if test is not None:
         status = str(test.get("status"))
         status = TESTED.get(status, status)
@@ -152,6 +168,7 @@ def _headline(status: str, begun: Sequence[Stage], ended: bool, first: str) -> s
         "doubtful": f"{task} Frozen, it is not shown to be better than random weights.",
         "not learned": f"It is no better than what it began with (which may be above chance, too); {where}.",
         "collapsed": f"Nearly every image gets the same vector, so the features are of no use; {where}.",
+        "part": f"The {_dead_part(last)} part gives nearly every image the same numbers; {where}.",
         "half": f"It has not ended; so far {where}.",
         "unclear": f"The figures do not settle it; {where}.",
     }[status]
@@ -199,6 +216,7 @@ def _figures(begun: Sequence[Stage]) -> Grid | None:
     for stage in begun:
         two = [stage.late(k) for k in ("loss", "chance", "alignment", "uniformity")]
         first, late = stage.first(stage.measure), stage.late(stage.measure)
+        first = first if len(stage.rows) > 1 else None
         shares = ["" if v is None else percent(v) for v in (first, late, stage.chance)]
         rows.append(
             [f"{stage.name}, {stage.method}", *shares, *("" if v is None else f"{v:.2f}" for v in two)]
@@ -214,8 +232,9 @@ def _figures(begun: Sequence[Stage]) -> Grid | None:
         "uniformity",
     ]
     caption = (
-        "At last: the mean of the last tenth of a stage's rows. Loss by chance is log(1 + negatives). Alignment 0: "
-        "the two views of an image lie in one place; 2: no relation. Uniformity 0: one vector for all; -4: spread out."
+        "At first: the first row that was logged; at last: the mean of the last tenth of a stage's rows. Loss by "
+        "chance is log(1 + negatives). Alignment 0: the two views of an image lie in one place; 2: no relation. "
+        "Uniformity 0: one vector for all; -4: spread out."
     )
     return Grid(caption, header, rows) if rows else None
 
@@ -258,20 +277,23 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
     rows = [r for r in stage.rows if number(r.get("semantic_accuracy_batch")) is not None]
     queries = stage.batch * stage.log_every * max(1, round(0.1 * len(rows)))
     error = 2 * (2 * max(both, 0.01) * (1 - min(both, 0.99)) / queries) ** 0.5
+    at = "at the end of" if stage.over else "so far in"
     adds = (
-        "it adds to the semantic part in training"
+        "too early to say what it adds"
+        if len(rows) < 2
+        else "it adds to the semantic part in training"
         if both - what > max(LEAST, error)
         else "it takes away from the semantic part in training"
         if what - both > max(LEAST, error)
         else "nothing that can be told in training"
     )
     yield (
-        f"Right within the batch at the end of {stage.name}: both parts together {percent(both)}, the semantic part "
+        f"Right within the batch {at} {stage.name}: both parts together {percent(both)}, the semantic part "
         f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
         f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {adds}."
     )
     for part, same in (("semantic", "vector"), ("spatial", "map")):
-        if _collapsed(stage, True, f"{part}_"):
+        if _collapsed(stage, True, f"{part}_") or _dead_part(stage) == part:
             yield f"The {part} part itself has collapsed: all images get nearly the same {same}."
     before = [f"{asked}: {told(row)}." for asked, row in differences(run, others, "before")]
     known = [*vectors(run, others), *before]

@@ -82,6 +82,8 @@ def _why(plan: Plan, experiment: Experiment, method: str, column: Column, record
         return lacking
     places = [plan.places[experiment.name, method, column, seed] for seed in range(plan.seeds)]
     if any(place.cell in records for place in places):
+        if column.figure.startswith("mask_"):
+            return f"the detectors of the scale {plan.scale.name} have no masks"
         return "too few pairs, dimensions or images to give this figure"
     return "its cells are not done"
 
