@@ -358,10 +358,7 @@ def _add_partial(parser: argparse.ArgumentParser, text: str = PARTIAL_HELP) -> N
 def _add_export(export: argparse.ArgumentParser) -> None:
     from hetcl.weights.cards import PURPOSES
 
-    export.usage = (
-        "hetcl export MODEL --format FORMAT --out FILE [--overwrite] [--allow-partial PATTERN]\n"
-        "       hetcl export RUN --format onnx-predictor --out FILE [--image-size HxW] [--overwrite]"
-    )
+    export.usage = "hetcl export MODEL --format FORMAT --out FILE [--overwrite] [--allow-partial PATTERN]"
     width = max(map(len, PURPOSES))
     formats = "\n".join(f"  {name:{width}}  {text}" for name, text in PURPOSES.items())
     export.epilog = (
@@ -375,7 +372,10 @@ def _add_export(export: argparse.ArgumentParser) -> None:
     export.add_argument("--out", required=True, metavar="FILE", help="file to write")
     export.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     export.add_argument(
-        "--image-size", metavar="HxW", type=_size, help="of the images that an onnx-predictor takes"
+        "--image-size",
+        metavar="HxW",
+        type=_size,
+        help="height and width of the images that an onnx-predictor takes",
     )
     _add_partial(
         export,

@@ -96,7 +96,7 @@ def test_each_encoder_is_compiled_once_a_stage(accumulate: int) -> None:
     found = []
     for stage in stages_of(settings).values():
         model = build_model(settings, stage, None)
-        loader: Any = pace._OneBatch(stage.views, images=8, size=32, views=2)
+        loader: Any = pace._OneBatch(stage.views, images=8, size=32, views=2, pixels=settings.pixels)
         task = build_task(settings, "trial", stage, model, fabric=fabric(), loader=loader)
         assert isinstance(task, Contrast)
         for encoder in (task.pair.query, task.pair.key):

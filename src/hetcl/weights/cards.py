@@ -25,9 +25,9 @@ PURPOSES = {
     "detectron2": "pickle for MODEL.WEIGHTS of detectron2, in C4 or FPN form; ResNets only (.pkl)",
     "mmdet": "checkpoint for init_cfg of mmdetection, mmpretrain, mmsegmentation; ResNets only (.pth)",
     "onnx": "images to C2..C5 as an ONNX graph, any batch and image size (.onnx)",
-    "onnx-predictor": "a fine-tuned run's whole detector or segmenter as an ONNX graph of one image size (.onnx)",
+    "onnx-predictor": "whole detector or segmenter of a fine-tuned run as an ONNX graph, one image size (.onnx)",
     "safetensors": "the backbone's weights under its library's names, with facts in the header (.safetensors)",
-    "hub": "folder that timm.create_model('local-dir:FOLDER', pretrained=True) loads, with a model card; for a hub",
+    "hub": "folder that timm.create_model('local-dir:FOLDER', pretrained=True) loads, with a card; for model hubs",
     "full": "query and key encoder with their branches, for research; hetcl reads it as a MODEL (.safetensors)",
 }
 """What each format is for, a line each (``hetcl export --help``)."""
