@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 PURPOSES = {
     "torchvision": "state dict of a torchvision model, without its classifier (.pth)",
-    "timm": "state dict that timm.create_model(NAME, checkpoint_path=FILE, num_classes=0) takes (.pth, .safetensors)",
+    "timm": "state dict for timm.create_model(NAME, checkpoint_path=FILE, num_classes=0) (.pth, .safetensors)",
     "detectron2": "pickle for MODEL.WEIGHTS of detectron2, in C4 or FPN form; ResNets only (.pkl)",
     "mmdet": "checkpoint for init_cfg of mmdetection, mmpretrain, mmsegmentation; ResNets only (.pth)",
     "onnx": "images to C2..C5 as an ONNX graph, any batch and image size (.onnx)",
