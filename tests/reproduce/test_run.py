@@ -90,7 +90,7 @@ def test_model_hubs_read_the_index(finished: Path) -> None:
     frozen = next(t for t in tree["experiments"] if t["name"] == "frozen")
     for row in frozen["rows"]:
         for column, ours in zip(frozen["columns"], row["ours"], strict=True):
-            one = read[f"{row['label']} (quick)", column["figure"]]
+            one = read[f"{row['label']} ({tree['about']})", column["figure"]]
             assert one.metric_value == pytest.approx(ours["mean"], abs=0.005)
             assert one.dataset_name == tree["data"]["places"]
             assert one.task_type == "image-feature-extraction"

@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.util
-import json
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,7 +32,7 @@ from hetcl.runs.folder import RunFolder, machine
 from hetcl.weights.cards import PURPOSES
 from hetcl.weights.export_proof import run_code
 from hetcl.weights.exporters import Kind, card_of, check_out, put_in_place, workspace, write
-from hetcl.weights.writers import quiet
+from hetcl.weights.writers import onnx_bytes, quiet
 
 FORMAT = "onnx-predictor"
 KIND = Kind(PURPOSES[FORMAT], (".onnx",), "as all readers expect")
@@ -201,14 +200,8 @@ def _graph(
         raise InputError(
             f"torch cannot export {kind} on {saved['arch']} to ONNX ({type(error).__name__}); --debug says where"
         ) from error
-    assert program is not None
-    out = program.model_proto
-    for part in (*out.graph.node, *out.graph.input, *out.graph.output, *out.graph.value_info):
-        del part.metadata_props[:]  # source lines and paths of this machine
-    entry = out.metadata_props.add()
     facts = {"model": kind, "arch": saved["arch"], "classes": list(saved["classes"]), "size": list(shape[1:])}
-    entry.key, entry.value = "hetcl", json.dumps({**facts, **machine()}, sort_keys=True)
-    return out.SerializeToString()
+    return onnx_bytes(program, facts | machine())
 
 
 def _compare(model: Any, names: dict[str, Any], shape: tuple[int, int, int], *, detects: bool) -> str:

@@ -97,7 +97,7 @@ def model_index(tree: Mapping[str, Any]) -> str:
                 found.setdefault(row["label"], {}).setdefault((task, column["data"]), []).append(metric)
     index = [
         {
-            "name": f"{name} ({tree['scale']})",
+            "name": f"{name} ({tree['about']})",  # the rows are called as the paper calls them, whatever the size
             "results": [
                 {
                     "task": {"type": task},

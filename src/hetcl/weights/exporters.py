@@ -148,8 +148,8 @@ def _format(name: str) -> Format:
         return FORMATS[name]
     if name in PURPOSES:
         raise InputError(f"--format {name} is of fine-tuned runs: hetcl.export_predictor(RUN, out=FILE)")
-    near = difflib.get_close_matches(name, FORMATS, n=1)
-    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(FORMATS)}"
+    near = difflib.get_close_matches(name, PURPOSES, n=1)
+    hint = f"did you mean {near[0]}?" if near else f"choose one of {', '.join(PURPOSES)}"
     raise InputError(f"--format {name}: no such format; {hint}")
 
 

@@ -298,14 +298,18 @@ def to_onnx(m: Material, file: Path) -> Payload:
         raise InputError(
             f"torch cannot export {m.facts.arch} to ONNX ({type(e).__name__}); choose another format"
         ) from e
-    assert program is not None
-    graph = program.model_proto
-    for part in (*graph.graph.node, *graph.graph.input, *graph.graph.output, *graph.graph.value_info):
-        del part.metadata_props[:]  # source lines and paths of this machine
-    entry = graph.metadata_props.add()
-    entry.key, entry.value = "hetcl", json.dumps(_header(m, "graph"), sort_keys=True)
     library, _, name = m.facts.arch.partition(":")
-    return Payload(graph.SerializeToString(), {}, _target(m, "onnx", library, name))
+    return Payload(onnx_bytes(program, _header(m, "graph")), {}, _target(m, "onnx", library, name))
+
+
+def onnx_bytes(program: Any, facts: Mapping[str, Any]) -> bytes:
+    """An exported program (``torch.onnx.ONNXProgram``) as a file, with ``facts`` in its metadata under ``hetcl``."""
+    model = program.model_proto
+    for part in (*model.graph.node, *model.graph.input, *model.graph.output, *model.graph.value_info):
+        del part.metadata_props[:]  # source lines and paths of this machine
+    entry = model.metadata_props.add()
+    entry.key, entry.value = "hetcl", json.dumps(facts, sort_keys=True)
+    return model.SerializeToString()
 
 
 @torch.no_grad()
