@@ -44,6 +44,9 @@ class BranchEntry:
     """Its name in :data:`KINDS`, which says which module it is, and which group of settings it is built with."""
     fixed: Mapping[str, Any] = field(default_factory=dict)
     """Keywords of the module that the method fixes, over those of the settings."""
+    frame: Literal["view", "image"] = "view"
+    """In which frame the part is compared: as it is, or laid back to where the view was cut out of the image
+    (``model/frames.py``), which needs a kind with a map (its module has a ``side``)."""
 
 
 @dataclass(frozen=True)
@@ -64,6 +67,11 @@ class Method:
     def labels(self) -> bool:
         """Whether it needs labels."""
         return self.compared == "labels"
+
+    @property
+    def laid_back(self) -> list[str]:
+        """The parts that are compared in the image's frame."""
+        return [part for part, branch in self.branches.items() if branch.frame == "image"]
 
     @property
     def views_per_image(self) -> int:
@@ -91,6 +99,11 @@ METHODS: dict[str, Method] = {
         {"semantic": BranchEntry("semantic"), "spatial": BranchEntry("spatial")},
         # No flip (paper section 4.3.3: with it, COCO AP falls by 0.4).
         ViewPolicy(flip_p=0.0),
+    ),
+    "hcl-geo": Method(
+        "hcl, its maps laid back to where the crops were cut",
+        {"semantic": BranchEntry("semantic"), "spatial": BranchEntry("spatial", frame="image")},
+        ViewPolicy(square=True),  # flips are undone
     ),
 }
 """Methods by name."""
@@ -156,5 +169,6 @@ def method_of(parts: Collection[str], stated: object = None) -> str:
     name = stated[-1] if isinstance(stated, list | tuple) and stated else stated
     if isinstance(name, str) and name in METHODS:
         return name
-    # Of several that fit alike the last, since later entries replaced earlier ones.
-    return max(reversed(METHODS), key=lambda m: -len(METHODS[m].branches.keys() ^ set(parts)))
+    # Of several that fit alike the last of those whose parts are vectors of the view alone.
+    plain = [m for m, entry in METHODS.items() if not entry.laid_back]
+    return max(reversed(plain), key=lambda m: -len(METHODS[m].branches.keys() ^ set(parts)))

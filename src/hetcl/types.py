@@ -121,6 +121,9 @@ class ViewPolicy:
     """Share of the image's area that a crop covers, least and most."""
     ratio: tuple[float, float] = (3 / 4, 4 / 3)
     """Width over height of a crop, least and most."""
+    square: bool = False
+    """Draw all crops of an image in one square of it, as large as can be and placed at random, so that where they lie
+    says nothing of its aspect ratio (hcl-geo compares places)."""
     jitter: tuple[float, float, float, float] = (0.4, 0.4, 0.4, 0.1)
     """Strength of the colour jitter: brightness, contrast, saturation, hue."""
     jitter_p: float = 0.8
@@ -192,8 +195,9 @@ class ViewBatch:
     any memory format."""
     boxes: Tensor
     """float32 ``[V, B, 4]``: crop rectangles (left, top, right, bottom) in pixels of the upright original."""
-    sizes: Tensor
-    """float32 ``[B, 2]``: width and height of the original in pixels."""
+    frames: Tensor
+    """float32 ``[B, 4]``: the rectangle of the original, likewise, that all its crops were drawn in: the whole of it, or
+    a square (``ViewPolicy.square``)."""
     color: Tensor
     """float32 ``[V, B, P]``: photometric draws, columns named in ``views/photometric.py``; stays on the host."""
     index: Tensor
@@ -213,7 +217,7 @@ class ViewBatch:
             self,
             images=move(self.images),
             boxes=move(self.boxes),
-            sizes=move(self.sizes),
+            frames=move(self.frames),
             index=move(self.index),
             label=None if self.label is None else move(self.label),
         )
@@ -224,10 +228,24 @@ class ViewBatch:
             self,
             images=self.images.pin_memory(),
             boxes=self.boxes.pin_memory(),
-            sizes=self.sizes.pin_memory(),
+            frames=self.frames.pin_memory(),
             index=self.index.pin_memory(),
             label=None if self.label is None else self.label.pin_memory(),
         )
+
+
+@dataclass(frozen=True)
+class Crops:
+    """Where one view of each image was cut."""
+
+    boxes: Tensor
+    """float32 ``[B, 4]``: (left, top, right, bottom) as shares, 0 to 1, of the sides of the frame that all crops of an
+    image are drawn in (``ViewBatch.frames``)."""
+    flipped: Tensor
+    """bool ``[B]``: the view was mirrored left and right after it was cut."""
+
+    def __getitem__(self, rows: slice) -> Crops:
+        return Crops(self.boxes[rows], self.flipped[rows])
 
 
 Parts = dict[str, "Tensor"]

@@ -36,7 +36,7 @@ def batch_of(*, views: int, count: int, pixels: int, images: int) -> ViewBatch:
     return ViewBatch(
         images=torch.randint(0, 256, (views, count, 3, pixels, pixels), dtype=torch.uint8),
         boxes=torch.zeros(views, count, 4),
-        sizes=torch.full((count, 2), float(pixels)),
+        frames=torch.tensor([0.0, 0.0, pixels, pixels]).expand(count, 4),
         color=color,
         index=torch.randint(images, (count,)),
         label=torch.randint(5, (count,)),

@@ -81,7 +81,7 @@ def loader(source: Source, **changes: object) -> ViewLoader:
 
 
 def same(a: ViewBatch, b: ViewBatch) -> bool:
-    tensors = ("images", "boxes", "sizes", "color", "index")
+    tensors = ("images", "boxes", "frames", "color", "index")
     assert (a.label is None) == (b.label is None)
     return (
         all(torch.equal(getattr(a, t), getattr(b, t)) for t in tensors)
@@ -165,7 +165,7 @@ def test_no_image_is_dropped_and_ranks_take_slices(
             ("images", 1),
             ("boxes", 1),
             ("color", 1),
-            ("sizes", 0),
+            ("frames", 0),
             ("index", 0),
             ("label", 0),
         ):
@@ -178,13 +178,13 @@ def test_shapes_and_meaning() -> None:
     assert batch.images.shape == (2, 6, 3, 8, 8)
     assert batch.images.dtype == torch.uint8
     assert batch.boxes.shape == (2, 6, 4)
-    assert batch.boxes.dtype == batch.sizes.dtype == batch.color.dtype == torch.float32
+    assert batch.boxes.dtype == batch.frames.dtype == batch.color.dtype == torch.float32
     assert batch.index.dtype == torch.int64
     assert batch.label is not None
     assert torch.equal(batch.label, batch.index % 2)
     for row, index in enumerate(batch.index.tolist()):
         image = pixels(12 + index % 5, 12, seed=index)
-        assert batch.sizes[row].tolist() == [image.shape[1], image.shape[0]]
+        assert batch.frames[row].tolist() == [0, 0, image.shape[1], image.shape[0]]
         boxes = [tuple(int(v) for v in box) for box in batch.boxes[:, row].tolist()]
         assert np.array_equal(batch.images[:, row].numpy(), crops.cut(image, boxes, 8))
     assert not torch.equal(batch.boxes[0], batch.boxes[1])

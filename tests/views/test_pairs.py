@@ -43,7 +43,7 @@ def collect(
                 images=b.images[:, one],
                 boxes=b.boxes[:, one],
                 color=b.color[:, one],
-                sizes=b.sizes[one],
+                frames=b.frames[one],
                 index=b.index[one],
             )
     pairs.close()
@@ -67,7 +67,7 @@ def test_batch_workers_and_order_change_nothing(
         Pairs(source, [CROP], size=32, batch=batch, seed=5, workers=workers, window=window), CROP, 32
     )
     assert len(one) == 23
-    equal(one, other, "images", "boxes", "color", "sizes")
+    equal(one, other, "images", "boxes", "color", "frames")
 
 
 def test_company_changes_nothing_and_cuts_are_shared(source: Source) -> None:

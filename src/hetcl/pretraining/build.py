@@ -112,5 +112,6 @@ def build_task(
         temperature=stage.temperature,
         mask_own=s.mask_own,
         batch_negatives=s.batch_negatives,
+        laid_back=METHODS[stage.method].laid_back,
         **common,
     )

@@ -46,8 +46,8 @@ class _OneBatch:
         drawn = torch.randint(256, shape, generator=noise, dtype=torch.uint8)
         self.batch = ViewBatch(
             images=drawn if pixels.rgb else drawn / 255,
-            boxes=torch.zeros(views, images, 4),
-            sizes=torch.ones(images, 2),
+            boxes=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(views, images, 4),
+            frames=torch.tensor([0.0, 0.0, 1.0, 1.0]).expand(images, 4),
             color=torch.from_numpy(color).reshape(views, images, -1),
             index=torch.arange(images),
             label=torch.zeros(images, dtype=torch.int64),

@@ -7,7 +7,7 @@ concatenated parts, K keys in the queue (``hetcl/types.py``).
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,12 +16,14 @@ import torch.nn.functional as F
 from lightning_fabric import Fabric
 from torch import Tensor, nn
 
+from hetcl.model.frames import in_image, sides_of
 from hetcl.model.group_norm import group_batch_norm, micro_batch
 from hetcl.model.infonce import info_nce
 from hetcl.model.momentum import MomentumPair, average_buffers, gather, shuffle_of
 from hetcl.model.queue import KeyQueue
 from hetcl.pretraining import monitors
 from hetcl.types import Parts, ViewBatch
+from hetcl.views.crops import crops_of
 from hetcl.views.loader import ViewLoader
 from hetcl.views.photometric import Photometric
 
@@ -149,14 +151,14 @@ def on_device(batches: Iterator[ViewBatch], device: torch.device) -> Iterator[Vi
             moved = batch.to(device)
         stream = torch.cuda.current_stream(device)
         stream.wait_stream(aside)
-        for tensor in (moved.images, moved.boxes, moved.sizes, moved.index, moved.label):
+        for tensor in (moved.images, moved.boxes, moved.frames, moved.index, moved.label):
             if tensor is not None:
                 tensor.record_stream(stream)  # its memory is not given away while this stream reads it
         yield moved
 
 
 class Contrast(_Stage):
-    """MoCo-v1, MoCo-v2 and HCL: they differ in the branches of the pair and in the views alone.
+    """MoCo-v1, MoCo-v2, HCL and its like: they differ in the branches of the pair, their frames and the views alone.
 
     Args:
         pair: query and key encoder, on the device.
@@ -164,6 +166,7 @@ class Contrast(_Stage):
         temperature: of the loss.
         mask_own: keep an image's own earlier keys out of its negatives.
         batch_negatives: the keys of the step's other images are negatives, too.
+        laid_back: parts that are compared in the image's frame (``model/frames.py``).
         **common: see :class:`_Stage`.
     """
 
@@ -177,11 +180,13 @@ class Contrast(_Stage):
         temperature: float,
         mask_own: bool,
         batch_negatives: bool = False,
+        laid_back: Collection[str] = (),
         **common: Any,
     ) -> None:
         super().__init__(name, config, encoder=pair.query, encoders=pair, **common)
         self.pair, self.queue, self.temperature = pair, queue, temperature
         self.mask_own, self.batch_negatives = mask_own, batch_negatives
+        self.sides = {part: side for part, side in sides_of(pair.query).items() if part in laid_back}
         self.watch.settle = monitors.settling(
             queue_steps=queue.length / self.images_per_step,
             key_momentum=pair.momentum,
@@ -198,6 +203,7 @@ class Contrast(_Stage):
         shuffle = shuffle_of(self.images_per_step, self.seed, self.name, step)
         with self.fabric.autocast():
             key = self.pair.encode_keys(x_key, shuffle, chunks=self.accumulate)
+        key = self.compared(key, batch, 1)
         k = self.concat(key)
         if self.batch_negatives:
             self.queue.push(gather(k), gather(index))
@@ -208,7 +214,7 @@ class Contrast(_Stage):
                 self.fabric.no_backward_sync(self.trained, enabled=not last),
                 self.pair.micro_batch(self.pair.query, i, self.accumulate),
             ):
-                query = self.trained(x_query[rows])
+                query = self.compared(self.trained(x_query[rows]), batch, 0, rows)
                 logits, loss = info_nce(
                     self.concat(query),
                     k[rows],
@@ -227,6 +233,10 @@ class Contrast(_Stage):
         if not self.batch_negatives:
             self.queue.push(gather(k), gather(index))
         return {"loss": torch.stack([p[2] for p in pieces]).mean(), **figures}
+
+    def compared(self, parts: Parts, batch: ViewBatch, view: int, rows: slice = slice(None)) -> Parts:
+        """Parts of some rows of a view as they are compared: as they are, or laid back into the image's frame."""
+        return in_image(parts, crops_of(batch, view)[rows], self.sides) if self.sides else parts
 
     def concat(self, parts: Parts) -> Tensor:
         """Parts side by side in the queue's order: ``[B, D]``."""

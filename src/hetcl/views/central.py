@@ -70,5 +70,6 @@ class Central:
         color = np.broadcast_to(photometric.NOTHING, (1, len(views), len(photometric.NOTHING))).copy()
         return collate(views, images, color, tuple(bad), self.source.classes is not None)
 
-    def _box(self, width: int, height: int) -> list[Box]:
-        return [(0, 0, width, height) if self.whole else crops.centre_box(width, height, self.size)]
+    def _box(self, width: int, height: int) -> tuple[Box, list[Box]]:
+        whole = crops.frame_from(0, width, height, square=False)
+        return whole, [whole if self.whole else crops.centre_box(width, height, self.size)]

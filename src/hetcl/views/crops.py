@@ -13,6 +13,8 @@ import numpy as np
 import torch
 
 from hetcl.boxes import Box
+from hetcl.types import Crops, ViewBatch
+from hetcl.views.photometric import FLIP
 
 LARGE = 1_000_000
 """Pixels from which an image may be decoded at a reduced scale. Below it the crops of a 224-pixel view seldom
@@ -57,6 +59,40 @@ def box_from(
         w = max(1, min(width, round(height * ratio[1])))
     left, top = (width - w) // 2, (height - h) // 2
     return left, top, left + w, top + h
+
+
+def frame_from(draw: float, width: int, height: int, square: bool) -> tuple[int, int, int, int]:
+    """The rectangle that all crops of an image are drawn in: the whole of it, or its largest square.
+
+    Args:
+        draw: uniform in [0, 1): where the square lies along the longer side.
+        width, height: of the image, in pixels.
+    """
+    side = min(width, height)
+    if not square:
+        return 0, 0, width, height
+    left, top = int(draw * (width - side + 1)), int(draw * (height - side + 1))
+    return left, top, left + side, top + side
+
+
+def boxes_in(
+    frame: tuple[int, int, int, int],
+    draws: Sequence[np.ndarray],
+    area: tuple[float, float],
+    ratio: tuple[float, float],
+) -> list[Box]:
+    """A crop of a frame for each view's draws (:func:`box_from`), in the image's plane."""
+    left, top, right, bottom = frame
+    boxes = [box_from(d, right - left, bottom - top, area, ratio) for d in draws]
+    return [(l + left, t + top, r + left, b + top) for l, t, r, b in boxes]
+
+
+def crops_of(batch: ViewBatch, view: int) -> Crops:
+    """Where a view of each image of a batch was cut, on the batch's device."""
+    corner, far = batch.frames.chunk(2, dim=1)
+    boxes = (batch.boxes[view] - corner.repeat(1, 2)) / (far - corner).repeat(1, 2)
+    flipped = batch.color[view, :, FLIP] > 0
+    return Crops(boxes, flipped.to(boxes.device, non_blocking=True))
 
 
 def centre_box(width: int, height: int, size: int) -> tuple[int, int, int, int]:

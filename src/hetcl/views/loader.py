@@ -35,8 +35,8 @@ class Cuts:
 
     boxes: list[Box]
     """V rectangles in the plane of the original."""
-    size: tuple[int, int]
-    """Width and height of the original in pixels."""
+    frame: Box
+    """The rectangle that they were drawn in."""
     index: int
     """Which image of the source."""
     label: int | None
@@ -46,7 +46,7 @@ class Cuts:
 def render(
     source: Source,
     index: int,
-    choose: Callable[[int, int], list[Box]],
+    choose: Callable[[int, int], tuple[Box, list[Box]]],
     size: int,
     out: np.ndarray,
     pixels: PixelFormat = RGB,
@@ -54,7 +54,7 @@ def render(
     """Decode an image once and cut its views into ``out``.
 
     Args:
-        choose: V boxes from (width, height).
+        choose: from (width, height) the frame, and V boxes in it.
         size: S.
         out: ``[V, C, S, S]``, written.
         pixels: as what it is read.
@@ -65,11 +65,11 @@ def render(
     sample = source.sample(index)
     image = open_image(sample, pixels=pixels)
     plane = image.width, image.height
-    boxes = choose(*plane)
+    frame, boxes = choose(*plane)
     lowest = math.ceil(max(bottom for *_, bottom in boxes))
     whole = image.pixels(crops.reduction(*plane, boxes, size), rows=lowest)
     crops.cut(whole, boxes, size, plane=plane, out=out)
-    return Cuts(boxes, plane, index, sample.label)
+    return Cuts(boxes, frame, index, sample.label)
 
 
 def name_of(source: Source, index: int) -> str:
@@ -137,7 +137,7 @@ def collate(
     return ViewBatch(
         images=images,
         boxes=torch.from_numpy(np.ascontiguousarray(boxes)),
-        sizes=torch.from_numpy(np.array([v.size for v in views], np.float32).reshape(-1, 2)),
+        frames=torch.from_numpy(np.array([v.frame for v in views], np.float32).reshape(-1, 4)),
         color=torch.from_numpy(color),
         index=torch.tensor([v.index for v in views], dtype=torch.int64),
         label=torch.tensor(labels, dtype=torch.int64) if labelled else None,
@@ -246,9 +246,11 @@ class ViewLoader:
             row[:] = photometric.draw(self.policy, rng)
             places.append(rng.random((crops.TRIES, 4)))
 
-        def choose(width: int, height: int) -> list[Box]:
-            area, ratio = self.policy.area, self.policy.ratio
-            return [crops.box_from(draws, width, height, area, ratio) for draws in places]
+        place = generator(*key, "frame").random() if self.policy.square else 0.0
+
+        def choose(width: int, height: int) -> tuple[Box, list[Box]]:
+            frame = crops.frame_from(place, width, height, self.policy.square)
+            return frame, crops.boxes_in(frame, places, self.policy.area, self.policy.ratio)
 
         def make(candidate: int) -> Cuts:
             return render(self.source, candidate, choose, self.size, images, self.pixels)

@@ -25,8 +25,13 @@ VIEWS = 2
 STAGE = "contrast"
 """What the draws are keyed by, besides seed, image and view."""
 
-Cut = tuple[tuple[float, float], tuple[float, float]]
-"""What decides a crop box: the policy's area and ratio."""
+Cut = tuple[tuple[float, float], tuple[float, float], bool]
+"""What decides a crop box: the policy's area, ratio and square."""
+
+
+def cut_of(policy: ViewPolicy) -> Cut:
+    """What decides the crop boxes of a policy."""
+    return policy.area, policy.ratio, policy.square
 
 
 @dataclass(frozen=True)
@@ -39,17 +44,18 @@ class Views:
     """float32 ``[2, B, 4]``."""
     color: dict[ViewPolicy, Tensor]
     """float32 ``[2, B, P]``."""
-    sizes: Tensor
+    frames: dict[Cut, Tensor]
+    """float32 ``[B, 4]``."""
     index: Tensor
     bad: tuple[BadRecord, ...]
 
     def batch(self, policy: ViewPolicy, size: int) -> ViewBatch:
         """The views of one policy at one size; images are shared with policies that cut alike."""
-        cut = policy.area, policy.ratio
+        cut = cut_of(policy)
         return ViewBatch(
             self.images[cut, size],
             self.boxes[cut],
-            self.sizes,
+            self.frames[cut],
             self.color[policy],
             self.index,
             None,
@@ -92,7 +98,7 @@ class Pairs:
         )
         self.steps = -(-self.images // batch)
         self._pool = Pool(self._step, workers, pin)
-        cuts = len({(p.area, p.ratio) for p in self.policies})
+        cuts = len({cut_of(p) for p in self.policies})
         self.room = room(
             workers, cuts * VIEWS * batch * pixels.bytes * sum(side * side for side in self.sizes)
         )
@@ -125,24 +131,25 @@ class Pairs:
         return self._views(self.indices(step).tolist(), self.policies, self.sizes)
 
     def _views(self, indices: Sequence[int], policies: Sequence[ViewPolicy], sizes: Sequence[int]) -> Views:
-        cuts: list[Cut] = list(dict.fromkeys((p.area, p.ratio) for p in policies))
+        cuts: list[Cut] = list(dict.fromkeys(cut_of(p) for p in policies))
         n = len(indices)
         channels, dtype = self.pixels.channels, self.pixels.dtype
         images = {(c, s): np.empty((VIEWS, n, channels, s, s), dtype) for c in cuts for s in sizes}
         boxes = {c: np.zeros((VIEWS, n, 4), np.float32) for c in cuts}
         color = {p: np.zeros((VIEWS, n, len(photometric.COLUMNS)), np.float32) for p in policies}
-        planes = np.zeros((n, 2), np.float32)
+        frames = {c: np.zeros((n, 4), np.float32) for c in cuts}
         kept: list[int] = []
         bad: list[BadRecord] = []
         for index in indices:
             row = len(kept)
             draws = self._draws(index, policies, {p: color[p][:, row] for p in policies})
             try:
-                planes[row] = self._cut(
+                self._cut(
                     index,
                     draws,
                     {k: v[:, row] for k, v in images.items()},
                     {c: b[:, row] for c, b in boxes.items()},
+                    {c: f[row] for c, f in frames.items()},
                 )
             except BadImage as error:
                 bad.append(bad_record(self.source, index, error))
@@ -157,7 +164,7 @@ class Pairs:
             {k: tensor(v) for k, v in images.items()},
             {c: tensor(b) for c, b in boxes.items()},
             {p: tensor(c) for p, c in color.items()},
-            torch.from_numpy(planes[:m].copy()),
+            {c: torch.from_numpy(f[:m].copy()) for c, f in frames.items()},
             torch.tensor(kept, dtype=torch.int64),
             tuple(bad),
         )
@@ -180,11 +187,16 @@ class Pairs:
         draws: Sequence[np.ndarray],
         images: Mapping[tuple[Cut, int], np.ndarray],
         boxes: Mapping[Cut, np.ndarray],
-    ) -> tuple[int, int]:
-        """Decode an image once and cut all its views; returns its width and height. Raises ``BadImage``."""
+        frames: Mapping[Cut, np.ndarray],
+    ) -> None:
+        """Decode an image once and cut all its views. Raises ``BadImage``."""
         image = open_image(self.source.sample(index), pixels=self.pixels)
         plane = image.width, image.height
-        chosen = {cut: [crops.box_from(d, *plane, *cut) for d in draws] for cut in boxes}
+        place, chosen = generator(self.seed, STAGE, index, "frame").random(), {}
+        for area, ratio, square in boxes:
+            frame = crops.frame_from(place, *plane, square)
+            frames[area, ratio, square][:] = frame
+            chosen[area, ratio, square] = crops.boxes_in(frame, draws, area, ratio)
         scaled: dict[int, np.ndarray] = {}  # by reduction, which must not depend on what else is asked for
         for (cut, size), out in images.items():
             k = crops.reduction(*plane, chosen[cut], size)
@@ -193,4 +205,3 @@ class Pairs:
             crops.cut(scaled[k], chosen[cut], size, plane=plane, out=out)
         for cut, out in boxes.items():
             out[:] = chosen[cut]
-        return plane
