@@ -1,10 +1,11 @@
 """Which form of hcl-geo wins on frozen tests? One stage 2 of each form, from one common stage 1.
 
-    python experiments/geo_forms.py --data 'train-000{0,1}.tar' --init STAGE1.ckpt --out DIR [--forms a,b] [--only-names]
+    python experiments/geo_forms.py train FORM --data 'train-000{0,1}.tar' --init STAGE1.ckpt --out DIR
+    python experiments/geo_forms.py ask FORM --data val-0000.tar --out DIR
 
-Each form is an entry that this script adds to the table of methods, with what it needs of its own (docs/methods.md shows
-how): another way to lay maps back, another branch, another loss. All train by the recipe `small`: the same images, steps
-and draws. `hetcl probe` and `experiments/geo_retrieval.py` then ask what came out. docs/results.md has the record.
+A form is hcl-geo with something else in its place: another way to lay maps back, another branch, another loss. All train
+by the recipe `small`: the same images, steps and draws. `ask` is `hetcl contrast`, with boxes known and unknown; the
+frozen backbones are asked by `hetcl probe`. docs/results.md has the record.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from hetcl import methods
-from hetcl.methods import METHODS, BranchEntry, Kind
+from hetcl.methods import METHODS, Kind
 from hetcl.model import branches, frames, infonce
 from hetcl.model.embedding import normalize
 from hetcl.model.frames import shares
@@ -178,7 +179,9 @@ def split(x: Tensor, semantic: int) -> tuple[Tensor, Tensor, Tensor]:
 FORMS: dict[str, Form] = {
     "moco-v2": Form("stage 1 goes on", method="moco-v2", views={"flip_p": 0.5}),
     "hcl": Form("as the paper", method="hcl", views={"flip_p": 0.0}),
-    "hcl-separate": Form("as the paper, a loss for each part", method="hcl", views={"flip_p": 0.0}, loss="separate"),
+    "hcl-separate": Form(
+        "as the paper, a loss for each part", method="hcl", views={"flip_p": 0.0}, loss="separate"
+    ),
     "sampled": Form("bilinear samples, mean kept", lay_back=sampled),
     "area": Form("averaged over cells, mean kept", lay_back=area),
     "geo": Form("averaged over cells, mean removed"),
@@ -187,7 +190,9 @@ FORMS: dict[str, Form] = {
     "half": Form("half the weight of the spatial part", weight=0.5),
     "coarse": Form("a grid of 6 x 6", side=6),
     "channels": Form("4 channels on a grid of 6 x 6", side=6, branch=Channels),
-    "cells": Form("4 channels on 6 x 6, each cell of unit length", side=6, branch=Channels, lay_back=unit_cells),
+    "cells": Form(
+        "4 channels on 6 x 6, each cell of unit length", side=6, branch=Channels, lay_back=unit_cells
+    ),
     "late": Form("the branch sees C4 and C5 alone", branch=Late),
     "stopped": Form("no gradient into C2 and C3", branch=Stopped),
     "late-separate": Form("C4 and C5 alone, a loss for each part", branch=Late, loss="separate"),
@@ -214,24 +219,32 @@ def install(form: Form) -> None:
 
         def separate(query: Tensor, key: Tensor, queue: Tensor, **given: Any) -> tuple[Tensor, Tensor]:
             logits, _ = plain(query, key, queue, **given)
-            found = [plain(*(x[:, s] for x in (query, key, queue)), **given)[1] for s in (slice(0, 128), slice(128, None))]
+            found = [
+                plain(*(x[:, s] for x in (query, key, queue)), **given)[1]
+                for s in (slice(0, 128), slice(128, None))
+            ]
             return logits, sum(found) / 2
 
         stages.info_nce = separate
     if form.loss == "overlap":
 
-        def over_overlap(query: Tensor, key: Tensor, queue: Tensor, *, temperature: float, **owned: Any) -> Any:
+        def over_overlap(
+            query: Tensor, key: Tensor, queue: Tensor, *, temperature: float, **owned: Any
+        ) -> Any:
             logits = overlap_logits(query, key, queue, semantic=128, **owned) / temperature
             return logits, nn.functional.cross_entropy(logits, torch.zeros(len(logits), dtype=torch.int64))
 
         stages.info_nce = over_overlap
         stages.in_image = lambda parts, crops, sides: {
-            **parts, "spatial": with_coverage(parts["spatial"], crops, sides["spatial"])
+            **parts,
+            "spatial": with_coverage(parts["spatial"], crops, sides["spatial"]),
         }
         queue = stages.KeyQueue
         from hetcl.pretraining import build
 
-        build.KeyQueue = lambda length, dims, seed: queue(length, {**dims, "spatial": 2 * dims["spatial"]}, seed=seed)
+        build.KeyQueue = lambda length, dims, seed: queue(
+            length, {**dims, "spatial": 2 * dims["spatial"]}, seed=seed
+        )
     if form.loss == "completion":
         compared = stages.Contrast.compared
 
@@ -247,23 +260,53 @@ def install(form: Form) -> None:
     if form.weight != 1:
         in_image = stages.in_image
         scale = form.weight**0.5
-        stages.in_image = lambda *given: {n: p * (scale if n == "spatial" else 1) for n, p in in_image(*given).items()}
+        stages.in_image = lambda *given: {
+            n: p * (scale if n == "spatial" else 1) for n, p in in_image(*given).items()
+        }
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("verb", choices=("train", "ask"))
+    parser.add_argument("form", choices=FORMS)
     parser.add_argument("--data", required=True)
-    parser.add_argument("--init", required=True)
+    parser.add_argument("--init", default="")
     parser.add_argument("--out", type=Path, required=True)
-    parser.add_argument("--form", required=True, choices=FORMS)
     parser.add_argument("--seed", default="0")
     parser.add_argument("--threads", default="1")
     args = parser.parse_args()
     form = FORMS[args.form]
-    install(form)
+    asked = args.verb == "ask"
+    install(replace(form, lay_back=LAY_BACK, loss="joint") if asked and form.loss == "overlap" else form)
     from hetcl.cli import main as hetcl
 
     out = args.out / args.form
+    if asked:
+        kinds = "embedding" if form.method == "moco-v2" else "aligned,embedding"
+        words = [
+            "contrast",
+            str(out),
+            "--data",
+            args.data,
+            "--data_split",
+            "all",
+            "--out",
+            str(out / "contrast"),
+        ]
+        words += [
+            "--features",
+            kinds,
+            "--images",
+            "1500",
+            "--yardstick",
+            "none",
+            "--examples",
+            "0",
+            "--resume",
+        ]
+        return int(hetcl([*words, "--threads", args.threads, "--workers", "1"]))
     if (out / "backbone.safetensors").is_file():
         return 0
     words = ["pretrain", "--data", args.data, "--out", str(out), "--recipe", "small", "--init", args.init]

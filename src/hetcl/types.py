@@ -247,6 +247,10 @@ class Crops:
     def __getitem__(self, rows: slice) -> Crops:
         return Crops(self.boxes[rows], self.flipped[rows])
 
+    def to(self, device: torch.device | str) -> Crops:
+        """The same on ``device``."""
+        return Crops(self.boxes.to(device), self.flipped.to(device))
+
 
 Parts = dict[str, "Tensor"]
 """Named vectors of a batch: ``{"semantic": [B, 128], "spatial": [B, 196]}``, each of unit length."""

@@ -16,6 +16,8 @@ from torch import Tensor, nn
 from hetcl.errors import InputError
 from hetcl.model.branches import resize_to
 from hetcl.model.embedding import normalize
+from hetcl.model.frames import in_image, sides_of
+from hetcl.types import Crops
 from hetcl.views.photometric import Photometric
 from hetcl.weights.encoder import Encoder
 from hetcl.weights.facts import InputFacts, view_normalization
@@ -25,12 +27,36 @@ LEVELS = ("c2", "c3", "c4", "c5")
 """Levels of the pyramid, finest first."""
 
 
+EMBEDDINGS = ("aligned", "embedding")
+"""Features of all parts: their maps laid back by the box of each crop (boxes known), or as they are."""
+
+
+def crop_features_of(encoder: Encoder, wanted: str) -> tuple[str, ...]:
+    """What ``wanted`` means of views whose crops are known: also ``aligned``, which is what ``auto`` begins with for an
+    encoder whose method compares so. Raises as :func:`features_of`."""
+    if wanted == "auto" and encoder.laid_back:
+        return EMBEDDINGS
+    if wanted != "aligned":
+        return (features_of(encoder, wanted),)
+    if encoder.embedding is None or not sides_of(encoder.embedding):
+        raise InputError(
+            f"{encoder.model} has no spatial map that could be laid back; set features to "
+            f"{'pooled' if encoder.embedding is None else 'embedding'}, or give a run of hcl or hcl-geo"
+        )
+    return (wanted,)
+
+
 def features_of(encoder: Encoder, wanted: str) -> str:
     """``auto`` settled for an encoder; any other name is checked and returned.
 
     Raises:
         InputError: no such features, or an embedding asked of weights that have none.
     """
+    if wanted == "aligned":
+        raise InputError(
+            "features aligned lie where random crops were cut, which hetcl contrast alone draws; set features to "
+            "embedding"
+        )
     if wanted == "auto":
         return "embedding" if encoder.embedding is not None else "pooled"
     if wanted == "embedding" and encoder.embedding is None:
@@ -48,7 +74,7 @@ def _level(name: str) -> tuple[int, int]:
     found = re.fullmatch(r"(c[2-5])(?:x(\d{1,3}))?", name)
     if not found or found[2] == "0" or (found[2] and int(found[2]) < 1):
         raise InputError(
-            f"no features named {name!r}: there are auto, embedding, pooled, c2, c3, c4, c5, and c4x7 for C4 on a "
+            f"no features named {name!r}: there are auto, embedding, aligned, pooled, c2, c3, c4, c5, and c4x7 for C4 on a "
             "7 x 7 grid"
         )
     return LEVELS.index(found[1]), int(found[2] or 1)
@@ -97,7 +123,7 @@ class Extractor(nn.Module):
 
     def dims(self, feature: str) -> dict[str, int]:
         """Dimensions of the parts of a feature, in the order they lie side by side."""
-        if feature == "embedding":
+        if feature in EMBEDDINGS:
             return self.encoder.dims
         if feature in self.encoder.dims:
             return {feature: self.encoder.dims[feature]}
@@ -107,12 +133,21 @@ class Extractor(nn.Module):
     @torch.no_grad()
     def forward(self, images: Tensor) -> dict[str, Tensor]:
         """``[B, C, H, W]``, normalised as all views are, whatever the encoder's own facts ->
-        ``{feature: [B, D]}``, fp32; parts side by side, of unit length."""
+        ``{feature: [B, D]}``, fp32; parts side by side, of unit length. For ``aligned`` see :meth:`align`."""
         maps = self.pyramid(self.given(images))
         return {feature: self._one(feature, maps) for feature in self.features}
 
+    @torch.no_grad()
+    def align(self, features: dict[str, Tensor], crops: Crops) -> dict[str, Tensor]:
+        """What :meth:`forward` gave, the maps of ``aligned`` laid back to where the views were cut."""
+        if "aligned" not in features:
+            return features
+        dims, sides = self.encoder.dims, sides_of(self.encoder.embedding)
+        parts = dict(zip(dims, features["aligned"].split(list(dims.values()), dim=1), strict=True))
+        return {**features, "aligned": torch.cat([*in_image(parts, crops, sides).values()], dim=1)}
+
     def _one(self, feature: str, maps: Sequence[Tensor]) -> Tensor:
-        if feature == "embedding":
+        if feature in EMBEDDINGS:
             assert self.branches is not None
             return torch.cat([normalize(branch(maps)) for branch in self.branches.values()], dim=1)
         if self.branches is not None and feature in self.branches:

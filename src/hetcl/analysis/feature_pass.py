@@ -32,6 +32,7 @@ from hetcl.training.progress import Reporter
 from hetcl.training.session import Session
 from hetcl.types import Source, ViewBatch, ViewPolicy
 from hetcl.views.central import Central
+from hetcl.views.crops import crops_of
 from hetcl.views.loader import name_of
 from hetcl.views.pairs import Pairs
 from hetcl.views.photometric import Photometric
@@ -225,10 +226,11 @@ class _Pass:
     def _features(self, job: Job, batch: ViewBatch) -> list[dict[str, Tensor]]:
         """Features of each view of a batch, fp32 on the device."""
         module, photometric = self.extractors[job.seen], self.photometric[job.policy]
-        return [
-            look(module, images, color, photometric, fabric=self.fabric, layout=self.layout)
-            for images, color in zip(batch.images, batch.color, strict=True)
-        ]
+        found = []
+        for view, (images, color) in enumerate(zip(batch.images, batch.color, strict=True)):
+            seen = look(module, images, color, photometric, fabric=self.fabric, layout=self.layout)
+            found.append(module.align(seen, crops_of(batch, view).to(self.fabric.device)))
+        return found
 
     def _rows(
         self, job: Job, batch: ViewBatch, views: list[dict[str, Tensor]] | None

@@ -18,7 +18,7 @@ from typing import Any, Literal
 import torch
 from lightning_fabric import Fabric
 
-from hetcl.analysis.extractor import Extractor, features_of
+from hetcl.analysis.extractor import EMBEDDINGS, Extractor, crop_features_of
 from hetcl.errors import InputError
 from hetcl.images.look import GLANCED, look_at
 from hetcl.model.embedding import Embedding
@@ -168,10 +168,10 @@ def entries_of(
             )
             random = _add(entries, fresh, digest, one, "random")
         own = [e for e in entries if e.of == encoder.name and e is not one]
-        embedding = next((e.name for e in own if e.features == "embedding"), None)
-        if embedding:
-            like = replace(one, features="embedding")
-            random_embedding = _add(entries, fresh, _digest(fresh, "embedding"), like, "random")
+        embeddings = sorted((e for e in own if e.features in EMBEDDINGS), key=lambda e: e.features)
+        for like in reversed(embeddings):  # that of the first one speaks for the model
+            random_embedding = _add(entries, fresh, _digest(fresh, like.features), like, "random")
+        embedding = embeddings[0].name if embeddings else None
         untrained = _same_weights(encoder.pyramid, fresh.pyramid)
         held.append(Held(encoder.name, one.name, random, embedding, random_embedding, before, untrained))
     order = [e.name for e in encoders]
@@ -219,7 +219,7 @@ def say_model(say: Callable[[str], None], encoder: Encoder, size: int, shown: st
 
 
 def _given(encoder: Encoder, features: Sequence[str], size: int) -> Iterator[Entry]:
-    wanted = dict.fromkeys(features_of(encoder, f) for f in features)
+    wanted = dict.fromkeys(one for f in features for one in crop_features_of(encoder, f))
     for one in wanted:
         name = encoder.name if len(wanted) == 1 else f"{encoder.name} {one}"
         digest = _digest(encoder, one) if is_unmeasured(encoder.pyramid) else encoder.digest
@@ -270,7 +270,7 @@ def _fresh(encoder: Encoder) -> Encoder:
 
 def _digest(fresh: Encoder, features: str) -> str:
     """Stands for random weights and for how their statistics are measured: it is known before they are."""
-    module = fresh.embedding if features == "embedding" else fresh.pyramid
+    module = fresh.embedding if features in EMBEDDINGS else fresh.pyramid
     assert module is not None
     text = f"{digest_of(module.state_dict(), fresh.facts)} {MEASURED} {MEASURED_BATCH}"
     return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
@@ -356,6 +356,6 @@ def _before(encoder: Encoder, features: str) -> Encoder | None:
     found = load_encoder(model)
     if found.facts.pixels != encoder.facts.pixels:
         raise InputError(f"{model} takes images of {found.facts.pixels}")
-    features_of(found, features)
+    crop_features_of(found, features)
     same = found.pyramid.arch == encoder.pyramid.arch and _same_weights(found.pyramid, encoder.pyramid)
     return None if same else replace(found, name=f"{encoder.name} {what}")

@@ -26,11 +26,12 @@ class ContrastSettings(AnalysisSettings):
     """Offline contrastive testing (paper sections 3.2 and 3.4)."""
 
     features: tuple[str, ...] = ("auto",)
-    """What to test of each model: embedding (its parts, for our checkpoints), pooled (C5 averaged), c2..c5 (a level
-    averaged), c4x7 (a level on a 7 x 7 grid); auto: embedding where there is one, else pooled."""
+    """What to test of each model: embedding (its parts, for our checkpoints), aligned (the same, maps laid back by the
+    box of each crop), pooled (C5 averaged), c2..c5 (a level averaged), c4x7 (a level on a 7 x 7 grid); auto: embedding
+    where there is one (of hcl-geo aligned as well), else pooled."""
     views: tuple[str, ...] = ("crop", "standard")
     """How the two views are drawn, one test for each: none, crop (Figure 2), standard (Figure 4), moco-v1, moco-v2,
-    hcl, a name with changes (crop:grayscale_p=1) or a YAML file."""
+    hcl, hcl-geo, a name with changes (crop:grayscale_p=1) or a YAML file."""
     gallery: int = 65536
     """Other images that the partner is to be found among; all others when the data has fewer."""
     images: int = 0

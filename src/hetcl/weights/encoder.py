@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from hetcl.errors import InputError
-from hetcl.methods import method_of, words_in
+from hetcl.methods import METHODS, method_of, words_in
 from hetcl.model.build import build_embedding
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import Pyramid, build_pyramid
@@ -44,6 +44,8 @@ class Encoder:
     """Hash of all weights and statistics, and of ``facts``: equal for equal features."""
     fresh: Callable[..., nn.Module]
     """``fresh(seed=...)``: an encoder of the same architecture (an embedding, or a pyramid) with initial weights."""
+    laid_back: tuple[str, ...] = ()
+    """Parts that its method compares in the image's frame (``model/frames.py``)."""
 
     @property
     def dims(self) -> dict[str, int]:
@@ -67,23 +69,17 @@ def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Enco
     branches = {n.split(".")[1] for n in weights.query if n.startswith("branches.")}
     size = weights.facts.get("size")
     if branches and "class" not in branches:
-        fresh = _builder(weights, branches)
+        method = method_of(branches, weights.facts.get("method"))
+        words, laid_back = words_in(weights.facts), tuple(METHODS[method].laid_back)
+        fresh = partial(build_embedding, method, weights.arch, words=words, in_chans=weights.in_chans)
         embedding = _embedding(weights, fresh(seed=0))
         digest = digest_of(embedding.state_dict(), facts)
         assert isinstance(embedding.pyramid, Pyramid)
-        return Encoder(model, name_of(model), embedding.pyramid, embedding, size, facts, digest, fresh)
+        name = name_of(model)
+        return Encoder(model, name, embedding.pyramid, embedding, size, facts, digest, fresh, laid_back)
     pyramid, fresh = pyramid_of(weights), partial(build_pyramid, weights.arch, in_chans=weights.in_chans)
     digest = digest_of(pyramid.state_dict(), facts)
     return Encoder(model, name_of(model), pyramid, None, size, facts, digest, fresh)
-
-
-def _builder(weights: Weights, branches: set[str]) -> Callable[..., nn.Module]:
-    """What builds pyramid and branches as the checkpoint describes them, from a seed."""
-    assert weights.arch is not None
-    method = method_of(branches, weights.facts.get("method"))
-    return partial(
-        build_embedding, method, weights.arch, words=words_in(weights.facts), in_chans=weights.in_chans
-    )
 
 
 def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:

@@ -22,7 +22,7 @@ from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, models_of, o
 from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
-from hetcl.analysis.extractor import Extractor
+from hetcl.analysis.extractor import EMBEDDINGS, Extractor
 from hetcl.analysis.store import Store, plain
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
@@ -170,7 +170,9 @@ class Test(ReportingSession[list[Tested]]):
         for encoder in self.encoders:
             own = [e for e in self.entries if e.of == encoder.name and e.role == "model"]
             kinds = [e.features for e in own]
-            shown = " + ".join(f"{part} {d}" for part, d in encoder.dims.items() if "embedding" in kinds)
+            shown = " + ".join(
+                f"{part} {d}" for part, d in encoder.dims.items() if set(EMBEDDINGS) & set(kinds)
+            )
             if shown and s.dims and len(encoder.dims) == 1:
                 shown += ", no spatial part: PCA takes all dimensions from this one"
             shown = ", ".join(kinds) + (f" ({shown})" if shown else "")

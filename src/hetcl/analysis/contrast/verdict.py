@@ -124,7 +124,7 @@ def _flat(report: Report, held: Row, learned: bool) -> Row | None:
             or (spread and p["effective_rank"] < min(LINE, rank / 2))
             for p in rows
         ]
-        if rows and all(flat) and (features == "embedding" or not learned):
+        if rows and all(flat) and (features in ("aligned", "embedding") or not learned):
             return rows[0]
     return None
 
