@@ -3,8 +3,8 @@
     python experiments/geo_forms.py train FORM --data 'train-000{0,1}.tar' --init STAGE1.ckpt --out DIR
     python experiments/geo_forms.py ask FORM --data val-0000.tar --out DIR
 
-A form is hcl-geo with something else in its place: another way to lay maps back, another branch, another loss. All train
-by the recipe `small`: the same images, steps and draws. `ask` is `hetcl contrast`, with boxes known and unknown; the
+A form is hcl-geo with something else in its place: another way to lay maps back, another branch, another loss. All
+train by the recipe `small`: the same images, steps and draws. `ask` is `hetcl contrast`, with boxes known and unknown; the
 frozen backbones are asked by `hetcl probe`. docs/results.md has the record.
 """
 
@@ -95,7 +95,9 @@ def coverage(crops: Crops, side: int) -> Tensor:
 
 def with_coverage(part: Tensor, crops: Crops, side: int) -> Tensor:
     """What is compared over the overlap alone: the map and, beside it, what it covers (``overlap_logits``)."""
-    return torch.cat([LAY_BACK(part, crops, side), coverage(crops, side)], dim=1)
+    share = coverage(crops, side)
+    seen = share > 0.5
+    return torch.cat([LAY_BACK(part, crops, side) / share.clamp(min=0.5) * seen, seen], dim=1)
 
 
 # ---- branches ------------------------------------------------------------------------------------------------------

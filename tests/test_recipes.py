@@ -19,8 +19,8 @@ from hetcl.runs.folder import RunFolder
 from hetcl.settings import PretrainSettings, flatten, recipe_names, recipe_text, resolve, stages_of, to_dict
 from hetcl.types import ViewPolicy
 
-PAPER = [name for name in recipe_names() if "-r50" in name]
-OURS = {"smoke", "small", "demo"}
+OURS = {"smoke", "small", "demo", "hcl-geo-r50"}
+PAPER = [name for name in recipe_names() if name not in OURS]
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +33,7 @@ def one_thread() -> Iterator[None]:
 def test_every_recipe_of_the_contract_is_there() -> None:
     contract = (
         "smoke small demo moco-v1-r50 moco-v2-r50 moco-v2-r50-800 hcl-r50 hcl-r50-800 hcl-r50-0-200 hcl-r50-200-400 "
-        "hcl-r50-800-400 hcl-r50-vanilla hcl-r50-flip supervised-r50"
+        "hcl-r50-800-400 hcl-r50-vanilla hcl-r50-flip supervised-r50 hcl-geo-r50"
     )
     assert set(recipe_names()) == set(contract.split())
     assert set(PAPER) | OURS == set(recipe_names())
@@ -113,6 +113,7 @@ IN_ALL_STAGES = {
     "queue": 65536,
     "views.area": [0.2, 1.0],
     "views.ratio": [3 / 4, 4 / 3],
+    "views.square": False,
     "views.jitter": [0.4, 0.4, 0.4, 0.1],
     "views.jitter_p": 0.8,
     "views.grayscale_p": 0.2,
@@ -192,6 +193,13 @@ EXPECTED = {
 }
 
 
+def test_hcl_geo_differs_from_hcl_in_its_method_and_views_alone() -> None:
+    have, like = (flatten(to_dict(resolve(name))) for name in ("hcl-geo-r50", "hcl-r50"))
+    assert {key: have[key] for key in have if have[key] != like[key]} == {
+        "stage2.method": "hcl-geo", "stage2.views.square": True, "stage2.views.flip_p": 0.5,
+    }  # fmt: skip
+
+
 @pytest.mark.parametrize("recipe", PAPER)
 def test_the_expected_figures_are_the_papers(recipe: str) -> None:
     box, mask = EXPECTED[recipe]
@@ -269,5 +277,5 @@ def test_one_optimiser_step(recipe: str, tmp_path: Path, monkeypatch: pytest.Mon
         for old, new in zip(before, group["params"], strict=True):
             # (A block whose last scale starts at zero leaves zeros of its own where they are at first.)
             assert not old.any() or not torch.equal(old, new.detach()), "every parameter takes part"
-        assert ("spatial_accuracy_batch" in figures) == (stage.method == "hcl")
+        assert ("spatial_accuracy_batch" in figures) == ("spatial" in METHODS[stage.method].branches)
         task.close()

@@ -196,8 +196,8 @@ class ViewBatch:
     boxes: Tensor
     """float32 ``[V, B, 4]``: crop rectangles (left, top, right, bottom) in pixels of the upright original."""
     frames: Tensor
-    """float32 ``[B, 4]``: the rectangle of the original, likewise, that all its crops were drawn in: the whole of it, or
-    a square (``ViewPolicy.square``)."""
+    """float32 ``[B, 4]``: the rectangle of the original, likewise, that all its crops were drawn in: the whole of it,
+    or a square (``ViewPolicy.square``)."""
     color: Tensor
     """float32 ``[V, B, P]``: photometric draws, columns named in ``views/photometric.py``; stays on the host."""
     index: Tensor

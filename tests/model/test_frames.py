@@ -120,7 +120,7 @@ def test_gradients() -> None:
     assert torch.autograd.gradcheck(partial(lay_back, crops=at, side=3), (maps,))
 
 
-# ---- nothing is told by places alone ----------------------------------------------------------------------------------
+# ---- nothing is told by places alone ---------------------------------------------------------------------------------
 
 BATCH, SIDE = 32, 14
 

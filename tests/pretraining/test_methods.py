@@ -80,10 +80,50 @@ def test_a_third_branch_reaches_help_metrics_console_checkpoint_contrast_and_pca
     assert found["coarse"] == {"coarse": 4}
     assert found["pca-7"] == {"semantic": 1, "spatial": 2, "coarse": 4}
     assert found["pca-7@0.25"] == {"semantic": 2, "spatial": 3, "coarse": 2}
-    assert "--stage1.method supervised|moco-v1|moco-v2|hcl|twin" in twin("pretrain", "--help")
+    assert "--stage1.method supervised|moco-v1|moco-v2|hcl|hcl-geo|twin" in twin("pretrain", "--help")
     twin(
         "export", run, "--format", "full", "--out", tmp_path / "twin.safetensors"
     )  # proves that it reads back
+
+
+def test_the_page_adds_a_method_with_a_branch_and_a_geometric_term(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    own = tmp_path / "my_method.py"
+    own.write_text(re.findall(r"```python\n(.*?)```", page, re.DOTALL)[0])
+
+    def hetcl(*words: object) -> str:
+        done = subprocess.run(
+            [sys.executable, own, *map(str, words)], capture_output=True, text=True, check=False, timeout=300
+        )
+        assert done.returncode == 0, done.stderr
+        return done.stdout
+
+    run, out = tmp_path / "run", tmp_path / "contrast"
+    here = "--size 32 --batch 8 --device cpu --precision fp32 --workers 0 --threads 1".split()
+    small = "--recipe demo --backbone timm:test_resnet --groups 2 --spatial.side 4 --spatial.width 8 --semantic.dim 8"
+    stages = "--stage1.epochs 0 --stage2.epochs 1 --stage2.queue 13 --stage2.method hcl-edges --knn.every 0"
+    stages += " --log_every 1 --stage2.views.square true"
+    said = hetcl("pretrain", "--data", "scenes:24", "--out", run, *small.split(), *stages.split(), *here)
+    assert re.search(r"\(semantic [\d.]+%, spatial [\d.]+%, edges [\d.]+% in batch\)", said)
+    asked = "--views hcl-edges --yardstick none --examples 1 --dims 6".split()
+    hetcl("contrast", run, "--data", "scenes:40", "--out", out, *asked, *here)
+    rows = json.loads((out / "contrast.json").read_text())["results"]
+    assert {row["model"] for row in rows} == {"run aligned", "run embedding"}
+    assert {tuple(row["dims"]) for row in rows if row["vector"] == "full"} == {
+        ("semantic", "spatial", "edges")
+    }
+    assert "hcl-edges (hcl and a map of C2, laid back into the image)" in " ".join(
+        hetcl("pretrain", "--help").split()
+    )
+    hetcl("export", run, "--format", "full", "--out", tmp_path / "edges.safetensors")
+
+
+def test_the_page_lists_the_methods() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "methods.md").read_text()
+    listed = re.findall(r"^\| `([a-z0-9-]+)` \| ([^|]+) \|", page, re.MULTILINE)
+    assert {name: re.findall(r"`(\w+)`", parts) for name, parts in listed} == {
+        name: list(method.branches) for name, method in METHODS.items()
+    }
 
 
 def test_the_settings_know_the_methods_of_the_table_and_contrast_their_views() -> None:

@@ -74,8 +74,8 @@ def _level(name: str) -> tuple[int, int]:
     found = re.fullmatch(r"(c[2-5])(?:x(\d{1,3}))?", name)
     if not found or found[2] == "0" or (found[2] and int(found[2]) < 1):
         raise InputError(
-            f"no features named {name!r}: there are auto, embedding, aligned, pooled, c2, c3, c4, c5, and c4x7 for C4 on a "
-            "7 x 7 grid"
+            f"no features named {name!r}: there are auto, embedding, aligned, pooled, c2, c3, c4, c5, and c4x7 for C4 "
+            "on a 7 x 7 grid"
         )
     return LEVELS.index(found[1]), int(found[2] or 1)
 

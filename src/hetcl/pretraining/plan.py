@@ -175,6 +175,11 @@ def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[Pretrai
         )
     for name in ("stage1", "stage2"):
         stage = getattr(s, name)
+        if stage.epochs and METHODS[stage.method].laid_back and not stage.views.square:
+            notes.append(
+                f"{name}: {stage.method} compares places, and where crops lie in images of many shapes tells an image "
+                f"by its shape; {name}.views.square true keeps that out"
+            )
         if not stage.epochs or METHODS[stage.method].labels or stage.queue <= n:
             continue
         if s.fit_queue:

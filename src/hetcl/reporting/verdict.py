@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from hetcl.analysis.text import percent
+from hetcl.methods import METHODS
 from hetcl.quantities import duration
 from hetcl.reporting.advice import Advice, advice_on
 from hetcl.reporting.blocks import Grid
@@ -262,7 +263,7 @@ def _of_neighbours(run: Result) -> Iterator[str]:
 
 
 def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> Iterator[str]:
-    stage = next((s for s in reversed(stages) if s.method == "hcl"), None)
+    stage = next((s for s in reversed(stages) if s.method in METHODS and "spatial" in METHODS[s.method].branches), None)
     if stage is None:
         methods = ", ".join(dict.fromkeys(s.method for s in stages)) or "none"
         yield f"This run has no spatial branch (method {methods})."

@@ -205,6 +205,11 @@ def check(settings: PretrainSettings) -> list[str]:
         s.spatial.side >= 1 and s.spatial.width >= 1,
         "settings spatial.side and spatial.width must be at least 1",
     )
+    want(
+        s.spatial.side <= s.size,
+        f"setting spatial.side: a map of {s.spatial.side} x {s.spatial.side} cells is finer than views of {s.size} "
+        f"pixels; set at most {s.size}",
+    )
     want(s.size >= 32, f"setting size must be at least 32 (C5 has stride 32), not {s.size}")
     want(s.knn.every >= 0, "setting knn.every must be 0 (never) or more")
     want(
