@@ -4,8 +4,8 @@
     python experiments/geo_forms.py ask FORM --data val-0000.tar --out DIR
 
 A form is hcl-geo with something else in its place: another way to lay maps back, another branch, another loss. All
-train by the recipe `small`: the same images, steps and draws. `ask` is `hetcl contrast`, with boxes known and unknown; the
-frozen backbones are asked by `hetcl probe`. docs/results.md has the record.
+train by the recipe `small`: the same images, steps and draws. `ask` is `hetcl contrast`, with boxes known and unknown;
+the frozen backbones are asked by `hetcl probe`. docs/results.md has the record.
 """
 
 from __future__ import annotations
@@ -317,7 +317,8 @@ def main() -> int:
     if form.method == "moco-v2":
         words += ["--stage2.temperature", "0.1"]
     for name, value in {"flip_p": 0.5, **form.views}.items():
-        words += [f"--stage2.views.{name}", *(map(str, value) if isinstance(value, tuple) else [str(value)])]
+        shown = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words += [f"--stage2.views.{name}", shown]
     words += ["--threads", args.threads, "--workers", "1", "--resume"]
     return int(hetcl(words))
 

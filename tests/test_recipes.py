@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from hetcl.cli import build_parser
+from hetcl.methods import METHODS
 from hetcl.pretraining.plan import Plan
 from hetcl.pretraining.run import PretrainRun
 from hetcl.runs.folder import RunFolder

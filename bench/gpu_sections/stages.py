@@ -70,7 +70,7 @@ def batch_of(
     return ViewBatch(
         images=torch.randint(0, 256, (views, batch, 3, size, size), generator=generator, dtype=torch.uint8),
         boxes=torch.zeros(views, batch, 4),
-        sizes=torch.full((batch, 2), float(size)),
+        frames=torch.tensor([0.0, 0.0, size, size]).expand(batch, 4),
         color=torch.from_numpy(color),
         index=index,
         label=torch.randint(CLASSES, (batch,), generator=generator),

@@ -112,6 +112,16 @@ def test_a_single_pixel_leaves_its_trace() -> None:
     assert float(lay_back(torch.arange(49.0)[None], Crops(box, torch.tensor([True])), 7).abs().max()) > 0
 
 
+def test_a_map_that_does_not_vary_says_nothing() -> None:
+    """Not even by its rounding."""
+    maps = normalize(torch.full((4, 196), 0.1) + 1e-9 * torch.randn(4, 196))
+    box = torch.tensor(
+        [[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 0.3, 1.0], [0.5, 0.5, 0.51, 0.51], [0.0, 0.0, 1.0, 1.0]]
+    )
+    laid = in_image({"map": maps}, Crops(box, torch.zeros(4, dtype=torch.bool)), {"map": 14})["map"]
+    assert float(laid.norm(dim=1).max()) < 0.2
+
+
 def test_gradients() -> None:
     draw = torch.Generator().manual_seed(1)
     box = torch.tensor([[0.1, 0.2, 0.7, 0.9], [0.0, 0.0, 0.3, 1.0]])
@@ -160,7 +170,9 @@ def found_by_place(policy: ViewPolicy, kind: str, *, permuted: bool = False, bat
             maps = [torch.randn(BATCH, SIDE**2, generator=draw) for _ in at]
         else:
             maps = [(torch.ones(1, SIDE**2) if kind == "constant" else pattern).expand(BATCH, -1)] * 2
-        q, k = (normalize(lay_back(m, c, SIDE)) for m, c in zip(maps, at, strict=True))
+        q, k = (
+            in_image({"map": normalize(m)}, c, {"map": SIDE})["map"] for m, c in zip(maps, at, strict=True)
+        )
         if permuted:
             k = k.roll(1, 0)
         hits += float(top1_in_batch(q, k))

@@ -9,6 +9,7 @@ import torch
 from lightning_fabric import Fabric
 from torch import Tensor
 
+from hetcl.methods import METHODS
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
@@ -92,4 +93,5 @@ def contrast_stage(
     store = KeyQueue(queue, model.dims, seed=seed).double()  # type: ignore[arg-type]
     sgd = {name: settings.pop(name) for name in ("lr", "sgd_momentum", "weight_decay")}
     kept = common(batches, seed=seed, accumulate=accumulate, **sgd)
-    return Contrast("stage1", pair=pair, queue=store, **kept, **settings)
+    laid_back = METHODS[method].laid_back
+    return Contrast("stage1", pair=pair, queue=store, laid_back=laid_back, **kept, **settings)

@@ -14,6 +14,7 @@ import torch
 
 from hetcl.draws import seed_of
 from hetcl.images.sources import open_source
+from hetcl.methods import METHODS
 from hetcl.model.build import build_embedding
 from hetcl.model.momentum import MomentumPair
 from hetcl.model.queue import KeyQueue
@@ -29,6 +30,7 @@ RECIPE = {
     "moco-v1": "moco-v1-r50",
     "moco-v2": "moco-v2-r50",
     "hcl": "hcl-r50",
+    "hcl-geo": "hcl-geo-r50",
     "supervised": "supervised-r50",
 }
 STEPS, B, SEED = 6, 8, 11
@@ -37,7 +39,7 @@ STEPS, B, SEED = 6, 8, 11
 def curve(method: str) -> dict[str, list[float]]:
     """Figures of a few steps on the built-in scenes, in float64, with the views and rates of the paper's recipe."""
     settings = resolve(RECIPE[method])
-    stage = settings.stage2 if method == "hcl" else settings.stage1
+    stage = settings.stage2 if method.startswith("hcl") else settings.stage1
     source = open_source("scenes:24")
     assert source.classes is not None
     loader = ViewLoader(
@@ -78,8 +80,9 @@ def curve(method: str) -> dict[str, list[float]]:
         pair = MomentumPair(model, momentum=0.9, groups=2)
         queue = KeyQueue(21, model.dims, seed=SEED).double()  # type: ignore[arg-type]
         task = Contrast(
-            "stage1", pair=pair, queue=queue, temperature=stage.temperature, mask_own=True, **common
-        )
+            "stage1", pair=pair, queue=queue, temperature=stage.temperature, mask_own=True,
+            laid_back=METHODS[method].laid_back, **common,
+        )  # fmt: skip
     rate = schedule("cosine-step", lr=10 * stage.lr, epochs=2, steps_per_epoch=3)
     out: dict[str, list[float]] = {}
     for step in range(STEPS):

@@ -18,7 +18,8 @@ from tests.pretraining import processes
 SMALL = (
     "--data scenes:14 --recipe demo --backbone timm:test_resnet --size 64 --batch 8 --groups 2 --spatial.side 4 "
     "--spatial.width 8 --semantic.dim 8 --threads 1 --workers 0 --device cpu --precision fp64 --log_every 1 "
-    "--knn.bank 8 --knn.queries 4 --stage1.queue 13 --stage2.queue 13 --stage1.epochs 2 --stage2.epochs 2"
+    "--knn.bank 8 --knn.queries 4 --stage1.queue 13 --stage2.queue 13 --stage1.epochs 2 --stage2.epochs 2 "
+    "--stage1.method hcl --stage2.method hcl-geo --stage2.views.square true --stage2.views.flip_p 0.5"
 ).split()
 TORCHRUN = (
     "-m torch.distributed.run --nproc-per-node 2 --rdzv-backend c10d --rdzv-endpoint 127.0.0.1:0 "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -10,6 +11,9 @@ from torch import Tensor
 
 from hetcl.model.momentum import shuffle_of
 from hetcl.pretraining import stages
+from hetcl.types import Crops
+from hetcl.views.photometric import FLIP
+from tests.model.test_frames import slow
 from tests.pretraining.build import batch_of, contrast_stage, normalized
 from tests.reference import moco
 
@@ -104,6 +108,43 @@ def test_the_step_of_a_stage_equals_the_slow_trainer(
     assert moved > 1e-5, "the weights hardly moved, so equality says little"
     if mask_own:
         assert any(bool(r.logits.isneginf().any()) for r in expected), "no image met its own key"
+
+
+def test_hcl_geo_contrasts_maps_where_the_crops_were_cut(
+    logits: list[Tensor], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each view by its own box and flip, in micro-batches, query and key; the rest of the step is HCL's."""
+    draw = torch.Generator().manual_seed(5)
+    seen: dict[str, list[Tensor]] = {"query": [], "key": []}
+    batch = batch_of(views=2, count=B, pixels=PIXELS, images=12)
+    corners = torch.rand(2, B, 2, 2, generator=draw).sort(dim=2).values * (PIXELS - 1)
+    batch = replace(batch, boxes=corners.flatten(2) + torch.tensor([0.0, 0.0, 1.0, 1.0]))
+    batch.color[:, :, FLIP] = torch.rand(2, B, generator=draw).round()
+    stage = contrast_stage(
+        "hcl-geo", [batch], side=SIDE, groups=2, queue=K, accumulate=2, sgd_momentum=0.9, temperature=TEMPERATURE,
+        mask_own=False, **SGD,
+    )  # fmt: skip
+    before = stage.queue.keys.clone()
+    for name, encoder in (("query", stage.pair.query), ("key", stage.pair.key)):
+
+        def keep(module: Any, given: Any, parts: Any, name: str = name) -> None:
+            seen[name].append(torch.cat([*parts.values()], dim=1).detach())
+
+        encoder.register_forward_hook(keep)
+    stage.step(batch, 0)
+    expected = []
+    for view, rows in ((0, torch.cat(seen["query"])), (1, torch.cat(seen["key"]))):
+        if view:
+            rows = rows[torch.argsort(shuffle_of(B, SEED, "stage1", 0))]
+        crops = Crops(batch.boxes[view] / PIXELS, batch.color[view, :, FLIP] > 0)
+        laid = slow(rows[:, 16:].unflatten(1, (1, SIDE, SIDE)), crops).flatten(1)
+        expected.append(
+            torch.cat([rows[:, :16], laid / laid.norm(dim=1, keepdim=True).clamp(min=1e-6)], dim=1)
+        )
+    q, k = expected
+    products = torch.cat([(q * k).sum(1, keepdim=True), q @ before.T], dim=1) / TEMPERATURE
+    torch.testing.assert_close(torch.cat(logits), products, atol=1e-6, rtol=1e-6)  # boxes are float32
+    torch.testing.assert_close(stage.queue.keys[:B], k, atol=1e-6, rtol=1e-6)
 
 
 def test_the_figures_of_a_step_are_those_of_its_logits(logits: list[Tensor]) -> None:

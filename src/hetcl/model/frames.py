@@ -12,10 +12,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
-from hetcl.model.embedding import normalize
 from hetcl.types import Crops, Parts
+
+FAINT = 1e-6
+"""Length below which a map that was laid back is rounding: the map did not vary, or fell into one cell of the frame. It
+stays that faint and becomes no vector of unit length, whose direction would tell where the crop was."""
 
 
 def sides_of(embedding: nn.Module) -> dict[str, int]:
@@ -25,14 +29,14 @@ def sides_of(embedding: nn.Module) -> dict[str, int]:
 
 
 def in_image(parts: Parts, crops: Crops, sides: Mapping[str, int]) -> Parts:
-    """Parts ``[B, D]`` with some of them laid back, each of unit length again.
+    """Parts ``[B, D]`` of unit length with some of them laid back, and of unit length again where anything is left.
 
     Args:
         crops: where the views were cut.
         sides: of the maps of the parts that are laid back; the others stay as they are.
     """
     return {
-        name: normalize(lay_back(part, crops, sides[name])) if name in sides else part
+        name: F.normalize(lay_back(part, crops, sides[name]), dim=1, eps=FAINT) if name in sides else part
         for name, part in parts.items()
     }
 

@@ -263,7 +263,9 @@ def _of_neighbours(run: Result) -> Iterator[str]:
 
 
 def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> Iterator[str]:
-    stage = next((s for s in reversed(stages) if s.method in METHODS and "spatial" in METHODS[s.method].branches), None)
+    stage = next(
+        (s for s in reversed(stages) if s.method in METHODS and "spatial" in METHODS[s.method].branches), None
+    )
     if stage is None:
         methods = ", ".join(dict.fromkeys(s.method for s in stages)) or "none"
         yield f"This run has no spatial branch (method {methods})."
