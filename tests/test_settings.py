@@ -25,7 +25,7 @@ from hetcl.settings import (
     stages_of,
     to_dict,
 )
-from hetcl.settings.compute import PIXELS
+from hetcl.settings.compute import PIXELS, SQUARE
 
 KEYS = keys_of(PretrainSettings)
 
@@ -313,13 +313,16 @@ def test_every_setting_has_its_help_and_a_type() -> None:
     assert "hcl (MLP head" in {n: t for n, _, t in documented(StageSettings)}["method"]
 
 
-def test_runs_of_older_versions_read_rgb() -> None:
+def test_runs_of_older_versions_read_rgb_and_drew_crops_in_whole_images() -> None:
     tree = flatten(to_dict(PretrainSettings()))
     older = {name: value for name, value in tree.items() if name not in PIXELS}
     assert lacked_by_older(older) == PIXELS
     assert not lacked_by_older(tree)
     assert not lacked_by_older({**older, "mean": []})
     assert not lacked_by_older("damaged")
+    old = {name: value for name, value in tree.items() if name not in SQUARE}
+    assert lacked_by_older(old) == SQUARE
+    assert not lacked_by_older({**old, "stage1.views.square": False})
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,9 @@ def test_the_page_adds_a_method_with_a_branch_and_a_geometric_term(tmp_path: Pat
     assert re.search(r"\(semantic [\d.]+%, spatial [\d.]+%, edges [\d.]+% in batch\)", said)
     asked = "--views hcl-edges --yardstick none --examples 1 --dims 6".split()
     hetcl("contrast", run, "--data", "scenes:40", "--out", out, *asked, *here)
-    rows = json.loads((out / "contrast.json").read_text())["results"]
+    report = json.loads((out / "contrast.json").read_text())
+    rows = report["results"]
+    assert any(line.startswith("hcl-edges: run finds the partner ") for line in report["sentences"])
     assert {row["model"] for row in rows} == {"run aligned", "run embedding"}
     assert {tuple(row["dims"]) for row in rows if row["vector"] == "full"} == {
         ("semantic", "spatial", "edges")

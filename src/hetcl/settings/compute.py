@@ -53,11 +53,16 @@ class PixelSettings:
 
 PIXELS = frozenset({"in_chans", "pixel_max", "mean", "std"})
 """Their names."""
+SQUARE = frozenset({"stage1.views.square", "stage2.views.square"})
 
 
 def lacked_by_older(saved: Any) -> frozenset[str]:
-    """Settings that a run of an older version lacks, all together: it read RGB of 8 bits, which are the defaults."""
-    return PIXELS if isinstance(saved, Mapping) and not PIXELS & saved.keys() else frozenset()
+    """Settings that a run of an older version lacks, each group all together: it read RGB of 8 bits, and drew crops in
+    whole images, which are the defaults."""
+    if not isinstance(saved, Mapping):
+        return frozenset()
+    names = flatten(saved).keys()
+    return frozenset().union(*(group for group in (PIXELS, SQUARE) if not group & names))
 
 
 def check_pixels(s: PixelSettings, least: int = 1) -> list[str]:

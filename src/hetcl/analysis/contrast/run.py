@@ -298,7 +298,12 @@ class Test(ReportingSession[list[Tested]]):
         }
         report["verdict"] = verdict.verdicts(report)
         lines = [row["line"] for row in report["verdict"]]
-        report["sentences"] = [*lines, *verdict.remarks(report), *report_text.sentences(report)]
+        report["sentences"] = [
+            *lines,
+            *verdict.remarks(report),
+            *verdict.boxes_known(report),
+            *report_text.sentences(report),
+        ]
         report |= self.cost()
         write_report(self.out / "contrast.json", report)
         self._draw(report, tested)

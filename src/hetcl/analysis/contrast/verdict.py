@@ -226,6 +226,21 @@ def remarks(report: Report) -> Iterator[str]:
             yield f"{row['views']}: {who} {_against(row, short_of(report, held['before']))}."
 
 
+def boxes_known(report: Report) -> Iterator[str]:
+    """What it is worth to know where the crops were cut, for models that were tested with and without."""
+    tops = {(r["views"], r["model"]): r["top1"]["value"] for r in report["results"] if r["vector"] == "full"}
+    for model in report["models"]:
+        if model["features"] != "aligned" or model["role"] != "model":
+            continue
+        plain = [m for m in report["models"] if m["of"] == model["of"] and m["features"] == "embedding"]
+        for views in report["views"] if plain else ():
+            known, unknown = (percent(tops[views, m["name"]]) for m in (model, plain[0]))
+            yield (
+                f"{views}: {short_of(report, model['of'])} finds the partner {known} of the time with the crops' boxes "
+                f"known (aligned), {unknown} with boxes unknown (embedding)."
+            )
+
+
 def _against(row: Row, other: str) -> str:
     """``finds the partner more often than ...``."""
     d = row["difference"]
