@@ -4,9 +4,9 @@
     python bench/step.py --backbone resnet18 --batch 16
 
 The paper: stage 2 takes 5.7% longer than stage 1, and the plain FPN ("vanilla") about 10% more again. hcl-geo may take
-1% longer than HCL. The plain loop is MoCo-v2 written as most people would: fp32, contiguous memory, one loop over parameters for the momentum
-update. Rounds alternate, so that a busy machine slows all of them; the median of the rounds counts. Prints ratios
-and one line of JSON.
+1% longer than HCL. The plain loop is MoCo-v2 written as most people would: fp32, contiguous memory, one loop over
+parameters for the momentum update. Rounds alternate, so that a busy machine slows all of them; the median of the rounds
+counts. Prints ratios and one line of JSON.
 """
 
 from __future__ import annotations
