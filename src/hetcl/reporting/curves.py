@@ -7,8 +7,8 @@ from typing import Any
 
 from hetcl.reporting.charts import Chart, Line, curves
 from hetcl.reporting.read import Result, mapping
+from hetcl.reporting.stages import parts_in
 
-PARTS = ("semantic", "spatial")
 TABLE_ROWS = 2_000
 """Rows of the folded tables of curves of a whole page, about."""
 POINTS = 25_000
@@ -79,10 +79,11 @@ def _parts(rows: Sequence[Mapping[str, Any]], figure: str) -> list[Line]:
     """The embedding, and each of its parts where it has several."""
     alone = [
         Line(f"{part} alone", f"{part}_{figure}")
-        for part in PARTS
+        for part in parts_in(rows)
         if any(f"{part}_{figure}" in r for r in rows)
     ]
-    return [Line("both parts" if alone else "the embedding", figure), *alone]
+    together = {0: "the embedding", 2: "both parts"}.get(len(alone), "all parts")
+    return [Line(together, figure), *alone]
 
 
 def of_finetuning(run: Result, *, points: int, table: int) -> Iterator[Chart]:

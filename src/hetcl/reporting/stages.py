@@ -14,6 +14,12 @@ LATE = 0.1
 """Share of a stage's rows that its last figures are the mean of."""
 
 
+def parts_in(rows: Sequence[Row]) -> list[str]:
+    """The parts that have figures of their own, in the order of the columns, whatever the method."""
+    end = "_accuracy_batch"
+    return list(dict.fromkeys(key.removesuffix(end) for row in rows for key in row if key.endswith(end)))
+
+
 @dataclass(frozen=True)
 class Stage:
     """What the rows of one stage say."""

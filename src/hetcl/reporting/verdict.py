@@ -17,7 +17,7 @@ from hetcl.reporting.advice import Advice, advice_on
 from hetcl.reporting.blocks import Grid
 from hetcl.reporting.comparisons import contrast_row, differences, told, vectors
 from hetcl.reporting.read import Result, number
-from hetcl.reporting.stages import Stage, knn_of, seconds_left, stages_of
+from hetcl.reporting.stages import Stage, knn_of, parts_in, seconds_left, stages_of
 
 FLAT = -0.02
 """Uniformity above which an embedding has collapsed: 0 is one vector for all images, -4 is spread out."""
@@ -111,7 +111,7 @@ def _collapsed(stage: Stage, ended: bool, name: str = "") -> bool:
 
 def _dead_part(stage: Stage) -> str | None:
     """The part of an embedding that finds no more than chance, while all images get nearly one vector of it."""
-    for part in ("semantic", "spatial"):
+    for part in parts_in(stage.rows):
         right, spread = stage.late(f"{part}_accuracy_batch"), stage.late(f"{part}_uniformity")
         if right is None or spread is None:
             continue
@@ -295,7 +295,8 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
         f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
         f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {adds}."
     )
-    for part, same in (("semantic", "vector"), ("spatial", "map")):
+    for part in parts_in(stage.rows):
+        same = "vector" if part == "semantic" else "map"
         if _collapsed(stage, True, f"{part}_") or _dead_part(stage) == part:
             yield f"The {part} part itself has collapsed: all images get nearly the same {same}."
     before = [f"{asked}: {told(row)}." for asked, row in differences(run, others, "before")]
