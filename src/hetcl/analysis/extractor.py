@@ -142,6 +142,7 @@ class Extractor(nn.Module):
         """What :meth:`forward` gave, the maps of ``aligned`` laid back to where the views were cut."""
         if "aligned" not in features:
             return features
+        assert self.encoder.embedding is not None
         dims, sides = self.encoder.dims, sides_of(self.encoder.embedding)
         parts = dict(zip(dims, features["aligned"].split(list(dims.values()), dim=1), strict=True))
         return {**features, "aligned": torch.cat([*in_image(parts, crops, sides).values()], dim=1)}

@@ -71,7 +71,9 @@ def load_encoder(model: str, *, allow_partial: str | Sequence[str] = ()) -> Enco
     if branches and "class" not in branches:
         method = method_of(branches, weights.facts.get("method"))
         words, laid_back = words_in(weights.facts), tuple(METHODS[method].laid_back)
-        fresh = partial(build_embedding, method, weights.arch, words=words, in_chans=weights.in_chans)
+        fresh: Callable[..., nn.Module] = partial(
+            build_embedding, method, weights.arch, words=words, in_chans=weights.in_chans
+        )
         embedding = _embedding(weights, fresh(seed=0))
         digest = digest_of(embedding.state_dict(), facts)
         assert isinstance(embedding.pyramid, Pyramid)

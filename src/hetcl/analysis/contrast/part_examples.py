@@ -47,18 +47,27 @@ EDGE = 4 * GAP
 
 
 def part_sheet(
-    tested: Tested, random: Tested | None, source: Source, pairs: Pairs, *, policy: ViewPolicy, size: int
+    tested: Tested,
+    random: Tested | None,
+    source: Source,
+    pairs: Pairs,
+    *,
+    policy: ViewPolicy,
+    size: int,
+    laid_back: bool = False,
 ) -> bytes:
     """A PNG of what the parts of ``tested``, which has two or more, found for some queries.
 
     Args:
         random: the same embedding with random weights, whose finds stand beside.
+        laid_back: its maps lie in the image's frame, and not in the view's.
     """
     found = _found(tested, random)
     right = {name: rank == 1 for name, (rank, _) in found.items()}
     overlap = overlap_of(tested.features, slice(0, min(len(tested.features), LOOKED_AT)))
     chosen = choose({name: flags for name, flags in right.items() if name != RANDOM}, overlap)
-    own_map = ["its spatial map"] if "spatial" in tested.features.dims else []
+    named = "its map in the image" if laid_back else "its spatial map"
+    own_map = [named] if "spatial" in tested.features.dims else []
     given = ["original", "view 1", *own_map, "view 2, the partner", *own_map]
     xs = [GAP + i * (CELL + GAP) + (EDGE if i >= len(given) else 0) for i in range(len(given) + len(found))]
     top = GAP + HEAD + LINE + 2 * GAP + 2 * LINE

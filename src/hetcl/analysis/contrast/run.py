@@ -338,8 +338,9 @@ class Test(ReportingSession[list[Tested]]):
                 random = {h.random_embedding for h in self.held if h.embedding == t.name}
                 beside = next((o for o in tested if o.name in random and o.views == t.views), None)
                 image = part_sheet(
-                    t, beside, self.source, pairs, policy=subject.policy, size=subject.entry.size
-                )
+                    t, beside, self.source, pairs, policy=subject.policy, size=subject.entry.size,
+                    laid_back=subject.entry.features == "aligned",
+                )  # fmt: skip
                 write_atomic(place / f"parts-{name}.png", image)
             pairs.close()
 
