@@ -163,7 +163,7 @@ def overlap_logits(query: Tensor, key: Tensor, queue: Tensor, *, semantic: int, 
     keys = torch.cat([key, queue])
     (qs, qv, qm), (ks, kv, km) = (split(x, semantic) for x in (query, keys))
     common = qm @ km.T
-    products = (qv @ kv.T) / (((qv**2) @ km.T) * (qm @ (kv**2).T)).clamp(min=1e-12).sqrt()
+    products = (qv @ kv.T) / (((qv**2) @ km.T) * (qm @ (kv**2).T)).clamp(min=1e-3).sqrt()
     scores = qs @ ks.T + products * common / (common + 16)
     b = len(query)
     negative = scores[:, b:]

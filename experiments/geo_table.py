@@ -1,0 +1,152 @@
+"""The tables of hcl-geo in docs/results.md: the search for a form, and the comparison with its claims.
+
+    python experiments/geo_table.py forms DIR        what experiments/geo_forms.py and hetcl probe wrote
+    python experiments/geo_table.py final DIR        what experiments/geo_final.sh wrote, DIR/SEED/...
+
+Prints Markdown. Differences are paired over seeds, with 95% intervals of Student's t.
+"""
+
+from __future__ import annotations
+
+import csv
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from hetcl.reproduce.results import estimate
+
+METHODS = ("hcl-geo", "hcl", "moco-v2")
+
+
+def read(path: Path) -> Any:
+    return json.loads(path.read_text()) if path.is_file() else None
+
+
+def retrieval(path: Path) -> dict[tuple[str, str, str], tuple[float, float]]:
+    """(model, views, vector) -> top-1 over all pairs and over those with an IoU of 0.1 to 0.3, in percent."""
+    out = {}
+    for row in (read(path) or {"results": []})["results"]:
+        low = [b for b in row["bins"] if b["low"] >= 0.0999 and b["high"] <= 0.3001 and b["count"]]
+        found = sum(b["top1"]["value"] * b["count"] for b in low) / max(1, sum(b["count"] for b in low))
+        out[row["model"], row["views"], row["vector"]] = (100 * row["top1"]["value"], 100 * found)
+    return out
+
+
+def places(path: Path) -> dict[tuple[str, str, str, str], float]:
+    """(model, question, measure, level) -> percent."""
+    rows = (read(path) or {"results": []})["results"]
+    return {(r["model"], r["question"], r["measure"], r["level"]): 100 * r["value"] for r in rows}
+
+
+def figures(root: Path) -> dict[str, dict[str, float]]:
+    """Figure -> method -> percent, of one seed."""
+    out: dict[str, dict[str, float]] = {}
+
+    def put(figure: str, method: str, value: float | None) -> None:
+        if value is not None:
+            out.setdefault(figure, {})[method] = value
+
+    found = retrieval(root / "contrast" / "contrast.json")
+    moco = retrieval(root / "contrast-moco" / "contrast.json")
+    for views in ("crop", "standard"):
+        for method in ("hcl-geo", "hcl"):
+            for kind in ("aligned", "embedding"):
+                for vector in ("full", "pca-64"):
+                    both = found.get((f"{method} {kind}", views, vector))
+                    if both:
+                        put(f"{kind}, {vector}, {views}", method, both[0])
+                        put(f"{kind}, {vector}, {views}, IoU 0.1 to 0.3", method, both[1])
+            alone = found.get((f"{method} embedding", views, "semantic"))
+            put(f"semantic alone, {views}", method, alone and alone[0])
+        for vector in ("full", "pca-64"):
+            both = moco.get(("moco-v2", views, vector))
+            if both:
+                put(f"embedding, {vector}, {views}", "moco-v2", both[0])
+                put(f"embedding, {vector}, {views}, IoU 0.1 to 0.3", "moco-v2", both[1])
+                if vector == "full":
+                    put(f"semantic alone, {views}", "moco-v2", both[0])
+    named = {**{m: m for m in METHODS}, "stage1": "stage 1"}
+    for test in ("people", "scenes"):
+        for (model, question, measure, level), value in places(root / test / "where.json").items():
+            method = "random" if model.startswith("random") else named.get(model.rpartition("/")[2], model)
+            if measure in ("pck1", "miou", "iou"):
+                put(f"{test}: {question} {measure} {level}", method, value)
+    for method in METHODS:
+        probe = read(root / f"what-{method}" / "probe.json")
+        if probe:
+            for k, v in probe["knn"].items():
+                put(f"class kNN, k = {k}", method, 100 * v["top1"]["value"])
+            put("class linear", method, 100 * probe["linear"]["top1"]["value"])
+        metrics = root / f"finetune-{method}" / "metrics.csv"
+        if metrics.is_file():
+            with open(metrics, newline="") as f:
+                aps = {int(r["step"]): float(r["box_ap"]) for r in csv.DictReader(f) if r.get("box_ap")}
+            for step, ap in aps.items():
+                put(f"fine-tuned box AP after {step} steps", method, ap)
+    return out
+
+
+def final(root: Path) -> None:
+    seeds = {p.name: figures(p) for p in sorted(root.iterdir()) if p.is_dir() and p.name.isdigit()}
+    names = list(dict.fromkeys(name for one in seeds.values() for name in one))
+    print(f"| figure | {' | '.join((*METHODS, 'stage 1', 'random'))} | hcl-geo - hcl | hcl-geo - moco-v2 |")
+    print("|---" * 8 + "|")
+    for name in names:
+        cells = []
+        for method in (*METHODS, "stage 1", "random"):
+            values = [one[name][method] for one in seeds.values() if method in one.get(name, {})]
+            cells.append(", ".join(f"{v:.1f}" for v in values))
+        for other in ("hcl", "moco-v2"):
+            pairs = [one[name] for one in seeds.values() if {"hcl-geo", other} <= one.get(name, {}).keys()]
+            e = estimate([p["hcl-geo"] - p[other] for p in pairs])
+            between = f" ({e['low']:+.1f} to {e['high']:+.1f})" if e and e["low"] is not None else ""
+            cells.append(f"{e['mean']:+.1f}{between}" if e else "")
+        print(f"| {name} | {' | '.join(cells)} |")
+    ratios = [
+        one["aligned, full, crop, IoU 0.1 to 0.3"]["hcl-geo"]
+        / max(one[f"{kind}, full, crop, IoU 0.1 to 0.3"]["hcl"] for kind in ("aligned", "embedding"))
+        for one in seeds.values()
+        if "aligned, full, crop, IoU 0.1 to 0.3" in one
+    ]
+    print(
+        f"\nIoU 0.1 to 0.3, hcl-geo over the better of hcl's: {[f'{r:.2f}' for r in ratios]}, {estimate(ratios)}"
+    )
+
+
+def forms(root: Path) -> None:
+    print(
+        "| form | top-1, boxes known: crop, standard | IoU 0.1 to 0.3 | boxes unknown | semantic alone |",
+        end="",
+    )
+    print(" scenes: box IoU, C3, C4, C5 | people: PCK at 1 cell, C3, C4, C5 |")
+    print("|---" * 7 + "|")
+    scenes = places(root / "forms-scenes" / "where.json")
+    people = places(root / "forms-people" / "where.json") | places(root / "forms-people2" / "where.json")
+    for path in sorted((root / "forms").iterdir()):
+        if not path.is_dir():
+            continue
+        name, found = path.name, retrieval(path / "contrast" / "contrast.json")
+        cells = []
+        for kind, vector, at in (
+            ("aligned", "full", 0),
+            ("aligned", "full", 1),
+            ("embedding", "full", 0),
+            ("embedding", "semantic", 0),
+        ):
+            values = []
+            for views in ("crop", "standard"):
+                for model in (f"{name} {kind}", name if kind == "embedding" else ""):
+                    value = found.get((model, views, vector))
+                    values += [f"{value[at]:.1f}"] if value else []
+            cells.append(", ".join(values))
+        for held, question, measure in ((scenes, "localization", "iou"), (people, "correspondence", "pck1")):
+            values = [
+                held.get((f"{name}/backbone", question, measure, level)) for level in ("c3", "c4", "c5")
+            ]
+            cells.append(", ".join(f"{v:.1f}" for v in values if v is not None))
+        print(f"| {name} | {' | '.join(cells)} |")
+
+
+if __name__ == "__main__":
+    {"forms": forms, "final": final}[sys.argv[1]](Path(sys.argv[2]))
