@@ -24,7 +24,8 @@ WORDS = (
     "Each image gives two views, and the second is looked for by the first. Views crop: two pieces, nothing else "
     "changed; standard: flipped and with other colours, too. Top-1: it was the most similar of all; top-5: among the "
     "five most similar; MRR: the mean of 1 / its rank. Pooled: the backbone's last map averaged; the others are "
-    "embeddings, as they were contrasted."
+    "embeddings, as they were contrasted. Margin: how much more a part adds to the right match than to "
+    "the best wrong one."
 )
 """What the section on a contrastive test explains."""
 SHEETS = 2
@@ -84,7 +85,7 @@ def contrast(result: Result) -> Section:
             [[*d["models"], d["views"], difference(d["top1"])] for d in tree["differences"] if d["vector"] == "full"],
         ),
         Grid(
-            "Parts of the vectors: their spread, and by which margin each adds more to the right than to the best wrong match",
+            "Parts of the vectors: spread, and what they add to right and wrong matches",
             ["features", "views", "part", "alignment", "uniformity", "effective rank", "margin"],
             [
                 [p["model"], p["views"], p["part"], *(f"{p[k]:.2f}" for k in spread), f"{p['margin']:+.3f}"]
