@@ -122,6 +122,7 @@ def test_photos_without_labels(
     assert np.load("photos.npy").shape == (48, 512)
     found = tree_of("contrast/contrast.json")
     assert LOCAL in {m["model"] for m in found["models"]}
+    assert found["yardsticks"][0]["before"]  # the run is held against the weights that it began with
     assert found["verdict"][0]["line"] in page("report.html")
     assert "Nearest neighbours" in page("report.html")
 

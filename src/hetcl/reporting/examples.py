@@ -121,7 +121,7 @@ def _looked_at(run: Result, source: Source, encoder: Encoder, count: int) -> Ite
     near = likeness.argsort(dim=1, descending=True, stable=True)[:, : min(NEIGHBOURS, len(pixels) - 1)]
     rows = [[pixels[i], *(pixels[j] for j in near[i].tolist())] for i in range(count)]
     yield picture(
-        f"Nearest neighbours by the backbone: the image at the left is asked about, of {len(pixels):,} drawn at random",
+        f"Nearest neighbours by the backbone among {len(pixels):,} images drawn at random, each row of its first image",
         f"{count} rows: first the image that is asked about, then the {NEIGHBOURS} images most like it, nearest first.",
         _tiled(rows, first_apart=True),
     )
