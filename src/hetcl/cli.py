@@ -18,7 +18,7 @@ from hetcl import arguments
 from hetcl.errors import InputError, Stopped, WorkFailed, others_ended, out_of_memory
 from hetcl.machine import check_libraries, memory
 from hetcl.paths import shelter
-from hetcl.printable import printable
+from hetcl.printable import filled, printable
 
 FOLDER = ("out", "resume", "allow_partial")
 
@@ -291,7 +291,7 @@ def _listening() -> Iterator[None]:
             if line not in shown and first_process():
                 shown.add(line)
                 with contextlib.suppress(OSError):  # a console that has gone away is no reason to stop
-                    print(line, file=sys.stderr, flush=True)
+                    print(filled(line, sys.stderr), file=sys.stderr, flush=True)
 
     rooms, console = logging.getLogger("hetcl"), Console()
     level = rooms.level

@@ -11,7 +11,7 @@ import shutil
 import sys
 import textwrap
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, TextIO
 
 _UNSEEN = re.compile(
     "[\x00-\x1f\x7f-\x9f\u00ad\u061c\u180e\u200b\u200e\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff\ufff9-\ufffb"
@@ -37,11 +37,15 @@ def say(text: object = "") -> None:
 
 def warn(text: str) -> None:
     """A line on the console that should not be overlooked; a terminal gets it broken between words."""
-    line = printable(f"! {text}")
-    if sys.stdout.isatty():
-        width = max(20, shutil.get_terminal_size().columns)
-        line = textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
-    print(line)
+    print(filled(printable(f"! {text}"), sys.stdout))
+
+
+def filled(line: str, stream: TextIO) -> str:
+    """``line``, broken between words where ``stream`` is a terminal."""
+    if not stream.isatty():
+        return line
+    width = max(20, shutil.get_terminal_size().columns)
+    return textwrap.fill(line, width, break_long_words=False, break_on_hyphens=False)
 
 
 def markdown(text: object) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -312,6 +313,19 @@ def test_a_run_of_one_stage_is_held_against_what_it_was_given(hcl: Path, tmp_pat
     _, (held,), missing = yardstick.entries_of([encoder], ["auto"], size=0, yardstick=True)
     assert held.before is None
     assert missing[0].startswith("run is not held against what it began with")
+
+
+def test_published_weights_that_were_named_are_what_a_run_began_with(hcl: Path, tmp_path: Path) -> None:
+    published = f"{ARCH}:a_tag"  # no file
+    path = a_run(tmp_path / "run", init=published)
+    (path / "checkpoints" / "stage1.ckpt").unlink()
+    run = load_encoder(str(path))
+    _, (held,), _ = yardstick.entries_of([run], ["auto"], size=0, yardstick=True)
+    assert held.before is None  # nothing is fetched that was not named
+    other = replace(load_encoder(str(hcl)), model=published, name=published, size=2 * (run.size or 0))
+    entries, (held, _), _ = yardstick.entries_of([run, other], ["auto"], size=0, yardstick=True)
+    start = next(e for e in entries if e.name == held.before)
+    assert (start.encoder.pyramid, start.features, start.size) == (other.pyramid, "pooled", run.size)
 
 
 @pytest.mark.parametrize(

@@ -7,17 +7,20 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
+from hetcl.datasets import open_detection
 from hetcl.datasets.files import read_image, stored_size
 from hetcl.datasets.scenes import scenes_segmentation
 from hetcl.downstream.loader import SegmentationExamples, resized
 from hetcl.downstream.models import segmenter
 from hetcl.downstream.parts import look_at_part, settle_pixels
 from hetcl.errors import InputError
-from hetcl.types import BadImage, PixelFormat
+from hetcl.types import RGB, BadImage, PixelFormat
 from hetcl.weights.channels import with_channels
 from hetcl.weights.facts import InputFacts
 from hetcl.weights.sources import read_weights
+from tests.downstream.layouts import write_coco
 
 RANDOM = "timm:test_resnet:random"
 
@@ -83,3 +86,22 @@ def test_whose_mean_and_std_count() -> None:
     deep = settle_pixels([data], rgb, in_chans=3, pixel_max=255, given=((), ()))
     assert deep.mean == plain.mean
     assert deep.pixels == PixelFormat(3, 255)
+
+
+def test_sixteen_bits_that_a_detector_would_read_as_eight_are_said(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    write_coco(tmp_path, masks=None, plain=True)
+    data = open_detection(f"coco:{tmp_path}", "train")
+    look_at_part(data, RGB)
+    assert not caplog.records
+    for path in (tmp_path / "images").iterdir():
+        gray = np.asarray(Image.open(path).convert("L"), np.uint16) * 16  # 12 bits of 16
+        gray[0, 0] = 4095
+        Image.fromarray(gray).save(path, "PNG")
+    look_at_part(open_detection(f"coco:{tmp_path}", "train"), RGB)
+    (line,) = caplog.messages
+    assert "values up to 4,095 of 65,535 become 16 levels of 256" in line
+    assert "set pixel_max to the largest value of the data, such as 4095" in line
+    look_at_part(data, RGB, fix="give it such")  # of a run, whose pixels are as they are
+    assert len(caplog.records) == 1

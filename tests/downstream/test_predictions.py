@@ -425,7 +425,11 @@ def test_what_is_refused_is_one_line_and_writes_nothing(
     other = tmp_path / "other"
     other.mkdir()
     (other / "drawn").mkdir()
+    (tmp_path / "five").mkdir()
+    for i in range(3):
+        np.save(tmp_path / "five" / f"{i}.npy", np.zeros((20, 30, 5), np.uint8))
     cases = [
+        ([detector, tmp_path / "five", "--out", out], "0.npy: 5 channels, where 3 are read; the run"),
         ([photos, photos, "--out", out], "is no run folder: it has no settings.yaml"),
         ([unfinished, photos, "--out", out], "has no checkpoint yet; let it train first"),
         ([detector, tmp_path / "empty", "--out", out], "no images in"),

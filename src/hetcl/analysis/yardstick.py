@@ -154,7 +154,7 @@ def entries_of(
             continue
         before, random_embedding = None, None
         try:
-            if (start := _before(encoder, one.features)) is not None:
+            if (start := _before(encoder, one.features, encoders)) is not None:
                 before = _add(entries, start, start.digest, one, "before")
         except InputError as e:
             missing.append(f"{encoder.name} is not held against what it began with: {e}")
@@ -337,8 +337,10 @@ def _seed(model: str) -> int:
     return seed if isinstance(seed, int) else 0
 
 
-def _before(encoder: Encoder, features: str) -> Encoder | None:
-    """Stage 1 of a run of two stages, else the file that it was given to begin with; None where there is neither.
+def _before(encoder: Encoder, features: str, named: Sequence[Encoder]) -> Encoder | None:
+    """Stage 1 of a run of two stages, else what it was given to begin with; None where there is neither.
+
+    Published weights, which would be fetched, are taken where they are among those that were ``named``.
 
     Raises:
         InputError: it cannot be read, or lacks the features that are looked at.
@@ -347,13 +349,14 @@ def _before(encoder: Encoder, features: str) -> Encoder | None:
     if run is None:
         return None
     stage1, init = run.checkpoints / "stage1.ckpt", tree.get("init")
+    given = next((e for e in named if e.model == init), None)
     if stage1.is_file():
         model, what = str(stage1), "stage 1"
-    elif isinstance(init, str) and Path(init.rpartition(":")[2]).exists():
-        model, what = init, "before"
+    elif given or (isinstance(init, str) and Path(init.rpartition(":")[2]).exists()):
+        model, what = str(init), "before"
     else:
         return None
-    found = load_encoder(model)
+    found = given if given and what == "before" else load_encoder(model)
     if found.facts.pixels != encoder.facts.pixels:
         raise InputError(f"{model} takes images of {found.facts.pixels}")
     crop_features_of(found, features)

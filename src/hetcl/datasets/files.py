@@ -220,7 +220,7 @@ def read_image(
     Raises:
         BadImage: it cannot be read, or has another size.
     """
-    data = _bytes(os.path.join(root, name))
+    data = read_bytes(os.path.join(root, name))
     image = open_image(data, upright=False, pixels=pixels)
     found = image.height, image.width
     if size is not None and not near(found, size, slack):
@@ -299,7 +299,7 @@ def stored_size(root: str, name: str) -> tuple[int, int]:
         with Image.open(path, formats=FORMATS) as image:
             return image.height, image.width
     except UnidentifiedImageError as error:
-        size = size_of(_bytes(path))  # (of TIFF and .npy that Pillow does not know)
+        size = size_of(read_bytes(path))  # (of TIFF and .npy that Pillow does not know)
         if size is None:
             raise BadImage(f"{name}: cannot be read ({error})") from error
         return size
@@ -329,7 +329,8 @@ def near(found: tuple[int, ...], wanted: tuple[int, int], slack: int) -> bool:
     return abs(found[0] - wanted[0]) <= slack and abs(found[1] - wanted[1]) <= slack
 
 
-def _bytes(path: str) -> bytes:
+def read_bytes(path: str) -> bytes:
+    """What a file of an image holds. Raises ``BadImage``."""
     try:
         with open(path, "rb") as stream:
             size = os.fstat(stream.fileno()).st_size

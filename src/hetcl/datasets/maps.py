@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from hetcl.datasets.annotations import Skipped
-from hetcl.datasets.files import read_image, read_indices, stored_size
+from hetcl.datasets.files import read_bytes, read_image, read_indices, stored_size
 from hetcl.errors import InputError
 from hetcl.quantities import count
 from hetcl.types import RGB, BadImage
@@ -76,6 +76,10 @@ class MapSet:
     def image(self, index: int) -> np.ndarray:
         """``[H, W, C]`` as stored, of the type that ``pixels`` says. Raises ``BadImage``."""
         return read_image(self._root, self.name(index), None, pixels=self.pixels)
+
+    def stored(self, index: int) -> bytes:
+        """The image's file as it is. Raises ``BadImage``."""
+        return read_bytes(os.path.join(self._root, self.name(index)))
 
     def label_map(self, index: int) -> np.ndarray:
         """uint8 ``[H, W]``: class of each pixel, 255 where it does not count.

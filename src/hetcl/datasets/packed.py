@@ -17,7 +17,7 @@ import numpy as np
 
 from hetcl.datasets import segments
 from hetcl.datasets.annotations import Annotations, Category, Segment, Skipped
-from hetcl.datasets.files import read_image
+from hetcl.datasets.files import read_bytes, read_image
 from hetcl.errors import InputError
 from hetcl.quantities import count
 from hetcl.types import RGB
@@ -234,6 +234,10 @@ class PackedDetection:
         height, width = self._sizes[index].tolist()
         slack = 0 if self.has_masks else SLACK
         return read_image(self._root, self.name(index), (height, width), slack, self.pixels)
+
+    def stored(self, index: int) -> bytes:
+        """The image's file as it is. Raises ``BadImage``."""
+        return read_bytes(os.path.join(self._root, self.name(index)))
 
     def name(self, index: int) -> str:
         """The image's file, relative to the root."""

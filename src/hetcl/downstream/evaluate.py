@@ -195,3 +195,5 @@ class Evaluation(RunSession[EvaluationResult]):
                 "they count as images in which nothing was found"
             )
         self.say_done(report["seconds"], self.out, megabytes=report["memory_mb"])
+        if (sheet := self.out / "predictions.png").is_file():
+            self.reporter.say(f"look at:  {sheet}: the truth beside what was found")

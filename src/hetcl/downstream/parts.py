@@ -16,7 +16,16 @@ from hetcl.datasets.annotations import DetectionSet, SegmentationSet
 from hetcl.downstream.loader import DetectionExamples, Examples, SegmentationExamples, usable
 from hetcl.downstream.renamed import VOID, Renamed, names_of, objects_of, under
 from hetcl.errors import InputError
-from hetcl.images.look import GLANCED, SAMPLED, Statistics, chosen, look, refusal
+from hetcl.images.look import (
+    GLANCED,
+    SAMPLED,
+    Statistics,
+    chosen,
+    is_deep,
+    look,
+    refusal,
+    warn_of_depth,
+)
 from hetcl.quantities import count
 from hetcl.types import BadImage, OtherPixels, PixelFormat
 from hetcl.weights.channels import settled
@@ -56,7 +65,7 @@ def look_at_part(data: Any, pixels: PixelFormat, *, most: int = GLANCED, fix: st
 
     Args:
         most: so many of images that are not RGB of 8 bits.
-        fix: as of :func:`look`.
+        fix: as of :func:`look`; without it, it is said what RGB of 8 bits loses of images of more bits.
 
     Returns:
         statistics of their channels; None of RGB of 8 bits.
@@ -68,13 +77,17 @@ def look_at_part(data: Any, pixels: PixelFormat, *, most: int = GLANCED, fix: st
     name = getattr(data, "name", lambda index: data.annotations(index).name)
     if not pixels.rgb:
         return look(len(data), data.image, name, what=data.description, most=most, fix=fix)
+    deep: list[bytes] = []
     for index in chosen(len(data), GLANCED):
         try:
             data.image(index)
+            if not fix and hasattr(data, "stored") and is_deep(held := data.stored(index)):
+                deep.append(held)
         except OtherPixels as error:
             raise InputError(refusal(f"{data.description}, {name(index)}", error, fix)) from None
         except BadImage:
             continue  # counted when it is read
+    warn_of_depth(deep)
     return None
 
 

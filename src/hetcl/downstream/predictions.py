@@ -28,6 +28,7 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.images.channels import drawable
 from hetcl.images.formats import left_aside
 from hetcl.images.image_files import ImageFiles
+from hetcl.images.look import GLANCED, chosen
 from hetcl.paths import create, expand
 from hetcl.quantities import count
 from hetcl.runs.files import disk_problem, write_atomic
@@ -39,7 +40,7 @@ from hetcl.settings import PredictSettings, resolve_predict
 from hetcl.signals import StopSignal
 from hetcl.training.bad_images import BadImages
 from hetcl.training.devices import peak_memory
-from hetcl.types import BadRecord
+from hetcl.types import BadImage, BadRecord, OtherPixels
 from hetcl.weights.encoder import digest_of
 from hetcl.weights.facts import InputFacts
 
@@ -115,6 +116,7 @@ class Predict(RunSession[None]):
         self.classes: list[str] = self.saved["classes"]
         self.maps = self.words["model"] == "fcn"
         self.images = ImageFiles(images, but=out, pixels=self.pixels)
+        self._first_look()
         ending, folder = (".png", "label_maps") if self.maps else (".jpg", "drawn")
         self.results = [f"{folder}/{name}" for name in files.file_names(self.images.names, ending)]
         self.start(s, out / "log.txt")
@@ -122,6 +124,21 @@ class Predict(RunSession[None]):
         self.model = self.load_model()
         self.key = self._key()
         self.held = self._held() if self.main and resume else {}
+
+    def _first_look(self) -> None:
+        """Raises ``InputError`` where images go with the run in none of those looked at first."""
+        others, some = list[str](), chosen(len(self.images), GLANCED)
+        for index in some:
+            try:
+                self.images.image(index)
+            except OtherPixels as error:
+                others.append(f"{self.images.paths[index]}: {error}")
+            except BadImage:
+                continue  # listed when its turn comes
+        if len(others) == len(some):
+            raise InputError(
+                f"{others[0]}; the run {self.run.path} takes images of {self.pixels}: give it such"
+            )
 
     def _key(self) -> dict[str, Any]:
         """All that a prediction is a function of, besides the image; and what is drawn."""

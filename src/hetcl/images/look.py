@@ -13,7 +13,7 @@ from hetcl.draws import permute
 from hetcl.errors import InputError
 from hetcl.images.channels import largest, stored
 from hetcl.images.decode import MAX_PIXELS, open_image
-from hetcl.types import RGB, BadImage, OtherPixels, PixelFormat, Source
+from hetcl.types import RGB, BadImage, OtherPixels, PixelFormat, Sample, Source
 
 log = logging.getLogger(__name__)
 SAMPLED = 256
@@ -113,21 +113,30 @@ def look_at(source: Source, pixels: PixelFormat, *, fix: str = "", most: int = S
 
 def _glance(source: Source, fix: str) -> None:
     """The headers of some images that are to be read as RGB of 8 bits; says so where they hold more."""
-    deep = ""
+    deep = []
     for index in chosen(len(source), GLANCED):
         try:
-            image = open_image(source.sample(index))
-            deep = deep or (source.name(index) if getattr(image, "deep", False) else "")
+            sample = source.sample(index)
+            deep += [sample.data] if is_deep(sample) else []
         except OtherPixels as error:
             raise InputError(refusal(f"{source.description}, {source.name(index)}", error, fix)) from None
         except BadImage:
             continue  # counted when it is read
-    if deep:
-        log.warning(
-            "images of more than 8 bits (%s) are read as RGB of 8 bits: `hetcl doctor` says what is lost, and which "
-            "in_chans and pixel_max keep it",
-            deep,
-        )
+    warn_of_depth(deep)
+
+
+def is_deep(sample: Sample | bytes) -> bool:
+    """Whether an image is gray of more than 8 bits, by its header. Raises ``BadImage``."""
+    return bool(getattr(open_image(sample), "deep", False))
+
+
+def warn_of_depth(deep: Iterable[bytes | np.ndarray]) -> None:
+    """Say what is lost of such images, of which the bytes are given, by reading them as RGB of 8 bits."""
+    depth = Depth()
+    for data in deep:
+        depth.add(data)
+    for line in depth.lines(RGB):
+        log.warning("%s", line)
 
 
 def channel_words(pixels: PixelFormat, mean: Iterable[float], std: Iterable[float]) -> str:

@@ -101,7 +101,7 @@ def advice_on(
         )
         if not tested and run.settings.get("in_chans", 3) == 3 and not run.settings.get("pixel_max"):
             yield Advice(
-                "Ask what the frozen backbone knows of places, beside stage 1 and random weights.",
+                f"Ask what the frozen backbone knows of places, beside {_yardsticks(run)}.",
                 f"hetcl probe {out} --data {data} --ask where --out where",
             )
         if status == "learned" and not any(t.kind == "finetune" for t in others):
@@ -140,17 +140,25 @@ def _other_weights(run: Result) -> Iterator[Advice]:
         )
 
 
+def _yardsticks(run: Result) -> str:
+    """What tests hold it against."""
+    before = " and what it began with" if run.tree.get("init") else ""
+    if not before and len({row.get("stage") for row in run.rows}) > 1:
+        before = " and its stage 1"
+    return f"random weights{before}"
+
+
 def _contrast_advice(run: Result, needed: int) -> Advice:
     """To hold it against random weights, on as many images as would tell."""
     held, data = number(mapping(run.summary.get("data")).get("images")), quoted(run.tree.get("data", "DATA"))
     if needed and held is not None and held < needed:
         text = f"Test it on more images: about {needed:,} would tell, and its own data has {held:,.0f}."
         return Advice(text, f"hetcl contrast {quoted(run.path)} --data MORE-IMAGES --out contrast")
-    init, before = run.tree.get("init"), "what it began with" if run.tree.get("init") else "its stage 1"
+    init = run.tree.get("init")
     # A file that it began with is found by itself; weights by name are fetched only where they are named.
     named = f" {quoted(init)}" if init and not Path(str(init).rpartition(":")[2]).exists() else ""
     return Advice(
-        f"Hold it against random weights and against {before}; then give that folder, too, to hetcl report or doctor.",
+        f"Hold it against {_yardsticks(run)}; then give that folder, too, to hetcl report or doctor.",
         f"hetcl contrast {quoted(run.path)}{named} --data {data} --out contrast"
         + (f" --images {needed}" if needed else ""),
     )

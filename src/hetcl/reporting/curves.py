@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -48,15 +49,19 @@ def of_pretraining(run: Result, *, points: int, table: int) -> Iterator[Chart]:
     batch = run.settings.get("batch")
     if isinstance(batch, int) and batch > 0:
         rows = [row | ({"by_chance": 1 / batch} if "accuracy_batch" in row else {}) for row in rows]
+    in_queue = [row for row in rows if "accuracy_queue" in row and row.get("chance")]
+    for row in in_queue:  # log(1 + K)
+        row["queue_chance"] = math.exp(-row["chance"])
     random = next((row["knn"] for row in rows if "knn" in row and not row["x"]), None)
     if random is not None:
         rows = [row | ({"knn_random": random} if "knn" in row else {}) for row in rows]
     share = {"unit": "%"}
     chance = Line("chance", "by_chance", dashed=True)
+    queue_chance = Line("chance", "queue_chance", dashed=True)
     drawn: list[tuple[str, Sequence[Mapping[str, Any]], list[Line], dict[str, Any]]] = [
         ("Loss", rows, [Line("loss", "loss"), Line("chance, log(1 + negatives)", "chance", dashed=True)], {}),
         ("Right within the batch", rows, [*_parts(rows, "accuracy_batch"), chance], share),
-        ("Right against the queue", rows, _parts(rows, "accuracy_queue"), share),
+        ("Right against the queue", rows, [*_parts(rows, "accuracy_queue"), queue_chance], share),
         ("Training accuracy, of labels", rows, [Line("accuracy", "accuracy")], share),
         ("Alignment: distance of two views (0: none)", rows, _parts(rows, "alignment"), {}),
         ("Uniformity (0: collapsed, -4: spread out)", rows, _parts(rows, "uniformity"), {}),

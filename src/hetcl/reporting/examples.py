@@ -88,7 +88,7 @@ def _views(run: Result, source: Source, count: int) -> Iterator[Picture]:
         source, policy, size=int(run.settings["size"]), count=min(count, len(source)), pixels=_pixels(run)
     )
     yield picture(
-        f"Two views of each image, as {stage} draws them",
+        f"Two views of each image, as {stage} draws them: where they were cut, and in the same colours what came out",
         f"{min(count, len(source))} images in a row, each with two crop boxes drawn in; under each its two views, "
         "resized and with their colour changes.",
         drawn,
@@ -121,7 +121,7 @@ def _looked_at(run: Result, source: Source, encoder: Encoder, count: int) -> Ite
     near = likeness.argsort(dim=1, descending=True, stable=True)[:, : min(NEIGHBOURS, len(pixels) - 1)]
     rows = [[pixels[i], *(pixels[j] for j in near[i].tolist())] for i in range(count)]
     yield picture(
-        f"Nearest neighbours by the backbone, among {len(pixels):,} images drawn at random",
+        f"Nearest neighbours by the backbone among {len(pixels):,} images drawn at random, each row of its first image",
         f"{count} rows: first the image that is asked about, then the {NEIGHBOURS} images most like it, nearest first.",
         _tiled(rows, first_apart=True),
     )
@@ -129,7 +129,7 @@ def _looked_at(run: Result, source: Source, encoder: Encoder, count: int) -> Ite
         maps = torch.cat([f["spatial"][:count] for f in found])[:count]
         side = round(maps.shape[1] ** 0.5)
         yield picture(
-            f"Maps of the spatial branch ({side} x {side}) laid over images",
+            f"Maps of the spatial branch ({side} x {side}) laid over images: yellow is high, blue is low",
             f"Above {count} images, below the same with the map laid over: light where it is high, dark where low, "
             "each stretched to its own least and greatest value.",
             _tiled(

@@ -20,6 +20,14 @@ from hetcl.settings import flatten
 Row = Mapping[str, Any]
 CLASSES = 100
 """Classes that a table has; of more, the first."""
+WORDS = (
+    "Each image gives two views, and the second is looked for by the first. Views crop: two pieces, nothing else "
+    "changed; standard: flipped and with other colours, too. Top-1: it was the most similar of all; top-5: among the "
+    "five most similar; MRR: the mean of 1 / its rank. Pooled: the backbone's last map averaged; the others are "
+    "embeddings, as they were contrasted. Margin: how much more a part adds to the right match than to "
+    "the best wrong one."
+)
+"""What the section on a contrastive test explains."""
 SHEETS = 2
 """Sheets of examples of a contrastive test that are shown."""
 
@@ -39,7 +47,9 @@ def contrast(result: Result) -> Section:
     tree = result.tree
     names = {m["name"] for m in tree["models"] if m["role"] == "model"}
     shown = names | {row[k] for row in tree["verdict"] for k in ("judged", "yardstick")}
-    section = Section(f"Contrastive test: {result.name}", [Text(tree["sentences"], "list")])
+    section = Section(
+        f"Contrastive test: {result.name}", [Text(tree["sentences"], "list"), Text([WORDS], "note")]
+    )
     for views in tree["views"]:
         rows = [r for r in tree["results"] if r["views"] == views]
         full = [r for r in rows if r["vector"] == "full"]

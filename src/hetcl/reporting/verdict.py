@@ -209,6 +209,11 @@ def _of_training(begun: Sequence[Stage]) -> Iterator[str]:
         spread = stage.late("uniformity")
         if spread is not None and spread > FLAT:
             yield f"{stage.name}: uniformity {round(spread, 3) + 0.0:.3f}, so all images have nearly one vector."
+    if any(stage.measure == "accuracy_batch" and stage.rows for stage in begun):
+        yield (
+            "Right within the batch is the share of images of which one view is nearer to the other than to the views "
+            "of all other images of the batch."
+        )
 
 
 def _figures(begun: Sequence[Stage]) -> Grid | None:
@@ -255,7 +260,8 @@ def _of_neighbours(run: Result) -> Iterator[str]:
     )
     yield (
         f"kNN of the backbone: {percent(knn.after)} at the last check, {percent(knn.before)} with {first} "
-        f"({100 * difference:+.1f} points, on at most {knn.images:,} images: {found})."
+        f"({100 * difference:+.1f} points, on at most {knn.images:,} images: {found}). It is the share of images whose "
+        "nearest neighbours name their class: how high is good depends on the images, so the difference counts."
     )
 
 
@@ -305,5 +311,5 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
     if not known:
         yield (
             "Whether the backbone gained by it is another question, which training does not answer: hetcl contrast "
-            "and hetcl probe hold it against stage 1."
+            f"and hetcl probe hold it against {'what it began with' if run.tree.get('init') else 'stage 1'}."
         )

@@ -15,6 +15,8 @@ from torch import Tensor
 from hetcl.errors import InputError
 from hetcl.paths import shelter
 
+log = logging.getLogger("hetcl.weights")
+
 
 def fetch(model: str, arch: str, name: str) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The state dict in the library's names, and what it publishes of the input: size, mean, std, channels.
@@ -28,6 +30,7 @@ def fetch(model: str, arch: str, name: str) -> tuple[dict[str, Tensor], dict[str
         InputError: no such name, or it cannot be downloaded.
     """
     shelter()
+    log.info("%s: published weights, downloaded unless they lie on this machine already", model)
     library, _, bare = arch.partition(":")
     return (_torchvision if library == "torchvision" else _timm)(model, bare, name)
 

@@ -349,10 +349,10 @@ class Test(ReportingSession[list[Tested]]):
         verdicts = len(report["verdict"])
         self.reporter.say("")
         for line in report["sentences"][:verdicts]:
-            self.reporter.say(line, style="bold")
+            self.reporter.say(line, style="bold", wrap=True)
         self.reporter.show(report_text.table(report))
         for line in report["skipped"]:
             self.reporter.warn(line)
         for line in report["sentences"][verdicts:]:
-            self.reporter.say(line)
+            self.reporter.say(line, wrap=True)
         self.say_done(report["seconds"], f"{self.out / 'contrast.json'}, {self.out / 'figures'}")

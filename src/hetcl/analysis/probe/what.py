@@ -364,7 +364,7 @@ class Probe(ReportingSession[Answers], TrainingSession):
         self.reporter.say("")
         self.reporter.show(table(report))
         for line in report["sentences"]:
-            self.reporter.say(line)
+            self.reporter.say(line, wrap=True)
         self.say_done(report["seconds"], self.folder.path / "probe.json")
 
 

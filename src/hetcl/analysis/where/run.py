@@ -349,7 +349,7 @@ class Where(ReportingSession[Answers]):
         for part in report_text.tables(report):
             self.reporter.show(part)
         for line in report["sentences"]:
-            self.reporter.say(line)
+            self.reporter.say(line, wrap=True)
         self.say_done(report["seconds"], f"{self.out / 'where.json'}, where.png")
 
 
