@@ -153,8 +153,11 @@ def settle_pixels(settings: PretrainSettings, source: Source, init: Weights | No
     return replace(s, mean=known.mean[::order], std=known.std[::order])
 
 
-def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[PretrainSettings, list[str]]:
-    """Settings that go with the number of images, and what a person should be told about it."""
+def fit(
+    settings: PretrainSettings, source: Source, ranks: int, init: str | None = None
+) -> tuple[PretrainSettings, list[str]]:
+    """Settings that go with the number of images, and what a person should be told about the stages that train."""
+    told = stages_to_train(settings, init)
     s, n, notes = settings, len(source), []
     if n < s.batch:
         whole = s.groups
@@ -175,7 +178,7 @@ def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[Pretrai
         )
     for name in ("stage1", "stage2"):
         stage = getattr(s, name)
-        if stage.epochs and METHODS[stage.method].laid_back and not stage.views.square:
+        if name in told and METHODS[stage.method].laid_back and not stage.views.square:
             notes.append(
                 f"{name}: {stage.method} compares places, and where crops lie in images of many shapes tells an image "
                 f"by its shape; {name}.views.square true keeps that out"
@@ -183,11 +186,12 @@ def fit(settings: PretrainSettings, source: Source, ranks: int) -> tuple[Pretrai
         if not stage.epochs or METHODS[stage.method].labels or stage.queue <= n:
             continue
         if s.fit_queue:
-            notes.append(
-                f"{name}.queue {stage.queue} -> {n}, the number of images: more would only repeat them"
-            )
+            if name in told:
+                notes.append(
+                    f"{name}.queue {stage.queue} -> {n}, the number of images: more would only repeat them"
+                )
             s = replace(s, **{name: replace(stage, queue=n)})
-        else:
+        elif name in told:
             notes.append(
                 f"{name}.queue of {stage.queue} is longer than the data ({n} images): it holds each several times"
             )

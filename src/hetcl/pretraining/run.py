@@ -152,7 +152,7 @@ class PretrainRun(TrainingSession):
         self.window = common_window(plan, self.source, self.fabric)
         supervised = any(METHODS[stage.method].labels for stage in self._todo().values())
         fitted = self.labelled if supervised else self.source
-        self.settings, self.notes = fit(s, fitted, self.fabric.world_size)
+        self.settings, self.notes = fit(s, fitted, self.fabric.world_size, plan.init)
         self.keep_ledger(s.max_bad, len(self.source))
         self.memory = self._memory()
 
