@@ -16,8 +16,8 @@ from tests.downstream.light import small_heads
 
 COMMANDS_RUN = ("tutorial-own-images.md",)
 """Documents whose ``bash`` blocks are run."""
-RUN_ELSEWHERE = ("stories.md",)
-"""A document that another test runs whole: ``tests/test_stories.py``."""
+RUN_ELSEWHERE = ("stories.md", "methods.md")
+"""Documents that another test runs: ``tests/test_stories.py``, ``tests/pretraining/test_methods.py``."""
 ROOT = Path(__file__).resolve().parent.parent
 DOCUMENTS = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 
