@@ -23,13 +23,18 @@ def read(path: Path) -> Any:
     return json.loads(path.read_text()) if path.is_file() else None
 
 
+def named(model: str) -> str:
+    """HCL's runs are those of small_seeds.sh, each in a folder ``run``."""
+    return "hcl" + model.removeprefix("run") if model == "run" or model.startswith("run ") else model
+
+
 def retrieval(path: Path) -> dict[tuple[str, str, str], tuple[float, float]]:
     """(model, views, vector) -> top-1 over all pairs and over those with an IoU of 0.1 to 0.3, in percent."""
     out = {}
     for row in (read(path) or {"results": []})["results"]:
         low = [b for b in row["bins"] if b["low"] >= 0.0999 and b["high"] <= 0.3001 and b["count"]]
         found = sum(b["top1"]["value"] * b["count"] for b in low) / max(1, sum(b["count"] for b in low))
-        out[row["model"], row["views"], row["vector"]] = (100 * row["top1"]["value"], 100 * found)
+        out[named(row["model"]), row["views"], row["vector"]] = (100 * row["top1"]["value"], 100 * found)
     return out
 
 
@@ -66,10 +71,10 @@ def figures(root: Path) -> dict[str, dict[str, float]]:
                 put(f"embedding, {vector}, {views}, IoU 0.1 to 0.3", "moco-v2", both[1])
                 if vector == "full":
                     put(f"semantic alone, {views}", "moco-v2", both[0])
-    named = {**{m: m for m in METHODS}, "stage1": "stage 1"}
     for test in ("people", "scenes"):
         for (model, question, measure, level), value in places(root / test / "where.json").items():
-            method = "random" if model.startswith("random") else named.get(model.rpartition("/")[2], model)
+            method = "random" if model.startswith("random") else named(model)
+            method = "stage 1" if model.endswith("stage1") else method
             if measure in ("pck1", "miou", "iou"):
                 put(f"{test}: {question} {measure} {level}", method, value)
     for method in METHODS:
