@@ -95,16 +95,17 @@ def figures(root: Path) -> dict[str, dict[str, float]]:
 def final(root: Path) -> None:
     seeds = {p.name: figures(p) for p in sorted(root.iterdir()) if p.is_dir() and p.name.isdigit()}
     names = list(dict.fromkeys(name for one in seeds.values() for name in one))
-    print(f"| figure | {' | '.join((*METHODS, 'stage 1', 'random'))} | hcl-geo - hcl | hcl-geo - moco-v2 |")
-    print("|---" * 8 + "|")
+    head = " | ".join((*METHODS, "stage 1", "random"))
+    print(f"| figure | {head} | hcl-geo - hcl | hcl-geo - moco-v2 | hcl - moco-v2 |")
+    print("|---" * 9 + "|")
     for name in names:
         cells = []
         for method in (*METHODS, "stage 1", "random"):
             values = [one[name][method] for one in seeds.values() if method in one.get(name, {})]
             cells.append(", ".join(f"{v:.1f}" for v in values))
-        for other in ("hcl", "moco-v2"):
-            pairs = [one[name] for one in seeds.values() if {"hcl-geo", other} <= one.get(name, {}).keys()]
-            e = estimate([p["hcl-geo"] - p[other] for p in pairs])
+        for one_of, other in (("hcl-geo", "hcl"), ("hcl-geo", "moco-v2"), ("hcl", "moco-v2")):
+            pairs = [one[name] for one in seeds.values() if {one_of, other} <= one.get(name, {}).keys()]
+            e = estimate([p[one_of] - p[other] for p in pairs])
             between = f" ({e['low']:+.1f} to {e['high']:+.1f})" if e and e["low"] is not None else ""
             cells.append(f"{e['mean']:+.1f}{between}" if e else "")
         print(f"| {name} | {' | '.join(cells)} |")
