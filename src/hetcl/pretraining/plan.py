@@ -59,15 +59,17 @@ class Plan(RunPlan):
 
 
 def with_backbone(
-    backbone: Backbone,
+    backbone: Backbone | None,
     overrides: Mapping[str, Any] | Sequence[str],
     recipe: str | None,
     known: RunFolder | None,
-) -> tuple[dict[str, Any], Weights | None]:
+) -> tuple[Mapping[str, Any] | Sequence[str], Weights | None]:
     """The overrides with the name of a backbone that is given, and its weights where it is a module.
 
     It is tried with images as the settings say, or as the run ``known`` does.
     """
+    if backbone is None:
+        return overrides, None
     asked = given_in(PretrainSettings, overrides)
     if "backbone" in asked:
         raise InputError("backbone is given twice, as an argument and among the settings; leave one out")

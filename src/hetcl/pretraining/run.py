@@ -103,11 +103,9 @@ def pretrain(
     """
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
-    given: Weights | None = None
     with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
         known = is_known(folder, resume=resume)
-        if backbone is not None:
-            overrides, given = with_backbone(backbone, overrides, recipe, folder if known else None)
+        overrides, given = with_backbone(backbone, overrides, recipe, folder if known else None)
         asked = Request(data, recipe, init, allow_partial, overrides)
         plan = resumed_plan(folder, asked) if known else new_plan(asked)
         with chosen_kernels(deterministic=plan.settings.deterministic):
