@@ -172,7 +172,7 @@ def test_mlflow_without_databases_says_which_addresses_there_are(
     monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/m.db")
     (said, *_) = told(["mlflow"], tmp_path / "run")
     assert f"it would write to sqlite:///{tmp_path}/m.db, and mlflow-skinny alone knows no databases" in said
-    assert "set MLFLOW_TRACKING_URI to a folder (file:///" in said
+    assert "set MLFLOW_TRACKING_URI to a folder (file:" in said
     assert "pip install 'hetcl[mlflow]'" in said
 
 

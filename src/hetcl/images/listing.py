@@ -100,7 +100,7 @@ def _walk(root: bytes, inside: bytes, above: frozenset[tuple[int, int]], found: 
         yield from _walk(root, prefix + name, above | {here}, found)
 
 
-def is_predicted(folder: str | bytes) -> bool:
+def is_predicted(folder: str | bytes | os.PathLike[str]) -> bool:
     """Whether ``hetcl predict`` wrote a folder: its drawings and label maps are no photographs."""
     path = os.fsencode(folder)
     return os.path.isfile(os.path.join(path, b"predictions.json")) and any(
