@@ -64,6 +64,22 @@ def test_bash_completes_verbs_settings_and_values(scripts: dict[str, Path]) -> N
     assert tab(bash, "recipes", "smo") == ["smoke"]
     assert tab(bash, "completion", "") == ["bash", "zsh", "fish"]
     assert tab(bash, "pretrain", "--batch", "") == []
+    assert tab(bash, "pretrain", "--track", "") == ["wandb", "mlflow"]
+
+
+@needs_bash
+def test_bash_completes_values_after_an_equals_sign(scripts: dict[str, Path], tmp_path: Path) -> None:
+    """As bash breaks words, at the sign, and as it does where the user took it out of COMP_WORDBREAKS."""
+    bash = scripts["bash"]
+    assert tab(bash, "pretrain", "--device", "=", "c") == ["cpu", "cuda"]
+    assert tab(bash, "pretrain", "--device", "=") == tab(bash, "pretrain", "--device", "")
+    assert tab(bash, "pretrain", "--device=c") == ["--device=cpu", "--device=cuda"]
+    assert tab(bash, "export", "run", "--format", "=", "onnx-") == ["onnx-predictor"]
+    assert tab(bash, "pretrain", "--data=x", "--track=w") == ["--track=wandb"]
+    assert tab(bash, "pretrain", "--batch=") == []
+    (tmp_path / "my photos").mkdir()
+    assert tab(bash, "pretrain", "--data", "=", "my", cwd=tmp_path) == ["my photos"]
+    assert tab(bash, "pretrain", "--data=my", cwd=tmp_path) == ["--data=my photos"]
 
 
 @needs_bash

@@ -66,7 +66,14 @@ def doctor(args: argparse.Namespace, overrides: list[str]) -> None:
             )
         from hetcl.reporting.console import doctor as judged
 
-        judged(runs)
+        try:
+            judged(runs)
+        except InputError as error:
+            from hetcl.images.sources import what_else
+
+            none = "is no run and no result" in str(error) or "is a file" in str(error)
+            hints = [hint for run in runs if none and (hint := what_else(run))]
+            raise InputError(*(hints or error.args)) from None
         return
     if (args.data or "").startswith(arguments.DATASETS) or args.recipe in recipe_names("finetune"):
         from hetcl.downstream.doctor import doctor

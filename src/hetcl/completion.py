@@ -11,6 +11,8 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hetcl.settings.compute import TRACKERS
+
 SHELLS = ("bash", "zsh", "fish")
 
 
@@ -34,6 +36,8 @@ def options_of(parser: argparse.ArgumentParser, recipes: Sequence[str]) -> list[
         metavar = action.metavar if isinstance(action.metavar, str) else ""
         choice = next((s for s in (metavar, help_) if re.fullmatch(r"[a-z0-9-]+(\|[a-z0-9-]+)+", s)), "")
         words = tuple(choice.split("|")) if choice else ()
+        if action.dest == "track" or "--track" in action.option_strings:
+            words = TRACKERS
         if "recipe" in (action.dest, help_.partition(" ")[0]):
             words = tuple(recipes)
         takes = "words" if words else "text" if re.fullmatch(r"[NX](,.*)?|NAME,.*", metavar) else "file"
@@ -90,9 +94,17 @@ def _bash(verbs: dict[str, tuple[str, list[Option]]]) -> Iterator[str]:
         "  compopt -o filenames 2>/dev/null",
         '  COMPREPLY+=($(compgen -f -- "$cur"))',
         "}",
-        "_hetcl() {",
-        "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} verb= word IFS=$' \\n'",
+        "_hetcl() {",  # where bash breaks words at =, that is a word of its own; else it is within one
+        "  local cur=${COMP_WORDS[COMP_CWORD]} prev=${COMP_WORDS[COMP_CWORD-1]} before=",
         "  COMPREPLY=()",
+        "  if [[ $cur == --*=* ]]; then prev=${cur%%=*} before=${cur%%=*}= cur=${cur#*=}",
+        "  elif [[ $cur == = ]]; then cur=",
+        "  elif [[ $prev == = ]]; then prev=${COMP_WORDS[COMP_CWORD-2]}; fi",
+        "  _hetcl_words",
+        '  if [[ $before ]]; then COMPREPLY=("${COMPREPLY[@]/#/$before}"); fi',
+        "}",
+        "_hetcl_words() {",
+        "  local verb= word IFS=$' \\n'",
         '  for word in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do [[ $word != -* ]] && { verb=$word; break; }; done',
         f"  if [[ -z $verb ]]; then {words.format(' '.join(verbs) + ' --help --version --debug')}; fi",
         '  case "$verb $prev" in',
@@ -116,6 +128,7 @@ def _zsh(verbs: dict[str, tuple[str, list[Option]]]) -> Iterator[str]:
         "_hetcl_files() { _files; }",
         "_hetcl() {",
         "  local verb= word prev=${words[CURRENT-1]}",
+        "  if [[ ${words[CURRENT]} == --*=* ]]; then prev=${words[CURRENT]%%=*}; compset -P '*='; fi",
         "  local -a shown",
         "  for word in ${words[2,CURRENT-1]}; do [[ $word != -* ]] && { verb=$word; break; }; done",
         "  if [[ -z $verb ]]; then",

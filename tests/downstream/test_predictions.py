@@ -3,100 +3,30 @@
 from __future__ import annotations
 
 import csv
-import itertools
 import json
 import os
 import shutil
-import signal
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
-import torch
 from PIL import Image
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
-import hetcl
 from hetcl.cli import main
 from hetcl.datasets.annotations import Prediction
 from hetcl.datasets.masks import encode
-from hetcl.downstream import predictions
 from hetcl.downstream.prediction_files import draw_detections, file_names
 from hetcl.downstream.report_text import meaning
 from hetcl.downstream.sheets import color
-from hetcl.errors import InputError, Stopped, WorkFailed
 from hetcl.images.image_files import ImageFiles
+from hetcl.images.sources import open_source
 from hetcl.runs import checkpoint
-from tests.downstream.layouts import write_coco, write_voc
-from tests.downstream.small_sets import command
+from tests.downstream.predicting import CPU, LOW, found, run
 from tests.pretraining import processes
 
 pytestmark = pytest.mark.usefixtures("light")
-LIGHT = "timm:test_resnet"
-CPU: dict[str, Any] = {"device": "cpu", "threads": 1, "workers": 0}
-LOW = {"score_threshold": 0.001}
-"""A detector of four steps is sure of nothing."""
-
-
-@pytest.fixture(scope="module")
-def coco(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_coco(tmp_path_factory.mktemp("sets") / "coco", train=4, val=5, plain=True)
-
-
-@pytest.fixture(scope="module")
-def voc(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_voc(tmp_path_factory.mktemp("sets") / "voc", train=4, val=3)
-
-
-@pytest.fixture(scope="module")
-def detector(coco: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "detector"
-    assert main(command(out, f"coco:{coco}", init=LIGHT)) == 0
-    return out
-
-
-@pytest.fixture(scope="module")
-def segmenter(voc: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    out = tmp_path_factory.mktemp("runs") / "segmenter"
-    assert main(command(out, f"voc:{voc}", "--model", "fcn", init=LIGHT)) == 0
-    # In four steps it learned to name one class; with the others as likely on the whole, it sees several.
-    model, _ = hetcl.load_finetuned(out)
-    pixels = np.asarray(Image.open(next(voc.rglob("JPEGImages/val*.jpg"))).convert("RGB"))
-    with torch.no_grad():
-        likely = model(torch.from_numpy(pixels.copy()).permute(2, 0, 1)[None] / 255).mean(dim=(0, 2, 3))
-    last = out / "checkpoints" / "last.ckpt"
-    content = checkpoint.load(last)
-    name = [n for n, v in content["task"]["model"].items() if v.shape == likely.shape][-1]
-    content["task"]["model"][name] -= likely
-    checkpoint.save(last, content)
-    return out
-
-
-@pytest.fixture
-def photos(coco: Path, tmp_path: Path) -> Path:
-    """Four images of two sizes, two of them a folder deeper."""
-    folder = tmp_path / "photos"
-    (folder / "deep").mkdir(parents=True)
-    for i, path in enumerate(sorted((coco / "images").iterdir())[:4]):
-        image = Image.open(path)
-        image = image if i < 2 else image.resize((80, 60))
-        image.save(folder / ("deep" if i % 2 else ".") / f"{i}.png")
-    return folder
-
-
-def run(
-    model: Path, images: Any, out: Path, *, resume: bool = False, overwrite: bool = False, **more: Any
-) -> Any:
-    return hetcl.predict(
-        model, images, out=out, resume=resume, overwrite=overwrite, overrides=CPU | LOW | more
-    )
-
-
-def found(tree: dict[str, Any]) -> dict[str, Any]:
-    """All but what no image decides."""
-    return {name: value for name, value in tree.items() if name != "info"}
 
 
 # ---- against hetcl evaluate ------------------------------------------------------------------------------------------
@@ -206,92 +136,6 @@ def test_two_ranks_find_what_one_does(detector: Path, photos: Path, tmp_path: Pa
     assert not list((tmp_path / "two").glob("progress*"))
 
 
-# ---- stopped, grown, broken ------------------------------------------------------------------------------------------
-
-
-def counted(monkeypatch: pytest.MonkeyPatch, *, stop_at: int = -1) -> list[int]:
-    """Numbers of the images that the model is asked about; a signal comes with one of them."""
-    inner, asked, calls = predictions.answers, list[int](), itertools.count()
-
-    def answers(*args: Any, **kwargs: Any) -> Any:
-        for answer in inner(*args, **kwargs):
-            asked.append(answer[0])
-            if next(calls) == stop_at:
-                signal.raise_signal(signal.SIGINT)
-            yield answer
-
-    monkeypatch.setattr(predictions, "answers", answers)
-    return asked
-
-
-@pytest.mark.parametrize("kind", ["detector", "segmenter"])
-def test_stopped_and_resumed_no_image_is_done_twice(
-    kind: str, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, request: pytest.FixtureRequest
-) -> None:
-    model, out = request.getfixturevalue(kind), tmp_path / "p"
-    whole = run(model, photos, tmp_path / "whole")
-    asked = counted(monkeypatch, stop_at=1)
-    with pytest.raises(Stopped, match="stopped after 2 of 4 images; go on with --resume"):
-        run(model, photos, out)
-    with pytest.raises(InputError, match="--resume to go on with them, --overwrite to replace them"):
-        run(model, photos, out)
-    with open(out / "progress-0.jsonl", "ab") as f:
-        f.write(b'{"image": {"file_na')  # a kill in the middle of a line
-    again = run(model, photos, out, resume=True)
-    assert asked == [0, 1, 2, 3]
-    assert found(again) == found(whole)
-    for path in (tmp_path / "whole").rglob("*.*"):
-        if path.suffix in (".jpg", ".png", ".csv"):
-            assert (out / path.relative_to(tmp_path / "whole")).read_bytes() == path.read_bytes()
-    assert sorted(p.name for p in out.iterdir()) == sorted(p.name for p in (tmp_path / "whole").iterdir())
-
-
-def test_with_resume_new_and_changed_images_alone_are_done(
-    detector: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    out = tmp_path / "p"
-    run(detector, photos, out)
-    first = (out / "predictions.json").read_bytes()
-    asked = counted(monkeypatch)
-    run(detector, photos, out, resume=True)
-    assert asked == []
-    assert found(json.loads(first)) == found(json.loads((out / "predictions.json").read_bytes()))
-    Image.open(photos / "0.png").rotate(180).save(photos / "0.png")
-    Image.open(photos / "2.png").save(photos / "1b.jpg")
-    (photos / "deep" / "3.png").unlink()
-    tree = run(detector, photos, out, resume=True)
-    assert [image["file_name"] for image in tree["images"]] == ["0.png", "1b.jpg", "2.png", "deep/1.png"]
-    assert asked == [0, 1]
-    with pytest.raises(InputError, match=r"other settings: score_threshold was 0\.001, now 0\.5"):
-        run(detector, photos, out, resume=True, score_threshold=0.5)
-    assert run(detector, photos, out, overwrite=True, score_threshold=0.99)["annotations"] == []
-
-
-def test_what_cannot_be_read_is_named_and_tried_again(
-    detector: Path,
-    photos: Path,
-    tmp_path: Path,
-    capsys: pytest.CaptureFixture[str],
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    (photos / "cut.jpg").write_bytes(b"not an image")
-    tree = run(detector, photos, tmp_path / "p")
-    assert len(tree["images"]) == 4
-    assert tree["info"]["bad_images"] == 1
-    assert "cut.jpg cannot be used (not an image" in capsys.readouterr().out
-    assert "cut.jpg" in (tmp_path / "p" / "bad_images.csv").read_text()
-    Image.open(photos / "0.png").convert("RGB").save(photos / "cut.jpg")
-    asked = counted(monkeypatch)
-    assert len(run(detector, photos, tmp_path / "p", resume=True)["images"]) == 5
-    assert len(asked) == 1
-    assert not (tmp_path / "p" / "bad_images.csv").exists()
-    (tmp_path / "alone.png").write_bytes(b"no")
-    with pytest.raises(WorkFailed, match="more than max_bad = 50%"):
-        run(detector, tmp_path / "alone.png", tmp_path / "q")
-    with pytest.raises(WorkFailed, match="none of the images can be used"):
-        run(detector, tmp_path / "alone.png", tmp_path / "r", max_bad=1)
-
-
 # ---- files -----------------------------------------------------------------------------------------------------------
 
 
@@ -312,6 +156,40 @@ def test_images_are_files_folders_and_patterns_each_once(
 def test_what_was_drawn_is_not_looked_at(detector: Path, photos: Path) -> None:
     run(detector, photos, photos / "found")
     assert len(run(detector, photos, photos / "found", resume=True)["images"]) == 4
+
+
+def test_what_an_earlier_pass_drew_is_not_looked_at(
+    detector: Path, photos: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    names = ImageFiles([photos]).names
+    run(detector, photos, photos / "found")
+    images = ImageFiles([photos])
+    assert images.names == names
+    assert images.aside.words() == "1 hetcl-predict folder (found)"
+    for pattern in ("**", "**/*.*", "*"):
+        assert ImageFiles([str(photos / pattern)]).names == names
+    assert ImageFiles([str(photos / "found" / "drawn")]).names == [
+        "0.jpg",
+        "2.jpg",
+        "deep/1.jpg",
+        "deep/3.jpg",
+    ]
+    assert ImageFiles([str(photos / "found" / "drawn" / "*.jpg")]).names == ["0.jpg", "2.jpg"]
+    monkeypatch.chdir(photos)
+    assert ImageFiles(["**"]).names == names
+    assert len(open_source(str(photos))) == len(names)
+    run(detector, photos, tmp_path / "again")
+    (photos / "found" / "predictions.json").unlink()
+    assert len(ImageFiles([photos])) == 2 * len(names)
+
+
+def test_an_image_of_one_pixel_brings_no_warning(
+    detector: Path, tmp_path: Path, recwarn: pytest.WarningsRecorder
+) -> None:
+    for name, size in (("one.png", (1, 1)), ("row.png", (40, 1))):
+        Image.new("RGB", size, (9, 8, 7)).save(tmp_path / name)
+    run(detector, [tmp_path / "one.png", tmp_path / "row.png"], tmp_path / "p", max_bad=1)
+    assert not [str(w.message) for w in recwarn if "writable" in str(w.message)]
 
 
 def test_files_of_one_name_but_for_the_ending_keep_it() -> None:
@@ -452,15 +330,3 @@ def test_what_is_refused_is_one_line_and_writes_nothing(
         assert err.startswith("hetcl: ")
         assert wanted in err
         assert not out.exists()
-
-
-def test_a_damaged_result_is_not_gone_on_with(detector: Path, photos: Path, tmp_path: Path) -> None:
-    out = tmp_path / "p"
-    run(detector, photos, out)
-    whole = (out / "predictions.json").read_bytes()
-    for broken in (whole[:-20], whole.replace(b'"images": [', b'"images": [3, '), b"[]"):
-        (out / "predictions.json").write_bytes(broken)
-        with pytest.raises(InputError, match="is damaged; add --overwrite"):
-            run(detector, photos, out, resume=True)
-        assert (out / "predictions.json").read_bytes() == broken
-    run(detector, photos, out, overwrite=True)

@@ -20,6 +20,8 @@ from hetcl.downstream import predictor_graph
 from hetcl.downstream.models.scaling import paste
 from hetcl.downstream.predictor_graph import pasted
 from hetcl.errors import InputError, WorkFailed
+from hetcl.images.channels import scaled as scaled_as_hetcl
+from hetcl.types import PixelFormat
 from tests.downstream.layouts import write_coco, write_voc
 from tests.downstream.small_sets import command
 
@@ -68,6 +70,7 @@ def test_a_detector_with_masks(detector: Path, coco: Path, tmp_path: Path) -> No
         (ours,) = model([pixels])
     assert len(ours["boxes"]) > 1
     names = card_code(tmp_path / "detector.onnx.md", file)
+    assert "- Pixels: RGB, pixels / 255." in (tmp_path / "detector.onnx.md").read_text()
     boxes, scores, labels = names["detect"](photo, score=0.01)
     np.testing.assert_allclose(boxes, ours["boxes"], atol=0.1)
     np.testing.assert_allclose(scores, ours["scores"], atol=1e-3)
@@ -91,6 +94,73 @@ def test_a_segmenter(segmenter: Path, tmp_path: Path) -> None:
     photo = tmp_path / "photo.png"
     Image.fromarray((255 * image.permute(1, 2, 0)).byte().numpy()).resize((35, 25)).save(photo)
     assert card_code(card, file)["segment"](photo).shape == (50, 70)
+
+
+def code_for(pixels: PixelFormat, *, detects: bool, answer: tuple[np.ndarray, ...]) -> tuple[Any, list[Any]]:
+    """The names of a card's code for graphs of 40 x 60 pixels, and what the graph, which says ``answer``, was given."""
+    asked: list[Any] = []
+
+    class Session:
+        def __init__(self, *args: Any, **more: Any) -> None: ...
+
+        def run(self, outputs: None, given: dict[str, np.ndarray]) -> tuple[np.ndarray, ...]:
+            asked.append(given)
+            return answer
+
+    names: dict[str, Any] = {"FILE": "x"}
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(onnxruntime, "InferenceSession", Session)
+        exec(predictor_graph._code(["a", "b"], pixels, (40, 60), detects), names)
+    return names, asked
+
+
+def test_the_cards_code_keeps_boxes_inside_the_image(tmp_path: Path) -> None:
+    """A photo of 20 x 20 fills 40 x 40 of the graph's 40 x 60."""
+    boxes = np.array([[2, 4, 20, 30], [30, 0, 55, 38], [41, 2, 59, 20], [-3, -1, 10, 45]], np.float32)
+    scores, labels = np.arange(4, dtype=np.float32), np.array([1, 2, 1, 2])
+    names, asked = code_for(PixelFormat(), detects=True, answer=(boxes, scores, labels))
+    values = np.random.default_rng(0).integers(0, 256, (20, 20, 3), np.uint8)
+    Image.fromarray(values).save(tmp_path / "a.png")
+    found, kept, classes = names["detect"](tmp_path / "a.png")
+    np.testing.assert_array_equal(found, [[1, 2, 10, 15], [15, 0, 20, 19], [0, 0, 5, 20]])
+    assert kept.tolist() == [0, 1, 3]
+    assert classes == ["a", "b", "b"]
+    (given,) = asked
+    assert given["image"].shape == (3, 40, 60)
+    assert not given["image"][:, :, 40:].any()
+    expected = Image.fromarray(values).resize((40, 40), Image.Resampling.BILINEAR)
+    scaled = np.asarray(expected, np.float32).transpose(2, 0, 1) / 255
+    np.testing.assert_allclose(
+        given["image"][:, :, :40], scaled, atol=1.1 / 255
+    )  # (it rounds twice, the code does not)
+
+
+@pytest.mark.parametrize(
+    ("pixels", "dtype", "top"),
+    [
+        (PixelFormat(5, 4095), np.uint16, 4095),
+        (PixelFormat(1), np.uint16, 65535),
+        (PixelFormat(2), np.float32, 1),
+    ],
+)
+def test_the_cards_code_takes_stored_values_of_other_images(
+    pixels: PixelFormat, dtype: Any, top: float
+) -> None:
+    draw = np.random.default_rng(1)
+    values = (draw.random((40, 50, pixels.channels)) * top).astype(dtype)
+    answer = (np.zeros((0, 4), np.float32), np.zeros(0, np.float32), np.zeros(0, np.int64))
+    names, asked = code_for(pixels, detects=True, answer=answer)
+    assert [len(part) for part in names["detect"](values)] == [0, 0, 0]
+    theirs = scaled_as_hetcl(values, top)
+    np.testing.assert_allclose(asked[0]["image"][:, :, :50], theirs.transpose(2, 0, 1), atol=1e-6)
+    if pixels.channels == 1:
+        names["detect"](values[..., 0])
+        np.testing.assert_array_equal(asked[1]["image"], asked[0]["image"])
+    names, asked = code_for(pixels, detects=False, answer=(np.ones((40, 60), np.int64),))
+    assert names["segment"](values).shape == (40, 50)
+    words = predictor_graph._pixel_words(pixels)
+    assert f"the stored value / {top}" in words or "(1 for floats)" in words
+    assert "the code takes an array of stored values" in words
 
 
 @settings(max_examples=60, deadline=None)

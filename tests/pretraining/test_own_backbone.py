@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -233,6 +234,69 @@ def test_a_weight_that_nothing_draws_is_no_random_weight(tmp_path: Path) -> None
     assert undrawn(hetcl.build_pyramid(hetcl.register_backbone(Stuck))) is None
 
 
+class OneSize(TinyNet):
+    """Takes images of 32 pixels and no others."""
+
+    def forward(self, x: Tensor) -> dict[str, Tensor]:
+        assert x.shape[2:] == (32, 32), "32 pixels only"
+        return super().forward(x)
+
+
+def test_a_module_of_one_size_is_tried_with_the_runs_own(tmp_path: Path) -> None:
+    train(tmp_path / "run", OneSize(), **{"stage2.epochs": 0})
+    pyramid.GIVEN.clear()
+    hetcl.pretrain(out=tmp_path / "run", resume=True, backbone=OneSize())
+    hetcl.register_backbone(OneSize, size=32)
+    hetcl.contrast(str(tmp_path / "run"), data="scenes:24", out=tmp_path / "contrast", overrides=LOOK)
+    with pytest.raises(
+        InputError, match="fails on images of 3 channels and 224 x 224 pixels, the size that is asked"
+    ):
+        hetcl.register_backbone(OneSize)
+
+
+class FiveChannels(TinyNet):
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps[0] = nn.Conv2d(5, 8, 3, stride=2, padding=1)
+
+
+def test_a_module_of_other_channels_is_tried_with_the_runs_own(tmp_path: Path) -> None:
+    (tmp_path / "images").mkdir()
+    for i in range(16):
+        np.save(tmp_path / "images" / f"{i}.npy", np.random.default_rng(i).random((40, 40, 5), np.float32))
+    more = QUICK | {"in_chans": 5, "pixel_max": 1.0, "stage2.epochs": 0, "knn.every": 0}
+    out = tmp_path / "run"
+    hetcl.pretrain(
+        data=str(tmp_path / "images"), out=out, recipe="demo", overrides=more, backbone=FiveChannels()
+    )
+    loaded = hetcl.load_backbone(str(out))
+    assert [m.shape[-1] for m in loaded(torch.rand(1, 5, 64, 64))] == [16, 8, 4, 2]
+
+
+class Tied(TinyNet):
+    """Two steps that are one module: their weights share memory under two names."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.steps[3] = self.steps[2]
+
+
+def test_tied_weights_are_written_under_both_names_and_read_back(tmp_path: Path) -> None:
+    train(tmp_path / "run", Tied())
+    state = load_file(tmp_path / "run" / "backbone.safetensors")
+    assert torch.equal(state["steps.2.0.weight"], state["steps.3.0.weight"])
+    hetcl.register_backbone(Tied)
+    module, loaded = Tied().eval(), hetcl.load_backbone(str(tmp_path / "run")).eval()
+    module.load_state_dict(state)
+    images = torch.randn(1, 3, 64, 64)
+    maps = list(module(images).values())[1:]
+    assert all(torch.equal(a, b) for a, b in zip(loaded(images), maps, strict=True))
+    hetcl.pretrain(out=tmp_path / "run", resume=True, backbone=Tied())  # finished: it only says so
+    hetcl.export(str(tmp_path / "run"), format="full", out=tmp_path / "full.safetensors")
+    hetcl.export(str(tmp_path / "run"), format="onnx", out=tmp_path / "b.onnx")
+    hetcl.contrast(str(tmp_path / "run"), data="scenes:24", out=tmp_path / "contrast", overrides=LOOK)
+
+
 class OneMap(nn.Conv2d):
     def __init__(self) -> None:
         super().__init__(3, 4, 3, stride=4, padding=1)
@@ -248,7 +312,10 @@ class TwoMaps(nn.Module):
     [
         (OneMap(), r"OneMap must give four maps .*: it gives one tensor of shape \[1, 4, 16, 24\]"),
         (TwoMaps(), "TwoMaps must give four maps .*: it gives maps of strides 4, 8"),
-        (nn.Linear(3, 3), "Linear must give four maps .*: it fails on images of 224 x 224 pixels"),
+        (
+            nn.Linear(3, 3),
+            "Linear must give four maps .*: it fails on images of 3 channels and 32 x 32 pixels",
+        ),
         (lambda: 3, "made int; it must be, or make, a torch.nn.Module"),
         (nn.Linear, "cannot be called without arguments"),
     ],

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ast
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
+from PIL import Image
 
 from hetcl.cli import main
 from hetcl.errors import InputError
+from hetcl.reporting.commands import python_of
 from hetcl.reporting.console import verdict_lines
 from hetcl.reporting.finetuned import judge_finetune
 from hetcl.reporting.read import read_results
@@ -57,8 +61,21 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     what = folders.make_what(tmp_path / "what")
     with pytest.raises(InputError, match=r"no run of hetcl pretrain or finetune"):
         verdict_lines([what])
+    for name in ("photos/a", "found/drawn", "features"):
+        (tmp_path / name).mkdir(parents=True)
+    Image.new("RGB", (4, 4)).save(tmp_path / "photos" / "a" / "1.png")
+    Image.new("RGB", (4, 4)).save(tmp_path / "found" / "drawn" / "1.jpg")
+    for name in ("found/predictions.json", "features/f.npy", "features/f.json", "features/f.csv"):
+        (tmp_path / name).write_text("{}")
+    (tmp_path / "empty").mkdir()
     for words, said in (
-        ([str(tmp_path)], "is no run and no result"),
+        ([str(tmp_path / "empty")], "is no run and no result"),
+        ([str(tmp_path / "photos")], f"for images of your own: hetcl doctor --data {tmp_path / 'photos'}"),
+        (
+            [str(tmp_path / "found")],
+            f"holds what hetcl predict found, no run: look at {tmp_path / 'found' / 'drawn'}",
+        ),
+        ([str(tmp_path / "features" / "f.npy")], "holds features that hetcl embed wrote, no run"),
         ([str(tmp_path / "nowhere")], "is not there"),
         (["run", "--data", "photos"], "those are two questions"),
         (["run", "--batch", "8"], "those are two questions"),
@@ -67,6 +84,47 @@ def test_what_is_no_run_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture
     ):
         assert main(["doctor", *words]) == 2
         assert said in capsys.readouterr().err
+
+
+def test_a_run_with_a_backbone_from_python_is_told_of_python(tmp_path: Path) -> None:
+    def lines_of(fate: str) -> list[str]:
+        path = folders.make_run(tmp_path / fate, fate)
+        text = (path / "settings.yaml").read_text().partition("\n")[2]
+        text = re.sub(r"\n  backbone: .*", "\n  backbone: module:TinyNet-0a1b2c3d", text)
+        assert "module:TinyNet" in text
+        (path / "settings.yaml").write_text(text)
+        return [line.strip() for line in verdict_lines([path])]
+
+    for fate in ("good", "fell", "collapsed", "half", "level"):
+        lines = lines_of(fate)
+        assert "hetcl.register_backbone(TinyNet)" in " ".join(lines)
+        calls = [line for line in lines if line.startswith("hetcl.")]
+        for line in calls:
+            ast.parse(line)
+        shell = [line for line in lines if line.startswith("hetcl ")]
+        assert all(
+            line.startswith("hetcl doctor --data") or "--backbone torchvision" in line for line in shell
+        ), shell
+        if fate == "collapsed":
+            (call,) = [line for line in calls if line.startswith("hetcl.pretrain(")]
+            assert call.endswith("backbone=TinyNet)")
+            assert "out='NEW-RUN'" in call
+            assert "'--stage1.lr'" in call
+        if fate == "half":
+            assert f"hetcl.pretrain(out='{tmp_path / fate}', resume=True, backbone=TinyNet)" in calls
+
+
+def test_commands_become_calls() -> None:
+    for command, call in (
+        ("hetcl contrast a b --data d --out o --images 9",
+         "hetcl.contrast(['a', 'b'], data='d', out='o', overrides=['--images', '9'])"),
+        ("hetcl predict 'my run' photos/ --out p", "hetcl.predict('my run', 'photos/', out='p')"),
+        ("hetcl pretrain --data d --out o --backbone module:Net-12 --init x",
+         "hetcl.pretrain(data='d', out='o', init='x', backbone=Net)"),
+        ("hetcl pretrain --data d --backbone timm:x", "hetcl pretrain --data d --backbone timm:x"),
+        ("hetcl doctor --data d", "hetcl doctor --data d"),
+    ):  # fmt: skip
+        assert python_of(command, "Net") == call
 
 
 # ---- fine-tuning -------------------------------------------------------------------------------------------------

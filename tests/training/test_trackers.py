@@ -143,7 +143,7 @@ def told(names: list[str], folder: Path) -> list[str]:
 def test_mlflow_has_parameters_and_metrics(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("mlflow")
     monkeypatch.setenv("MLFLOW_TRACKING_URI", (tmp_path / "store").as_uri())
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    monkeypatch.delenv("MLFLOW_ALLOW_FILE_STORE", raising=False)
     said = told(["mlflow"], tmp_path / "run")
     assert not [line for line in said if "failed" in line], said
     from mlflow.tracking import MlflowClient
@@ -157,6 +157,33 @@ def test_mlflow_has_parameters_and_metrics(tmp_path: Path, monkeypatch: pytest.M
     for stage in ("stage1", "stage2"):
         history = client.get_metric_history(run.info.run_id, f"{stage}/loss")
         assert [(m.step, m.value) for m in history] == [(50, 0.02), (100, 0.01)]
+
+
+def test_mlflow_without_databases_says_which_addresses_there_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("mlflow")
+    inner = trackers.importlib.util.find_spec
+    monkeypatch.setattr(
+        trackers.importlib.util,
+        "find_spec",
+        lambda name, *a: None if name == "sqlalchemy" else inner(name, *a),
+    )
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", f"sqlite:///{tmp_path}/m.db")
+    (said, *_) = told(["mlflow"], tmp_path / "run")
+    assert f"it would write to sqlite:///{tmp_path}/m.db, and mlflow-skinny alone knows no databases" in said
+    assert "set MLFLOW_TRACKING_URI to a folder (file:" in said
+    assert "pip install 'hetcl[mlflow]'" in said
+
+
+def test_a_reason_is_cut_between_sentences() -> None:
+    first = "The store is in maintenance mode and will not receive further updates. " * 3
+    long = first + "Please migrate to a database " + "that is very large " * 20
+    said = trackers._reason(RuntimeError("\n" + long))
+    assert said == first.strip()
+    assert trackers._reason(RuntimeError("short\nsecond line")) == "short"
+    assert trackers._reason(RuntimeError()) == "no reason given"
+    assert trackers._reason(RuntimeError("word " * 100)).endswith("word ...")
 
 
 def test_wandb_offline_writes_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,7 @@ from hetcl.errors import WorkFailed
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.quantities import count, duration
 from hetcl.signals import StopSignal
-from hetcl.training.bad_images import BadImages, too_many
+from hetcl.training.bad_images import BadImages, check_share
 from hetcl.training.devices import not_finite_because
 from hetcl.training.memory import Need, bytes_of, outlook
 from hetcl.training.progress import Reporter
@@ -88,9 +88,7 @@ def complete(passes: Passes, stores: Sequence[Store], *, left_out: Path, max_bad
     if passes:
         extract(passes, left_out=left_out, max_bad=max_bad, **how)
     lost, images = sum(s.lost for s in stores), sum(s.images for s in stores)
-    if lost > max_bad * images:
-        message = too_many(lost, f"{images} images", max_bad, f"{left_out} lists them")
-        raise WorkFailed(f"{message} and go on with --resume")
+    check_share(lost, images, max_bad, left_out)
 
 
 def extract(

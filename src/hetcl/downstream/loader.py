@@ -257,7 +257,7 @@ def resized(pixels: np.ndarray, size: tuple[int, int]) -> np.ndarray:
 
 def _tensor(pixels: np.ndarray) -> Tensor:
     """``[H, W, C]`` -> ``[C, H, W]``."""
-    return torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+    return torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
 
 
 class TargetLoader:

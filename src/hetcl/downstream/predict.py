@@ -212,7 +212,7 @@ class _Read:
 
     def __call__(self, _: int, index: int) -> Tensor | str:
         try:
-            return torch.from_numpy(np.ascontiguousarray(self.data.image(index).transpose(2, 0, 1)))
+            return torch.from_numpy(np.array(self.data.image(index).transpose(2, 0, 1), order="C"))
         except BadImage as error:
             return str(error)
 

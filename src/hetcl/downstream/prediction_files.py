@@ -1,7 +1,8 @@
 """What ``hetcl predict`` writes of images: a record each while it goes on, drawings, and the JSON and CSV of all.
 
 A record is a line of JSON: ``image`` (its entry in predictions.json, without id) and ``found``, a list: of a detector
-the entries of COCO's results format, of a segmenter the pixels of each class.
+the entries of COCO's results format, of a segmenter the pixels of each class. An image that cannot be used has
+``reason`` instead.
 """
 
 from __future__ import annotations
@@ -24,10 +25,13 @@ from hetcl.downstream.scores.results import text_rle, xywh
 from hetcl.errors import InputError
 from hetcl.printable import csv_row, printable
 from hetcl.runs.files import replacing, write_atomic
+from hetcl.training.bad_images import BAD_COLUMNS
 from hetcl.trees import TreeError, parse_json
+from hetcl.types import BadRecord
 
 RESULT, PROGRESS = "predictions.json", "progress"
 KIND = "hetcl-predictions"
+FOLDERS = ("drawn", "label_maps")
 Record = dict[str, Any]
 """What is known of one image."""
 Stamp = tuple[str, int, int]
@@ -43,10 +47,18 @@ def stamp_of(record: Record) -> Stamp:
     return str(image["file_name"]), int(image["bytes"]), int(image["modified"])
 
 
+def files_of(record: Record) -> set[str]:
+    """What was written of an image: paths below ``drawn`` and ``label_maps``."""
+    named = (str(record["image"][name]) for name in ("drawn", "label_map") if name in record["image"])
+    return {
+        n for n in named if n.startswith(tuple(f"{f}/" for f in FOLDERS)) and ".." not in PurePath(n).parts
+    }
+
+
 def read_records(folder: Path) -> tuple[dict[str, Any] | None, dict[Stamp, Record]]:
     """The key and the records of what a folder holds, finished or not; None and nothing where it holds none.
 
-    A line that was cut short is left out, with what follows it.
+    Of several records of one image the last one counts. A line that was cut short is left out, with what follows it.
 
     Raises:
         InputError: predictions.json is damaged, or its parts are of different keys.
@@ -62,7 +74,8 @@ def read_records(folder: Path) -> tuple[dict[str, Any] | None, dict[Stamp, Recor
             raise InputError(
                 f"{result} is damaged; add --overwrite to begin again, or name a new --out"
             ) from None
-    for path in sorted(folder.glob(f"{PROGRESS}*.jsonl")):
+    begun = folder / f"{PROGRESS}.jsonl"  # what was there when the pass began; the others are of the pass
+    for path in sorted(folder.glob(f"{PROGRESS}*.jsonl"), key=lambda path: (path != begun, path)):
         lines = path.read_bytes().split(b"\n")[:-1]
         for i, line in enumerate(lines):
             try:
@@ -200,6 +213,17 @@ def tree_of(
     ]
     kind = "pixels" if maps else "annotations"
     return {"info": {**info, "list": kind}, "images": images, "categories": categories, kind: found}
+
+
+def write_bad(path: Path, bad: Sequence[BadRecord]) -> None:
+    """The list of images that cannot be used, none but these; no file where there are none. Raises ``WorkFailed``."""
+    text = io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerows([BAD_COLUMNS, *(csv_row([r.index, r.name, r.reason]) for r in bad)])
+    if bad:
+        write_atomic(path, text.getvalue().encode())
+    else:
+        path.unlink(missing_ok=True)
 
 
 def write_tables(folder: Path, tree: Mapping[str, Any]) -> None:

@@ -22,7 +22,7 @@ from hetcl import __version__
 from hetcl.downstream import prediction_files as files
 from hetcl.downstream import sheets
 from hetcl.downstream.predict import EvaluationContext, answers, prediction_of
-from hetcl.downstream.prediction_files import PROGRESS, RESULT, Record, Stamp
+from hetcl.downstream.prediction_files import FOLDERS, PROGRESS, RESULT, Record, Stamp
 from hetcl.downstream.trained import RunSession
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.channels import drawable
@@ -38,13 +38,12 @@ from hetcl.runs.output import claim, held_in, reserved
 from hetcl.runs.resume import changes, check_own
 from hetcl.settings import PredictSettings, resolve_predict
 from hetcl.signals import StopSignal
-from hetcl.training.bad_images import BadImages
+from hetcl.training.bad_images import BadImages, check_share
 from hetcl.training.devices import peak_memory
 from hetcl.types import BadImage, BadRecord, OtherPixels
 from hetcl.weights.encoder import digest_of
 from hetcl.weights.facts import InputFacts
 
-FOLDERS = ("drawn", "label_maps")
 OURS = {RESULT, "predictions.csv", "legend.png", "bad_images.csv", *FOLDERS}
 """What ``--out`` holds besides log.txt and the files of progress."""
 
@@ -158,14 +157,14 @@ class Predict(RunSession[None]):
         return records
 
     def _prepare(self) -> None:
-        """Have the folder hold what is done, in one file of progress, and nothing else. Raises ``OSError``."""
+        """Have what is done in one file of progress. Results that are gone on with stay until there are new ones; of
+        others nothing stays. Raises ``OSError``."""
         done = b"".join(map(files.line_of, ({"key": self.key}, *self.held.values())))
         write_atomic(self.out / f"{PROGRESS}.jsonl", done)
-        for name in held_in(self.out) - {"log.txt", f"{PROGRESS}.jsonl"}:
+        for name in held_in(self.out) - {"log.txt", f"{PROGRESS}.jsonl"} - (OURS if self.held else set()):
             if name in FOLDERS:
-                if not self.held:
-                    shutil.rmtree(self.out / name)
-            elif name != RESULT or not self.held:
+                shutil.rmtree(self.out / name)
+            else:
                 (self.out / name).unlink(missing_ok=True)
 
     def _introduce(self) -> None:
@@ -181,17 +180,19 @@ class Predict(RunSession[None]):
         s, images = self.settings, self.images
         _, records = files.read_records(self.out)
         self.stamps = [(name, *images.stamp(i)) for i, name in enumerate(images.names)]
-        todo = [i for i, stamp in enumerate(self.stamps) if stamp not in records]
+        todo = [i for i, stamp in enumerate(self.stamps) if not self._is_done(i, records.get(stamp))]
+        self.fabric.barrier()  # every rank has looked, and none has begun to write
         have, total = len(images) - len(todo), len(images)
         if have:
             self.reporter.say(f"done      {count(have, 'image')} of {total:,} already")
         bad = BadImages(
             self.out / "bad_images.csv",
             s.max_bad,
-            len(todo),
+            total,
             fate=" and is left out;",
             warn=self.reporter.warn,
         )
+        bad.seen = have  # the share is one of all images, in whatever pieces they are looked at
         batch = s.batch or (8 if self.fabric.device.type == "cuda" else 1)
         self.reporter.start("looking at images", have, total)
         ranks, seen = self.fabric.world_size, have
@@ -202,7 +203,10 @@ class Predict(RunSession[None]):
                 self.model, images, self.look, images=todo, maps=self.maps, batch=batch
             ):
                 if image is None:
-                    bad.see(0, [BadRecord(i, images.names[i], answer)])
+                    name, size, modified = self.stamps[i]
+                    entry = {"file_name": name, "bytes": size, "modified": modified}
+                    f.write(files.line_of({"image": entry, "reason": answer}))
+                    bad.see(0, [BadRecord(i, name, answer)])
                 else:
                     f.write(files.line_of(self._record(i, image, answer)))
                     f.flush()
@@ -211,6 +215,20 @@ class Predict(RunSession[None]):
                 self.advance(seen, total)
                 signal.check(f"stopped after {seen:,} of {total:,} images; go on with --resume")
         self.fabric.barrier()
+
+    def _is_done(self, index: int, record: Record | None) -> bool:
+        """Whether an image needs no look: its record is there, and what is drawn of it, under its name of today."""
+        if record is None or "reason" in record:
+            return False
+        wanted = {self.results[index]} if self.maps or self.settings.drawn else set()
+        if self.maps and self.settings.drawn:
+            wanted.add(self._drawn(index))
+        return files.files_of(record) == wanted and all((self.out / file).is_file() for file in wanted)
+
+    def _drawn(self, index: int) -> str:
+        """The drawing of an image, below the folder."""
+        file = self.results[index]
+        return f"drawn/{Path(file).relative_to('label_maps').with_suffix('.jpg')}" if self.maps else file
 
     @contextlib.contextmanager
     def _writing(self, path: Path) -> Any:
@@ -229,11 +247,10 @@ class Predict(RunSession[None]):
         )
         height, width = pixels.shape[:2]
         entry = {"file_name": name, "width": width, "height": height, "bytes": size, "modified": modified}
-        file, longest = self.results[index], self.settings.drawn
+        file, longest = self._drawn(index), self.settings.drawn
         if self.maps:
-            files.save(self.out / file, files.label_image(answer, self.classes))
-            entry["label_map"] = file
-            file = f"drawn/{Path(file).relative_to('label_maps').with_suffix('.jpg')}"
+            files.save(self.out / self.results[index], files.label_image(answer, self.classes))
+            entry["label_map"] = self.results[index]
             found = files.pixels_of(answer)
             picture = files.draw_labels(pixels, answer, self.classes, longest) if longest else None
         else:
@@ -248,11 +265,18 @@ class Predict(RunSession[None]):
     # ---- what was found --------------------------------------------------------------------------------------------
 
     def _write(self, found: None) -> dict[str, Any]:
-        """All records, in the order of the images, as one file; the progress goes."""
+        """All records, in the order of the images, as one file; the progress goes, and what is drawn of others."""
         _, records = files.read_records(self.out)
-        kept = [records[stamp] for stamp in self.stamps if stamp in records]
+        unseen = {"reason": "no process put down what it found: all need the same folder"}
+        known = [records.get(stamp, unseen) for stamp in self.stamps]
+        kept = [record for record in known if "reason" not in record]
+        ledger = self.out / "bad_images.csv"
+        named = zip(self.images.names, known, strict=True)
+        bad = [BadRecord(i, name, r["reason"]) for i, (name, r) in enumerate(named) if "reason" in r]
+        files.write_bad(ledger, bad)
         if not kept:
-            raise WorkFailed(f"none of the images can be used; {self.out / 'bad_images.csv'} says why")
+            raise WorkFailed(f"none of the images can be used; {ledger} says why")
+        check_share(len(bad), len(known), self.settings.max_bad, ledger)
         info = {
             "kind": files.KIND,
             "hetcl": __version__,
@@ -260,7 +284,7 @@ class Predict(RunSession[None]):
             "model": {"model": self.words["model"], "arch": self.saved["arch"], "trained": self.trained},
             "key": self.key,
             "images": len(self.images),
-            "bad_images": len(self.images) - len(kept),
+            "bad_images": len(bad),
             **self.cost(),
         }
         tree = files.tree_of(kept, self.classes, maps=self.maps, info=info)
@@ -272,7 +296,9 @@ class Predict(RunSession[None]):
                 raise disk_problem(self.out / "legend.png", e) from None
         files.write_tables(self.out, tree)
         write_atomic(self.out / RESULT, files.line_of(tree))  # last: where it is, all is whole
-        for path in self.out.glob(f"{PROGRESS}*.jsonl"):
+        stale = set[str]().union(*map(files.files_of, self.held.values()))
+        stale.difference_update(*map(files.files_of, kept))
+        for path in [*(self.out / file for file in stale), *self.out.glob(f"{PROGRESS}*.jsonl")]:
             path.unlink(missing_ok=True)
         return tree
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 import contextlib
 import importlib.util
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,9 +29,11 @@ from hetcl.errors import InputError, WorkFailed
 from hetcl.paths import expand
 from hetcl.quantities import count
 from hetcl.runs.folder import RunFolder, machine
+from hetcl.types import PixelFormat
 from hetcl.weights.cards import PURPOSES
 from hetcl.weights.export_proof import run_code
 from hetcl.weights.exporters import Kind, card_of, check_out, put_in_place, workspace, write
+from hetcl.weights.facts import InputFacts
 from hetcl.weights.writers import onnx_bytes, quiet
 
 FORMAT = "onnx-predictor"
@@ -142,13 +144,14 @@ def export_predictor(
     if not 32 <= min(height, width) <= max(height, width) <= 4096:
         raise InputError(f"--image-size {height}x{width}: a side has 32 to 4096 pixels")
     graph = (DetectorGraph if detects else SegmenterGraph)(model).eval()
-    channels = len(saved["facts"]["mean"])
+    pixels = InputFacts.from_dict(saved["facts"], "settings.yaml").pixels
+    channels = pixels.channels
     with workspace(file, FORMAT, KIND, overwrite) as hidden:
         outputs = ["boxes", "scores", "labels", "masks"] if detects else ["classes"]
         data = _graph(graph, (channels, height, width), outputs, saved, settings["model"])
         write(hidden / file.name, data, file)
         try:
-            code = _code(saved["classes"], (channels, height, width), detects)
+            code = _code(saved["classes"], pixels, (height, width), detects)
             names = run_code(code, hidden / file.name)
             proof = _compare(model, names, (channels, height, width), detects=detects)
         except WorkFailed as error:
@@ -255,40 +258,74 @@ def _asked(model: Any, image: Tensor, *, detects: bool) -> list[np.ndarray]:
     return [t.numpy() for t in (found["boxes"], found["scores"], found["labels"], *masks)]
 
 
-def _code(classes: list[str], shape: tuple[int, int, int], detects: bool) -> str:
+def _code(classes: Sequence[str], pixels: PixelFormat, size: tuple[int, int], detects: bool) -> str:
     """Code that loads and uses the graph; it needs onnxruntime, numpy and Pillow."""
-    channels, height, width = shape
-    opened = f"""\
+    channels, (height, width) = pixels.channels, size
+    opened = f"""
 def read(path):
-    \"\"\"An image as float32 [{channels}, {height}, {width}] in [0, 1], scaled to fit, and the factor.\"\"\"
-    image = ImageOps.exif_transpose(Image.open(path)).convert("{'RGB' if channels == 3 else 'L'}")
-    factor = min({height} / image.height, {width} / image.width)
-    image = image.resize((round(image.width * factor), round(image.height * factor)), Image.Resampling.BILINEAR)
-    pixels = np.zeros(({channels}, {height}, {width}), np.float32)  # what is over stays black
-    values = np.atleast_3d(np.asarray(image, np.float32)).transpose(2, 0, 1) / 255
-    pixels[:, : image.height, : image.width] = values
-    return pixels, factor
-""" if channels in (1, 3) else ""  # fmt: skip
-    answer = """\
-def detect(path, score=0.5):
-    pixels, factor = read(path)
-    given = {"image": pixels, "score_threshold": np.array(score, np.float32)}
+    \"\"\"An image file as uint8 [its height, its width, {channels}].\"\"\"
+    return np.asarray(ImageOps.exif_transpose(Image.open(path)).convert("RGB"))
+
+""" if pixels.rgb else ""  # fmt: skip
+    given = "path" if pixels.rgb else "values"
+    taken = (
+        "read(path)"
+        if pixels.rgb
+        else f"np.atleast_3d(values)  # [its height, its width, {channels}], as the file has them"
+    )
+    top = (
+        f"{pixels.top or 255:g}" if pixels.rgb or pixels.top
+        else '1 if values.dtype.kind == "f" else np.iinfo(values.dtype).max'
+    )  # fmt: skip
+    answer = f"""\
+def detect({given}, score=0.5):
+    image = {taken}
+    pixels, factor, _ = fitted(image)
+    given = {{"image": pixels, "score_threshold": np.array(score, np.float32)}}
     boxes, scores, labels, *masks = session.run(None, given)
-    return boxes / factor, scores, [CLASSES[i - 1] for i in labels]  # masks, if any, have the size of pixels
+    height, width = image.shape[:2]
+    boxes = (boxes / factor).clip(0, np.array([width, height, width, height], np.float32))  # none in what was added
+    keep = (boxes[:, 2:] > boxes[:, :2]).all(axis=1)  # masks[0][keep], if any, have the size of pixels
+    return boxes[keep], scores[keep], [CLASSES[i - 1] for i in labels[keep]]
 """ if detects else f"""\
-def segment(path):
-    pixels, factor = read(path)
+def segment({given}):
+    pixels, _, (height, width) = fitted({taken.split("  #")[0]})
     (classes,) = session.run(None, {{"image": pixels}})
-    return classes  # [{height}, {width}]: the image fills its left upper part
+    return classes[:height, :width]  # of the image as it was scaled
 """  # fmt: skip
-    head = "from PIL import Image, ImageOps\n" if opened else ""
     return f"""\
 import numpy as np
 import onnxruntime
-{head}
+from PIL import Image{", ImageOps" * pixels.rgb}
+
 session = onnxruntime.InferenceSession(FILE, providers=["CPUExecutionProvider"])
 CLASSES = {list(classes)!r}
-""" + (f"\n\n{opened}\n\n{answer}" if opened else "")
+
+{opened}
+def fitted(values):
+    \"\"\"[h, w, {channels}] -> float32 [{channels}, {height}, {width}] in [0, 1], the factor, and h and w in it.\"\"\"
+    top = {top}  # the value that is 1.0
+    factor = min({height} / values.shape[0], {width} / values.shape[1])
+    size = tuple(max(1, round(side * factor)) for side in values.shape[:2])
+    pixels = np.zeros(({channels}, {height}, {width}), np.float32)  # what is over stays black
+    for plane, channel in zip(pixels, np.moveaxis(np.asarray(values, np.float32) / top, 2, 0)):
+        scaled = Image.fromarray(np.ascontiguousarray(channel)).resize(size[::-1], Image.Resampling.BILINEAR)
+        plane[: size[0], : size[1]] = np.asarray(scaled).clip(0, 1)
+    return pixels, factor, size
+
+
+{answer}"""
+
+
+def _pixel_words(pixels: PixelFormat) -> str:
+    """How the array that goes in is made."""
+    if pixels.rgb:
+        return "RGB, pixels / 255"
+    top = f"{pixels.top:g}" if pixels.top else "the largest value of their type (1 for floats)"
+    return (
+        f"the channels as the files have them, each the stored value / {top}; the code takes an array of stored "
+        f"values [height, width, {pixels.channels}]"
+    )
 
 
 def _card(
@@ -303,15 +340,17 @@ def _card(
         if detects else f"`classes` int64 [H, W] (0 is {saved['classes'][0]})"
     )  # fmt: skip
     least = ", `score_threshold` float32, a scalar" if detects else ""
-    channels = len(saved["facts"]["mean"])
-    order = " in RGB" if channels == 3 else ""
+    pixels = InputFacts.from_dict(saved["facts"], "settings.yaml").pixels
     return f"""\
 # {file.name}
 
 A whole {kind} on {saved["arch"]}, fine-tuned by hetcl for {steps[0]:,} steps (run `{folder.path.name}`),
 as an ONNX graph for images of {size[0]} x {size[1]} pixels.
 
-- In: `image` float32 [{channels}, {size[0]}, {size[1]}] in [0, 1]{order}{least}. Normalisation is part of the graph.
+- In: `image` float32 [{pixels.channels}, {size[0]}, {size[1]}] in [0, 1]{least}. Normalisation is part of the graph.
+- Pixels: {_pixel_words(pixels)}.
+- Images of another shape are scaled to fit and get black at the right and bottom; results near that border differ a
+  little from those of `hetcl predict`, which adds none: export at the size of your images.
 - Out: {outputs}.
 - Compared with the run in onnxruntime: {proof}.
 

@@ -115,7 +115,7 @@ def segmentation_sheet(
             except BadImage:
                 continue
             with torch.no_grad():
-                image = torch.from_numpy(np.ascontiguousarray(pixels.transpose(2, 0, 1)))
+                image = torch.from_numpy(np.array(pixels.transpose(2, 0, 1), order="C"))
                 predicted, pixels = label_map(model, image, look), drawable(pixels)
             right = float(((predicted == truth) & (truth != VOID)).sum() / max(1, (truth != VOID).sum()))
             titles = (

@@ -79,7 +79,9 @@ SYSTEM_FOLDERS = frozenset(
 )
 """Folders of systems (in lower case); what looks like an image there is a thumbnail or a copy."""
 
-NO_ENDING, BROKEN, SPECIAL = "without an ending", "broken link", "special file"
+NO_ENDING, BROKEN, SPECIAL, PREDICTED = (
+    "without an ending", "broken link", "special file", "hetcl-predict folder"
+)  # fmt: skip
 """Kinds of files besides their endings."""
 HEAD = 128
 """Bytes that ``looks_like_image`` wants."""

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import glob
 import os
+import re
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -12,8 +14,8 @@ import numpy as np
 from hetcl.errors import InputError
 from hetcl.images.decode import open_image
 from hetcl.images.folder_source import read_file
-from hetcl.images.formats import BROKEN, EXTENSIONS, OTHERS, SPECIAL, Aside, ending
-from hetcl.images.listing import Walk, walk
+from hetcl.images.formats import BROKEN, EXTENSIONS, OTHERS, PREDICTED, SPECIAL, Aside, ending
+from hetcl.images.listing import Walk, is_predicted, walk
 from hetcl.images.sources import near
 from hetcl.paths import expand, spellings
 from hetcl.types import RGB, PixelFormat
@@ -26,7 +28,8 @@ class ImageFiles:
 
     Args:
         named: files, folders and patterns.
-        but: a folder whose images are left out: what is written is not read.
+        but: a folder whose images are left out: what is written is not read. Folders inside what is named that
+            ``hetcl predict`` wrote are left out, too.
         pixels: as what they are read.
 
     Raises:
@@ -72,8 +75,15 @@ class ImageFiles:
             matches = sorted(glob.glob(expand(argument), recursive=True), key=os.fsencode)
             if not matches:
                 raise InputError(f"{argument} matches no file{HELP}")
+            fixed, ours = re.split(r"[*?[]", expand(argument))[0].rpartition(os.sep)[0], set[str]()
+            written = functools.cache(is_predicted)
             for match in matches:
-                yield from self._at(match)
+                above = [match[:i] for i, c in enumerate(match + os.sep) if c == os.sep and i > len(fixed)]
+                if not (here := [folder for folder in above if written(folder)]):
+                    yield from self._at(match)
+                elif here[0] not in ours:
+                    ours.add(here[0])
+                    self.aside.add(PREDICTED, here[0])
         elif path is None:
             raise InputError(f"{argument} does not exist{near(expand(argument), HELP)}")
         else:

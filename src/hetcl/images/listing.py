@@ -1,8 +1,8 @@
 """What images a folder holds, at any depth: the listing, kept in a memory-mapped table, and the tree of its folders.
 
 Order: the images of a folder by name, then its sub-folders by name, each the same way (names compared as
-bytes, so that no locale or file system changes it). Hidden files and folders are left out; links are
-followed, loops are not. What is no image is counted by kind (``formats.py``).
+bytes, so that no locale or file system changes it). Hidden files and folders are left out, and so are folders that
+``hetcl predict`` wrote; links are followed, loops are not. What is no image is counted by kind (``formats.py``).
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from hetcl.images.formats import (
     HEAD,
     NOTES,
     OTHERS,
+    PREDICTED,
     SPECIAL,
     SYSTEM,
     SYSTEM_FOLDERS,
@@ -38,7 +39,7 @@ _SETTLED_S = 2.0
 _OLD_S = 7 * 24 * 3600
 _TRIED = 16
 """Files of one unknown ending in one folder whose content is looked at; if they differ, all are."""
-_VERSION = 5
+_VERSION = 6
 """Version of the listing; it rises when other files are taken for images, or other things are noted of them."""
 
 
@@ -82,6 +83,9 @@ def _walk(root: bytes, inside: bytes, above: frozenset[tuple[int, int]], found: 
         if here in above:
             return
         found.folder(inside, status.st_mtime_ns)
+        if inside and is_predicted(path):
+            found.aside.add(PREDICTED, os.fsdecode(inside))
+            return
         images, folders = _entries(root, inside, found)
     except OSError as error:
         raise InputError(
@@ -94,6 +98,14 @@ def _walk(root: bytes, inside: bytes, above: frozenset[tuple[int, int]], found: 
     del images
     for name in folders:
         yield from _walk(root, prefix + name, above | {here}, found)
+
+
+def is_predicted(folder: str | bytes | os.PathLike[str]) -> bool:
+    """Whether ``hetcl predict`` wrote a folder: its drawings and label maps are no photographs."""
+    path = os.fsencode(folder)
+    return os.path.isfile(os.path.join(path, b"predictions.json")) and any(
+        os.path.isdir(os.path.join(path, name)) for name in (b"drawn", b"label_maps")
+    )
 
 
 def _entries(root: bytes, inside: bytes, found: Walk) -> tuple[list[bytes], list[bytes]]:

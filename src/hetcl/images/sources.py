@@ -17,6 +17,7 @@ import glob
 import logging
 import os
 import re
+import shlex
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
@@ -28,7 +29,7 @@ from hetcl.errors import InputError
 from hetcl.images import remote, scenes
 from hetcl.images.folder import Folder
 from hetcl.images.formats import EXTENSIONS, SYSTEM_FOLDERS, Aside, ending, is_image
-from hetcl.images.listing import walk
+from hetcl.images.listing import is_predicted, walk
 from hetcl.images.shard_splits import Shards
 from hetcl.images.splits import SPLITS
 from hetcl.images.tables import cache_folder
@@ -333,3 +334,23 @@ def near(path: str, otherwise: str = f": {_HELP}") -> str:
     if like:
         return ": did you mean " + " or ".join(os.path.join(folder, name) for name in like) + "?"
     return otherwise
+
+
+def what_else(path: str) -> str:
+    """What lies where a run of hetcl was looked for and not found, and what to do with it; or nothing."""
+    folder = Path(expand(path))
+    beside = (
+        [folder] if folder.suffix == ".npy" else sorted(folder.glob("*.npy"))[:1] if folder.is_dir() else []
+    )
+    if any(p.with_suffix(".csv").is_file() and p.with_suffix(".json").is_file() for p in beside):
+        return (
+            f"{path} holds features that hetcl embed wrote, no run: docs/embed.md says what to do with them"
+        )
+    if is_predicted(folder):
+        return (
+            f"{path} holds what hetcl predict found, no run: look at {folder / 'drawn'}, or name the run that made it "
+            "(`info` in its predictions.json)"
+        )
+    if folder.suffix == ".tar" or (folder.is_dir() and next(walk(str(folder)), None) is not None):
+        return f"{path} is no run; for images of your own: hetcl doctor --data {shlex.quote(path)}"
+    return ""

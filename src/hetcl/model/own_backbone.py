@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -31,13 +31,15 @@ RECORDED = (
 """What follows the name of such a backbone in a run's notes."""
 
 
-def register_backbone(backbone: Backbone) -> str:
+def register_backbone(backbone: Backbone, *, size: int | None = None, in_chans: int = 3) -> str:
     """Make a backbone known to this process; every function that opens a run trained with it can do so from then on.
 
     Args:
-        backbone: takes normalised float images ``[B, 3, H, W]`` and gives maps ``[B, C, H / stride, W / stride]`` in a
-            tuple, list or dictionary, with one of each stride 4, 8, 16 and 32 (of several the last is taken). A module
-            is copied, so that nothing happens to the one that is given.
+        backbone: takes normalised float images ``[B, in_chans, H, W]`` and gives maps
+            ``[B, C, H / stride, W / stride]`` in a tuple, list or dictionary, with one of each stride 4, 8, 16 and 32
+            (of several the last is taken). A module is copied, so that nothing happens to the one that is given.
+        size: side in pixels of the images that it must take, where it does not take all sizes; None: 224.
+        in_chans: channels of its images.
 
     Returns:
         its name, ``module:CLASS-HASH``, which the setting ``backbone`` takes.
@@ -48,13 +50,14 @@ def register_backbone(backbone: Backbone) -> str:
     draw = _redrawn(backbone) if isinstance(backbone, nn.Module) else backbone
     module = copy_of(backbone) if isinstance(backbone, nn.Module) else _made(backbone)
     what = type(module).__name__
-    spec, pick, size = _maps(module, what)
+    probes = (PROBES[0], PROBES[1] if size is None else (size, size))
+    spec, pick, only = _maps(module, what, probes, in_chans)
     shapes = sorted((name, tuple(value.shape)) for name, value in module.state_dict().items())
     name = f"{OWN}:{what}-{hashlib.blake2b(repr(shapes).encode(), digest_size=4).hexdigest()}"
 
     def build() -> WrappedPyramid:
         body = draw()
-        return WrappedPyramid(name, spec, body.train(), last=(False,) * 4, pick=pick, size=size)
+        return WrappedPyramid(name, spec, body.train(), last=(False,) * 4, pick=pick, size=only)
 
     GIVEN[name] = build
     return name
@@ -112,16 +115,24 @@ def undrawn(pyramid: nn.Module) -> str | None:
 
 
 @torch.no_grad()
-def _maps(module: nn.Module, what: str) -> tuple[PyramidSpec, tuple[int | str, ...], tuple[int, int] | None]:
-    """Channels, which outputs are C2..C5, and the only size of images, if so. Raises ``InputError``."""
+def _maps(
+    module: nn.Module, what: str, probes: Sequence[tuple[int, int]], in_chans: int
+) -> tuple[PyramidSpec, tuple[int | str, ...], tuple[int, int] | None]:
+    """Channels, which outputs are C2..C5, and the only size of images, if so, by images of the sizes ``probes``.
+
+    Raises ``InputError``.
+    """
     training, failure = module.training, ""
     try:
-        for size in PROBES:
+        for size in probes:
             try:
-                out = module.eval()(torch.zeros(1, 3, *size))
+                out = module.eval()(torch.zeros(1, in_chans, *size))
             except Exception as e:  # of somebody else's code
                 why = (str(e).strip().splitlines() or [""])[0][:120]
-                failure = f"it fails on images of {size[0]} x {size[1]} pixels ({type(e).__name__}: {why})"
+                failure = (
+                    f"it fails on images of {in_chans} channels and {size[0]} x {size[1]} pixels, the size that "
+                    f"is asked for ({type(e).__name__}: {why})"
+                )
                 continue
             found = _strides(out, size)
             if isinstance(found, str):
@@ -129,7 +140,7 @@ def _maps(module: nn.Module, what: str) -> tuple[PyramidSpec, tuple[int | str, .
             elif tuple(sorted(found)) == STRIDES:
                 pick = tuple(found[s][0] for s in STRIDES)
                 channels = tuple(found[s][1] for s in STRIDES)
-                return PyramidSpec(channels), pick, None if size == PROBES[0] else size
+                return PyramidSpec(channels), pick, None if size == probes[0] else size
             else:
                 strides = ", ".join(map(str, sorted(found))) or "none of these"
                 failure = f"it gives maps of strides {strides}"

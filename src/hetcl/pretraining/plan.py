@@ -59,13 +59,27 @@ class Plan(RunPlan):
 
 
 def with_backbone(
-    backbone: Backbone, overrides: Mapping[str, Any] | Sequence[str]
-) -> tuple[dict[str, Any], Weights | None]:
-    """The overrides with the name of a backbone that is given, and its weights where it is a module."""
+    backbone: Backbone | None,
+    overrides: Mapping[str, Any] | Sequence[str],
+    recipe: str | None,
+    known: RunFolder | None,
+) -> tuple[Mapping[str, Any] | Sequence[str], Weights | None]:
+    """The overrides with the name of a backbone that is given, and its weights where it is a module.
+
+    It is tried with images as the settings say, or as the run ``known`` does.
+    """
+    if backbone is None:
+        return overrides, None
     asked = given_in(PretrainSettings, overrides)
     if "backbone" in asked:
         raise InputError("backbone is given twice, as an argument and among the settings; leave one out")
-    name = register_backbone(backbone)
+    if known is None:
+        settings = resolve(recipe, overrides)
+        images = {"size": settings.size, "in_chans": settings.in_chans}
+    else:
+        saved = flatten(saved_by(known, None)["settings"])
+        images = {n: v for n in ("size", "in_chans") if isinstance(v := saved.get(n), int) and v > 0}
+    name = register_backbone(backbone, **images)
     weights = None
     if isinstance(backbone, nn.Module):
         state = {f"pyramid.{n}": v for n, v in copy_of(backbone).state_dict().items()}

@@ -103,12 +103,11 @@ def pretrain(
     """
     folder = RunFolder(out)
     data, init = (None if given is None else os.fspath(given) for given in (data, init))
-    given: Weights | None = None
-    if backbone is not None:
-        overrides, given = with_backbone(backbone, overrides)
     with reserved(folder.lock, lambda: check_run(folder, resume=resume)):
+        known = is_known(folder, resume=resume)
+        overrides, given = with_backbone(backbone, overrides, recipe, folder if known else None)
         asked = Request(data, recipe, init, allow_partial, overrides)
-        plan = resumed_plan(folder, asked) if is_known(folder, resume=resume) else new_plan(asked)
+        plan = resumed_plan(folder, asked) if known else new_plan(asked)
         with chosen_kernels(deterministic=plan.settings.deterministic):
             return PretrainRun(folder, plan, resume=resume, given=given).go()
 

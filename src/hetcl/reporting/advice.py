@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from hetcl.guidance import LEAST_IMAGES, start_from
-from hetcl.reporting.commands import command_of, quoted
+from hetcl.reporting.commands import command_of, own_backbone, python_of, quoted
 from hetcl.reporting.comparisons import belongs
 from hetcl.reporting.read import Result, mapping, number
 from hetcl.reporting.stages import knn_of
@@ -34,6 +34,18 @@ class Advice:
     command: str = ""
 
 
+def in_words_of(run: Result, advice: Iterator[Advice]) -> Iterator[Advice]:
+    """The same, in Python where the run's backbone was given from Python and the command line does not know it."""
+    own = own_backbone(run)
+    if own:
+        yield Advice(
+            "Its backbone was given from Python, and the command line does not know it: what follows is for Python, "
+            f"after hetcl.register_backbone({own}) with the same class or a module like it."
+        )
+    for one in advice:
+        yield replace(one, command=python_of(one.command, own)) if own and one.command else one
+
+
 def advice_on(
     run: Result, status: str, ended: bool, test: Mapping[str, Any] | None, others: Sequence[Result]
 ) -> Iterator[Advice]:
@@ -49,11 +61,6 @@ def advice_on(
     stage = mapping(
         run.settings.get("stage2" if any(r.get("stage") == "stage2" for r in run.rows) else "stage1")
     )
-    if str(run.settings.get("backbone")).startswith("module:"):
-        yield Advice(
-            "Its backbone was given from Python, and the command line does not know it: call hetcl.register_backbone "
-            "with it, and in place of each command the function of its name (hetcl.contrast, hetcl.pretrain, ...)."
-        )
     lr, usual = number(stage.get("lr")) or 0.03, usual_rate(run)
     large = lr > LARGE * usual and stage.get("method") != "supervised"
     if status in ("collapsed", "part") or (

@@ -11,6 +11,17 @@ from hetcl.errors import InputError
 from hetcl.reporting.read import Result, mapping
 from hetcl.settings import flatten, resolve, resolve_finetune, resolve_probe, to_dict
 
+NAMED = {
+    "pretrain": ("data", "out", "recipe", "init"),
+    "finetune": ("data", "out", "recipe", "init"),
+    "contrast": ("data", "out"),
+    "probe": ("data", "out"),
+    "evaluate": ("data", "out"),
+    "predict": ("out",),
+    "export": ("format", "out"),
+}
+"""Verbs that load a backbone, and which of their options are arguments of their function; the others are settings."""
+
 
 def quoted(value: object) -> str:
     """One word for a shell."""
@@ -56,7 +67,45 @@ def command_of(
         words += ["--recipe", tree["recipe"]]
     for name, value in (_changed(result) | dict(changes or {})).items():
         words += [f"--{name}", ",".join(map(_word, value)) if isinstance(value, list) else _word(value)]
-    return "hetcl " + " ".join(map(quoted, words))
+    line = "hetcl " + " ".join(map(quoted, words))
+    return python_of(line, own) if (own := own_backbone(result)) else line
+
+
+def own_backbone(result: Result) -> str:
+    """The class of a backbone that was given from Python; empty where all are libraries'."""
+    tree, models = result.tree, result.tree.get("models")
+    known = [result.settings.get("backbone"), tree.get("arch"), mapping(tree.get("model")).get("arch")]
+    known += [mapping(model).get("arch") for model in models] if isinstance(models, list) else []
+    found = next((str(arch) for arch in known if str(arch).startswith("module:")), "")
+    return found.partition(":")[2].rpartition("-")[0]
+
+
+def python_of(command: str, own: str) -> str:
+    """A line of Python that does what a command does, which does not know the backbone ``own``; others stay."""
+    _, verb, *words = shlex.split(command)
+    if verb not in NAMED or not command.startswith("hetcl "):
+        return command
+    plain, named, rest = list[str](), dict[str, str](), list[str]()
+    while words:
+        word = words.pop(0)
+        name = word.removeprefix("--").replace("-", "_")
+        if not word.startswith("--"):
+            plain.append(word)
+        elif name == "resume":
+            named[name] = "True"
+        elif name == "backbone":
+            if not words.pop(0).startswith("module:"):
+                return command  # it names another one
+        elif name in NAMED[verb]:
+            named[name] = repr(words.pop(0))
+        else:
+            rest += [word, words.pop(0)]
+    first = (
+        [repr(plain[0] if len(plain) == 1 else plain)] if plain and verb != "predict" else [*map(repr, plain)]
+    )
+    parts = first + [f"{name}={value}" for name, value in named.items()]
+    parts += [f"overrides={rest!r}"] * bool(rest) + [f"backbone={own}"] * (verb == "pretrain")
+    return f"hetcl.{verb}({', '.join(parts)})"
 
 
 def _word(value: object) -> str:

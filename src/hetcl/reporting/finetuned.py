@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-from hetcl.reporting.advice import Advice
+from hetcl.reporting.advice import Advice, in_words_of
 from hetcl.reporting.commands import command_of, quoted
 from hetcl.reporting.read import Result, mapping, number
 from hetcl.reporting.verdict import Verdict
@@ -25,7 +25,12 @@ def judge_finetune(run: Result) -> Verdict:
     status = "half" if not run.summary else "nothing" if found and found[-1][1] < NOTHING else "ended"
     lines = [*_of_training(losses), *_of_evaluations(name, found), *(f"{line}." for line in run.damage)]
     return Verdict(
-        run.name, status, _headline(run, losses, found, name), lines, [], list(_advice(run, status, found))
+        run.name,
+        status,
+        _headline(run, losses, found, name),
+        lines,
+        [],
+        list(in_words_of(run, _advice(run, status, found))),
     )
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from hetcl.analysis.text import percent
 from hetcl.methods import METHODS
 from hetcl.quantities import duration
-from hetcl.reporting.advice import Advice, advice_on
+from hetcl.reporting.advice import Advice, advice_on, in_words_of
 from hetcl.reporting.blocks import Grid
 from hetcl.reporting.comparisons import contrast_row, differences, told, vectors
 from hetcl.reporting.read import Result, number
@@ -92,7 +92,7 @@ def judge(run: Result, others: Sequence[Result]) -> Verdict:
         _headline(status, begun, ended, _first_weights(run)),
         learned + [f"{line}." for line in run.damage],
         list(_spatial(run, stages, others)),
-        list(advice_on(run, status, ended, test, others)),
+        list(in_words_of(run, advice_on(run, status, ended, test, others))),
         _figures(begun),
     )
 

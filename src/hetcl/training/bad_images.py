@@ -23,6 +23,13 @@ def too_many(bad: int, images: str, share: float, which: str) -> str:
     )
 
 
+def check_share(bad: int, images: int, share: float, path: Path) -> None:
+    """Raises ``WorkFailed`` where more than ``share`` of all ``images`` are ``bad``; ``path`` lists them."""
+    if bad > share * images:
+        said = too_many(bad, f"{images} images", share, f"{path} lists them")
+        raise WorkFailed(f"{said} and go on with --resume")
+
+
 class BadList:
     """The file that lists each image that could not be used once.
 

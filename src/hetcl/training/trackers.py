@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -69,6 +70,7 @@ class Wandb:
 class Mlflow:
     """A run of MLflow: settings as its parameters, figures as its metrics."""
 
+    DATABASES = ("sqlite", "postgresql", "mysql", "mssql")
     BATCH = 100
     """Parameters that MLflow takes at once; of metrics it takes more."""
 
@@ -76,9 +78,19 @@ class Mlflow:
         # A server that does not answer would else hold up the training for minutes.
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
         os.environ.setdefault("MLFLOW_HTTP_REQUEST_TIMEOUT", "10")
+        # Who names a folder wants it; mlflow 3.13 and later refuse one unless this is said, too.
+        os.environ.setdefault("MLFLOW_ALLOW_FILE_STORE", "true")
         from mlflow.entities import Metric, Param
-        from mlflow.tracking import MlflowClient
+        from mlflow.tracking import MlflowClient, get_tracking_uri
 
+        if get_tracking_uri().partition(":")[0].partition("+")[0] in self.DATABASES and not (
+            importlib.util.find_spec("sqlalchemy") and importlib.util.find_spec("alembic")
+        ):
+            raise RuntimeError(
+                f"it would write to {get_tracking_uri()}, and mlflow-skinny alone knows no databases: set "
+                f"MLFLOW_TRACKING_URI to a folder ({Path('mlruns').absolute().as_uri()}) or a server, or pip install "
+                "'hetcl[mlflow]'"
+            )
         self._metric: Any = Metric
         self._client: Any = MlflowClient()
         if known is not None:
@@ -171,12 +183,20 @@ class Trackers:
             return what()
         except Exception as e:  # of somebody else's code, network or account
             self._open.pop(name, None)
-            lines = [line.strip() for line in str(e).splitlines() if line.strip()] or ["no reason given"]
             self._warn(
-                f"{name} failed ({type(e).__name__}: {lines[0][:200]}) and gets no more figures of this run; training "
+                f"{name} failed ({type(e).__name__}: {_reason(e)}) and gets no more figures of this run; training "
                 "goes on, and metrics.csv has all of them"
             )
             return None
+
+
+def _reason(error: Exception, most: int = 300) -> str:
+    """The first line of what an error says: whole, or as many whole sentences of it as ``most`` characters hold."""
+    line = next((line.strip() for line in str(error).splitlines() if line.strip()), "no reason given")
+    if len(line) <= most:
+        return line
+    sentences = [m.end() for m in re.finditer(r"[.!?;](?=\s)", line[: most + 1])]
+    return line[: sentences[-1]] if sentences else f"{line[:most].rpartition(' ')[0] or line[:most]} ..."
 
 
 def _flat(tree: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:

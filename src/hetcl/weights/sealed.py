@@ -17,12 +17,23 @@ ENTRY = "hetcl"
 def seal(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
     """The bytes of a safetensors file: ``state`` (contiguous, on the host) and ``facts`` (as JSON holds them).
 
-    Equal weights and facts give equal bytes.
+    Equal weights and facts give equal bytes. Of weights that share memory (tied layers) each gets its own bytes, since
+    the format knows no sharing.
     """
     from safetensors.torch import save
 
     whole = {**facts, "crc32": crc_of(state, facts)}
-    return save(dict(state), {ENTRY: json.dumps(whole, sort_keys=True)})
+    return save(untied(state), {ENTRY: json.dumps(whole, sort_keys=True)})
+
+
+def untied(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The same values; a tensor in memory that an earlier one has is a copy."""
+    taken, apart = set[int](), dict[str, Tensor]()
+    for name, value in state.items():
+        memory = value.untyped_storage().data_ptr()
+        apart[name] = value.clone() if memory in taken else value
+        taken.add(memory)
+    return apart
 
 
 def seal_backbone(state: Mapping[str, Tensor], facts: Mapping[str, Any]) -> bytes:
