@@ -109,6 +109,28 @@ METHODS: dict[str, Method] = {
 """Methods by name."""
 
 
+NAMES_TAKEN = ("full", "class", "aligned", "embedding", "pooled", "random", "crop", "standard", "none")
+"""Names of vectors, features and views, which a part or a method must not have."""
+
+
+def faults_of(name: str) -> list[str]:
+    """What is wrong with an entry of the table, a line each."""
+    method, faults = METHODS[name], []
+    for what in (name, *(() if method.labels else method.branches)):
+        if what in NAMES_TAKEN or not all(word.isidentifier() for word in what.split("-")):
+            faults.append(
+                f"{what!r} is no name for a method or a part: letters, digits and _, and none that is taken"
+            )
+    for part, branch in method.branches.items():
+        if branch.kind not in KINDS:
+            faults.append(f"part {part}: no kind {branch.kind!r} in KINDS; there are {', '.join(KINDS)}")
+            continue
+        for word, value in KINDS[branch.kind].defaults.items():
+            if not isinstance(value, bool) and not 0 < value <= WIDEST:
+                faults.append(f"kind {branch.kind}: default {word} must be 1 to {WIDEST}, not {value}")
+    return [f"method {name}: {fault}" for fault in faults]
+
+
 def in_words() -> str:
     """The methods for ``--help``."""
     return ", ".join(f"{name} ({method.text})" for name, method in METHODS.items())

@@ -31,6 +31,13 @@ EMBEDDINGS = ("aligned", "embedding")
 """Features of all parts: their maps laid back by the box of each crop (boxes known), or as they are."""
 
 
+def aligned_sides(encoder: Encoder) -> dict[str, int]:
+    """The side of each map that ``aligned`` lays back: those that the encoder's method lays back, as in training, or
+    all where it lays back none."""
+    maps = {} if encoder.embedding is None else sides_of(encoder.embedding)
+    return {part: side for part, side in maps.items() if part in encoder.laid_back or not encoder.laid_back}
+
+
 def crop_features_of(encoder: Encoder, wanted: str) -> tuple[str, ...]:
     """What ``wanted`` means of views whose crops are known: also ``aligned``, which is what ``auto`` begins with for an
     encoder whose method compares so. Raises as :func:`features_of`."""
@@ -38,7 +45,7 @@ def crop_features_of(encoder: Encoder, wanted: str) -> tuple[str, ...]:
         return EMBEDDINGS
     if wanted != "aligned":
         return (features_of(encoder, wanted),)
-    if encoder.embedding is None or not sides_of(encoder.embedding):
+    if not aligned_sides(encoder):
         raise InputError(
             f"{encoder.model} has no spatial map that could be laid back; set features to "
             f"{'pooled' if encoder.embedding is None else 'embedding'}, or give a run of hcl or hcl-geo"
@@ -142,8 +149,7 @@ class Extractor(nn.Module):
         """What :meth:`forward` gave, the maps of ``aligned`` laid back to where the views were cut."""
         if "aligned" not in features:
             return features
-        assert self.encoder.embedding is not None
-        dims, sides = self.encoder.dims, sides_of(self.encoder.embedding)
+        dims, sides = self.encoder.dims, aligned_sides(self.encoder)
         parts = dict(zip(dims, features["aligned"].split(list(dims.values()), dim=1), strict=True))
         return {**features, "aligned": torch.cat([*in_image(parts, crops, sides).values()], dim=1)}
 

@@ -11,7 +11,8 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetcl.draws import seed_of
-from hetcl.methods import KINDS, METHODS
+from hetcl.errors import InputError
+from hetcl.methods import KINDS, METHODS, faults_of
 from hetcl.model import branches
 from hetcl.model.embedding import Embedding
 from hetcl.model.pyramid import build_pyramid
@@ -35,7 +36,12 @@ def build_embedding(
 
     Returns:
         an ``Embedding`` with the method's branches; of a method that learns labels a :class:`Classifier`.
+
+    Raises:
+        InputError: the method's entry cannot be built.
     """
+    if faults := faults_of(method):
+        raise InputError("\n".join(faults))
     entry, pyramid = METHODS[method], build_pyramid(backbone, seed=seed, in_chans=in_chans)
     made: dict[str, nn.Module] = {}
     for name, branch in entry.branches.items():
@@ -46,6 +52,11 @@ def build_embedding(
         drawn = seed if name == branch.kind else seed_of(seed, name)  # two of a kind do not start alike
         module = getattr(branches, kind.module)
         made[name] = module(channels[-1] if kind.last else channels, seed=drawn, **given)
+        if branch.frame == "image" and not hasattr(made[name], "side"):
+            raise InputError(
+                f"method {method}: part {name} has frame='image', and {kind.module} has no side: only a map can be "
+                "laid back"
+            )
     return Classifier(pyramid, made) if entry.labels else Embedding(pyramid, made)
 
 

@@ -49,7 +49,7 @@ def contrast_row(run: Result, others: Sequence[Result]) -> Mapping[str, Any] | N
 
 
 def vectors(run: Result, others: Sequence[Result]) -> Iterator[str]:
-    """The embedding with and without its spatial part, in contrastive tests of this run."""
+    """The embedding with and without its other parts, in contrastive tests; boxes known and unknown apart."""
     for test in (t for t in others if t.kind == "contrast"):
         for model in test.tree["models"]:
             if model.get("role") != "model" or not belongs(str(model["model"]), str(model["name"]), run):
@@ -59,10 +59,12 @@ def vectors(run: Result, others: Sequence[Result]) -> Iterator[str]:
                 for r in test.tree["results"]
                 if r["model"] == model["name"]
             }
+            known = ", the crops' boxes known" if model["features"] == "aligned" else ""
+            together = "both parts" if len(model["dims"]) == 2 else "all parts together"
             for (views, vector), alone in rows.items():
                 if vector == "semantic" and (both := rows.get((views, "full"))):
                     yield (
-                        f"Among {test.tree['test']['gallery']:,} other images (views {views}): both parts find "
+                        f"Among {test.tree['test']['gallery']:,} other images (views {views}{known}): {together} find "
                         f"{percent(both['value'])} ({percent(both['low'])} to {percent(both['high'])}), the semantic "
                         f"part alone {percent(alone['value'])} ({percent(alone['low'])} to {percent(alone['high'])})."
                     )

@@ -268,20 +268,26 @@ def _of_neighbours(run: Result) -> Iterator[str]:
 # ---- what the spatial branch added -------------------------------------------------------------------------------
 
 
+def _several(stage: Stage) -> bool:
+    """Whether a stage trains parts beside the semantic one, by its figures, or by its method before there are any."""
+    method = METHODS.get(stage.method)
+    return len(parts_in(stage.rows)) > 1 or (method is not None and len(method.branches) > 1)
+
+
 def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> Iterator[str]:
-    stage = next(
-        (s for s in reversed(stages) if s.method in METHODS and "spatial" in METHODS[s.method].branches), None
-    )
+    stage = next((s for s in reversed(stages) if _several(s)), None)
     if stage is None:
         methods = ", ".join(dict.fromkeys(s.method for s in stages)) or "none"
         yield f"This run has no spatial branch (method {methods})."
         return
-    both, what, where = (stage.late(f"{part}accuracy_batch") for part in ("", "semantic_", "spatial_"))
-    if both is None or what is None or where is None:
+    both, what = (stage.late(f"{part}accuracy_batch") for part in ("", "semantic_"))
+    parts = [part for part in parts_in(stage.rows) if part != "semantic"]
+    if both is None or what is None:
         yield f"Not to be seen yet: {stage.name}, which trains the spatial branch, has no figures."
         return
+    together = "both parts together" if len(parts) == 1 else "all parts together"
     if _collapsed(stage, True):
-        yield f"Nothing of use: the embedding has collapsed (both parts together {percent(both)} right in the batch)."
+        yield f"Nothing of use: the embedding has collapsed ({together} {percent(both)} right in the batch)."
         return
     rows = [r for r in stage.rows if number(r.get("semantic_accuracy_batch")) is not None]
     queries = stage.batch * stage.log_every * max(1, round(0.1 * len(rows)))
@@ -296,9 +302,11 @@ def _spatial(run: Result, stages: Sequence[Stage], others: Sequence[Result]) -> 
         if what - both > max(LEAST, error)
         else "nothing that can be told in training"
     )
+    alone = {part: stage.late(f"{part}_accuracy_batch") for part in parts}
+    where = "".join(f", the {part} part alone {percent(v)}" for part, v in alone.items() if v is not None)
     yield (
-        f"Right within the batch {at} {stage.name}: both parts together {percent(both)}, the semantic part "
-        f"alone {percent(what)}, the spatial part alone {percent(where)} (chance {percent(stage.chance)}). "
+        f"Right within the batch {at} {stage.name}: {together} {percent(both)}, the semantic part "
+        f"alone {percent(what)}{where} (chance {percent(stage.chance)}). "
         f"Beside the semantic part alone that is {100 * (both - what):+.1f} points: {adds}."
     )
     for part in parts_in(stage.rows):

@@ -89,8 +89,16 @@ def _embedding(weights: Weights, embedding: nn.Module) -> Embedding:
     notes = install(embedding, weights.query, weights.origin, arch=weights.arch)
     broken = [n for n, v in weights.query.items() if v.is_floating_point() and not bool(v.isfinite().all())]
     if notes or broken:
+        stated = weights.facts.get("method")
+        name = stated[-1] if isinstance(stated, list | tuple) and stated else stated
+        strange = (
+            ""
+            if name in METHODS or not name
+            else f"; it is of a method {name!r}, which this hetcl does not know"
+        )
         raise InputError(
-            f"{weights.origin}: its branches cannot be used ({notes[0] if notes else f'not finite: {broken[0]}'}); "
+            f"{weights.origin}: its branches cannot be used ({notes[0] if notes else f'not finite: {broken[0]}'}"
+            f"{strange}); "
             "give the run's backbone.safetensors to use the backbone alone"
         )
     assert isinstance(embedding, Embedding)

@@ -41,9 +41,19 @@ def test_what_did_not_happen_is_not_shown() -> None:
 
 def test_a_map_is_cut_out_of_the_vector_row_by_row() -> None:
     vector = np.concatenate([np.full(3, 9.0), [0, 0, 0, 1]]).astype(np.float32)
-    image = np.asarray(map_of(vector, {"semantic": 3, "spatial": 4}, "spatial")).astype(int)
+    image = np.asarray(map_of(vector, {"semantic": 3, "spatial": 4}, "spatial", 2)).astype(int)
     half = sheets.CELL // 2
     bright = image.sum(axis=2) > image.sum(axis=2).min()
     assert bright[half:, half:].all()
     assert not bright[:half].any()
+    assert not bright[:, :half].any()
+
+
+def test_a_map_of_several_channels_shows_how_strong_its_cells_are() -> None:
+    vector = np.array([0, 3, 0, 0, 0, 4, 0, 0], np.float32)  # two channels of 2 x 2: cell (0, 1) is (3, 4)
+    image = np.asarray(map_of(vector, {"edges": 8}, "edges", 2)).astype(int)
+    half = sheets.CELL // 2
+    bright = image.sum(axis=2) > image.sum(axis=2).min()
+    assert bright[:half, half:].all()
+    assert not bright[half:].any()
     assert not bright[:, :half].any()

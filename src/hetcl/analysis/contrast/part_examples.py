@@ -7,7 +7,6 @@ their spatial maps, and what each part took for the partner. S side of a view in
 from __future__ import annotations
 
 import io
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 
 import numpy as np
@@ -54,20 +53,19 @@ def part_sheet(
     *,
     policy: ViewPolicy,
     size: int,
-    laid_back: bool = False,
+    maps: Mapping[str, tuple[int, str]],
 ) -> bytes:
     """A PNG of what the parts of ``tested``, which has two or more, found for some queries.
 
     Args:
         random: the same embedding with random weights, whose finds stand beside.
-        laid_back: its maps lie in the image's frame, and not in the view's.
+        maps: the side of each part that is a map, and the heading of its column.
     """
     found = _found(tested, random)
     right = {name: rank == 1 for name, (rank, _) in found.items()}
     overlap = overlap_of(tested.features, slice(0, min(len(tested.features), LOOKED_AT)))
     chosen = choose({name: flags for name, flags in right.items() if name != RANDOM}, overlap)
-    named = "its map in the image" if laid_back else "its spatial map"
-    own_map = [named] if "spatial" in tested.features.dims else []
+    own_map = [heading for _, heading in maps.values()]
     given = ["original", "view 1", *own_map, "view 2, the partner", *own_map]
     xs = [GAP + i * (CELL + GAP) + (EDGE if i >= len(given) else 0) for i in range(len(given) + len(found))]
     top = GAP + HEAD + LINE + 2 * GAP + 2 * LINE
@@ -85,7 +83,7 @@ def part_sheet(
             tested,
             row,
             found,
-            bool(own_map),
+            {part: side for part, (side, _) in maps.items()},
             source,
             lambda image: pairs.render([image], policy, size),
             policy,
@@ -115,7 +113,7 @@ def _heading(draw: ImageDraw.ImageDraw, tested: Tested, width: int) -> None:
 
 
 def _row(
-    tested: Tested, row: int, found: Found, maps: bool, source: Source, views: Callable[[int], ViewBatch],
+    tested: Tested, row: int, found: Found, maps: Mapping[str, int], source: Source, views: Callable[[int], ViewBatch],
     policy: ViewPolicy, pixels: PixelFormat,
 ) -> Iterator[Image.Image]:  # fmt: skip
     """The cells of one query: its original, its views with their maps, and what each column found."""
@@ -126,8 +124,8 @@ def _row(
     yield drawn(original, [(first, QUERY), (second, PARTNER)])
     for view, vectors, color in ((0, tested.features.query, QUERY), (1, tested.features.key, PARTNER)):
         yield framed(shown(own, policy, view), color)
-        if maps:
-            yield map_of(vectors[row], tested.features.dims, "spatial")
+        for part, side in maps.items():
+            yield map_of(vectors[row], tested.features.dims, part, side)
     for rank, taken in found.values():
         if rank[row] == 1:
             yield framed(shown(own, policy, 1), RIGHT)
@@ -155,10 +153,12 @@ def _found(tested: Tested, random: Tested | None) -> Found:
     return out
 
 
-def map_of(vector: np.ndarray, dims: Mapping[str, int], name: str) -> Image.Image:
-    """A part that is a map, as an image: dark is low, light is high."""
+def map_of(vector: np.ndarray, dims: Mapping[str, int], name: str, side: int) -> Image.Image:
+    """A part that is a map of ``side`` cells a side, as an image: dark is low, light is high. Of several channels the
+    length of each cell's vector."""
     start = sum(d for part, d in dims.items() if list(dims).index(part) < list(dims).index(name))
-    values = np.asarray(vector[start : start + dims[name]], np.float64).reshape(math.isqrt(dims[name]), -1)
+    values = np.asarray(vector[start : start + dims[name]], np.float64).reshape(-1, side, side)
+    values = values[0] if len(values) == 1 else np.linalg.norm(values, axis=0)
     low, high = values.min(), values.max()
     pixels = (colormaps["viridis"]((values - low) / max(high - low, 1e-12))[:, :, :3] * 255).round()
     return Image.fromarray(pixels.astype(np.uint8)).resize((CELL, CELL), Image.Resampling.NEAREST)

@@ -22,11 +22,12 @@ from hetcl.analysis.contrast.report import SCHEMA, Tested, compare, models_of, o
 from hetcl.analysis.contrast.retrieval import gallery_length
 from hetcl.analysis.contrast.search_results import FIFO_BATCH, SearchResults
 from hetcl.analysis.contrast.vectors import Features, vectors_of
-from hetcl.analysis.extractor import EMBEDDINGS, Extractor
+from hetcl.analysis.extractor import EMBEDDINGS, Extractor, aligned_sides
 from hetcl.analysis.store import Store, plain
 from hetcl.analysis.yardstick import Entry
 from hetcl.errors import InputError, WorkFailed
 from hetcl.images.sources import open_source
+from hetcl.model.frames import sides_of
 from hetcl.paths import expand
 from hetcl.quantities import count, duration
 from hetcl.runs.folder import write_atomic
@@ -174,7 +175,7 @@ class Test(ReportingSession[list[Tested]]):
                 f"{part} {d}" for part, d in encoder.dims.items() if set(EMBEDDINGS) & set(kinds)
             )
             if shown and s.dims and len(encoder.dims) == 1:
-                shown += ", no spatial part: PCA takes all dimensions from this one"
+                shown += ", one part: PCA takes all dimensions from this one"
             shown = ", ".join(kinds) + (f" ({shown})" if shown else "")
             yardstick.say_model(say, encoder, own[0].size, shown, asked=bool(s.size))
         for e in self.entries:
@@ -339,10 +340,20 @@ class Test(ReportingSession[list[Tested]]):
                 beside = next((o for o in tested if o.name in random and o.views == t.views), None)
                 image = part_sheet(
                     t, beside, self.source, pairs, policy=subject.policy, size=subject.entry.size,
-                    laid_back=subject.entry.features == "aligned",
+                    maps=self._maps(subject),
                 )  # fmt: skip
                 write_atomic(place / f"parts-{name}.png", image)
             pairs.close()
+
+    def _maps(self, subject: Subject) -> dict[str, tuple[int, str]]:
+        """The side of each map of an embedding, and what its picture shows, by part."""
+        encoder, where = subject.entry.encoder, "square" if subject.policy.square else "image"
+        laid = aligned_sides(encoder) if subject.entry.features == "aligned" else {}
+        assert encoder.embedding is not None
+        return {
+            part: (side, f"{part} map in the {where}" if part in laid else f"its {part} map")
+            for part, side in sides_of(encoder.embedding).items()
+        }
 
     def _say(self, report: Mapping[str, Any]) -> None:
         """The verdict, the table and the other sentences."""
