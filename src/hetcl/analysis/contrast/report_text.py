@@ -198,7 +198,7 @@ def _compared(report: Report) -> Iterator[str]:
     for views in report["views"]:
         for models in alike.values():
             yield from _best(report, views, models)
-    if len(alike) > 1 and len({model["of"] for model in named(report)}) > 1:
+    if len(alike) > 1 and len({model.get("of", model["name"]) for model in named(report)}) > 1:
         short = _short(report)
         groups = [
             f"{_list([short[name] for name in models])} ({how})"
