@@ -109,3 +109,17 @@ def test_the_results_page_holds_what_its_files_hold() -> None:
     script = Path(__file__).parents[2] / "experiments/fill_results.py"
     done = subprocess.run([sys.executable, script, "--check"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("table", ["final", "forms"])
+def test_the_tables_of_hcl_geo_are_those_of_their_data(table: str) -> None:
+    root = Path(__file__).parents[2]
+    command = [sys.executable, "experiments/geo_table.py", table, "experiments/logs/geo"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=True)
+    held = {line.split("|", 2)[2].strip() for line in done.stdout.splitlines() if line.startswith("| ")}
+    page = (root / "docs/results.md").read_text()
+    section = page[page.index("## hcl-geo") : page.index("## HCL against MoCo-v2 of equal length")]
+    head = "| | hcl-geo | HCL" if table == "final" else "| form |"
+    rows = section[section.index(head) :].split("\n\n")[0].splitlines()[2:]
+    assert len(rows) > 15
+    assert [row for row in rows if row.split("|", 2)[2].strip() not in held] == []
