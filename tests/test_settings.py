@@ -172,7 +172,7 @@ WRONG = {
     "stage1.temperature 0": "setting stage1.temperature must be above 0",
     "fit_queue maybe": "setting fit_queue must be true or false, not 'maybe'",
     "device gpu": "setting device must be one of auto, cpu, cuda, mps (did you mean 'cpu'?), not 'gpu'",
-    "stage1.method moco_v2": "one of supervised, moco-v1, moco-v2, hcl (did you mean 'moco-v2'?)",
+    "stage1.method moco_v2": "one of supervised, moco-v1, moco-v2, hcl, hcl-geo (did you mean 'moco-v2'?)",
     "stage1.views.area x": "setting stage1.views.area must be 2 numbers such as [0.2, 1], not 'x'",
     "stage1.views.area 0.5": "setting stage1.views.area must be 2 numbers",
     "stage1.views.area 1,0.5": "setting stage1.views.area must be least and most, above 0 and up to 1",

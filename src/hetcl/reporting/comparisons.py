@@ -59,8 +59,8 @@ def vectors(run: Result, others: Sequence[Result]) -> Iterator[str]:
                 for r in test.tree["results"]
                 if r["model"] == model["name"]
             }
-            known = ", the crops' boxes known" if model["features"] == "aligned" else ""
-            together = "both parts" if len(model["dims"]) == 2 else "all parts together"
+            known = ", the crops' boxes known" if model.get("features") == "aligned" else ""
+            together = "both parts" if len(model.get("dims", ())) in (0, 2) else "all parts together"
             for (views, vector), alone in rows.items():
                 if vector == "semantic" and (both := rows.get((views, "full"))):
                     yield (

@@ -358,7 +358,7 @@ def test_a_model_without_a_spatial_part_is_told(
 ) -> None:
     report = run(moco, images, tmp_path / "out", views=["crop"], splits=[0.0, 0.5, 1.0])
     assert [r["vector"] for r in report["results"]] == ["full", "pca-8", "pca-16"]
-    assert "no spatial part: PCA takes all dimensions from this one" in capsys.readouterr().out
+    assert "one part: PCA takes all dimensions from this one" in capsys.readouterr().out
 
 
 def test_a_long_gallery_moves_on_and_has_one_length_for_all(hcl: Path, tmp_path: Path) -> None:
