@@ -34,7 +34,7 @@ EMBEDDINGS = ("aligned", "embedding")
 def aligned_sides(encoder: Encoder) -> dict[str, int]:
     """The side of each map that ``aligned`` lays back: those that the encoder's method lays back, as in training, or
     all where it lays back none."""
-    maps = {} if encoder.embedding is None else sides_of(encoder.embedding)
+    maps = sides_of(encoder.embedding)
     return {part: side for part, side in maps.items() if part in encoder.laid_back or not encoder.laid_back}
 
 

@@ -22,6 +22,7 @@ from hetcl.analysis.extractor import EMBEDDINGS, Extractor, crop_features_of
 from hetcl.errors import InputError
 from hetcl.images.look import GLANCED, look_at
 from hetcl.model.embedding import Embedding
+from hetcl.model.frames import sides_of
 from hetcl.model.norm_statistics import batch_norms, is_unmeasured, measuring
 from hetcl.model.own_backbone import undrawn
 from hetcl.model.pyramid import Pyramid
@@ -146,7 +147,7 @@ def entries_of(
     held, missing = [], []
     judged = {e.name: _judged(e, features, entries) for e in encoders if yardstick}
     entries += [one for one in judged.values() if one not in entries]
-    with_maps_first = sorted(encoders, key=lambda e: not maps_of(e)) if maps else encoders
+    with_maps_first = sorted(encoders, key=lambda e: not sides_of(e.embedding)) if maps else encoders
     for encoder in with_maps_first if yardstick else ():
         one = judged[encoder.name]
         if is_random(encoder.model):
@@ -159,10 +160,10 @@ def entries_of(
         except InputError as e:
             missing.append(f"{encoder.name} is not held against what it began with: {e}")
         fresh = _fresh(encoder)
-        if maps and (same := _same_backbone(entries, fresh)) and not maps_of(fresh):
+        if maps and (same := _same_backbone(entries, fresh)) and not sides_of(fresh.embedding):
             random = same
         else:
-            sides = maps_of(fresh) if maps else {}  # which no weight shows
+            sides = sides_of(fresh.embedding) if maps else {}  # which no weight shows
             digest = _digest(fresh, "embedding" if sides else one.features) + "".join(
                 f"-{s}" for s in sides.values()
             )
@@ -176,12 +177,6 @@ def entries_of(
         held.append(Held(encoder.name, one.name, random, embedding, random_embedding, before, untrained))
     order = [e.name for e in encoders]
     return entries, sorted(held, key=lambda one: order.index(one.model)), missing
-
-
-def maps_of(encoder: Encoder) -> dict[str, int]:
-    """The side of each spatial map of an encoder, by branch."""
-    branches: Any = {} if encoder.embedding is None else encoder.embedding.branches
-    return {name: int(b.side) for name, b in branches.items() if hasattr(b, "side")}
 
 
 def _same_backbone(entries: Sequence[Entry], fresh: Encoder) -> str | None:

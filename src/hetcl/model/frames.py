@@ -22,8 +22,8 @@ FAINT = 1e-6
 stays that faint and becomes no vector of unit length, whose direction would tell where the crop was."""
 
 
-def sides_of(embedding: nn.Module) -> dict[str, int]:
-    """The side of each spatial map of an encoder, by part."""
+def sides_of(embedding: nn.Module | None) -> dict[str, int]:
+    """The side of each spatial map of an embedding, by part; none where there is no embedding."""
     branches = getattr(embedding, "branches", {})
     return {name: int(branch.side) for name, branch in branches.items() if hasattr(branch, "side")}
 

@@ -349,7 +349,6 @@ class Test(ReportingSession[list[Tested]]):
         """The side of each map of an embedding, and what its picture shows, by part."""
         encoder, where = subject.entry.encoder, "square" if subject.policy.square else "image"
         laid = aligned_sides(encoder) if subject.entry.features == "aligned" else {}
-        assert encoder.embedding is not None
         return {
             part: (side, f"{part} map in the {where}" if part in laid else f"its {part} map")
             for part, side in sides_of(encoder.embedding).items()

@@ -16,7 +16,8 @@ from hetcl.analysis.extractor import LEVELS, Extractor
 from hetcl.analysis.store import Store
 from hetcl.analysis.where import questions
 from hetcl.analysis.where.annotated import Both, Located, QuestionImages
-from hetcl.analysis.yardstick import Entry, maps_of
+from hetcl.analysis.yardstick import Entry
+from hetcl.model.frames import sides_of
 from hetcl.model.norm_statistics import is_unmeasured
 from hetcl.types import ViewPolicy
 from hetcl.views.central import Central
@@ -93,7 +94,7 @@ class Maps:
         strides = encoder.pyramid.spec.strides
         sides = [min(self.grid, self.size // stride) for stride in strides]
         levels = {f"{level}x{side}": side for level, side in zip(LEVELS, sides, strict=True) if side > 1}
-        return levels | maps_of(encoder)
+        return levels | sides_of(encoder.embedding)
 
     def stores(self, asked: Sequence[str]) -> list[Store]:
         """One store for each split that the questions look at; models share their images."""
