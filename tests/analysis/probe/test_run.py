@@ -382,6 +382,14 @@ def test_features_in_the_blocks_of_an_older_hetcl_are_computed_again(
         ({"knn": [0]}, "knn"),
         ({"linear": "none", "knn": []}, "neither knn nor linear"),
         ({"images": 1}, "one class only"),
+        (
+            {"ask": "what", "boxes": "boxes.csv", "grid": 4},
+            "boxes is one of where, and what is asked(.|\n)*grid is one",
+        ),
+        (
+            {"ask": "where", "features": "c4", "linear": "none"},
+            "features is one of what(.|\n)*linear is one of what",
+        ),
     ],
 )
 def test_settings_that_cannot_be(

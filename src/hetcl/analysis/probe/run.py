@@ -23,6 +23,9 @@ from hetcl.settings import ProbeSettings, resolve_probe, to_dict
 
 LINEAR = ("model", "data", "epochs", "lr", "batch", "seed", "window", "size", "features")
 """What a linear probe by SGD is a function of, and what a resumed one must have as it was."""
+WHAT_ALONE = ("features", "linear", "epochs", "lr", "folder_classes")
+WHERE_ALONE = ("boxes", "test_images", "grid", "cells", "views")
+"""Settings that mean nothing to the other question; set with it they are refused."""
 
 
 def probe(
@@ -63,6 +66,7 @@ def probe(
     with reserved(folder.lock, lambda: _check_out(folder, resume)):
         settings = resolve_probe(overrides)
         asked = _asked(settings, models, data)
+        _check_meant(settings, asked is not None)
 
         def begin() -> None:
             _begin(folder, resume, models[0] if asked is None else models, data, settings)
@@ -89,6 +93,19 @@ def _asked(settings: ProbeSettings, models: Sequence[str], data: str) -> list[st
         if not (annotated or settings.boxes or len(models) > 1):
             return None
     return [] if "where" in where else sorted(where, key=QUESTIONS.index)
+
+
+def _check_meant(settings: ProbeSettings, where: bool) -> None:
+    """Raises ``InputError`` for settings that the question would pass over in silence."""
+    plain = ProbeSettings()
+    passed = [
+        f"setting {name} is one of {'what' if where else 'where'}, and {'where' if where else 'what'} is asked: "
+        f"leave it out, or ask {'what' if where else 'where'}"
+        for name in (WHAT_ALONE if where else WHERE_ALONE)
+        if getattr(settings, name) != getattr(plain, name)
+    ]
+    if passed:
+        raise InputError("\n".join(passed))
 
 
 def _begin(
