@@ -1,7 +1,7 @@
 #!/bin/bash
 # MoCo-v2, HCL and hcl-geo at equal length, one seed: one pass of stage 2 from one stage 1, then asked and fine-tuned.
 #
-#     experiments/geo_final.sh TINY-IMAGENET PENNFUDAN SMALL OUT SEED [CPU]
+#     experiments/geo_final.sh TINY-IMAGENET PENNFUDAN SMALL OUT SEED [CPU [train]]
 #
 # SMALL: what experiments/small_seeds.sh wrote (stage 1, and HCL's stage 2). Goes on where it was stopped. The claims were
 # written down before (docs/results.md).
@@ -19,8 +19,8 @@ for method in hcl-geo moco-v2; do
   [ -f "$out/$method/backbone.safetensors" ] || $hetcl pretrain --data "$data" --out "$out/$method" --recipe small --init "$small/checkpoints/stage1.ckpt" \
     --stage1.epochs 0 --stage2.method $method --stage2.epochs 1 --stage2.views.flip_p 0.5 $own --seed "$seed" --knn.every 0 $one --resume
 done
-[ "$7" != train ] || exit 0
 ln -sfn "$(realpath "$small")" "$out/hcl"
+[ "$7" != train ] || exit 0
 cd "$out"
 three="hcl-geo hcl moco-v2"
 asked="--data $data --data_split val --views crop,standard --yardstick none --examples 0 $one --resume"
