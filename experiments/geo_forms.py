@@ -5,7 +5,8 @@
 
 A form is hcl-geo with something else in its place: another way to lay maps back, another branch, another loss. All
 train by the recipe `small`: the same images, steps and draws. `ask` is `hetcl contrast`, with boxes known and unknown;
-the frozen backbones are asked by `hetcl probe`. docs/results.md has the record.
+the frozen backbones are asked by `hetcl probe`. `fill` is `ask` of the form `completion`, with what its query did not
+see filled in. docs/results.md has the record.
 """
 
 from __future__ import annotations
@@ -267,24 +268,51 @@ def install(form: Form) -> None:
         }
 
 
+def fill_queries() -> None:
+    """Make `hetcl contrast` complete the laid-back maps of first views, which are the queries."""
+    from hetcl.analysis import feature_pass
+    from hetcl.analysis.extractor import Extractor
+
+    crops_of, align, views = feature_pass.crops_of, Extractor.align, [0]
+
+    def noted(batch: Any, view: int) -> Crops:
+        views[0] = view
+        return crops_of(batch, view)
+
+    @torch.no_grad()
+    def completed(self: Extractor, features: dict[str, Tensor], crops: Crops) -> dict[str, Tensor]:
+        out = align(self, features, crops)
+        if views[0] == 0 and "aligned" in out:
+            branch = self.branches["spatial"]
+            semantic, laid = out["aligned"].split([128, branch.dim], dim=1)
+            filled = normalize(branch.completed(laid, coverage(crops, branch.side)))
+            out["aligned"] = torch.cat([semantic, filled], dim=1)
+        return out
+
+    feature_pass.crops_of, Extractor.align = noted, completed
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("verb", choices=("train", "ask"))
+    parser.add_argument("verb", choices=("train", "ask", "fill"))
     parser.add_argument("form", choices=FORMS)
     parser.add_argument("--data", required=True)
     parser.add_argument("--init", default="")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--seed", default="0")
+    parser.add_argument("--images", default="1500", help="to ask of")
     parser.add_argument("--threads", default="1")
     args = parser.parse_args()
     form = FORMS[args.form]
-    asked = args.verb == "ask"
+    asked = args.verb != "train"
     install(replace(form, lay_back=LAY_BACK, loss="joint") if asked and form.loss == "overlap" else form)
     from hetcl.cli import main as hetcl
 
     out = args.out / args.form
+    if args.verb == "fill":
+        fill_queries()
     if asked:
         kinds = "embedding" if form.method == "moco-v2" else "aligned,embedding"
         words = [
@@ -295,13 +323,13 @@ def main() -> int:
             "--data_split",
             "all",
             "--out",
-            str(out / "contrast"),
+            str(out / ("contrast" if args.verb == "ask" else "contrast-filled")),
         ]
         words += [
             "--features",
             kinds,
             "--images",
-            "1500",
+            args.images,
             "--yardstick",
             "none",
             "--examples",

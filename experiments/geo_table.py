@@ -1,7 +1,7 @@
 """The tables of hcl-geo in docs/results.md: the search for a form, and the comparison with its claims.
 
     python experiments/geo_table.py forms DIR        what experiments/geo_forms.py and hetcl probe wrote
-    python experiments/geo_table.py final DIR        what experiments/geo_final.sh wrote, DIR/SEED/...
+    python experiments/geo_table.py final DIR        what experiments/geo_final.sh and geo_scenes.sh wrote, DIR/SEED/...
 
 Prints Markdown. Differences are paired over seeds, with 95% intervals of Student's t.
 """
@@ -17,6 +17,12 @@ from typing import Any
 from hetcl.reproduce.results import estimate
 
 METHODS = ("hcl-geo", "hcl", "moco-v2")
+TUNED = {
+    "finetune": ("box_ap", "fine-tuned box AP"),
+    "scenes-boxes": ("box_ap", "scenes: fine-tuned box AP"),
+    "scenes-pixels": ("miou", "scenes: fine-tuned mIoU"),
+}
+"""Folder -> the column of its metrics.csv, and what it is."""
 
 
 def read(path: Path) -> Any:
@@ -71,7 +77,7 @@ def figures(root: Path) -> dict[str, dict[str, float]]:
                 put(f"embedding, {vector}, {views}, IoU 0.1 to 0.3", "moco-v2", both[1])
                 if vector == "full":
                     put(f"semantic alone, {views}", "moco-v2", both[0])
-    for test in ("people", "scenes"):
+    for test in ("people", "scenes", "scenes-cells"):
         for (model, question, measure, level), value in places(root / test / "where.json").items():
             method = "random" if model.startswith("random") else named(model)
             method = "stage 1" if model.endswith("stage1") else method
@@ -83,12 +89,13 @@ def figures(root: Path) -> dict[str, dict[str, float]]:
             for k, v in probe["knn"].items():
                 put(f"class kNN, k = {k}", method, 100 * v["top1"]["value"])
             put("class linear", method, 100 * probe["linear"]["top1"]["value"])
-        metrics = root / f"finetune-{method}" / "metrics.csv"
-        if metrics.is_file():
-            with open(metrics, newline="") as f:
-                aps = {int(r["step"]): float(r["box_ap"]) for r in csv.DictReader(f) if r.get("box_ap")}
-            for step, ap in aps.items():
-                put(f"fine-tuned box AP after {step} steps", method, ap)
+        for folder, (column, what) in TUNED.items():
+            metrics = root / f"{folder}-{method}" / "metrics.csv"
+            if metrics.is_file():
+                with open(metrics, newline="") as f:
+                    for row in csv.DictReader(f):
+                        if row.get(column):
+                            put(f"{what} after {row['step']} steps", method, float(row[column]))
     return out
 
 
