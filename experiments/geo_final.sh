@@ -6,8 +6,9 @@
 # SMALL: what experiments/small_seeds.sh wrote (stage 1, and HCL's stage 2). Goes on where it was stopped. The claims were
 # written down before (docs/results.md).
 set -e
-data=$1 people=$2 small=$3/$5/run out=$4/$5 seed=$5
+data=$(realpath "$1") people=$(realpath "$2") small=$3/$5/run out=$4/$5 seed=$5
 [ -z "$6" ] || taskset -cp "$6" $$ > /dev/null
+case $PYTHON in */*) PYTHON=$(realpath -s "$PYTHON") ;; esac
 hetcl="${PYTHON:-python} -m hetcl.cli"
 one="--threads 1 --workers 1"
 mkdir -p "$out"

@@ -305,6 +305,8 @@ def main() -> int:
     parser.add_argument("--images", default="1500", help="to ask of")
     parser.add_argument("--threads", default="1")
     args = parser.parse_args()
+    if args.verb == "fill" and args.form != "completion":
+        parser.error("fill is of the form completion alone")
     form = FORMS[args.form]
     asked = args.verb != "train"
     install(replace(form, lay_back=LAY_BACK, loss="joint") if asked and form.loss == "overlap" else form)

@@ -8,6 +8,7 @@
 set -e
 seed=$2
 [ -z "$3" ] || taskset -cp "$3" $$ > /dev/null
+case $PYTHON in */*) PYTHON=$(realpath -s "$PYTHON") ;; esac
 cd "$1/$2"
 hetcl="${PYTHON:-python} -m hetcl.cli"
 one="--threads 1 --workers 1"

@@ -384,12 +384,17 @@ def test_features_in_the_blocks_of_an_older_hetcl_are_computed_again(
         ({"images": 1}, "one class only"),
         (
             {"ask": "what", "boxes": "boxes.csv", "grid": 4},
-            "boxes is one of where, and what is asked(.|\n)*grid is one",
+            "boxes means something to localization, and what is asked",
         ),
         (
-            {"ask": "where", "features": "c4", "linear": "none"},
-            "features is one of what(.|\n)*linear is one of what",
+            {"ask": "where", "features": "c4", "knn": [3]},
+            "features means something to what, and correspondence, loc",
         ),
+        (
+            {"ask": "localization", "views": "crop"},
+            "views means something to correspondence(.|\\n)*knn means something",
+        ),
+        ({"epochs": 3}, "epochs is one of --linear moco, and linear is lbfgs"),
     ],
 )
 def test_settings_that_cannot_be(

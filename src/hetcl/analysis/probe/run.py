@@ -23,9 +23,15 @@ from hetcl.settings import ProbeSettings, resolve_probe, to_dict
 
 LINEAR = ("model", "data", "epochs", "lr", "batch", "seed", "window", "size", "features")
 """What a linear probe by SGD is a function of, and what a resumed one must have as it was."""
-WHAT_ALONE = ("features", "linear", "epochs", "lr", "folder_classes")
-WHERE_ALONE = ("boxes", "test_images", "grid", "cells", "views")
-"""Settings that mean nothing to the other question; set with it they are refused."""
+MEANT = {
+    **dict.fromkeys(("features", "linear", "epochs", "lr", "folder_classes"), ("what",)),
+    **dict.fromkeys(("test_images", "grid"), QUESTIONS),
+    "boxes": ("localization",),
+    "views": ("correspondence",),
+    "cells": ("dense-knn", "dense-linear"),
+    "knn": ("what", "dense-knn"),
+}
+"""Setting -> the questions that it means anything to; set with others alone it is refused."""
 
 
 def probe(
@@ -66,7 +72,7 @@ def probe(
     with reserved(folder.lock, lambda: _check_out(folder, resume)):
         settings = resolve_probe(overrides)
         asked = _asked(settings, models, data)
-        _check_meant(settings, asked is not None)
+        _check_meant(settings, ["what"] if asked is None else asked or QUESTIONS)
 
         def begin() -> None:
             _begin(folder, resume, models[0] if asked is None else models, data, settings)
@@ -95,17 +101,24 @@ def _asked(settings: ProbeSettings, models: Sequence[str], data: str) -> list[st
     return [] if "where" in where else sorted(where, key=QUESTIONS.index)
 
 
-def _check_meant(settings: ProbeSettings, where: bool) -> None:
-    """Raises ``InputError`` for settings that the question would pass over in silence."""
+def _check_meant(settings: ProbeSettings, asked: Sequence[str]) -> None:
+    """Raises ``InputError`` for settings that the questions asked would pass over in silence."""
     plain = ProbeSettings()
-    passed = [
-        f"setting {name} is one of {'what' if where else 'where'}, and {'where' if where else 'what'} is asked: "
-        f"leave it out, or ask {'what' if where else 'where'}"
-        for name in (WHAT_ALONE if where else WHERE_ALONE)
-        if getattr(settings, name) != getattr(plain, name)
+    changed = [name for name in MEANT if getattr(settings, name) != getattr(plain, name)]
+    faults = [
+        f"setting {name} means something to {' and '.join(MEANT[name])}, and {', '.join(asked)} is asked: leave it "
+        f"out, or ask that (--ask {MEANT[name][0]})"
+        for name in changed
+        if not set(asked) & set(MEANT[name])
     ]
-    if passed:
-        raise InputError("\n".join(passed))
+    if "what" in asked and settings.linear != "moco":
+        faults += [
+            f"setting {name} is one of --linear moco, and linear is {settings.linear}: leave it out"
+            for name in changed
+            if name in ("epochs", "lr")
+        ]
+    if faults:
+        raise InputError("\n".join(faults))
 
 
 def _begin(
