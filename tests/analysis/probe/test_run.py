@@ -388,7 +388,7 @@ def test_features_in_the_blocks_of_an_older_hetcl_are_computed_again(
         ),
         (
             {"ask": "where", "features": "c4", "knn": [3]},
-            "features means something to what, and correspondence, loc",
+            "features means something to what, and where is asked",
         ),
         (
             {"ask": "localization", "views": "crop"},

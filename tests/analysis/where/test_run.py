@@ -150,7 +150,12 @@ def test_boxes_from_a_file(hcl: Path, images: Path, tmp_path: Path) -> None:
 
 
 def test_what_and_where_share_a_folder(hcl: Path, tmp_path: Path) -> None:
-    what = hetcl.probe(str(hcl), data="scenes:60", out=tmp_path / "p", overrides={**QUICK, "linear": "none"})
+    what = hetcl.probe(
+        str(hcl),
+        data="scenes:60",
+        out=tmp_path / "p",
+        overrides={**QUICK, "test_images": 0, "linear": "none"},
+    )
     assert what["kind"] == "hetcl-probe"
     where = ask(hcl, tmp_path / "p", resume=True)
     assert where["kind"] == "hetcl-where"

@@ -101,13 +101,17 @@ def _asked(settings: ProbeSettings, models: Sequence[str], data: str) -> list[st
     return [] if "where" in where else sorted(where, key=QUESTIONS.index)
 
 
+def _called(questions: Sequence[str]) -> str:
+    return "where" if len(questions) == len(QUESTIONS) else " and ".join(questions)
+
+
 def _check_meant(settings: ProbeSettings, asked: Sequence[str]) -> None:
     """Raises ``InputError`` for settings that the questions asked would pass over in silence."""
     plain = ProbeSettings()
     changed = [name for name in MEANT if getattr(settings, name) != getattr(plain, name)]
     faults = [
-        f"setting {name} means something to {' and '.join(MEANT[name])}, and {', '.join(asked)} is asked: leave it "
-        f"out, or ask that (--ask {MEANT[name][0]})"
+        f"setting {name} means something to {_called(MEANT[name])}, and {_called(asked)} is asked: leave it "
+        "out, or name the questions (--ask)"
         for name in changed
         if not set(asked) & set(MEANT[name])
     ]
