@@ -1,7 +1,7 @@
 """Which form of hcl-geo wins on frozen tests? One stage 2 of each form, from one common stage 1.
 
     python experiments/geo_forms.py train FORM --data 'train-000{0,1}.tar' --init STAGE1.ckpt --out DIR
-    python experiments/geo_forms.py ask FORM --data val-0000.tar --out DIR
+    python experiments/geo_forms.py ask|fill FORM --data val-0000.tar --out DIR [--images N]
 
 A form is hcl-geo with something else in its place: another way to lay maps back, another branch, another loss. All
 train by the recipe `small`: the same images, steps and draws. `ask` is `hetcl contrast`, with boxes known and unknown;

@@ -47,8 +47,8 @@ def retrieval(path: Path) -> dict[tuple[str, str, str], dict[str, float]]:
             bins = [
                 b for b in row["bins"] if b["low"] > least - 1e-4 and b["high"] < most + 1e-4 and b["count"]
             ]
-            pairs = sum(b["count"] for b in bins)
-            found[name] = 100 * sum(b["top1"]["value"] * b["count"] for b in bins) / max(1, pairs)
+            if pairs := sum(b["count"] for b in bins):
+                found[name] = 100 * sum(b["top1"]["value"] * b["count"] for b in bins) / pairs
         found[""] = 100 * row["top1"]["value"]
         out[named(row["model"]), row["views"], row["vector"]] = found
     return out

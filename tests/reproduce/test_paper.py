@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import subprocess
 import sys
 from itertools import chain
@@ -123,3 +124,14 @@ def test_the_tables_of_hcl_geo_are_those_of_their_data(table: str) -> None:
     rows = section[section.index(head) :].split("\n\n")[0].splitlines()[2:]
     assert len(rows) > 15
     assert [row for row in rows if row.split("|", 2)[2].strip() not in held] == []
+
+
+@pytest.mark.parametrize("seed", ["0", "1", "2"])
+def test_the_tests_of_hcl_geo_were_of_the_same_weights(seed: str) -> None:
+    root = Path(__file__).parents[2] / "experiments/logs/geo" / seed
+    asked = [
+        json.loads((root / test / "where.json").read_text()) for test in ("people", "scenes", "scenes-cells")
+    ]
+    weights = [{m["model"]: m["weights"] for m in one["models"] if m["role"] != "random"} for one in asked]
+    assert len(weights[0]) == 4
+    assert weights[0] == weights[1] == weights[2]
